@@ -1,0 +1,28 @@
+"""EfficientNet on TensorFlow and Keras 3: the family B0-B8 and L2, and compound scaling itself.
+
+The names below load on first use, so that importing this package imports neither TensorFlow nor Keras.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "build_model": "models",
+    "load_variant": "config",
+    "load_config": "config",
+} | {f"EfficientNetB{i}": "models" for i in range(8)}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    """Import the module that defines `name` when it is first asked for (PEP 562)."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    """List the lazily imported names beside the loaded ones."""
+    return sorted({*globals(), *_HOME})

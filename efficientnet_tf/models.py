@@ -1,0 +1,257 @@
+"""The functional builder: EfficientNet as a plain Keras model of Keras's own layers.
+
+Imports Keras alone, so the same model is built on each of Keras's backends, and a saved model needs nothing of
+this package to load. A block reads as its own diagram; layer names are those of `keras.applications`.
+"""
+
+import keras
+from keras import layers
+
+from efficientnet_tf import config
+from efficientnet_tf.scaling import scale_network
+
+
+def _conv_initializer():
+    """N(0, sqrt(2 / (k*k*out))), not truncated; a depthwise kernel counts as out = 1 (official code)."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def _dense_initializer():
+    """U(-1/sqrt(classes), 1/sqrt(classes)) (official code)."""
+    return keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+
+
+def _conv(x, filters, kernel, name, stride=1, use_bias=False, activation=None):
+    return layers.Conv2D(
+        filters,
+        kernel,
+        strides=stride,
+        padding="same",
+        use_bias=use_bias,
+        activation=activation,
+        kernel_initializer=_conv_initializer(),
+        name=name,
+    )(x)
+
+
+def _batch_norm(x, spec, name, activation=True):
+    x = layers.BatchNormalization(momentum=spec.batch_norm_momentum, epsilon=spec.batch_norm_epsilon, name=name)(x)
+    return layers.Activation("swish", name=name.removesuffix("bn") + "activation")(x) if activation else x
+
+
+def squeeze_excite(x, block):
+    """Scale each channel by a gate computed from the channels' means. [B, H, W, C] -> [B, H, W, C]."""
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}_se_squeeze")(x)
+    gate = _conv(gate, block.se_channels, 1, f"{block.name}_se_reduce", use_bias=True, activation="swish")
+    gate = _conv(gate, block.expanded_channels, 1, f"{block.name}_se_expand", use_bias=True, activation="sigmoid")
+    return layers.Multiply(name=f"{block.name}_se_excite")([x, gate])
+
+
+def mbconv(x, block, spec):
+    """Mobile inverted bottleneck. [B, H, W, in] -> [B, ceil(H/stride), ceil(W/stride), out].
+
+    Args:
+        x: tensor [B, H, W, block.in_channels].
+        block: scaling.Block.
+        spec: config.ModelSpec, for batch norm.
+
+    Source: paper, section 4 and Table 1; official code for the order of the layers.
+    """
+    inputs, name = x, block.name
+    if block.expand != 1:
+        x = _conv(x, block.expanded_channels, 1, f"{name}_expand_conv")
+        x = _batch_norm(x, spec, f"{name}_expand_bn")
+    x = layers.DepthwiseConv2D(
+        block.kernel,
+        strides=block.stride,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer=_conv_initializer(),
+        name=f"{name}_dwconv",
+    )(x)
+    x = _batch_norm(x, spec, f"{name}_bn")
+    if block.se_channels:
+        x = squeeze_excite(x, block)
+    x = _conv(x, block.out_channels, 1, f"{name}_project_conv")
+    x = _batch_norm(x, spec, f"{name}_project_bn", activation=False)
+    if block.has_residual:
+        if block.drop_rate:
+            # One number an image: the whole branch is dropped, the rest scaled up (stochastic depth).
+            x = layers.Dropout(block.drop_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(x)
+        x = layers.Add(name=f"{name}_add")([x, inputs])
+    return x
+
+
+def _normalization(spec, channels):
+    """(pixels - mean) / std, in float32 whatever the precision of the rest."""
+    mean, std = spec.mean, spec.std
+    if len(mean) != channels:  # an image that is not RGB: the average serves every channel
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return layers.Rescaling(
+        scale=[1 / s for s in std],
+        offset=[-m / s for m, s in zip(mean, std, strict=True)],
+        dtype="float32",
+        name="normalization",
+    )
+
+
+def build_model(
+    variant="b0",
+    classes=1000,
+    input_shape=None,
+    *,
+    channels=3,
+    input_tensor=None,
+    include_top=True,
+    pooling=None,
+    classifier_activation=None,
+    endpoints=None,
+    name=None,
+):
+    """Build an EfficientNet.
+
+    Args:
+        variant: str, "b0" ... "b8", "l2" or the path of a variant's YAML; or a config.ModelSpec.
+        classes: int >= 1, width of the classifier.
+        input_shape: (height, width, channels), ints >= 1; None for height and width takes images of any size.
+            By default the variant's resolution and `channels`.
+        channels: int >= 1, of the images where `input_shape` does not say. For other than as many as the spec's
+            `mean` has, the average of `mean` and of `std` normalises every channel.
+        input_tensor: a Keras tensor to build on, instead of `input_shape`.
+        include_top: bool; False leaves dropout and classifier out.
+        pooling: None, "avg" or "max": what follows the last activation where `include_top` is False.
+        classifier_activation: None for logits, or a Keras activation such as "softmax".
+        endpoints: sequence of strides out of 2, 4, 8, 16, 32: the model then returns a dict
+            {"stride4": features [B, H/4, W/4, C], ...}, each the last features at that stride, without the head.
+        name: str; "efficientnet" and the variant's name by default.
+
+    Returns:
+        A `keras.Model` from pixels [B, H, W, C], in [0, 255], float or uint8, to logits [B, classes] in float32.
+        Normalisation is inside. Without the top: features [B, H/32, W/32, head channels], or [B, head channels]
+        when pooled, in the compute precision. Activations follow `keras.config.dtype_policy()`.
+
+    Raises:
+        UserError: for an unknown variant, or for arguments out of range.
+
+    Source: paper, section 4; official code for padding ("same") and initial weights.
+    """
+    spec = config.load_variant(variant)
+    _check_arguments(classes, input_shape, channels, pooling, input_tensor)
+    network = scale_network(spec)
+    inputs = x = input_tensor
+    if input_tensor is None:
+        inputs = x = layers.Input(input_shape or (spec.resolution, spec.resolution, channels), name="image")
+    by_stride, stride = {}, 2
+
+    x = _normalization(spec, x.shape[-1])(x)
+    x = _conv(x, network.stem_channels, 3, "stem_conv", stride=2)
+    x = _batch_norm(x, spec, "stem_bn")
+    for block in network.blocks:
+        if block.stride == 2:
+            by_stride[stride], stride = x, stride * 2
+        x = mbconv(x, block, spec)
+    by_stride[stride] = x
+
+    if endpoints is not None:
+        missing = [s for s in endpoints if s not in by_stride]
+        if missing or not endpoints:
+            raise config.UserError(f"endpoints={list(endpoints)}: allowed are strides out of {sorted(by_stride)}")
+        x = {f"stride{s}": by_stride[s] for s in endpoints}
+    else:
+        x = _conv(x, network.head_channels, 1, "top_conv")
+        x = _batch_norm(x, spec, "top_bn")
+        x = _top(x, spec, classes, classifier_activation) if include_top else _pool(x, pooling)
+    if input_tensor is not None:
+        inputs = keras.utils.get_source_inputs(input_tensor)
+    return keras.Model(inputs, x, name=name or f"efficientnet{spec.name}")
+
+
+def _top(x, spec, classes, activation):
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    if spec.dropout:
+        x = layers.Dropout(spec.dropout, name="top_dropout")(x)
+    initializer = _dense_initializer()
+    return layers.Dense(
+        classes, activation=activation, kernel_initializer=initializer, dtype="float32", name="predictions"
+    )(x)
+
+
+def _pool(x, pooling):
+    if pooling is None:
+        return x
+    layer = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}[pooling]
+    return layer(name=f"{pooling}_pool")(x)
+
+
+def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
+    def positive(value):
+        return isinstance(value, int) and value >= 1
+
+    if not positive(classes):
+        raise config.UserError(f"classes must be an int >= 1, received {classes!r}")
+    if not positive(channels):
+        raise config.UserError(f"channels must be an int >= 1, received {channels!r}")
+    if pooling not in (None, "avg", "max"):
+        raise config.UserError(f"pooling must be None, 'avg' or 'max', received {pooling!r}")
+    if input_tensor is not None and not keras.backend.is_keras_tensor(input_tensor):
+        raise config.UserError(f"input_tensor must be a Keras tensor, received {type(input_tensor).__name__}")
+    if input_shape is not None:
+        shape = tuple(input_shape)
+        if len(shape) != 3 or not positive(shape[2]) or not all(s is None or positive(s) for s in shape[:2]):
+            raise config.UserError(
+                f"input_shape must be (height, width, channels), height and width may be None, received {input_shape!r}"
+            )
+
+
+def _constructor(variant):
+    """Return a function with the signature of `keras.applications.EfficientNetB0` for a variant."""
+    name = f"EfficientNet{variant.upper()}"
+
+    def build(
+        include_top=True,
+        weights="imagenet",
+        input_tensor=None,
+        input_shape=None,
+        pooling=None,
+        classes=1000,
+        classifier_activation="softmax",
+        name=f"efficientnet{variant}",
+    ):
+        if weights == "imagenet":
+            raise config.UserError(
+                "weights='imagenet': this package brings no weights and downloads none. Pass weights=None for random "
+                "ones, or the path of a .weights.h5 or .keras file."
+            )
+        model = build_model(
+            variant,
+            classes,
+            # keras.applications, too, takes images of any size where the top is left out.
+            input_shape or (None if include_top else (None, None, 3)),
+            input_tensor=input_tensor,
+            include_top=include_top,
+            pooling=pooling,
+            classifier_activation=classifier_activation,
+            name=name,
+        )
+        if weights is not None:
+            model.load_weights(weights)
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""Build EfficientNet-{variant.upper()} with the signature of `keras.applications.{name}`.
+
+    Arguments, input (pixels in [0, 255]) and output are those of `keras.applications`; see `build_model`.
+
+    Deviates: `weights` is None or a path; "imagenet" is an error, for nothing is downloaded.
+    """
+    return build
+
+
+EfficientNetB0 = _constructor("b0")
+EfficientNetB1 = _constructor("b1")
+EfficientNetB2 = _constructor("b2")
+EfficientNetB3 = _constructor("b3")
+EfficientNetB4 = _constructor("b4")
+EfficientNetB5 = _constructor("b5")
+EfficientNetB6 = _constructor("b6")
+EfficientNetB7 = _constructor("b7")

@@ -1,0 +1,113 @@
+"""Compound scaling: from a baseline's stage table and its coefficients to the concrete blocks of a network."""
+
+import math
+import string
+from dataclasses import dataclass
+
+
+def round_channels(channels, width, divisor=8):
+    """Scale a channel count and round it to a multiple of `divisor`, never more than 10 % below.
+
+    Args:
+        channels: int >= 1, channels at width 1.
+        width: float > 0, the multiplier.
+        divisor: int >= 1.
+
+    Returns:
+        int, a multiple of `divisor`.
+
+    Source: MobileNet's rule as the official EfficientNet code applies it (`round_filters`).
+    """
+    scaled = channels * width
+    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * scaled else rounded
+
+
+def round_repeats(repeats, depth):
+    """Scale a repeat count, rounding up. Source: official code, `round_repeats`."""
+    return math.ceil(depth * repeats)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One inverted residual block (MBConv) with every number decided."""
+
+    name: str  # "block2a": stage 2, first block; weight files address layers by it
+    kernel: int
+    stride: int
+    expand: int
+    in_channels: int
+    out_channels: int
+    se_channels: int  # squeeze-excite bottleneck; 0 for none
+    drop_rate: float  # probability that the block is skipped in training
+
+    @property
+    def expanded_channels(self):
+        """Channels of the depthwise convolution."""
+        return self.in_channels * self.expand
+
+    @property
+    def has_residual(self):
+        """Whether the input is added to the output."""
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+
+@dataclass(frozen=True)
+class Network:
+    """A scaled network: what the builder builds and the accounting counts."""
+
+    stem_channels: int
+    stages: tuple[tuple[Block, ...], ...]
+    head_channels: int
+
+    @property
+    def blocks(self):
+        """All blocks, from the input to the output."""
+        return tuple(block for stage in self.stages for block in stage)
+
+
+def _letter(index):
+    """Return a, b, ..., z, aa, ab, ...: the name of a stage's block number `index`."""
+    head, tail = divmod(index, 26)
+    return (_letter(head - 1) if head else "") + string.ascii_lowercase[tail]
+
+
+def scale_network(spec):
+    """Apply width and depth of a spec to its stage table.
+
+    Args:
+        spec: config.ModelSpec.
+
+    Returns:
+        A Network. Its squeeze-excite widths follow each block's *input* channels, and the drop rate of block i
+        of N is `drop_connect * i / N` with N counted after scaling.
+
+    Source: paper, Table 1 and section 5.2; official code for the two rules above.
+    """
+
+    def channels(count):
+        return round_channels(count, spec.width, spec.channel_divisor)
+
+    repeats = [round_repeats(stage.repeats, spec.depth) for stage in spec.stages]
+    total, done = sum(repeats), 0
+    in_channels = channels(spec.stem_channels)
+    stages = []
+    for number, (stage, count) in enumerate(zip(spec.stages, repeats, strict=True), 1):
+        blocks = []
+        for index in range(count):
+            blocks.append(
+                Block(
+                    name=f"block{number}{_letter(index)}",
+                    kernel=stage.kernel,
+                    stride=stage.stride if index == 0 else 1,
+                    expand=stage.expand,
+                    in_channels=in_channels,
+                    out_channels=channels(stage.channels),
+                    se_channels=max(1, int(in_channels * stage.se_ratio)) if stage.se_ratio else 0,
+                    drop_rate=spec.drop_connect * done / total,
+                )
+            )
+            in_channels = blocks[-1].out_channels
+            done += 1
+        stages.append(tuple(blocks))
+    return Network(channels(spec.stem_channels), tuple(stages), channels(spec.head_channels))

@@ -1,0 +1,43 @@
+"""Packaging. `configs/` stands at the top of the tree and is shipped inside the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "efficientnet_tf/__init__.py").read_text()).group(1)
+
+EXTRAS = {
+    # TensorFlow is an extra: each of its wheels fills the same folder, so a machine has exactly one of them.
+    "cpu": ["tensorflow-cpu>=2.19,<2.22"],
+    "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
+    # Later tensorflow-tpu wheels pull a libtpu that they cannot load.
+    "tpu": ["tensorflow-tpu==2.19.1", "cloud-tpu-client==0.10"],
+    "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "pillow>=10", "jax>=0.4.30", "ruff==0.17.6", "build>=1.2"],
+}
+
+setup(
+    name="efficientnet_tf",
+    version=VERSION,
+    description="EfficientNet and compound scaling on TensorFlow and Keras 3: TPU, GPU and CPU by the same code",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["efficientnet_tf", "efficientnet_tf.configs", "efficientnet_tf.configs.recipes"],
+    package_dir={"efficientnet_tf.configs": "configs"},
+    package_data={"efficientnet_tf.configs": ["*.yaml"], "efficientnet_tf.configs.recipes": ["*.yaml"]},
+    install_requires=[
+        "keras>=3.15,<3.16",
+        "tensorflow-datasets>=4.9.7,<5",
+        "absl-py>=2.1,<3",
+        "pydantic>=2.9,<3",
+        "PyYAML>=6.0.1,<7",
+        "numpy>=1.26,<3",
+        "scikit-learn>=1.5,<2",
+        "tqdm>=4.66,<5",
+        "tensorboard>=2.19,<2.22",
+    ],
+    extras_require=EXTRAS,
+)
