@@ -317,6 +317,16 @@ def _get(content, location):
     return content
 
 
+def _origin(layers, location):
+    """Return "file: " for the layer that the value, or what should hold it, comes from; "" for several."""
+    while location:
+        for name, layer in reversed(layers):
+            if _get(layer, location) is not None:
+                return f"{name}: "
+        location = location[:-1]
+    return ""
+
+
 def _section_at(model, location):
     """Return the names allowed where `location` ends: the fields of the section that holds it."""
     for key in location[:-1]:
@@ -328,6 +338,14 @@ def _section_at(model, location):
     return model.model_fields
 
 
+def _elsewhere(key):
+    """Return a hint where another section has the key."""
+    for section, field in Config.model_fields.items():
+        if key in field.annotation.model_fields:
+            return f" Did you mean {section}.{key}?"
+    return ""
+
+
 def _validate(schema, content, layers):
     """Validate `content`; every mistake is reported in one error, with the layer (file, flag) it came from."""
     try:
@@ -336,18 +354,19 @@ def _validate(schema, content, layers):
         lines = []
         for item in error.errors(include_url=False):
             location = item["loc"]
-            where = next((name for name, layer in reversed(layers) if _get(layer, location) is not None), None)
-            where = where or layers[-1][0]
             key = ".".join(str(part) for part in location)
             message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "too_short" and item["input"]:
+                continue  # its items are wrong and reported themselves
             if item["type"] == "extra_forbidden":
                 allowed = _section_at(schema, location)
-                message = f"unknown key; allowed are {', '.join(sorted(allowed))}." + nearest(location[-1], allowed)
+                hint = nearest(location[-1], allowed) or _elsewhere(location[-1])
+                message = f"unknown key; allowed are {', '.join(sorted(allowed))}." + hint
             elif item["type"] == "missing":
                 message = "is required and not given"
             elif not isinstance(item["input"], dict | Section):
                 message += f", received {item['input']!r}"
-            lines.append(f"{where}: {key + ': ' if key else ''}{message}")
+            lines.append(f"{_origin(layers, location)}{key + ': ' if key else ''}{message}")
         raise UserError("\n".join(lines)) from None
 
 
@@ -408,6 +427,16 @@ def load_config(variant, recipe, overrides=()):
         ("--set", _parse_overrides(overrides)),
     ]
     return _validate(Config, functools.reduce(_merge, (layer for _, layer in layers)), layers)
+
+
+def override_config(config, overrides):
+    """Return the config with `section.key=value` overrides laid upon it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    over = _parse_overrides(overrides)
+    return _validate(Config, _merge(config.model_dump(), over), [("--set", over)])
 
 
 # --------------------------------------------------------------------------------------------------- files

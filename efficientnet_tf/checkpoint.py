@@ -1,0 +1,211 @@
+"""A model directory: what a run writes there, and how it, or its model, comes back.
+
+    config.yaml       the resolved config, versions and git commit
+    classes.txt       the class names, one a line, in the order of the labels
+    checkpoints/      step-N.index and step-N.data-*: weights, averages, slots, step and config
+    metrics.jsonl     one JSON object a line
+    model.keras       the trained model (the average), once training has ended
+
+Random state and input position need no room of their own: masks, crops and order follow from seed and step.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+import yaml
+from absl import logging
+
+from efficientnet_tf import config as config_lib
+from efficientnet_tf.config import UserError
+from efficientnet_tf.models import build_model
+from efficientnet_tf.optim import MovingAverage, statistics
+
+
+@dataclass
+class State:
+    """What training changes: the model's weights, the optimiser's slots and step, the moving average."""
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    average: MovingAverage | None
+
+    @property
+    def step(self):
+        """Number of steps done, int."""
+        return int(self.optimizer.iterations)
+
+
+def write_text(path, text):
+    """Write a file in one go: a reader, or a restart after a kill, sees the old text or the new, never a part."""
+    temporary = f"{path}.tmp-{os.getpid()}"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def read_text(path):
+    """Read a file, local or gs://."""
+    with tf.io.gfile.GFile(path) as file:
+        return file.read()
+
+
+def open_model_dir(model_dir, config, class_names):
+    """Make a run's directory, or check that the one that is there belongs to the same run.
+
+    Args:
+        model_dir: str, local or gs://.
+        config: config.Config.
+        class_names: sequence of str.
+
+    Raises:
+        UserError: when the directory cannot be written, or was written with another config or other classes.
+    """
+    path, classes_path = os.path.join(model_dir, "config.yaml"), os.path.join(model_dir, "classes.txt")
+    if tf.io.gfile.exists(path):
+        changed = config_lib.diff_config(read_config(model_dir), config)
+        if tf.io.gfile.exists(classes_path) and read_classes(model_dir) != list(class_names):
+            changed.append("the classes of the data set are others than in classes.txt")
+        if changed:
+            raise UserError(
+                f"{model_dir} belongs to a run with another config. Take another --model_dir, or undo these changes "
+                "(there -> asked for):\n  " + "\n  ".join(changed)
+            )
+        return
+    try:
+        tf.io.gfile.makedirs(model_dir)
+        write_text(classes_path, "".join(f"{name}\n" for name in class_names))
+        environment = yaml.safe_dump({"environment": config_lib.environment()}, sort_keys=False)
+        write_text(path, config_lib.dump_config(config) + environment)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"--model_dir={model_dir} cannot be written: {error}") from None
+
+
+def read_config(model_dir):
+    """Read the config of a model directory.
+
+    Raises:
+        UserError: when it is not a model directory.
+    """
+    path = os.path.join(model_dir, "config.yaml")
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"--model_dir={model_dir} is not a model directory: it has no config.yaml")
+    return config_lib.parse_config(read_text(path), path)
+
+
+def read_classes(model_dir):
+    """Read the class names of a model directory: list of str."""
+    return read_text(os.path.join(model_dir, "classes.txt")).splitlines()
+
+
+def _variables(state):
+    """Name every variable of a state, for the file: {part: {name: tf.Variable}}."""
+    weights = [*state.model.trainable_variables, *statistics(state.model)]
+    parts = {
+        "model": {v.path: v.value for v in weights},
+        # Without the first part of the path: Keras counts optimisers up in a process.
+        "optimizer": {v.path.partition("/")[2] or v.path: v.value for v in state.optimizer.variables},
+    }
+    if state.average:
+        averages = [*state.average.trainable, *state.average.statistics]
+        parts["average"] = {v.path: a.value for v, a in zip(weights, averages, strict=True)}
+    return parts
+
+
+def _saved_steps(model_dir):
+    """Return {step: prefix} of the checkpoints that were written to their end, newest first."""
+    files = tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
+    steps = {int(re.search(r"step-(\d+)\.index$", f).group(1)): f.removesuffix(".index") for f in files}
+    return dict(sorted(steps.items(), reverse=True))
+
+
+def _read_newest(model_dir, checkpoint):
+    """Read the newest whole checkpoint; a damaged one is named and passed over. Returns its step or None."""
+    saved = _saved_steps(model_dir)
+    for step, prefix in saved.items():
+        try:
+            status = checkpoint.read(prefix)
+            status.assert_existing_objects_matched()
+            status.expect_partial()  # a model alone leaves the optimiser's part unread
+            return step
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            logging.warning("checkpoint %s is damaged (%s): trying the one before it", prefix, str(error)[:200])
+    if saved:
+        raise UserError(f"none of the {len(saved)} checkpoints in {model_dir} can be read: {', '.join(saved.values())}")
+    return None
+
+
+class Checkpointer:
+    """Saves and restores a State in a model directory.
+
+    A checkpoint counts once its index file is there, which TensorFlow writes last; its blocks carry checksums.
+    """
+
+    def __init__(self, model_dir, state, config):
+        self.model_dir = model_dir
+        self.state = state
+        text = tf.Variable(config_lib.dump_config(config), trainable=False)
+        self._checkpoint = tf.train.Checkpoint(config=text, **_variables(state))
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint,
+            os.path.join(model_dir, "checkpoints"),
+            max_to_keep=config.train.keep_checkpoints,
+            checkpoint_name="step",
+        )
+
+    def restore(self):
+        """Restore the newest whole checkpoint; return its step, 0 where there is none.
+
+        Raises:
+            UserError: when there are checkpoints and all are damaged.
+        """
+        return _read_newest(self.model_dir, self._checkpoint) or 0
+
+    def save(self):
+        """Write a checkpoint of the current step, then delete the oldest beyond `train.keep_checkpoints`.
+
+        Returns:
+            int, the step.
+
+        Raises:
+            UserError: when it cannot be written; the ones before it are whole.
+        """
+        step = self.state.step
+        try:
+            self._manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(
+                f"checkpoint of step {step} cannot be written to {self.model_dir} "
+                f"({str(error)[:300]}). The checkpoints before it are whole: mend this and start the same command again"
+            ) from None
+        return step
+
+
+def build_for(config, classes):
+    """Build the model of a config: keras.Model with `classes` logits."""
+    return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
+
+
+def load_model(model_dir, raw=False):
+    """Load the model of a model directory from its newest whole checkpoint.
+
+    Args:
+        model_dir: str.
+        raw: bool; True for the weights as they were at that step, False for their average, where the run kept one.
+
+    Returns:
+        (keras.Model, config.Config, list of class names).
+
+    Raises:
+        UserError: when it is not a model directory, or has no checkpoint that can be read.
+    """
+    config = read_config(model_dir)
+    class_names = read_classes(model_dir)
+    model = build_for(config, len(class_names))
+    part = "model" if raw or not config.train.ema_decay else "average"
+    weights = {v.path: v.value for v in (*model.trainable_variables, *statistics(model))}
+    if _read_newest(model_dir, tf.train.Checkpoint(**{part: weights})) is None:
+        raise UserError(f"{model_dir} has no checkpoint yet")
+    return model, config, class_names

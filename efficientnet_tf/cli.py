@@ -1,0 +1,92 @@
+"""What all commands share: flags, plain errors, exit statuses. Imports no TensorFlow, so that --help is quick."""
+
+import argparse
+import json
+import os
+import sys
+
+from absl import app
+from absl.flags import argparse_flags
+
+from efficientnet_tf.config import UserError, nearest
+
+EXIT_ERROR = 1
+EXIT_RESTART = 75  # stopped by a signal, all is saved: start the same command again
+
+
+class _Parser(argparse_flags.ArgumentParser):
+    """A parser that names the nearest flag when one is unknown."""
+
+    def error(self, message):
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        hint = ""
+        if "unrecognized arguments" in message and unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            hint = nearest(unknown[0], known)
+        super().error(message + hint)
+
+
+def make_parser(module, description):
+    """Return a parser for `python -m efficientnet_tf.<module>`."""
+    return _Parser(
+        prog=f"python -m efficientnet_tf.{module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_device_arguments(parser):
+    """Add the flags that say where to run."""
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="where to run")
+    parser.add_argument("--tpu", help="'local', the name of a Cloud TPU, or grpc://address:8470")
+    parser.add_argument("--replicas", type=int, default=1, help="with --device=cpu: logical devices to train on")
+
+
+def add_config_arguments(parser, recipe="digits"):
+    """Add the flags that compose a config."""
+    parser.add_argument("--variant", default="b0", help="b0 ... b8, l2, or the path of a variant's YAML")
+    parser.add_argument("--recipe", default=recipe, help="a name in configs/recipes, or the path of a recipe's YAML")
+    add_override_arguments(parser)
+
+
+def add_override_arguments(parser):
+    """Add the flags that change single keys of a config."""
+    parser.add_argument("--data_dir", help="short for --set data.dir=...: the images, or TensorFlow Datasets' folder")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override one key of the config, any number of times; the keys are those of the resolved config",
+    )
+
+
+def overrides(args):
+    """Return the `section.key=value` strings that the flags of `add_override_arguments` describe."""
+    data_dir = [] if args.data_dir is None else [f"data.dir={json.dumps(args.data_dir)}"]
+    return data_dir + args.overrides
+
+
+def run(main, parser, argv=None):
+    """Parse the flags, call `main(args)` and exit with its status (None is 0); a UserError is one plain message."""
+
+    def guarded(args):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        try:
+            return main(args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_ERROR
+        except ModuleNotFoundError as error:
+            if error.name not in ("tensorflow", "tensorflow.python"):
+                raise
+            print(
+                "error: TensorFlow is not installed. It is an extra, for CPU, GPU and TPU differ: "
+                "pip install 'efficientnet_tf[cpu]' (or [gpu], [tpu])",
+                file=sys.stderr,
+            )
+            return EXIT_ERROR
+
+    app.run(guarded, argv=argv, flags_parser=lambda argv: parser.parse_args(argv[1:]))

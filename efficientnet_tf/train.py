@@ -1,0 +1,182 @@
+"""Train a classifier: `python -m efficientnet_tf.train --variant=b0 --recipe=digits --model_dir=DIR`."""
+
+import math
+import os
+import signal
+import time
+
+from efficientnet_tf import cli
+
+
+class _StopFlag:
+    """Turns SIGTERM into a flag, so that a run saves before it ends. A context manager."""
+
+    def __enter__(self):
+        self.asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __exit__(self, *exception):
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def create_state(config, classes, size, strategy):
+    """Create model, optimiser and moving average on the strategy's devices.
+
+    Args:
+        config: config.Config; `train.seed` decides the initial weights.
+        classes: int >= 2.
+        size: int, number of training images: the schedule is told in epochs.
+        strategy: tf.distribute.Strategy.
+
+    Returns:
+        checkpoint.State.
+    """
+    import keras
+
+    from efficientnet_tf import checkpoint, distribute, optim
+
+    policy = keras.config.dtype_policy()
+    try:
+        with strategy.scope():
+            keras.utils.set_random_seed(config.train.seed)
+            keras.config.set_dtype_policy(distribute.dtype_policy(config.train.precision, strategy))
+            model = checkpoint.build_for(config, classes)
+            optimizer = optim.create_optimizer(config, model, size)
+            average = optim.MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+            return checkpoint.State(model, optimizer, average)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def train(config, model_dir, strategy):
+    """Train as the config says, or go on where an earlier call with the same config was stopped.
+
+    Args:
+        config: config.Config.
+        model_dir: str, local or gs://; `checkpoint` tells what comes to lie there.
+        strategy: tf.distribute.Strategy.
+
+    Returns:
+        dict: {"step": int, "finished": bool} and, once finished, the last evaluation, {"raw": {...}, "ema": {...}} as
+        `loops.make_evaluator` returns them. Not finished means that a SIGTERM came; all is saved.
+
+    Raises:
+        UserError: for data, directory or device that do not fit the config, and when the loss is no longer finite.
+    """
+    import tensorflow as tf
+
+    from efficientnet_tf import checkpoint, data, loops, optim, report, sources
+    from efficientnet_tf.config import UserError
+
+    # Data and directory first: what is wrong with them shows before anything is built.
+    train_source = sources.open_source(config.data, config.data.train_split, training=True)
+    eval_source = sources.open_source(config.data, config.data.eval_split, training=False)
+    if eval_source.class_names != train_source.class_names:
+        raise UserError("the training and the evaluation split have different classes")
+    data.check_batches(config, strategy.num_replicas_in_sync)
+    checkpoint.open_model_dir(model_dir, config, train_source.class_names)
+
+    size = train_source.size
+    state = create_state(config, len(train_source.class_names), size, strategy)
+    checkpointer = checkpoint.Checkpointer(model_dir, state, config)
+    step = saved = checkpointer.restore()
+    total = optim.to_steps(config.train.epochs, config, size)
+    checkpoint_every = optim.to_steps(config.train.checkpoint_every_epochs, config, size)
+    eval_every = optim.to_steps(config.eval.every_epochs, config, size)
+
+    failures = data.Failures(train_source)
+    batches = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: data.train_dataset(train_source, config, failures, step, context)
+        )
+    )
+    loop = loops.make_train_loop(state, config, strategy)
+    evaluators = loops.make_evaluators(state, eval_source, config, strategy)
+
+    def run_loop(steps):
+        started = time.perf_counter()
+        try:
+            loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
+        except tf.errors.OpError as error:
+            failures.check(config.data.max_bad_fraction)
+            raise UserError(f"training failed after step {step}: {error.message}") from error
+        failures.check(config.data.max_bad_fraction)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} after step {step + steps}. Checkpoints written before are whole; a lower "
+                "optimizer.learning_rate or a longer schedule.warmup_epochs usually mends this"
+            )
+        return {
+            "loss": loss,
+            "top1": accuracy,
+            "learning_rate": float(state.optimizer.learning_rate),
+            "images_per_second": steps * config.train.batch_size / (time.perf_counter() - started),
+        }
+
+    with report.Report(model_dir, config.model.name, step, total) as log, _StopFlag() as stop:
+        if step:
+            log.say(f"going on from the checkpoint of step {step} of {total}")
+        while step < total and not stop.asked:
+            steps = min(config.train.steps_per_loop, *(e - step % e for e in (checkpoint_every, eval_every)), total - step)
+            values = run_loop(steps)
+            step += steps
+            log.train(step, values)
+            if step % checkpoint_every == 0:
+                saved = checkpointer.save()
+            if step % eval_every == 0 and step < total:
+                for kind, evaluate in evaluators.items():
+                    log.evaluation(step, kind, evaluate())
+        if saved < step:
+            checkpointer.save()
+        bad = failures.names()
+        if bad:
+            log.say(f"{len(bad)} of {size} training images could not be read and were left out: {', '.join(bad[:10])}")
+        if step < total:
+            log.say(f"stopped by a signal: step {step} of {total} is saved; the same command goes on from there")
+            return {"step": step, "finished": False}
+        result = {kind: evaluate() for kind, evaluate in evaluators.items()}
+        for kind, values in result.items():
+            log.evaluation(step, kind, values)
+        path = os.path.join(model_dir, "model.keras")
+        checkpoint.load_model(model_dir)[0].save(path)
+        log.say(f"finished: {path}")
+    return {"step": step, "finished": True, **result}
+
+
+def main(args):
+    """Compose the config, choose the device, train."""
+    from efficientnet_tf.config import load_config
+
+    config = load_config(args.variant, args.recipe, cli.overrides(args))
+    if args.print_config:
+        from efficientnet_tf.config import dump_config
+
+        print(dump_config(config), end="")
+        return 0
+
+    from efficientnet_tf.distribute import create_strategy
+
+    result = train(config, args.model_dir, create_strategy(args.device, args.tpu, args.replicas))
+    return 0 if result["finished"] else cli.EXIT_RESTART
+
+
+def make_parser():
+    """Return the command's flags."""
+    parser = cli.make_parser(
+        "train",
+        "Train a classifier. Killed at any moment and started again by the same command, it goes on from its last "
+        f"checkpoint; after SIGTERM it saves and exits with status {cli.EXIT_RESTART}.",
+    )
+    parser.add_argument("--model_dir", required=True, help="where the run lies: config, checkpoints, metrics, model")
+    cli.add_config_arguments(parser)
+    cli.add_device_arguments(parser)
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config and end")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

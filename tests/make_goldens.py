@@ -1,0 +1,42 @@
+"""Write the golden files that tests compare with: `python tests/make_goldens.py [name ...]`, all by default."""
+
+import json
+import sys
+from pathlib import Path
+
+from efficientnet_tf import complexity, config
+
+GOLDEN_DIR = Path(__file__).parent / "golden"
+VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+
+
+def complexity_golden():
+    """Parameters and multiply-adds of every variant, part by part, at its own resolution and 1,000 classes."""
+
+    def numbers(cost):
+        return {"trainable": cost.trainable_params, "total": cost.total_params, "macs": cost.macs}
+
+    costs = {variant: complexity.count_cost(config.load_variant(variant)) for variant in VARIANTS}
+    return {variant: {part: numbers(cost) for part, cost in parts.items()} for variant, parts in costs.items()}
+
+
+GOLDENS = {"complexity": complexity_golden}
+
+
+def read(name):
+    """Return the content of a golden file."""
+    return json.loads((GOLDEN_DIR / f"{name}.json").read_text())
+
+
+def main(names):
+    """Write the golden files of these names; of all where there are none."""
+    unknown = set(names) - set(GOLDENS)
+    if unknown:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; allowed are {', '.join(GOLDENS)}")
+    GOLDEN_DIR.mkdir(exist_ok=True)
+    for name in names or GOLDENS:
+        (GOLDEN_DIR / f"{name}.json").write_text(json.dumps(GOLDENS[name](), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
