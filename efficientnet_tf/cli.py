@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from absl import app
+from absl import app, logging
 from absl.flags import argparse_flags
 
 from efficientnet_tf.config import UserError, nearest
@@ -40,7 +40,7 @@ def add_device_arguments(parser):
     """Add the flags that say where to run."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="where to run")
     parser.add_argument("--tpu", help="'local', the name of a Cloud TPU, or grpc://address:8470")
-    parser.add_argument("--replicas", type=int, default=1, help="with --device=cpu: logical devices to train on")
+    parser.add_argument("--replicas", type=positive_int, default=1, help="with --device=cpu: logical devices to train on")
 
 
 def add_config_arguments(parser, recipe="digits"):
@@ -63,6 +63,17 @@ def add_override_arguments(parser):
     )
 
 
+def positive_int(text):
+    """Parse a flag that counts."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+positive_int.__name__ = "int >= 1"  # argparse names the type in its message
+
+
 def overrides(args):
     """Return the `section.key=value` strings that the flags of `add_override_arguments` describe."""
     data_dir = [] if args.data_dir is None else [f"data.dir={json.dumps(args.data_dir)}"]
@@ -74,6 +85,8 @@ def run(main, parser, argv=None):
 
     def guarded(args):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        if not any(word.startswith(("--verbosity", "-v")) for word in sys.argv):
+            logging.set_verbosity(logging.WARNING)
         try:
             return main(args)
         except UserError as error:

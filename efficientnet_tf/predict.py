@@ -1,0 +1,102 @@
+"""Classify images: `python -m efficientnet_tf.predict --model_dir=DIR photo.jpg folder/ ...`."""
+
+import json
+import os
+import sys
+
+from efficientnet_tf import cli
+
+
+def find_images(paths):
+    """Return the image files that `paths` name: files as they are, folders searched for images, in order.
+
+    Raises:
+        UserError: for a path that is not there, and a folder without an image.
+    """
+    import tensorflow as tf
+
+    from efficientnet_tf.config import UserError
+    from efficientnet_tf.sources import IMAGE_SUFFIXES
+
+    found = []
+    for path in paths:
+        if not tf.io.gfile.exists(path):
+            raise UserError(f"{path}: no such file or folder")
+        if not tf.io.gfile.isdir(path):
+            found.append(path)
+            continue
+        inside = [os.path.join(root, name) for root, _, names in tf.io.gfile.walk(path) for name in names]
+        images = sorted(name for name in inside if name.lower().endswith(IMAGE_SUFFIXES))
+        if not images:
+            raise UserError(f"{path}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+        found += images
+    return found
+
+
+def predict(model_dir, paths, top=5, batch_size=32):
+    """Classify image files with the model of a model directory.
+
+    Args:
+        model_dir: str.
+        paths: sequence of str, image files.
+        top: int >= 1, labels an image.
+        batch_size: int >= 1.
+
+    Yields:
+        (path, [(label, probability), ...] from the likeliest on), in the order of `paths`; (path, the error's message)
+        for a file that cannot be read or decoded.
+    """
+    import tensorflow as tf
+
+    from efficientnet_tf import checkpoint, data
+
+    model, config, class_names = checkpoint.load_model(model_dir)
+    top = min(top, len(class_names))
+    decode = tf.function(lambda encoded: data.eval_image(encoded, config), input_signature=[tf.TensorSpec([], tf.string)])
+    classify = tf.function(lambda images: tf.math.top_k(tf.nn.softmax(model(images, training=False)), top))
+
+    for start in range(0, len(paths), batch_size):
+        names = paths[start : start + batch_size]
+        images, errors = {}, {}
+        for name in names:
+            try:
+                images[name] = decode(tf.io.read_file(name))
+            except tf.errors.OpError as error:
+                errors[name] = error.message.splitlines()[0]
+        answers = {}
+        if images:
+            values, indices = classify(tf.stack(list(images.values())))
+            for name, row, probabilities in zip(images, indices.numpy(), values.numpy(), strict=True):
+                answers[name] = [(class_names[i], float(p)) for i, p in zip(row, probabilities, strict=True)]
+        for name in names:
+            yield name, answers.get(name, errors.get(name))
+
+
+def main(args):
+    """Classify and print; the status is 1 where a file could not be read."""
+    failed = 0
+    for path, answer in predict(args.model_dir, find_images(args.images), args.top):
+        if isinstance(answer, str):
+            failed += 1
+            print(f"{path}: cannot be read: {answer}", file=sys.stderr)
+        elif args.json:
+            print(json.dumps({"path": path, "labels": [{"label": n, "probability": p} for n, p in answer]}), flush=True)
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer), flush=True)
+    if failed:
+        print(f"{failed} file(s) could not be read; all others are done", file=sys.stderr)
+    return cli.EXIT_ERROR if failed else 0
+
+
+def make_parser():
+    """Return the command's flags."""
+    parser = cli.make_parser("predict", "Classify images with a trained model.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--model_dir", required=True, help="a model directory")
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="labels an image")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
