@@ -33,10 +33,10 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False):
                 raise UserError("--raw: an exported model holds the average only")
             assets = os.path.join(model_dir, "assets")
             config, class_names = checkpoint.read_config(assets), checkpoint.read_classes(assets)
-            signature = tf.saved_model.load(model_dir).signatures["serving_default"]
+            loaded = tf.saved_model.load(model_dir)
 
             def logits_of(images):
-                return signature(image=images)["logits"]
+                return loaded.signatures["serving_default"](image=images)["logits"]
         else:
             model, config, class_names = checkpoint.load_model(model_dir, raw)
 
