@@ -40,7 +40,7 @@ def add_device_arguments(parser):
     """Add the flags that say where to run."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="where to run")
     parser.add_argument("--tpu", help="'local', the name of a Cloud TPU, or grpc://address:8470")
-    parser.add_argument("--replicas", type=positive_int, default=1, help="with --device=cpu: logical devices to train on")
+    parser.add_argument("--replicas", type=positive_int, default=1, help="with the CPU: logical devices")
 
 
 def add_config_arguments(parser, recipe="digits"):

@@ -52,15 +52,21 @@ def predict(model_dir, paths, top=5, batch_size=32):
 
     model, config, class_names = checkpoint.load_model(model_dir)
     top = min(top, len(class_names))
-    decode = tf.function(lambda encoded: data.eval_image(encoded, config), input_signature=[tf.TensorSpec([], tf.string)])
-    classify = tf.function(lambda images: tf.math.top_k(tf.nn.softmax(model(images, training=False)), top))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decode(path):
+        return data.eval_image(tf.io.read_file(path), config)
+
+    @tf.function
+    def classify(images):
+        return tf.math.top_k(tf.nn.softmax(model(images, training=False)), top)
 
     for start in range(0, len(paths), batch_size):
         names = paths[start : start + batch_size]
         images, errors = {}, {}
         for name in names:
             try:
-                images[name] = decode(tf.io.read_file(name))
+                images[name] = decode(tf.constant(name))
             except tf.errors.OpError as error:
                 errors[name] = error.message.splitlines()[0]
         answers = {}

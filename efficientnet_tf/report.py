@@ -64,10 +64,11 @@ class Report:
         )
         self._bar.update(step - self._bar.n)
 
-    def evaluation(self, step, kind, values):
-        """Record and print what an evaluation returned."""
-        self.write(step, f"eval/{kind}", values)
-        self.say(f"step {step}: " + summary(kind, values))
+    def evaluation(self, step, result):
+        """Record and print what evaluations returned, {kind: values}."""
+        for kind, values in result.items():
+            self.write(step, f"eval/{kind}", values)
+            self.say(f"step {step}: " + summary(kind, values))
 
     def say(self, line):
         """Print a line above the bar."""
@@ -77,7 +78,8 @@ class Report:
 
 def summary(kind, values):
     """Return an evaluation's values as a line for people."""
-    return f"{kind}: top-1 {{top1:.2%}}, top-5 {{top5:.2%}}, loss {{loss:.4f}} on {{examples}} examples".format(**values)
+    text = "top-1 {top1:.2%}, top-5 {top5:.2%}, loss {loss:.4f} on {examples} examples".format(**values)
+    return f"{kind}: {text}"
 
 
 def _step(line):

@@ -108,7 +108,8 @@ def _indexed(size, class_names, load, describe):
             index = position % size
             if order.shuffle:
                 seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
-                index = tf.random.experimental.index_shuffle(index, seed=seed, max_index=tf.constant(size - 1, tf.int64))
+                last = tf.constant(size - 1, tf.int64)
+                index = tf.random.experimental.index_shuffle(index, seed=seed, max_index=last)
             return position, index, index
 
         return order.positions().map(with_index)

@@ -117,19 +117,25 @@ def train(config, model_dir, strategy):
             "images_per_second": steps * config.train.batch_size / (time.perf_counter() - started),
         }
 
+    def evaluate():
+        return {kind: evaluator() for kind, evaluator in evaluators.items()}
+
+    result = None
     with report.Report(model_dir, config.model.name, step, total) as log, _StopFlag() as stop:
         if step:
             log.say(f"going on from the checkpoint of step {step} of {total}")
         while step < total and not stop.asked:
-            steps = min(config.train.steps_per_loop, *(e - step % e for e in (checkpoint_every, eval_every)), total - step)
+            until = [every - step % every for every in (checkpoint_every, eval_every)]
+            steps = min(config.train.steps_per_loop, total - step, *until)
             values = run_loop(steps)
             step += steps
             log.train(step, values)
-            if step % checkpoint_every == 0:
+            if step % eval_every == 0 or step == total:
+                result = evaluate()
+                log.evaluation(step, result)
+            # Last, for what a killed run has told since its checkpoint is told again.
+            if step % checkpoint_every == 0 or step == total:
                 saved = checkpointer.save()
-            if step % eval_every == 0 and step < total:
-                for kind, evaluate in evaluators.items():
-                    log.evaluation(step, kind, evaluate())
         if saved < step:
             checkpointer.save()
         bad = failures.names()
@@ -138,13 +144,10 @@ def train(config, model_dir, strategy):
         if step < total:
             log.say(f"stopped by a signal: step {step} of {total} is saved; the same command goes on from there")
             return {"step": step, "finished": False}
-        result = {kind: evaluate() for kind, evaluate in evaluators.items()}
-        for kind, values in result.items():
-            log.evaluation(step, kind, values)
         path = os.path.join(model_dir, "model.keras")
         checkpoint.load_model(model_dir)[0].save(path)
         log.say(f"finished: {path}")
-    return {"step": step, "finished": True, **result}
+    return {"step": step, "finished": True, **(result or evaluate())}
 
 
 def main(args):

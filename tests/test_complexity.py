@@ -1,6 +1,5 @@
 """The accounting against REFERENCE 1, the golden file, and a count over the layers of built models."""
 
-import contextlib
 import math
 
 import keras
@@ -8,6 +7,7 @@ import make_goldens
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unallocated import unallocated
 
 from efficientnet_tf import complexity, config, models
 
@@ -54,14 +54,6 @@ def test_stem_and_head_by_hand():
     # 33 pixels: 17, 9, 5, 3, 2 after the five halvings.
     assert head.trainable_params == 320 * 1280 + 2 * 1280 + 1280 * 7 + 7
     assert head.macs == 320 * 1280 * 2**2 + 1280 * 7
-
-
-@contextlib.contextmanager
-def unallocated():
-    """Build models whose variables have a shape and no value."""
-    with keras.StatelessScope(initialize_variables=False):
-        yield
-    keras.backend.clear_session(free_memory=False)  # forgets the variables that wait for a value
 
 
 def count_layers(model):
