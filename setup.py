@@ -31,6 +31,7 @@ setup(
     install_requires=[
         "keras>=3.15,<3.16",
         "tensorflow-datasets>=4.9.7,<5",
+        "importlib_resources>=6,<8",  # tensorflow-datasets imports it and does not ask for it
         "absl-py>=2.1,<3",
         "pydantic>=2.9,<3",
         "PyYAML>=6.0.1,<7",

@@ -20,6 +20,7 @@ from absl import logging
 
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.config import UserError
+from efficientnet_tf.files import read_text, write_text
 from efficientnet_tf.models import build_model
 from efficientnet_tf.optim import MovingAverage, statistics
 
@@ -35,21 +36,7 @@ class State:
     @property
     def step(self):
         """Number of steps done, int."""
-        return int(self.optimizer.iterations)
-
-
-def write_text(path, text):
-    """Write a file in one go: a reader, or a restart after a kill, sees the old text or the new, never a part."""
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(temporary, path, overwrite=True)
-
-
-def read_text(path):
-    """Read a file, local or gs://."""
-    with tf.io.gfile.GFile(path) as file:
-        return file.read()
+        return int(self.optimizer.iterations.numpy())
 
 
 def open_model_dir(model_dir, config, class_names):
@@ -61,8 +48,10 @@ def open_model_dir(model_dir, config, class_names):
         class_names: sequence of str.
 
     Raises:
-        UserError: when the directory cannot be written, or was written with another config or other classes.
+        UserError: when the directory cannot be written or read back, or was written with another config or other classes.
     """
+    if re.search(r"[*?[\\]", str(model_dir)):
+        raise UserError(f"--model_dir={model_dir}: TensorFlow reads no checkpoint from a path with * ? [ or \\ in it")
     path, classes_path = os.path.join(model_dir, "config.yaml"), os.path.join(model_dir, "classes.txt")
     if tf.io.gfile.exists(path):
         changed = config_lib.diff_config(read_config(model_dir), config)
@@ -116,9 +105,10 @@ def _variables(state):
 
 def _saved_steps(model_dir):
     """Return {step: prefix} of the checkpoints that were written to their end, newest first."""
-    files = tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
-    steps = {int(re.search(r"step-(\d+)\.index$", f).group(1)): f.removesuffix(".index") for f in files}
-    return dict(sorted(steps.items(), reverse=True))
+    folder = os.path.join(model_dir, "checkpoints")
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    steps = [int(name[len("step-") : -len(".index")]) for name in names if re.fullmatch(r"step-\d+\.index", name)]
+    return {step: os.path.join(folder, f"step-{step}") for step in sorted(steps, reverse=True)}
 
 
 def _read_newest(model_dir, checkpoint):
@@ -146,14 +136,9 @@ class Checkpointer:
     def __init__(self, model_dir, state, config):
         self.model_dir = model_dir
         self.state = state
+        self._keep = config.train.keep_checkpoints
         text = tf.Variable(config_lib.dump_config(config), trainable=False)
         self._checkpoint = tf.train.Checkpoint(config=text, **_variables(state))
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint,
-            os.path.join(model_dir, "checkpoints"),
-            max_to_keep=config.train.keep_checkpoints,
-            checkpoint_name="step",
-        )
 
     def restore(self):
         """Restore the newest whole checkpoint; return its step, 0 where there is none.
@@ -172,15 +157,27 @@ class Checkpointer:
         Raises:
             UserError: when it cannot be written; the ones before it are whole.
         """
-        step = self.state.step
+        step, folder = self.state.step, os.path.join(self.model_dir, "checkpoints")
         try:
-            self._manager.save(checkpoint_number=step)
+            self._checkpoint.write(os.path.join(folder, f"step-{step}"))
+            # For tf.train.latest_checkpoint; here nothing reads it.
+            write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
+            self._delete_old(folder)
         except (tf.errors.OpError, OSError) as error:
             raise UserError(
                 f"checkpoint of step {step} cannot be written to {self.model_dir} "
                 f"({str(error)[:300]}). The checkpoints before it are whole: mend this and start the same command again"
             ) from None
         return step
+
+    def _delete_old(self, folder):
+        """Delete all but the newest checkpoints, parts of a killed write too; index files, which count, first."""
+        kept = list(_saved_steps(self.model_dir))[: self._keep]
+        for name in sorted(tf.io.gfile.listdir(folder), key=lambda name: not name.endswith(".index")):
+            match = re.match(r"step-(\d+)[._]", name)
+            if match and int(match[1]) not in kept:
+                path = os.path.join(folder, name)
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
 
 def build_for(config, classes):

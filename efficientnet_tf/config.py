@@ -8,6 +8,7 @@ Every key is documented on its field here and nowhere else. Nothing in this file
 import difflib
 import functools
 import importlib.metadata
+import itertools
 import platform
 import re
 import subprocess
@@ -131,6 +132,12 @@ class AugmentConfig(Section):
     crop_area: Pair = Field((0.08, 1.0), description="range of the random crop's area, share of the image")
     crop_aspect: Pair = Field((3 / 4, 4 / 3), description="range of the random crop's width/height")
     flip: bool = Field(True, description="mirror left-right, half of the time")
+    policy: Literal["none", "autoaugment", "randaugment"] = Field("none", description="what else is done to an image")
+    randaugment_count: Annotated[int, Field(ge=1, le=16)] = Field(2, description="randaugment: operations an image")
+    randaugment_level: Annotated[float, Field(ge=0, le=30)] = Field(10.0, description="randaugment: their strength")
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="probability that a rectangle becomes noise")
+    mixup: NonNegative = Field(0.0, description="blend pairs of images, weight from Beta(a, a); 0 for none")
+    cutmix: NonNegative = Field(0.0, description="paste pairs of images, area from Beta(a, a); 0 for none")
 
     @pydantic.model_validator(mode="after")
     def _check(self):
@@ -228,13 +235,15 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers and booleans (1e-5 is a number, `on` a string), and no key twice."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in rules if not tag.endswith((":bool", ":float", ":int"))]
+        first: [(tag, regexp) for tag, regexp in rules if not tag.endswith((":bool", ":float", ":int", ":timestamp"))]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
@@ -243,6 +252,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
@@ -250,6 +260,12 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"),
     list("-+.0123456789"),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that _Loader would read as something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _parse_yaml(text, where):
@@ -260,7 +276,11 @@ def _parse_yaml(text, where):
 
 
 def _read_mapping(path):
-    content = _parse_yaml(path.read_text(), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    content = _parse_yaml(text, path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, received {type(content).__name__}")
     return content
@@ -308,23 +328,26 @@ def _merge(base, over):
     return merged
 
 
-def _get(content, location):
+def _has(content, location):
     for key in location:
         try:
             content = content[key]
         except (KeyError, IndexError, TypeError):
-            return None
-    return content
+            return False
+    return True
 
 
-def _origin(layers, location):
-    """Return "file: " for the layer that the value, or what should hold it, comes from; "" for several."""
-    while location:
-        for name, layer in reversed(layers):
-            if _get(layer, location) is not None:
-                return f"{name}: "
-        location = location[:-1]
-    return ""
+def _origin(layers, item, message):
+    """Return the names of the layers that a mistake comes from: those that state the values it is about."""
+    location = item["loc"]
+    if item["type"] == "missing" and not any(isinstance(part, int) for part in location):
+        return next(name for name, layer in layers if _has(layer, location[:-1]))
+    if item["type"] == "value_error":  # a contradiction: its message names the keys
+        keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
+    else:  # a list comes from one layer as a whole
+        keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]
+    said = [next((name for name, layer in reversed(layers) if _has(layer, key)), None) for key in keys]
+    return ", ".join(name for name, _ in layers if name in said) or layers[-1][0]
 
 
 def _section_at(model, location):
@@ -364,9 +387,9 @@ def _validate(schema, content, layers):
                 message = f"unknown key; allowed are {', '.join(sorted(allowed))}." + hint
             elif item["type"] == "missing":
                 message = "is required and not given"
-            elif not isinstance(item["input"], dict | Section):
+            elif item["type"] != "value_error":
                 message += f", received {item['input']!r}"
-            lines.append(f"{_origin(layers, location)}{key + ': ' if key else ''}{message}")
+            lines.append(f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}")
         raise UserError("\n".join(lines)) from None
 
 
@@ -395,13 +418,10 @@ def _parse_overrides(overrides):
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {text}: expected section.key=value, for example train.epochs=5")
-        *sections, last = key.strip().split(".")
-        target = nested
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {text}: {section!r} has been given a value already")
-        target[last] = _parse_yaml(value, f"--set {text}")
+        value = _parse_yaml(value, f"--set {text}")
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        nested = _merge(nested, value)
     return nested
 
 
@@ -460,7 +480,9 @@ def environment():
 
 def dump_config(config):
     """Return the config as YAML text, every key stated."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120
+    )
 
 
 def parse_config(text, where):

@@ -4,6 +4,7 @@ import math
 
 import tensorflow as tf
 
+from efficientnet_tf import augment
 from efficientnet_tf.config import UserError
 from efficientnet_tf.sources import Order
 
@@ -24,15 +25,16 @@ def _decode_window(encoded, channels, choose_window):
 
     def jpeg():
         window = choose_window(tf.io.extract_jpeg_shape(encoded))
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=channels)
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
 
     def other():
-        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
         return image[y : y + height, x : x + width]
 
     image = tf.cond(tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff", jpeg, other)
-    return tf.ensure_shape(image, [None, None, channels])
+    image = tf.ensure_shape(image, [None, None, 3])
+    return tf.image.rgb_to_grayscale(image) if channels == 1 else image  # not every decoder can give grey
 
 
 def center_window(shape, image_size, padding):
@@ -90,11 +92,11 @@ def _resize(image, config):
 
 
 def train_image(encoded, seed, config):
-    """Decode a random crop of an image, resize it and mirror half of them.
+    """Decode a random crop of an image, resize it, mirror half of them, and apply the policy.
 
     Args:
         encoded: string scalar, the bytes of an image file.
-        seed: int64 [2]; it alone decides crop and mirror.
+        seed: int64 [2]; it alone decides how the image is varied.
         config: config.Config.
 
     Returns:
@@ -103,15 +105,21 @@ def train_image(encoded, seed, config):
     Source: paper, section 5.2; official code, `preprocess_for_train`.
     Deviates: today's half-pixel bicubic (`tf.image.resize`), where the official code had TensorFlow 1's.
     """
-    crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    crop_seed, flip_seed, policy_seed, erase_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    size, channels = config.image_size, config.data.channels
 
     def window(shape):
         fallback = center_window(shape, config.image_size, config.data.crop_padding)
         return random_window(shape, crop_seed, config.augment, fallback)
 
     image = _resize(_decode_window(encoded, config.data.channels, window), config)
-    image = tf.saturate_cast(tf.round(image), tf.uint8)
-    return tf.image.stateless_random_flip_left_right(image, flip_seed) if config.augment.flip else image
+    image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
+    if config.augment.flip:
+        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    policy = augment.make_policy(config.augment)
+    if policy:
+        image = augment.apply_policy(policy, image, policy_seed)
+    return augment.erase(image, config.augment.erase, erase_seed) if config.augment.erase else image
 
 
 def eval_image(encoded, config):

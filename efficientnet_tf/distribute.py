@@ -3,12 +3,15 @@
 The only file that names a device.
 """
 
+import socket
+
 import keras
 import tensorflow as tf
 
 from efficientnet_tf.config import UserError
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+CONNECT_SECONDS = 20
 
 
 def create_strategy(device="auto", tpu=None, replicas=1):
@@ -32,26 +35,30 @@ def create_strategy(device="auto", tpu=None, replicas=1):
         )
     if device not in DEVICES:
         raise UserError(f"--device={device}: allowed are {', '.join(DEVICES)}")
-    if tpu is not None or device == "tpu":
-        if device not in ("auto", "tpu"):
-            raise UserError(f"--device={device} and --tpu={tpu} contradict each other: give one of them")
+    if tpu is not None and device not in ("auto", "tpu"):
+        raise UserError(f"--device={device} and --tpu={tpu} contradict each other: give one of them")
+    on_tpu = tpu is not None or device == "tpu"
+    gpus = [] if on_tpu or device == "cpu" else tf.config.list_physical_devices("GPU")
+    if replicas > 1 and (on_tpu or gpus):
+        raise UserError(
+            f"--replicas={replicas} divides the CPU; a TPU or GPUs have their own: pass --device=cpu or none"
+        )
+    if on_tpu:
         return _tpu_strategy(tpu or "")
-    gpus = tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
         raise UserError(
             "--device=gpu: TensorFlow sees no GPU here. Is the driver installed, and the gpu extra: "
             "pip install 'efficientnet_tf[gpu]'?"
         )
-    if gpus and device != "cpu":
+    if gpus:
         names = [f"GPU:{i}" for i in range(len(gpus))]
         return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.OneDeviceStrategy(names[0])
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("CPU:0")
-    logical = [tf.config.LogicalDeviceConfiguration()] * replicas
     cpu = tf.config.list_physical_devices("CPU")[0]
-    if tf.config.get_logical_device_configuration(cpu) != logical:
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) < replicas:
         try:
-            tf.config.set_logical_device_configuration(cpu, logical)
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
         except RuntimeError:
             raise UserError("--replicas must be set before TensorFlow has used the CPU") from None
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
@@ -62,6 +69,9 @@ def _tpu_strategy(name):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         if name != "local":
+            for address in resolver.cluster_spec().job_tasks("worker"):  # TensorFlow would wait for it without end
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # the resolver raises a dozen types, URL errors among them

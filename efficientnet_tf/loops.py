@@ -11,7 +11,7 @@ import math
 import keras
 import tensorflow as tf
 
-from efficientnet_tf import data, distribute, optim
+from efficientnet_tf import augment, data, distribute, optim
 
 
 def _values(variables):
@@ -47,11 +47,13 @@ def make_train_loop(state, config, strategy):
             next(moving) if id(v) in is_statistic else seed + tf.constant([i, 0], tf.int64) * 2**32
             for i, v in enumerate(model.non_trainable_variables)
         ]
+        targets = tf.one_hot(labels, model.output_shape[-1])
+        images, targets = augment.mix(tf.cast(images, tf.float32), targets, seed + [2**47, 0], config.augment)
         with tf.GradientTape() as tape:
             tape.watch(weights)
             logits, updated = model.stateless_call(weights, others, images, training=True)
             losses = keras.losses.categorical_crossentropy(
-                tf.one_hot(labels, logits.shape[-1]),
+                targets,
                 logits,
                 from_logits=True,
                 label_smoothing=config.train.label_smoothing,
@@ -68,7 +70,7 @@ def make_train_loop(state, config, strategy):
 
     def replica_step(images, labels):
         context = tf.distribute.get_replica_context()
-        step = tf.cast(optimizer.iterations.value, tf.int64)
+        step = tf.convert_to_tensor(optimizer.iterations.value)  # its value now: a cast would give the variable itself
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         # Masks differ from layer to layer, step to step and replica to replica, and a resumed run draws the same ones.
         seed = tf.stack([config.train.seed + replica * 2**48, step])
@@ -115,8 +117,10 @@ def make_evaluator(logits_of, source, config, strategy):
         logits = tf.cast(logits_of(images), tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         true = tf.gather(logits, labels, batch_dims=1)[:, None]
-        # How many classes beat the label. Written so that a NaN beats it, too.
-        rank = tf.reduce_sum(tf.cast(~(logits <= true), tf.int32), axis=1)
+        # How many classes come before the label: of equal ones the first, as in argmax. Nothing is behind a NaN.
+        classes = tf.shape(logits)[1]
+        behind = tf.where(tf.range(classes) < labels[:, None], logits < true, logits <= true)
+        rank = classes - tf.reduce_sum(tf.cast(behind, tf.int32), axis=1)
         values = [tf.ones_like(losses), losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32)]
         return tf.reduce_sum(tf.where(weights > 0, tf.stack(values), 0.0), axis=1)
 

@@ -4,6 +4,8 @@ Imports Keras alone, so the same model is built on each of Keras's backends, and
 this package to load. A block reads as its own diagram; layer names are those of `keras.applications`.
 """
 
+import sys
+
 import keras
 from keras import layers
 
@@ -138,6 +140,8 @@ def build_model(
     spec = config.load_variant(variant)
     _check_arguments(classes, input_shape, channels, pooling, input_tensor)
     network = scale_network(spec)
+    # Keras walks a model recursively, a frame a layer, when it builds, saves and clones it: L2 has 950 in a row.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + 20 * len(network.blocks)))
     inputs = x = input_tensor
     if input_tensor is None:
         inputs = x = layers.Input(input_shape or (spec.resolution, spec.resolution, channels), name="image")
@@ -153,16 +157,16 @@ def build_model(
     by_stride[stride] = x
 
     if endpoints is not None:
-        missing = [s for s in endpoints if s not in by_stride]
-        if missing or not endpoints:
-            raise config.UserError(f"endpoints={list(endpoints)}: allowed are strides out of {sorted(by_stride)}")
+        if not isinstance(endpoints, list | tuple) or not endpoints or set(endpoints) - set(by_stride):
+            raise config.UserError(f"endpoints={endpoints!r}: allowed are strides out of {sorted(by_stride)}")
         x = {f"stride{s}": by_stride[s] for s in endpoints}
     else:
         x = _conv(x, network.head_channels, 1, "top_conv")
         x = _batch_norm(x, spec, "top_bn")
         x = _top(x, spec, classes, classifier_activation) if include_top else _pool(x, pooling)
     if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
+        sources = keras.utils.get_source_inputs(input_tensor)
+        inputs = sources[0] if len(sources) == 1 else sources
     return keras.Model(inputs, x, name=name or f"efficientnet{spec.name}")
 
 
@@ -185,8 +189,10 @@ def _pool(x, pooling):
 
 def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
     def positive(value):
-        return isinstance(value, int) and value >= 1
+        return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
 
+    if keras.config.image_data_format() != "channels_last":
+        raise config.UserError("Keras is set to image_data_format='channels_first'; allowed is 'channels_last'")
     if not positive(classes):
         raise config.UserError(f"classes must be an int >= 1, received {classes!r}")
     if not positive(channels):
@@ -196,7 +202,7 @@ def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
     if input_tensor is not None and not keras.backend.is_keras_tensor(input_tensor):
         raise config.UserError(f"input_tensor must be a Keras tensor, received {type(input_tensor).__name__}")
     if input_shape is not None:
-        shape = tuple(input_shape)
+        shape = tuple(input_shape) if isinstance(input_shape, list | tuple) else ()
         if len(shape) != 3 or not positive(shape[2]) or not all(s is None or positive(s) for s in shape[:2]):
             raise config.UserError(
                 f"input_shape must be (height, width, channels), height and width may be None, received {input_shape!r}"

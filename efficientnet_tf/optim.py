@@ -71,7 +71,9 @@ class RMSprop(keras.optimizers.RMSprop):
     """
 
     def build(self, variables):
-        """Create the slots."""
+        """Create the slots, once."""
+        if self.built:
+            return
         super().build(variables)
         for slot in self._velocities:
             slot.assign(ops.ones_like(slot))

@@ -7,7 +7,7 @@ import sys
 import tensorflow as tf
 from tqdm import tqdm
 
-from efficientnet_tf.checkpoint import read_text, write_text
+from efficientnet_tf.files import read_text, write_text
 
 
 class Report:

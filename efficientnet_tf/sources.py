@@ -107,9 +107,11 @@ def _indexed(size, class_names, load, describe):
         def with_index(position):
             index = position % size
             if order.shuffle:
+                # The shuffle reads a few low bits of its key, 8 for small sets: spread seed and epoch over all of them.
                 seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
+                key = tf.random.stateless_uniform([2], seed, minval=None, maxval=None, dtype=tf.int32)
                 last = tf.constant(size - 1, tf.int64)
-                index = tf.random.experimental.index_shuffle(index, seed=seed, max_index=last)
+                index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)
             return position, index, index
 
         return order.positions().map(with_index)
@@ -174,7 +176,8 @@ def _class_images(folder, class_names):
     for name in class_names:
         files = []
         for root, _, names in tf.io.gfile.walk(os.path.join(folder, name)):
-            files += [os.path.join(root, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
+            paths = [os.path.join(root, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
+            files += [path for path in paths if "/." not in path.removeprefix(folder)]  # hidden, as in `_listdir`
         if not files:
             raise UserError(
                 f"class folder {os.path.join(folder, name)!r} holds no image; "
@@ -201,29 +204,24 @@ def _folder(data, split, training):
     root = data.dir
     if not tf.io.gfile.isdir(root):
         raise UserError(f"data.dir={root!r} is not a folder")
-    classes, _ = _listdir(root)
+    present, _ = _listdir(root)
     if data.val_fraction is None:
-        if split not in classes:
+        if split not in present:
             raise UserError(
-                f"{root!r} has no sub-folder {split!r}; it has {', '.join(classes[:10]) or 'no sub-folder'}. Expected "
+                f"{root!r} has no sub-folder {split!r}; it has {', '.join(present[:10]) or 'no sub-folder'}. Expected "
                 f"{split}/<class>/images; for <class>/images alone pass --set data.val_fraction=0.2"
             )
         root = os.path.join(root, split)
-        classes, _ = _listdir(root)
-        if split != data.train_split and tf.io.gfile.isdir(os.path.join(data.dir, data.train_split)):
-            # The training folder says what the labels are.
-            train_classes, _ = _listdir(os.path.join(data.dir, data.train_split))
-            unknown = sorted(set(classes) - set(train_classes))
-            if unknown:
-                raise UserError(f"{root!r} has classes that {data.train_split!r} lacks: {', '.join(unknown[:10])}")
-            classes, present = train_classes, set(classes)
-        else:
-            present = set(classes)
-    else:
-        present = set(classes)
-    if not classes:
+        present, _ = _listdir(root)
+    if not present:
         raise UserError(f"{root!r} holds no class folder; expected <class>/images in it")
-    images = _class_images(root, [c for c in classes if c in present])
+    classes, train_root = present, os.path.join(data.dir, data.train_split)
+    if data.val_fraction is None and split != data.train_split and tf.io.gfile.isdir(train_root):
+        classes, _ = _listdir(train_root)  # the training folder says what the labels are
+        unknown = sorted(set(present) - set(classes))
+        if unknown:
+            raise UserError(f"{root!r} has classes that {data.train_split!r} lacks: {', '.join(unknown[:10])}")
+    images = _class_images(root, present)
     if data.val_fraction is not None:
         images = {name: _hold_out(paths, data.val_fraction, training) for name, paths in images.items()}
     label = {name: i for i, name in enumerate(classes)}
@@ -241,40 +239,62 @@ def _folder(data, split, training):
 # ------------------------------------------------------------------------------------------------------ TFDS
 
 
+def _prepare(builder, what):
+    """Download and prepare a data set that is not there yet."""
+    import requests
+
+    try:
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            # Left to itself TFDS tries for minutes to reach a server that cannot be reached; one try tells.
+            for url in [url for url in builder.url_infos or () if url.startswith("http")][:1]:
+                requests.get(url, stream=True, timeout=30).close()
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"{what} is not prepared under {builder.data_dir} and could not be downloaded: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+
+
 def _tfds(name, data, split):
     """Any image-classification set of TensorFlow Datasets, read as encoded bytes."""
     import tensorflow_datasets as tfds
 
+    what = f"data.source=tfds:{name}"
     try:
         builder = tfds.builder(name, data_dir=data.dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except (AssertionError, ValueError) as error:
         base = name.split("/")[0].split(":")[0]
         known = tfds.list_builders(with_community_datasets=False)
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"data.source=tfds:{name}: {first}." + nearest(base, known)) from None
+        raise UserError(f"{what}: {first.rstrip('.')}." + nearest(base, known)) from None
     if not builder.info.splits:
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            raise UserError(
-                f"data.source=tfds:{name} is not prepared under {builder.data_dir} and could not be downloaded: "
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            ) from None
+        _prepare(builder, what)
     info = builder.info
-    _check_split(split.split("[")[0], list(info.splits), f"data.source=tfds:{name}")
-    if not {"image", "label"} <= set(info.features):
+    _check_split(split.split("[")[0], list(info.splits), what)
+    if info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise UserError(f"{what} is stored as {info.file_format.value}, only tfrecord can be read")
+    features = dict(info.features)
+    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(key), kind) for key, kind in wanted.items()):
+        has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
         raise UserError(
-            f"data.source=tfds:{name} is not an image-classification set: needs the features image and label, "
-            f"has {', '.join(info.features)}"
+            f"{what} is not an image-classification set: needs the features image (Image) and label (ClassLabel), "
+            f"has {has}"
         )
+    try:
+        shards = [(i.filename, i.skip, i.take, i.examples_in_shard) for i in info.splits[split].file_instructions]
+    except ValueError as error:
+        raise UserError(f"{what}: {str(error).splitlines()[0]}") from None
+    if not shards:
+        raise UserError(f"{what}: split {split!r} holds no example")
     decoders = {"image": tfds.decode.SkipDecoding()}
 
     def load(record):
         example = info.features.deserialize_example(record, decoders=decoders)
         return example["image"], tf.cast(example["label"], tf.int32)
 
-    shards = [(i.filename, i.skip, i.take, i.examples_in_shard) for i in info.splits[split].file_instructions]
-    return _records(shards, info.features["label"].names, load, data.shuffle_buffer)
+    return _records(shards, features["label"].names, load, data.shuffle_buffer)
 
 
 def _records(shards, class_names, load, shuffle_buffer):
@@ -299,20 +319,22 @@ def _records(shards, class_names, load, shuffle_buffer):
         files = tf.data.Dataset.from_tensor_slices(shards)
         records = files.interleave(read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE)
         if order.shuffle:
-            records = records.shuffle(shuffle_buffer, seed=order.seed + number * 2**31)
+            # Shuffle mixes in the global seed. Here, where a function is traced, that is set for this function alone.
+            tf.random.set_seed(order.seed % (2**31 - 2) + 1)  # zero fails: it is compared with, in a graph
+            records = records.shuffle(shuffle_buffer, seed=number + 1)
         return records
 
     def stream(order):
         share = order.batch // order.hosts
         if not order.shuffle:
-            records = epoch(order, range(len(paths)), 0)
+            records = epoch(order, list(range(len(paths))), 0)
             last = records.take(1).repeat()  # stands in for the positions past the end, which are masked
             records = records.concatenate(last).enumerate().take((order.first_step + order.steps) * order.batch)
             records = records.filter(lambda position, _: position % order.batch // share == order.host)
             return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
         if len(paths) < order.hosts:
             raise UserError(f"{len(paths)} record files cannot be divided among {order.hosts} hosts")
-        mine = range(order.host, len(paths), order.hosts)
+        mine = list(range(order.host, len(paths), order.hosts))
         size = sum(takes[i] for i in mine)
         first_epoch, skip = divmod(order.first_step * share, size)
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)

@@ -20,7 +20,20 @@ def complexity_golden():
     return {variant: {part: numbers(cost) for part, cost in parts.items()} for variant, parts in costs.items()}
 
 
-GOLDENS = {"complexity": complexity_golden}
+def start_digits_loss():
+    """Return the run of the loss curve: the tiny variant on digits, seed 0, the warm-up done after 11 of the 20 steps."""
+    import tiny  # TensorFlow, which the other goldens do not need
+
+    return tiny.Run(tiny.load_config("schedule.warmup_epochs=0.5"))
+
+
+def digits_loss_golden():
+    """Loss at each of the first 20 steps."""
+    run = start_digits_loss()
+    return {"loss": [run.steps(1)[0] for _ in range(20)]}
+
+
+GOLDENS = {"complexity": complexity_golden, "digits_loss": digits_loss_golden}
 
 
 def read(name):

@@ -1,0 +1,158 @@
+"""Measure speed: `python -m efficientnet_tf.benchmark --mode=input`.
+
+Everything that is compared is measured in turns, in one run; the table has medians and the spread over the rounds.
+"""
+
+import json
+import statistics
+import sys
+import time
+
+from efficientnet_tf import cli
+
+POLICIES = ("decode", "none", "randaugment", "autoaugment")
+
+
+def make_photos(count):
+    """Return JPEG files like ImageNet's, about 500x375 pixels and 110 kB, cut from scikit-learn's two photos."""
+    import numpy as np
+    import tensorflow as tf
+    from sklearn.datasets import load_sample_images
+
+    photos, rng = load_sample_images().images, np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        photo = photos[rng.integers(len(photos))]
+        height, width = (int(side * rng.uniform(0.55, 1.0)) for side in photo.shape[:2])
+        y, x = rng.integers(photo.shape[0] - height + 1), rng.integers(photo.shape[1] - width + 1)
+        shape = (375, 500) if rng.random() < 0.75 else (500, 375)
+        image = tf.image.resize(photo[y : y + height, x : x + width], shape, "bicubic")
+        image += rng.normal(0, 6, (*shape, 1))  # a sensor's grain, for a file of the usual size
+        files.append(tf.io.encode_jpeg(tf.saturate_cast(image, tf.uint8), quality=92).numpy())
+    return files
+
+
+def _input_pipeline(source, config, policy):
+    """Return a data set of image counts: what training reads, or, for "decode", its random crops merely decoded."""
+    import tensorflow as tf
+
+    from efficientnet_tf import data
+    from efficientnet_tf.config import override_config
+    from efficientnet_tf.sources import Order
+
+    if policy != "decode":
+        config = override_config(config, [f"augment.policy={policy}"])
+        batches = data.train_dataset(source, config, data.Failures(source), 0, tf.distribute.InputContext())
+        return batches.map(lambda images, labels: tf.shape(images)[0])
+
+    def decode(position, index, payload):
+        def window(shape):
+            fallback = data.center_window(shape, config.image_size, config.data.crop_padding)
+            return data.random_window(shape, tf.stack([position, index]), config.augment, fallback)
+
+        image = data.decode_window(source.load(payload)[0], config.data.channels, window)
+        return tf.shape(image)[0]
+
+    order = Order(batch=config.train.batch_size, shuffle=True)
+    sizes = source.stream(order).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return sizes.batch(config.train.batch_size).map(tf.size).prefetch(tf.data.AUTOTUNE)
+
+
+def _images_per_second(pipeline, threads, warmup, seconds):
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    iterator = pipeline.with_options(options).as_numpy_iterator()
+    start = time.perf_counter()
+    while time.perf_counter() - start < warmup:
+        next(iterator)
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        images += next(iterator)
+    return images / (time.perf_counter() - start)
+
+
+def measure_input(sizes, threads, rounds, seconds, photos=256):
+    """Measure the training input: decoding alone, crop + resize + mirror, and each policy on top of it.
+
+    Args:
+        sizes: sequence of int, image sides in pixels.
+        threads: sequence of int, threads of tf.data.
+        rounds: int >= 1, turns that everything is measured in.
+        seconds: float > 0, length of a measurement; half as long goes before it.
+        photos: int >= 1, number of different images.
+
+    Returns:
+        A list of dict: size, threads, policy, images_per_second (median), low, high, of_decode (share of the rate of
+        decoding alone), of_none (share of the rate without a policy).
+    """
+    from tqdm import tqdm
+
+    from efficientnet_tf import config as config_lib
+    from efficientnet_tf import sources
+
+    source = sources.from_bytes(make_photos(photos), [i % 10 for i in range(photos)], "0123456789", "photo")
+    rows = []
+    bar = tqdm(total=len(sizes) * len(threads) * rounds * len(POLICIES), unit="measurement", file=sys.stderr)
+    for size in sizes:
+        config = config_lib.load_config("b0", "imagenet", [f"data.image_size={size}", "train.batch_size=32"])
+        for count in threads:
+            rates = {policy: [] for policy in POLICIES}
+            for _ in range(rounds):
+                for policy in POLICIES:
+                    pipeline = _input_pipeline(source, config, policy)
+                    rates[policy].append(_images_per_second(pipeline, count, seconds / 2, seconds))
+                    bar.update()
+            median = {policy: statistics.median(values) for policy, values in rates.items()}
+            for policy, values in rates.items():
+                rows.append(
+                    {
+                        "size": size,
+                        "threads": count,
+                        "policy": policy,
+                        "images_per_second": round(median[policy], 1),
+                        "low": round(min(values), 1),
+                        "high": round(max(values), 1),
+                        "of_decode": round(median[policy] / median["decode"], 3),
+                        "of_none": round(median[policy] / median["none"], 3),
+                    }
+                )
+    bar.close()
+    return rows
+
+
+def format_table(rows):
+    """Return rows, dicts with the same keys, as a Markdown table."""
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *([str(row[key]) for key in header] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def main(args):
+    """Measure, print the table, write the JSON."""
+    from efficientnet_tf.config import environment
+
+    rows = measure_input(args.sizes, args.threads, args.rounds, args.seconds)
+    print(format_table(rows))
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump({"mode": args.mode, "environment": environment(), "rows": rows}, file, indent=1)
+
+
+def make_parser():
+    """Return the command's flags."""
+    parser = cli.make_parser("benchmark", "Measure speed; what is compared is measured in turns, in one run.")
+    parser.add_argument("--mode", default="input", choices=["input"], help="input: decoding and augmenting")
+    parser.add_argument("--sizes", type=cli.positive_ints, default=[224, 380, 600], help="image sides, pixels: 224,380")
+    parser.add_argument("--threads", type=cli.positive_ints, default=[1, 2, 4], help="threads: 1,2,4")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a measurement")
+    parser.add_argument("--output", help="JSON file to write, with hardware and versions")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

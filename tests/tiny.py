@@ -1,0 +1,57 @@
+"""Runs of the tiny variant: what the tests of the training loop and its golden file share."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tensorflow as tf
+
+from efficientnet_tf import config as config_lib
+from efficientnet_tf import data, loops, sources, train
+
+_strategies = itertools.count(1)
+
+VARIANT = str(Path(__file__).with_name("tiny.yaml"))
+# Two blocks instead of five, where a test has more to trace: for several replicas, or again and again.
+SHORT = (
+    "model.stages=[{kernel: 3, stride: 1, expand: 1, channels: 8, repeats: 1},"
+    " {kernel: 5, stride: 2, expand: 4, channels: 16, repeats: 1}]"
+)
+
+
+def load_config(*overrides, recipe="digits"):
+    return config_lib.load_config(VARIANT, recipe, overrides)
+
+
+def make_strategy(replicas):
+    """Return a strategy on the logical CPUs that conftest.py makes."""
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("CPU:0")
+    # Replicas meet under keys that each strategy counts from the same start: the strategies of one process need others.
+    strategy = type("Mirrored", (tf.distribute.MirroredStrategy,), {"_collective_key_base": 1000 * next(_strategies)})
+    return strategy([f"CPU:{i}" for i in range(replicas)])
+
+
+@dataclass
+class Run:
+    """What `train` holds while it trains on digits, without a model directory."""
+
+    config: config_lib.Config
+    replicas: int = 1
+    source: sources.Source = field(init=False)
+
+    def __post_init__(self):
+        self.strategy = make_strategy(self.replicas)
+        self.source = sources.open_source(self.config.data, self.config.data.train_split, training=True)
+        self.state = train.create_state(self.config, len(self.source.class_names), self.source.size, self.strategy)
+        self.loop = loops.make_train_loop(self.state, self.config, self.strategy)
+        self._failures = data.Failures(self.source)
+        self.batches = iter(
+            self.strategy.distribute_datasets_from_function(
+                lambda context: data.train_dataset(self.source, self.config, self._failures, 0, context)
+            )
+        )
+
+    def steps(self, count):
+        """Train; return (loss, accuracy), means over the steps."""
+        return self.loop(self.batches, tf.constant(count)).numpy().tolist()
