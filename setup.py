@@ -14,7 +14,14 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
     # Later tensorflow-tpu wheels pull a libtpu that they cannot load.
     "tpu": ["tensorflow-tpu==2.19.1", "cloud-tpu-client==0.10"],
-    "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "pillow>=10", "jax>=0.4.30", "ruff==0.17.6", "build>=1.2"],
+    "test": [
+        "pytest>=8,<10",
+        "pytest-xdist>=3.6,<4",
+        "hypothesis>=6.100,<7",
+        "pillow>=10",
+        "jax>=0.4.30",
+        "ruff==0.17.6",
+    ],
 }
 
 setup(
