@@ -14,6 +14,7 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
     # Later tensorflow-tpu wheels pull a libtpu that they cannot load.
     "tpu": ["tensorflow-tpu==2.19.1", "cloud-tpu-client==0.10"],
+    "beam": ["apache-beam>=2.60,<3"],
     "test": [
         "pytest>=8,<10",
         "pytest-xdist>=3.6,<4",

@@ -306,6 +306,11 @@ def randaugment(count, level):
     return Policy(draw, translate=100, cutout=40)
 
 
+def draw_policy(policy, seed):
+    """Return what `apply_policy` does with a seed: operations int32 [N], indices into NAMES, and levels float32 [N]."""
+    return policy.draw(tf.random.experimental.stateless_split(seed, 2)[0])
+
+
 def apply_policy(policy, image, seed):
     """Vary an image.
 
@@ -317,12 +322,12 @@ def apply_policy(policy, image, seed):
     Returns:
         uint8 [H, W, C].
     """
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    operations, levels = policy.draw(seeds[0])
+    operations, levels = draw_policy(policy, seed)
     count = operations.shape[0]
-    signs = tf.random.stateless_uniform([count], seeds[1], 0, 2, tf.int32) * 2 - 1
+    seed = tf.random.experimental.stateless_split(seed, 2)[1]
+    signs = tf.random.stateless_uniform([count], seed, 0, 2, tf.int32) * 2 - 1
     for i in range(count):
-        arguments = levels[i], tf.cast(signs[i], tf.float32), seeds[1] + [i, 1], policy
+        arguments = levels[i], tf.cast(signs[i], tf.float32), seed + [i, 1], policy
         branches = [functools.partial(operation, image, *arguments) for operation in OPERATIONS.values()]
         image = tf.ensure_shape(tf.switch_case(operations[i], branches), image.shape)
     return image

@@ -38,7 +38,7 @@ def _input_pipeline(source, config, policy):
 
     from efficientnet_tf import data
     from efficientnet_tf.config import override_config
-    from efficientnet_tf.sources import Order
+    from efficientnet_tf.examples import Order
 
     if policy != "decode":
         config = override_config(config, [f"augment.policy={policy}"])
@@ -91,9 +91,9 @@ def measure_input(sizes, threads, rounds, seconds, photos=256):
     from tqdm import tqdm
 
     from efficientnet_tf import config as config_lib
-    from efficientnet_tf import sources
+    from efficientnet_tf import examples
 
-    source = sources.from_bytes(make_photos(photos), [i % 10 for i in range(photos)], "0123456789", "photo")
+    source = examples.from_bytes(make_photos(photos), [i % 10 for i in range(photos)], "0123456789", "photo")
     rows = []
     bar = tqdm(total=len(sizes) * len(threads) * rounds * len(POLICIES), unit="measurement", file=sys.stderr)
     for size in sizes:

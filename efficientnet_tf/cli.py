@@ -71,6 +71,12 @@ def positive_int(text):
     return value
 
 
+def positive_ints(text):
+    """Parse a flag that counts several things: 1,2,4."""
+    return [positive_int(part) for part in text.split(",")]
+
+
+positive_ints.__name__ = "ints >= 1, divided by commas"
 positive_int.__name__ = "int >= 1"  # argparse names the type in its message
 
 

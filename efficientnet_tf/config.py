@@ -103,8 +103,10 @@ class DataConfig(Section):
 
     source: str = Field(
         "digits",
-        pattern=r"^(digits|folder|synthetic|tfds:[\w./+-]+)$",
-        description="digits | folder | synthetic | tfds:<name>, with <name> as TensorFlow Datasets spells it",
+        pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./+-]+)$",
+        description="digits | folder (a folder a class) | table (<split>.csv or .tsv of paths and labels) | "
+        "records (<split>-00000-of-00128 ..., the official tools' TFRecords) | synthetic | tfds:<name>, with <name> as "
+        "TensorFlow Datasets spells it",
     )
     dir: str | None = Field(None, description="folder of images, or the data directory of TensorFlow Datasets")
     train_split: str = Field("train", description="name of the training split (folder: of the sub-folder)")
@@ -121,6 +123,11 @@ class DataConfig(Section):
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         1e-3, description="training stops when more than this share of its images cannot be decoded"
     )
+    classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="records only: number of classes, where no classes.txt stands beside the files"
+    )
+    cache: Literal["none", "memory"] = Field("none", description="memory: read all images, still encoded, once")
+    service: str | None = Field(None, description="grpc://address:port of a tf.data service that prepares the batches")
     shuffle_buffer: Count = Field(16384, description="records shuffled together, where a source cannot be indexed")
     synthetic_examples: Count = Field(256, description="synthetic only: images in each split")
     synthetic_classes: Annotated[int, Field(ge=2)] = Field(10, description="synthetic only: number of classes")
@@ -215,8 +222,8 @@ class Config(Section):
     @pydantic.model_validator(mode="after")
     def _check(self):
         data, schedule, train = self.data, self.schedule, self.train
-        if data.source == "folder" and data.dir is None:
-            raise ValueError("data.source=folder needs data.dir: the folder of images (--data_dir=PATH)")
+        if data.source in ("folder", "table", "records") and data.dir is None:
+            raise ValueError(f"data.source={data.source} needs data.dir: where the images are (--data_dir=PATH)")
         if data.val_fraction is not None and data.source != "folder":
             raise ValueError(f"data.val_fraction is for data.source=folder, received source {data.source!r}")
         if schedule.warmup_epochs > train.epochs:

@@ -6,29 +6,90 @@ import tensorflow as tf
 
 from efficientnet_tf import augment
 from efficientnet_tf.config import UserError
-from efficientnet_tf.sources import Order
+from efficientnet_tf.examples import Order, map_or_blank
 
 # ------------------------------------------------------------------------------------------------- one image
 
 
-def _decode_window(encoded, channels, choose_window):
+def _exif_orientation(encoded):
+    """Return a JPEG's orientation, int32 scalar, 1 (upright) to 8; Exif is looked for in the first three segments."""
+
+    def number(position, size):
+        """Return the unsigned number of `size` bytes at a position, high byte first."""
+        values = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, position, size), tf.uint8), tf.int32)
+        return values[0] * 256 + values[1] if size == 2 else values[0]
+
+    at, exif = tf.constant(2), tf.constant(-1)
+    for _ in range(3):
+        is_exif = tf.strings.substr(encoded, at + 4, 6) == b"Exif\0\0"
+        exif = tf.where((exif < 0) & is_exif, at + 10, exif)
+        at += 2 + number(at + 2, 2)
+
+    def parse():
+        header = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, exif, 2048), tf.uint8), tf.int32)
+        low_first = header[0] == 0x49  # "II", Intel's order; else "MM"
+
+        def short(positions):
+            first, second = (tf.gather(header, tf.clip_by_value(positions + k, 0, tf.size(header) - 1)) for k in (0, 1))
+            return tf.where(low_first, second * 256 + first, first * 256 + second)
+
+        directory = short(tf.where(low_first, 4, 6))
+        entries = directory + 2 + 12 * tf.range(tf.minimum(short(directory), 64))
+        values = tf.boolean_mask(short(entries + 8), short(entries) == 0x0112)
+        value = tf.reduce_max(tf.concat([values[:1], [1]], axis=0))
+        return tf.where((value >= 1) & (value <= 8), value, 1)
+
+    return tf.cond(exif > 0, parse, lambda: tf.constant(1))
+
+
+def _refuse_palette_bitmap(encoded):
+    """Fail for a BMP of 8 bits whose palette is not grey: TensorFlow would take the indices for grey levels."""
+
+    def check():
+        header = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 54), tf.uint8), tf.int32)
+        palette = tf.io.decode_raw(tf.strings.substr(encoded, 14 + header[14], 1024), tf.uint8)
+        levels = tf.reshape(tf.cast(palette, tf.int32), [-1, 4])[:, :3]
+        grey = tf.reduce_all(levels == tf.range(tf.shape(levels)[0])[:, None])
+        return tf.debugging.Assert((header[28] != 8) | grey, ["a BMP with a palette cannot be read"])
+
+    return tf.cond(tf.strings.substr(encoded, 0, 2) == b"BM", check, tf.no_op)
+
+
+def decode_window(encoded, channels, choose_window):
     """Decode the part of an image that `choose_window` picks; of a JPEG, that part only.
 
     Args:
-        encoded: string scalar, the bytes of an image file.
-        channels: 1 or 3.
+        encoded: string scalar, the bytes of a JPEG, PNG, BMP, GIF (its first frame) or, from TensorFlow 2.20 on, WebP.
+        channels: 1 or 3. Grey, palette, CMYK and 16-bit images are converted, transparency is left out.
         choose_window: from a shape, int32 [3], to a window [y, x, height, width], int32 [4].
 
     Returns:
-        uint8 [height, width, channels].
+        uint8 [height, width, channels]. A JPEG whose Exif says so is turned upright, before the window is chosen.
     """
 
     def jpeg():
-        window = choose_window(tf.io.extract_jpeg_shape(encoded))
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+        orientation = _exif_orientation(encoded)
+        mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
+        upside_down = tf.reduce_any(orientation == [3, 4, 7, 8])
+        transposed = orientation >= 5
+        stored = tf.io.extract_jpeg_shape(encoded)
+        height, width, depth = tf.unstack(tf.where(transposed, tf.gather(stored, [1, 0, 2]), stored))
+        y, x, tall, wide = tf.unstack(choose_window(tf.stack([height, width, depth])))
+        y, x = tf.where(upside_down, height - y - tall, y), tf.where(mirrored, width - x - wide, x)
+        window = tf.stack([y, x, tall, wide])
+        window = tf.where(transposed, tf.gather(window, [1, 0, 3, 2]), window)
+        image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+
+        def upright():
+            turned = tf.cond(transposed, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+            turned = tf.cond(mirrored, lambda: turned[:, ::-1], lambda: turned)
+            return tf.cond(upside_down, lambda: turned[::-1], lambda: turned)
+
+        return tf.cond(orientation > 1, upright, lambda: image)
 
     def other():
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        with tf.control_dependencies([_refuse_palette_bitmap(encoded)]):
+            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
         return image[y : y + height, x : x + width]
 
@@ -51,9 +112,8 @@ def center_window(shape, image_size, padding):
     Source: official code, `_decode_and_center_crop`; the fraction is .875 at 224 pixels and padding 32.
     """
     height, width = shape[0], shape[1]
-    share = image_size / (image_size + padding)
-    side = tf.cast(share * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
-    side = tf.maximum(side, 1)
+    # In whole numbers: a product of floats may fall short of one, and the side be a pixel too small.
+    side = tf.maximum(tf.minimum(height, width) * image_size // (image_size + padding), 1)
     return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 
@@ -91,6 +151,11 @@ def _resize(image, config):
     return tf.image.resize(image, [size, size], config.data.interpolation)
 
 
+def split_seed(seed):
+    """Return an image's seeds for crop, mirror, policy and erasing."""
+    return tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+
+
 def train_image(encoded, seed, config):
     """Decode a random crop of an image, resize it, mirror half of them, and apply the policy.
 
@@ -105,14 +170,14 @@ def train_image(encoded, seed, config):
     Source: paper, section 5.2; official code, `preprocess_for_train`.
     Deviates: today's half-pixel bicubic (`tf.image.resize`), where the official code had TensorFlow 1's.
     """
-    crop_seed, flip_seed, policy_seed, erase_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    crop_seed, flip_seed, policy_seed, erase_seed = split_seed(seed)
     size, channels = config.image_size, config.data.channels
 
     def window(shape):
         fallback = center_window(shape, config.image_size, config.data.crop_padding)
         return random_window(shape, crop_seed, config.augment, fallback)
 
-    image = _resize(_decode_window(encoded, config.data.channels, window), config)
+    image = _resize(decode_window(encoded, config.data.channels, window), config)
     image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
     if config.augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
@@ -138,7 +203,7 @@ def eval_image(encoded, config):
     def window(shape):
         return center_window(shape, config.image_size, config.data.crop_padding)
 
-    image = _resize(_decode_window(encoded, config.data.channels, window), config)
+    image = _resize(decode_window(encoded, config.data.channels, window), config)
     return tf.ensure_shape(image, [config.image_size, config.image_size, config.data.channels])
 
 
@@ -172,28 +237,16 @@ class Failures:
             )
 
 
-def _map_or_mark(examples, convert, shape, dtype):
-    """Map (position, id, payload) to (position, id, image, label, ok); what fails comes out with ok = False.
-
-    An example is a data set of one of its own, for that is where tf.data lets an error be dropped; the blank behind it
-    comes through only then. Order and count thus stay those of the positions, whatever fails.
-    """
-
-    def one(position, id_, payload):
-        good = tf.data.Dataset.from_tensors((position, id_, payload)).map(
-            lambda p, i, x: (p, i, *convert(p, i, x), True)
-        )
-        blank = (position, id_, tf.zeros(shape, dtype), tf.constant(0), False)
-        return good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(blank)).take(1)
-
-    return examples.interleave(one, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
 def check_batches(config, replicas):
     """Raise UserError where a batch cannot be divided among the replicas."""
     for key, size in (("train.batch_size", config.train.batch_size), ("eval.batch_size", config.eval.batch_size)):
         if size % replicas:
             raise UserError(f"{key}={size} cannot be divided among {replicas} replicas: give a multiple of {replicas}")
+
+
+def example_seed(source, config, position, id_):
+    """Return the seed, int64 [2], of an example in the epoch of a position: it decides how the image is varied."""
+    return tf.stack([config.train.seed + position // source.size * 2**32, id_])
 
 
 def train_dataset(source, config, failures, first_step, context):
@@ -214,11 +267,10 @@ def train_dataset(source, config, failures, first_step, context):
     """
     batch, size = config.train.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)
-    seed = config.train.seed
 
     def convert(position, id_, payload):
         encoded, label = source.load(payload)
-        return train_image(encoded, tf.stack([seed + position // source.size * 2**32, id_]), config), label
+        return train_image(encoded, example_seed(source, config, position, id_), config), label
 
     def replace_failed(_, ids, images, labels, ok):
         failures.record(tf.boolean_mask(ids, ~ok))
@@ -230,13 +282,16 @@ def train_dataset(source, config, failures, first_step, context):
     order = Order(
         batch=batch,
         shuffle=True,
-        seed=seed,
+        seed=config.train.seed,
         first_step=first_step,
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    examples = _map_or_mark(source.stream(order), convert, (size, size, config.data.channels), tf.uint8)
-    return _finish(examples.batch(per_replica, drop_remainder=True).map(replace_failed))
+    blank = tf.zeros((size, size, config.data.channels), tf.uint8), 0
+    batches = map_or_blank(source.stream(order), convert, blank).batch(per_replica, drop_remainder=True)
+    if config.data.service:
+        batches = _on_service(batches, config.data.service)
+    return _finish(batches.map(replace_failed))
 
 
 def eval_steps(source, config):
@@ -274,8 +329,17 @@ def eval_dataset(source, config, failures, context):
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    examples = _map_or_mark(source.stream(order), convert, (size, size, config.data.channels), tf.float32)
+    blank = tf.zeros((size, size, config.data.channels)), 0
+    examples = map_or_blank(source.stream(order), convert, blank)
     return _finish(examples.batch(per_replica, drop_remainder=True).map(weigh))
+
+
+def _on_service(batches, address):
+    """Let a tf.data service's workers make the batches: each step is made by one of them, whoever comes first."""
+    if not address.startswith("grpc://"):
+        raise UserError(f"data.service={address!r}: expected grpc://address:port, where a dispatcher listens")
+    service = tf.data.experimental.service
+    return batches.apply(service.distribute(service.ShardingPolicy.DYNAMIC, address))
 
 
 def _finish(dataset):

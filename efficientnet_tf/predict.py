@@ -16,7 +16,7 @@ def find_images(paths):
     import tensorflow as tf
 
     from efficientnet_tf.config import UserError
-    from efficientnet_tf.sources import IMAGE_SUFFIXES
+    from efficientnet_tf.folders import IMAGE_SUFFIXES
 
     found = []
     for path in paths:

@@ -1,176 +1,185 @@
-"""TFRecord files of encoded images, in the layout of the official EfficientNet and ResNet tools: written here.
+"""Images in TFRecord files: any set of TensorFlow Datasets, and the layout of the official EfficientNet tools."""
 
-    DIR/train-00000-of-00128 ...   tf.train.Example: image/encoded, image/class/label (counted from 1), ...
-    DIR/train.json                 class names, examples of each class, records of each file, unreadable images
-
-A file comes to its name only when it is whole, so that a killed run goes on with the first that is missing.
-"""
-
-import collections
 import functools
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from efficientnet_tf import sources
-from efficientnet_tf.files import read_text, write_text
+from efficientnet_tf.config import UserError, nearest
+from efficientnet_tf.examples import Source, check_split
+from efficientnet_tf.files import read_text
 
 
-def shard_path(folder, split, index, count):
-    """Return the path of a record file: DIR/train-00003-of-00128."""
-    return os.path.join(folder, f"{split}-{index:05d}-of-{count:05d}")
+def _prepare(builder, what):
+    """Download and prepare a data set that is not there yet."""
+    import requests
 
-
-def make_example(encoded, label, class_name, name):
-    """Return an example of the official layout, serialized.
-
-    Args:
-        encoded: bytes of an image file; decoded here, to be sure that it can be.
-        label: int >= 0; written as label + 1, as the official tools count.
-        class_name: str.
-        name: str, the file's name.
-
-    Raises:
-        tf.errors.OpError: when the image cannot be decoded.
-    """
-    height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
-    kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF"}.get(encoded[:2], "")
-
-    def text(value):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
-
-    def number(value):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-    features = {
-        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-        "image/format": text(kind),
-        "image/filename": text(name),
-        "image/class/label": number(label + 1),
-        "image/class/text": text(class_name),
-        "image/height": number(height),
-        "image/width": number(width),
-        "image/channels": number(channels),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
-
-
-def _examples(data, split, shard, shards):
-    """Yield (name, encoded, label) of a shard: a share of all classes, the same at every call."""
-    source = sources.open_source(data, split, training=True)
-    if source.indexed:
-        # Shuffled once, for a reader shuffles no further than its buffer.
-        for index in np.random.default_rng(0).permutation(source.size)[shard::shards].tolist():
-            yield source.describe(index), source, tf.constant(index, tf.int64)
-    else:
-        # The data set's own records are shuffled already; a slice of the split is found without reading the others.
-        first, last = (source.size * i // shards for i in (shard, shard + 1))
-        part = sources.open_source(data, f"{split}[{first}:{last}]", training=True)
-        for _, id_, record in part.stream(sources.Order(batch=1, steps=part.size)):
-            yield part.describe(int(id_)), part, record
-
-
-def write_shard(data, split, folder, shards, shard):
-    """Write one record file, unless it is there.
-
-    Args:
-        data: config.DataConfig of a source.
-        split: str.
-        folder: str, local or gs://.
-        shards: int, number of files of the split.
-        shard: int in [0, shards).
-
-    Returns:
-        {"records": int, "classes": {label: count}, "unreadable": [name: why, ...]}.
-    """
-    path = shard_path(folder, split, shard, shards)
-    notes = os.path.join(folder, ".unfinished", os.path.basename(path) + ".json")
-    if tf.io.gfile.exists(path) and tf.io.gfile.exists(notes):
-        return json.loads(read_text(notes))
-    classes, unreadable = collections.Counter(), []
-    unfinished = os.path.join(folder, ".unfinished", os.path.basename(path))
-    with tf.io.TFRecordWriter(unfinished) as writer:
-        for name, source, payload in _examples(data, split, shard, shards):
-            try:
-                encoded, label = (tensor.numpy() for tensor in source.load(payload))
-                writer.write(make_example(encoded, int(label), source.class_names[label], os.path.basename(name)))
-                classes[int(label)] += 1
-            except tf.errors.OpError as error:
-                unreadable.append(f"{name}: {error.message.splitlines()[0]}")
-    summary = {"records": sum(classes.values()), "classes": dict(sorted(classes.items())), "unreadable": unreadable}
-    write_text(notes, json.dumps(summary))
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
-    return json.loads(json.dumps(summary))
-
-
-def write_records(data, split, folder, shards, workers, beam_arguments=None):
-    """Write a split of a source as record files.
-
-    Args:
-        data: config.DataConfig.
-        split: str, also the first part of the files' names.
-        folder: str, local or gs://; made where it is not there.
-        shards: int >= 1.
-        workers: int >= 1, threads.
-        beam_arguments: None, or a list of Apache Beam's own flags: then Beam runs the shards, on many machines.
-
-    Returns:
-        dict, what comes to stand in <split>.json.
-
-    Raises:
-        UserError: for a source that is not there, or a folder with another number of shards of this split.
-    """
-    source = sources.open_source(data, split, training=True)
-    tf.io.gfile.makedirs(os.path.join(folder, ".unfinished"))
-    _check_folder(folder, split, shards)
-    write = functools.partial(write_shard, data, split, folder, shards)
-    if beam_arguments is not None:
-        _run_beam(write, shards, beam_arguments)
-        parts = [write(shard) for shard in range(shards)]
-    else:
-        with ThreadPoolExecutor(workers) as pool, tqdm(total=source.size, unit="image", desc=split) as bar:
-            futures = {pool.submit(write, shard): shard for shard in range(shards)}
-            try:
-                for future in as_completed(futures):
-                    part = future.result()
-                    bar.update(part["records"] + len(part["unreadable"]))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        parts = [future.result() for future in futures]
-    counts = collections.Counter()
-    for part in parts:
-        counts.update(part["classes"])
-    summary = {
-        "class_names": list(source.class_names),
-        "examples_per_class": [counts[str(label)] for label in range(len(source.class_names))],
-        "records_per_file": [part["records"] for part in parts],
-        "unreadable": [line for part in parts for line in part["unreadable"]],
-    }
-    write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
-    write_text(os.path.join(folder, "classes.txt"), "".join(f"{name}\n" for name in source.class_names))
-    return summary
-
-
-def _check_folder(folder, split, shards):
-    other = [
-        n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
-    ]
-    if other:
-        raise UserError(
-            f"{folder} holds files of {split!r} in another number of shards, {other[0]} for one; "
-            "take another folder or the same number"
-        )
-
-
-def _run_beam(write, shards, arguments):
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ModuleNotFoundError:
-        raise UserError("--beam needs Apache Beam: pip install 'efficientnet_tf[beam]'") from None
-    with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-        _ = pipeline | beam.Create(range(shards)) | beam.Reshuffle() | beam.Map(lambda shard: bool(write(shard)))
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            # Left to itself TFDS tries for minutes to reach a server that cannot be reached; one try tells.
+            for url in [url for url in builder.url_infos or () if url.startswith("http")][:1]:
+                requests.get(url, stream=True, timeout=30).close()
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"{what} is not prepared under {builder.data_dir} and could not be downloaded: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+
+
+def open_tfds(name, data, split):
+    """Any image-classification set of TensorFlow Datasets, read as encoded bytes."""
+    import tensorflow_datasets as tfds
+
+    what = f"data.source=tfds:{name}"
+    try:
+        builder = tfds.builder(name, data_dir=data.dir)
+    except (AssertionError, ValueError) as error:
+        base = name.split("/")[0].split(":")[0]
+        known = tfds.list_builders(with_community_datasets=False)
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{what}: {first.rstrip('.')}." + nearest(base, known)) from None
+    if not builder.info.splits:
+        _prepare(builder, what)
+    info = builder.info
+    check_split(split.split("[")[0], list(info.splits), what)
+    if info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise UserError(f"{what} is stored as {info.file_format.value}, only tfrecord can be read")
+    features = dict(info.features)
+    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(key), kind) for key, kind in wanted.items()):
+        has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        raise UserError(
+            f"{what} is not an image-classification set: needs the features image (Image) and label (ClassLabel), "
+            f"has {has}"
+        )
+    try:
+        shards = [(i.filename, i.skip, i.take, i.examples_in_shard) for i in info.splits[split].file_instructions]
+    except ValueError as error:
+        raise UserError(f"{what}: {str(error).splitlines()[0]}") from None
+    if not shards:
+        raise UserError(f"{what}: split {split!r} holds no example")
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def load(record):
+        example = info.features.deserialize_example(record, decoders=decoders)
+        return example["image"], tf.cast(example["label"], tf.int32)
+
+    return _records(shards, features["label"].names, load, data.shuffle_buffer)
+
+
+def open_records(data, split):
+    """Open DIR/<split>-00000-of-00128 ..., in the layout of the official tools: labels count from 1.
+
+    Class names come from DIR/classes.txt; without it `data.classes` says how many there are.
+    """
+    paths = sorted(tf.io.gfile.glob(os.path.join(data.dir, f"{split}-[0-9][0-9][0-9][0-9][0-9]-of-*")))
+    if not paths:
+        raise UserError(
+            f"data.dir={data.dir!r} has no file {split}-00000-of-...: the key data.{{train,eval}}_split says"
+        )
+    promised = int(paths[0].rpartition("-")[2])
+    if len(paths) != promised or not paths[-1].endswith(f"-{promised - 1:05d}-of-{promised:05d}"):
+        raise UserError(f"{data.dir!r} has {len(paths)} files of {split!r}, and their names promise {promised}")
+    names_file = os.path.join(data.dir, "classes.txt")
+    if tf.io.gfile.exists(names_file):
+        class_names = read_text(names_file).splitlines()
+    elif data.classes:
+        class_names = [str(number) for number in range(data.classes)]
+    else:
+        raise UserError(f"{data.dir!r} has no classes.txt: say how many classes there are, --set data.classes=1000")
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+    }
+
+    def load(record):
+        example = tf.io.parse_single_example(record, features)
+        label = tf.cast(example["image/class/label"], tf.int32) - 1
+        in_range = tf.debugging.Assert((label >= 0) & (label < len(class_names)), [label])
+        with tf.control_dependencies([in_range]):
+            return example["image/encoded"], tf.identity(label)
+
+    lengths = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
+    shards = [(path, 0, length, length) for path, length in zip(paths, lengths, strict=True)]
+    return _records(shards, class_names, load, data.shuffle_buffer)
+
+
+def _count_records(paths, summary):
+    """Return the number of records of each file: from the summary that `prepare` writes, else by a look at each."""
+    if tf.io.gfile.exists(summary):
+        return json.loads(read_text(summary))["records_per_file"]
+
+    def count(path):
+        records = 0
+        with tf.io.gfile.GFile(path, "rb") as file:
+            size = file.size()
+            at = 0
+            while at < size:
+                file.seek(at)
+                # A record is its length (8 bytes), a checksum (4), the data, and another checksum (4).
+                at += int.from_bytes(file.read(8), "little") + 16
+                records += 1
+        if at != size:
+            raise UserError(f"{path}: the last record is cut short")
+        return records
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(tqdm(pool.map(count, paths), total=len(paths), desc="counting records", unit="file"))
+
+
+def _records(shards, class_names, load, shuffle_buffer):
+    """Make a source of TFRecord files, given (path, records to skip, records to take or -1, records in it) each.
+
+    Training shuffles files and records anew every epoch, from seed and epoch alone. With several hosts each reads its
+    own files in training; in evaluation each reads all and decodes its share.
+    """
+    paths, skips, takes, lengths = (list(column) for column in zip(*shards, strict=True))
+    takes = [length - skip if take == -1 else take for take, skip, length in zip(takes, skips, lengths, strict=True)]
+
+    def read(shard):
+        records = tf.data.TFRecordDataset(tf.gather(paths, shard)).enumerate()
+        records = records.skip(tf.gather(tf.constant(skips, tf.int64), shard))
+        records = records.take(tf.gather(tf.constant(takes, tf.int64), shard))
+        return records.map(lambda ordinal, record: (shard * 2**32 + ordinal, record))
+
+    def epoch(order, shards, number):
+        shards = tf.constant(shards, tf.int64)
+        if order.shuffle:
+            shards = tf.random.experimental.stateless_shuffle(shards, seed=tf.stack([order.seed, number]))
+        files = tf.data.Dataset.from_tensor_slices(shards)
+        records = files.interleave(read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE)
+        if order.shuffle:
+            # Shuffle mixes in the global seed. Here, where a function is traced, that is set for this function alone.
+            tf.random.set_seed(order.seed % (2**31 - 2) + 1)  # zero fails: it is compared with, in a graph
+            records = records.shuffle(shuffle_buffer, seed=number + 1)
+        return records
+
+    def stream(order):
+        share = order.batch // order.hosts
+        if not order.shuffle:
+            records = epoch(order, list(range(len(paths))), 0)
+            last = records.take(1).repeat()  # stands in for the positions past the end, which are masked
+            records = records.concatenate(last).enumerate().take((order.first_step + order.steps) * order.batch)
+            records = records.filter(lambda position, _: position % order.batch // share == order.host)
+            return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
+        if len(paths) < order.hosts:
+            raise UserError(f"{len(paths)} record files cannot be divided among {order.hosts} hosts")
+        mine = list(range(order.host, len(paths), order.hosts))
+        size = sum(takes[i] for i in mine)
+        first_epoch, skip = divmod(order.first_step * share, size)
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        records = epochs.flat_map(functools.partial(epoch, order, mine)).skip(skip)
+        return tf.data.Dataset.zip(order.positions(), records).map(lambda position, record: (position, *record))
+
+    return Source(
+        sum(takes),
+        tuple(class_names),
+        stream,
+        load,
+        describe=lambda id_: f"{paths[id_ >> 32]} record {id_ & 0xFFFFFFFF}",
+    )

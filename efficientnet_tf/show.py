@@ -52,10 +52,10 @@ def _train_cells(config, count):
     order = sources.Order(batch=config.train.batch_size, shuffle=True, seed=config.train.seed)
     for position, id_, payload in source.stream(order).take(count):
         encoded, label = source.load(payload)
-        seed = data.example_seed(config, source, position, id_)
+        seed = data.example_seed(source, config, position, id_)
         note = ""
         if policy:
-            operations, levels = augment.draw_for(policy, data.split_seed(seed)["policy"])
+            operations, levels = augment.draw_policy(policy, data.split_seed(seed)[2])
             drawn = zip(operations.numpy(), levels.numpy(), strict=True)
             note = ", ".join(f"{augment.NAMES[o]} {level:g}" for o, level in drawn if o != augment.NOTHING)
         try:

@@ -155,16 +155,17 @@ def resize(pixels, new_size, kernel):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("size", "padding"), [(224, 203), (395, 32), (427, 0), (32, 395)])
-def test_eval_crop_is_exactly_the_centre(photo, transposed, size, padding):
+@pytest.mark.parametrize(
+    ("size", "padding", "corner"),
+    [(224, 203, (102, 208)), (395, 32, (16, 123)), (427, 0, (0, 107)), (32, 395, (198, 304))],
+)
+def test_eval_crop_is_exactly_the_centre(photo, transposed, size, padding, corner):
     """With a crop as large as the network's input nothing is resized, and the pixels are the file's."""
     pixels = photo.transpose(1, 0, 2) if transposed else photo
+    y, x = corner[::-1] if transposed else corner
     run = load_config(f"data.image_size={size}", f"data.crop_padding={padding}")
     image = data.eval_image(tf.constant(encode(pixels, "PNG")), run)
     assert image.dtype == tf.float32
-    y, x = (213 - size // 2, 320 - size // 2)  # by hand: of 427 x 640, an odd rest leaves the larger part before
-    y, x = ((427 - size + 1) // 2, (640 - size + 1) // 2) if size % 2 else (y + 1, x)
-    y, x = (x, y) if transposed else (y, x)
     np.testing.assert_array_equal(image, pixels[y : y + size, x : x + size])
 
 
@@ -192,13 +193,13 @@ def test_eval_image_bilinear(photo):
 @pytest.mark.parametrize("window", [(0, 0, 427, 640), (26, 132, 374, 374), (101, 57, 200, 333), (7, 9, 16, 5)])
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_window_of_a_jpeg_is_that_of_the_whole(photo, window, subsampling):
-    """The colour of subsampled JPEGs may differ by 2 in the outermost pixels, where the decoder knows no neighbour."""
+    """But for the last column of some, by 8 levels: the decoder blends a subsampled colour with that beyond it."""
     encoded = tf.constant(encode(photo, "JPEG", quality=90, subsampling=subsampling))
     part = data._decode_window(encoded, 3, lambda _: tf.constant(window)).numpy().astype(int)
     y, x, height, width = window
     whole = tf.io.decode_jpeg(encoded, channels=3).numpy()[y : y + height, x : x + width].astype(int)
-    assert np.abs(part - whole).max() <= (2 if subsampling else 0)
-    np.testing.assert_array_equal(part[2:-2, 2:-2], whole[2:-2, 2:-2])
+    np.testing.assert_array_equal(part[:, :-1], whole[:, :-1])
+    assert np.abs(part[:, -1] - whole[:, -1]).max() <= (12 if subsampling else 0)
     # Another library's decoder: its inverse transform rounds otherwise.
     pillow = np.asarray(PIL.Image.open(io.BytesIO(encoded.numpy())))[y : y + height, x : x + width].astype(int)
     assert np.abs(part - pillow).mean() < 2 and np.abs(part - pillow).max() < 40
@@ -212,34 +213,35 @@ def test_jpeg_of_a_camera(photo_jpeg):
     assert np.abs(image - pillow).mean() < 2
 
 
-GRID = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+SMOOTH = np.stack([np.add.outer(np.arange(20) * 4, np.arange(30) * k) for k in (1, 3, 5)], axis=2).astype(np.uint8)
 FORMATS = {
-    "PNG": encode(GRID, "PNG"),
-    "BMP": encode(GRID, "BMP"),
-    "PNG with alpha": encode(np.concatenate([GRID, GRID[:, :, :1]], axis=2), "PNG"),
-    "grey PNG": encode(GRID[:, :, 0], "PNG"),
-    "grey BMP": encode(GRID[:, :, 0], "BMP"),
-    "grey GIF": encode(GRID[:, :, 0], "GIF"),
-    "grey JPEG": encode(GRID[:, :, 0], "JPEG", quality=100),
-    "JPEG": encode(GRID, "JPEG", quality=100, subsampling=0),
-    "CMYK JPEG": encode(GRID, "JPEG", "CMYK", quality=100),
-    "palette PNG": encode(GRID // 128 * 255, "PNG", "P"),
-    "palette GIF": encode(GRID // 128 * 255, "GIF", "P"),
+    "PNG": (NOISE, encode(NOISE, "PNG")),
+    "PNG with alpha": (NOISE, encode(np.concatenate([NOISE, NOISE[:, :, :1]], axis=2), "PNG")),
+    "PNG with palette": (NOISE // 128 * 255, encode(NOISE // 128 * 255, "PNG", "P")),
+    "grey PNG": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "PNG")),
+    "BMP": (NOISE, encode(NOISE, "BMP")),
+    "grey BMP": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "BMP")),
+    "GIF": (NOISE // 128 * 255, encode(NOISE // 128 * 255, "GIF", "P")),
+    "grey GIF": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "GIF")),
+    "JPEG": (SMOOTH, encode(SMOOTH, "JPEG", quality=95)),
+    "progressive JPEG": (SMOOTH, encode(SMOOTH, "JPEG", quality=95, progressive=True)),
+    "grey JPEG": (SMOOTH[:, :, :1], encode(SMOOTH[:, :, 0], "JPEG", quality=95)),
+    "CMYK JPEG": (SMOOTH, encode(SMOOTH, "JPEG", "CMYK", quality=95)),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_rgb_and_grey(name):
-    encoded = tf.constant(FORMATS[name])
-    colours = np.repeat(GRID[:, :, :1], 3, axis=2) if "grey" in name else GRID
-    colours = GRID // 128 * 255 if "palette" in name else colours
+    pixels, encoded = FORMATS[name]
+    encoded = tf.constant(encoded)
     rgb, grey = (data._decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
     assert rgb.dtype == grey.dtype == np.uint8
     assert rgb.shape == (20, 30, 3) and grey.shape == (20, 30, 1)
     tolerance = 6 if "JPEG" in name else 0
-    assert np.abs(rgb.astype(int) - colours).max() <= tolerance
-    luma = colours @ [0.299, 0.587, 0.114]
-    assert np.abs(grey[:, :, 0] - luma).max() <= (tolerance if "grey" in name else tolerance + 1)
+    assert np.abs(rgb.astype(int) - pixels).max() <= tolerance
+    luma = pixels if "grey" in name else pixels @ [[0.299], [0.587], [0.114]]
+    assert np.abs(grey - luma.astype(float)).max() <= (tolerance if "grey" in name else tolerance + 1)
 
 
 def test_first_picture_of_a_moving_gif():
@@ -544,7 +546,9 @@ def test_each_kind_of_broken_image_is_told_apart_from_a_sound_one(broken, name):
     number = next(i for i in range(40) if source.describe(i).endswith("/" + name))
 
     def stream(order):
-        return order.positions().map(lambda p: (p, p % 2 * 39 + (1 - p % 2) * number, p % 2 * 39 + (1 - p % 2) * number))
+        return order.positions().map(
+            lambda p: (p, p % 2 * 39 + (1 - p % 2) * number, p % 2 * 39 + (1 - p % 2) * number)
+        )
 
     pair = sources.Source(2, source.class_names, stream, source.load, source.describe)
     failures = data.Failures(pair)
@@ -588,7 +592,17 @@ def digits():
     ("batch", "hosts", "replicas"),
     [
         *((batch, 1, 1) for batch in (1, 7, 64, 360, 500)),
-        *((64, 1, 2), (64, 2, 2), (360, 3, 3), (500, 2, 2), (360, 2, 4), (63, 1, 3), (9, 3, 3), (2, 2, 2), (1000, 2, 2)),
+        *(
+            (64, 1, 2),
+            (64, 2, 2),
+            (360, 3, 3),
+            (500, 2, 2),
+            (360, 2, 4),
+            (63, 1, 3),
+            (9, 3, 3),
+            (2, 2, 2),
+            (1000, 2, 2),
+        ),
     ],
 )
 def test_evaluation_counts_every_example_once(digits, digit_labels, batch, hosts, replicas):

@@ -1,0 +1,145 @@
+"""What a source of examples is: encoded image bytes and a label for every position of a run.
+
+A *position* counts the images that a run has used: position p lies in epoch p // size. A source that can be indexed
+answers for any position at once (seed and position alone decide the image), so that a resumed run finds its place
+without reading what it has seen; a source of records reads on from the start of its epoch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_tf.config import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which positions of a run this host reads, and in which order the images stand behind them.
+
+    `batch` images over all hosts form a step; this host takes its share of each, images
+    [host * batch / hosts, (host + 1) * batch / hosts) of it.
+    """
+
+    batch: int
+    shuffle: bool = False
+    seed: int = 0
+    first_step: int = 0
+    steps: int | None = None  # None: without end
+    host: int = 0
+    hosts: int = 1
+
+    def positions(self):
+        """Return a tf.data.Dataset of int64 positions; it counts steps first, the unit that the data service deals out."""
+        share = self.batch // self.hosts
+        end = np.iinfo(np.int64).max if self.steps is None else self.first_step + self.steps
+
+        def of_step(step):
+            first = step * self.batch + self.host * share
+            return tf.data.Dataset.range(first, first + share)
+
+        return tf.data.Dataset.range(self.first_step, end).flat_map(of_step)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The examples of one split.
+
+    Attributes:
+        size: number of examples.
+        class_names: name of every label, 0 ... len - 1.
+        stream: from an Order to a dataset of (position, id, payload): int64, int64, and what `load` takes.
+        load: from a payload to (encoded image, string scalar; label, int32 scalar). Runs inside tf.data.
+        describe: from an id to the example's name, for messages.
+        indexed: whether the id is an index in [0, size), and the payload, too.
+    """
+
+    size: int
+    class_names: tuple[str, ...]
+    stream: Callable
+    load: Callable
+    describe: Callable
+    indexed: bool = False
+
+
+def check_split(split, allowed, what):
+    """Raise UserError where a data set has no such split."""
+    if split not in allowed:
+        raise UserError(
+            f"{what} has no split {split!r}: allowed are {', '.join(allowed)} (keys data.train_split, data.eval_split)."
+            + nearest(split, allowed)
+        )
+
+
+def indexed(size, class_names, load, describe):
+    """Make a source of examples that can be read in any order: a permutation an epoch, computed by index."""
+
+    def stream(order):
+        def with_index(position):
+            index = position % size
+            if order.shuffle:
+                # The shuffle reads a few low bits of its key, 8 for small sets: spread seed and epoch over all of them.
+                seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
+                key = tf.random.stateless_uniform([2], seed, minval=None, maxval=None, dtype=tf.int32)
+                last = tf.constant(size - 1, tf.int64)
+                index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)
+            return position, index, index
+
+        return order.positions().map(with_index)
+
+    return Source(size, tuple(class_names), stream, load, describe, indexed=True)
+
+
+def from_bytes(images, labels, class_names, name):
+    """Make a source of images held in memory as encoded bytes."""
+    images, labels = tf.constant(images), tf.constant(labels, tf.int32)
+    return indexed(
+        len(labels),
+        class_names,
+        load=lambda index: (tf.gather(images, index), tf.gather(labels, index)),
+        describe=lambda index: f"{name} {index}",
+    )
+
+
+def map_or_blank(examples, convert, blank):
+    """Map (position, id, payload) to (position, id, *converted, ok); what fails gives `blank` and ok = False.
+
+    An example is a data set of one of its own, for that is where tf.data lets an error be dropped; the blank behind it
+    comes through only then. Order and count thus stay those of the positions, whatever fails.
+
+    Args:
+        examples: dataset, as a source's `stream` gives it.
+        convert: from (position, id, payload) to a tuple of tensors.
+        blank: tuple of tensors like those.
+    """
+
+    def one(position, id_, payload):
+        good = tf.data.Dataset.from_tensors((position, id_, payload)).map(
+            lambda p, i, x: (p, i, *convert(p, i, x), True)
+        )
+        marked = tf.data.Dataset.from_tensors((position, id_, *blank, False))
+        return good.ignore_errors().concatenate(marked).take(1)
+
+    return examples.interleave(one, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def in_memory(source, what):
+    """Read all of a source into memory, still encoded: it can be indexed then, whatever it was.
+
+    An example that cannot be read becomes empty bytes, which no decoder takes: it is found where it is used.
+    """
+    from tqdm import tqdm
+
+    stream = source.stream(Order(batch=1, steps=source.size))
+    read = map_or_blank(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
+    rows = [
+        (int(id_), encoded, label)
+        for _, id_, encoded, label, _ in tqdm(
+            read.as_numpy_iterator(), total=source.size, desc=f"reading {what} into memory", unit="image"
+        )
+    ]
+    ids, images, labels = zip(*rows, strict=True)
+    cached = from_bytes(list(images), list(labels), source.class_names, what)
+    return dataclasses.replace(cached, describe=lambda index: source.describe(ids[index]))

@@ -1,0 +1,181 @@
+"""Writes what `data.source=records` reads: TFRecord files in the layout of the official EfficientNet and ResNet tools.
+
+    DIR/train-00000-of-00128 ...   tf.train.Example: image/encoded, image/class/label (counted from 1), ...
+    DIR/train.json                 examples of each class, records of each file, images that cannot be decoded
+    DIR/classes.txt                the class names, one a line
+    DIR/.progress/                 notes on each file, for a run that is killed and started again
+
+A file comes to its name only when it is whole.
+"""
+
+import collections
+import functools
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from efficientnet_tf import sources
+from efficientnet_tf.files import read_text, write_text
+
+
+def shard_path(folder, split, index, count):
+    """Return the path of a record file: DIR/train-00003-of-00128."""
+    return os.path.join(folder, f"{split}-{index:05d}-of-{count:05d}")
+
+
+def make_example(encoded, label, class_name, name):
+    """Return an example of the official layout, serialized.
+
+    Args:
+        encoded: bytes of an image file; decoded here, to be sure that it can be.
+        label: int >= 0; written as label + 1, as the official tools count.
+        class_name: str.
+        name: str, the file's name.
+
+    Raises:
+        tf.errors.OpError: when the image cannot be decoded.
+    """
+    height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
+    kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF"}.get(encoded[:2], "")
+
+    def text(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+
+    def number(value):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
+        "image/format": text(kind),
+        "image/filename": text(name),
+        "image/class/label": number(label + 1),
+        "image/class/text": text(class_name),
+        "image/height": number(height),
+        "image/width": number(width),
+        "image/channels": number(channels),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def _open(data, split):
+    return sources.open_source(data, split, training=split == data.train_split)
+
+
+def _examples(data, split, shards, shard):
+    """Yield (name, encoded, label) of a shard: a share of all classes, the same at every call."""
+    source = _open(data, split)
+    if source.indexed:
+        # Shuffled once, for a reader shuffles no further than its buffer.
+        for index in np.random.default_rng(0).permutation(source.size)[shard::shards].tolist():
+            yield source.describe(index), source, tf.constant(index, tf.int64)
+    else:
+        # The data set's own records are shuffled already; a slice of the split is found without reading the others.
+        first, last = (source.size * i // shards for i in (shard, shard + 1))
+        part = _open(data, f"{split}[{first}:{last}]")
+        for _, id_, record in part.stream(sources.Order(batch=1, steps=part.size)):
+            yield part.describe(int(id_)), part, record
+
+
+def write_shard(data, split, folder, shards, shard):
+    """Write one record file, unless it is there.
+
+    Args:
+        data: config.DataConfig of a source.
+        split: str.
+        folder: str, local or gs://.
+        shards: int, number of files of the split.
+        shard: int in [0, shards).
+
+    Returns:
+        {"records": int, "classes": {label: count}, "unreadable": [name: why, ...]}.
+    """
+    path = shard_path(folder, split, shard, shards)
+    notes = os.path.join(folder, ".progress", os.path.basename(path) + ".json")
+    if tf.io.gfile.exists(path) and tf.io.gfile.exists(notes):
+        return json.loads(read_text(notes))
+    classes, unreadable = collections.Counter(), []
+    unfinished = os.path.join(folder, ".progress", os.path.basename(path))
+    with tf.io.TFRecordWriter(unfinished) as writer:
+        for name, source, payload in _examples(data, split, shards, shard):
+            try:
+                encoded, label = (tensor.numpy() for tensor in source.load(payload))
+                writer.write(make_example(encoded, int(label), source.class_names[label], os.path.basename(name)))
+                classes[int(label)] += 1
+            except tf.errors.OpError as error:
+                unreadable.append(f"{name}: {error.message.splitlines()[0]}")
+    summary = {"records": sum(classes.values()), "classes": dict(sorted(classes.items())), "unreadable": unreadable}
+    write_text(notes, json.dumps(summary))
+    tf.io.gfile.rename(unfinished, path, overwrite=True)
+    return json.loads(json.dumps(summary))
+
+
+def write_records(data, split, folder, shards, workers, beam_arguments=None):
+    """Write a split of a source as record files.
+
+    Args:
+        data: config.DataConfig.
+        split: str, also the first part of the files' names.
+        folder: str, local or gs://; made where it is not there.
+        shards: int >= 1.
+        workers: int >= 1, threads.
+        beam_arguments: None, or a list of Apache Beam's own flags: then Beam runs the shards, on many machines.
+
+    Returns:
+        dict, what comes to stand in <split>.json.
+
+    Raises:
+        UserError: for a source that is not there, or a folder with another number of shards of this split.
+    """
+    source = _open(data, split)
+    tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
+    _check_folder(folder, split, shards)
+    write = functools.partial(write_shard, data, split, folder, shards)
+    if beam_arguments is not None:
+        _run_beam(write, shards, beam_arguments)
+        parts = [write(shard) for shard in range(shards)]
+    else:
+        with ThreadPoolExecutor(workers) as pool, tqdm(total=source.size, unit="image", desc=split) as bar:
+            futures = {pool.submit(write, shard): shard for shard in range(shards)}
+            try:
+                for future in as_completed(futures):
+                    part = future.result()
+                    bar.update(part["records"] + len(part["unreadable"]))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        parts = [future.result() for future in futures]
+    counts = collections.Counter()
+    for part in parts:
+        counts.update(part["classes"])
+    summary = {
+        "examples_per_class": {name: counts[str(label)] for label, name in enumerate(source.class_names)},
+        "records_per_file": [part["records"] for part in parts],
+        "unreadable": [line for part in parts for line in part["unreadable"]],
+    }
+    write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
+    write_text(os.path.join(folder, "classes.txt"), "".join(f"{name}\n" for name in source.class_names))
+    return summary
+
+
+def _check_folder(folder, split, shards):
+    other = [
+        n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
+    ]
+    if other:
+        raise UserError(
+            f"{folder} holds files of {split!r} in another number of shards, {other[0]} for one; "
+            "take another folder or the same number"
+        )
+
+
+def _run_beam(write, shards, arguments):
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ModuleNotFoundError:
+        raise UserError("--beam needs Apache Beam: pip install 'efficientnet_tf[beam]'") from None
+    with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+        _ = pipeline | beam.Create(range(shards)) | beam.Reshuffle() | beam.Map(lambda shard: bool(write(shard)))
