@@ -48,7 +48,7 @@ def open_model_dir(model_dir, config, class_names):
         class_names: sequence of str.
 
     Raises:
-        UserError: when the directory cannot be written or read back, or was written with another config or other classes.
+        UserError: when the directory cannot be written or read back, or belongs to another config or other classes.
     """
     if re.search(r"[*?[\\]", str(model_dir)):
         raise UserError(f"--model_dir={model_dir}: TensorFlow reads no checkpoint from a path with * ? [ or \\ in it")

@@ -177,6 +177,16 @@ class ScheduleConfig(Section):
     decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.97, description="exponential: factor a stair")
 
 
+class Phase(Section):
+    """A part of the training in which some keys have other values: progressive resizing, as EfficientNetV2 trains."""
+
+    until: Annotated[float, Field(gt=0, le=1)] = Field(description="share of train.epochs at which the phase ends")
+    set: dict[str, int | float | bool | str] = Field(
+        description="section.key: value; of the keys data.image_size, train.batch_size, model.dropout, "
+        "model.drop_connect and the augment section's"
+    )
+
+
 class TrainConfig(Section):
     """The training run."""
 
@@ -191,6 +201,9 @@ class TrainConfig(Section):
     )
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     ema_decay: Fraction = Field(0.9999, description="ceiling of the weights' moving average; 0 for none")
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = Field(
+        (), description="parts of the training, in order, the last until 1; none for one alone"
+    )
     steps_per_loop: Count = Field(50, description="steps on the device between two looks of the host")
     checkpoint_every_epochs: Positive = Field(1.0, description="time between two checkpoints")
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(3, description="newest checkpoints kept")
@@ -219,9 +232,28 @@ class Config(Section):
         """Side of the images in pixels: the data's where it says one, else the model's resolution."""
         return self.data.image_size or self.model.resolution
 
+    @property
+    def phases(self):
+        """The parts of the training: list of (epoch at which it ends, Config of the part)."""
+        whole = _merge(self.model_dump(), {"train": {"phases": ()}})
+        return [
+            (phase.until * self.train.epochs, Config.model_validate(_merge(whole, _nested(phase.set))))
+            for phase in self.train.phases or (Phase(until=1.0, set={}),)
+        ]
+
     @pydantic.model_validator(mode="after")
     def _check(self):
         data, schedule, train = self.data, self.schedule, self.train
+        ends = [phase.until for phase in train.phases]
+        if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
+            raise ValueError(f"train.phases must end one after the other, the last at 1, received {ends}")
+        allowed = {"data.image_size", "train.batch_size", "model.dropout", "model.drop_connect"}
+        allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
+        for key in (key for phase in train.phases for key in phase.set):
+            if key not in allowed:
+                raise ValueError(f"train.phases cannot set {key!r}; allowed are {', '.join(sorted(allowed))}")
+        if train.phases:
+            _ = self.phases  # raises what is wrong with their values
         if data.source in ("folder", "table", "records") and data.dir is None:
             raise ValueError(f"data.source={data.source} needs data.dir: where the images are (--data_dir=PATH)")
         if data.val_fraction is not None and data.source != "folder":
@@ -425,8 +457,15 @@ def _parse_overrides(overrides):
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {text}: expected section.key=value, for example train.epochs=5")
-        value = _parse_yaml(value, f"--set {text}")
-        for part in reversed(key.strip().split(".")):
+        nested = _merge(nested, _nested({key.strip(): _parse_yaml(value, f"--set {text}")}))
+    return nested
+
+
+def _nested(flat):
+    """Turn {"train.epochs": 5, ...} into {"train": {"epochs": 5}, ...}."""
+    nested = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
             value = {part: value}
         nested = _merge(nested, value)
     return nested

@@ -239,7 +239,8 @@ class Failures:
 
 def check_batches(config, replicas):
     """Raise UserError where a batch cannot be divided among the replicas."""
-    for key, size in (("train.batch_size", config.train.batch_size), ("eval.batch_size", config.eval.batch_size)):
+    train_sizes = [("train.batch_size", phase.train.batch_size) for _, phase in config.phases]
+    for key, size in (*train_sizes, ("eval.batch_size", config.eval.batch_size)):
         if size % replicas:
             raise UserError(f"{key}={size} cannot be divided among {replicas} replicas: give a multiple of {replicas}")
 
@@ -249,7 +250,7 @@ def example_seed(source, config, position, id_):
     return tf.stack([config.train.seed + position // source.size * 2**32, id_])
 
 
-def train_dataset(source, config, failures, first_step, context):
+def train_dataset(source, config, failures, first_step, context, first_position=0):
     """Make the training batches of one host, without end, from a step on.
 
     Which examples form step s, and how each is varied, follows from seed, epoch and id alone, whatever the number of
@@ -261,6 +262,7 @@ def train_dataset(source, config, failures, first_step, context):
         failures: Failures, filled while the batches are read.
         first_step: int >= 0, steps done already.
         context: tf.distribute.InputContext.
+        first_position: int >= 0, images that the run had used before step 0, in earlier phases.
 
     Returns:
         A dataset of per-replica batches (images uint8 [B, S, S, C], labels int32 [B]).
@@ -284,6 +286,7 @@ def train_dataset(source, config, failures, first_step, context):
         shuffle=True,
         seed=config.train.seed,
         first_step=first_step,
+        first_position=first_position,
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )

@@ -102,3 +102,8 @@ def should_jit(jit_compile, strategy):
     if jit_compile == "auto":
         return device_type(strategy) == "GPU"
     return jit_compile == "on"
+
+
+def on_host():
+    """Return a context in which variables are made in the host's memory."""
+    return tf.device("CPU:0")

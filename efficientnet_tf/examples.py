@@ -30,14 +30,15 @@ class Order:
     steps: int | None = None  # None: without end
     host: int = 0
     hosts: int = 1
+    first_position: int = 0  # images used before step 0
 
     def positions(self):
-        """Return a tf.data.Dataset of int64 positions; it counts steps first, the unit that the data service deals out."""
+        """Return a tf.data.Dataset of int64 positions. It counts steps first: the data service deals out these."""
         share = self.batch // self.hosts
         end = np.iinfo(np.int64).max if self.steps is None else self.first_step + self.steps
 
         def of_step(step):
-            first = step * self.batch + self.host * share
+            first = self.first_position + step * self.batch + self.host * share
             return tf.data.Dataset.range(first, first + share)
 
         return tf.data.Dataset.range(self.first_step, end).flat_map(of_step)

@@ -18,13 +18,15 @@ def _values(variables):
     return [tf.convert_to_tensor(v.value) for v in variables]
 
 
-def make_train_loop(state, config, strategy):
+def make_train_loop(state, config, strategy, graph=None):
     """Make the function that trains for some steps without coming back to the host.
 
     Args:
         state: checkpoint.State, created in the strategy's scope.
         config: config.Config.
         strategy: tf.distribute.Strategy.
+        graph: a keras.Model that lends the state's weights its graph, made for another image size or other drop
+            rates; the state's model by default.
 
     Returns:
         A tf.function from (iterator of (images uint8 [B, S, S, C], labels int32 [B]) for each replica; steps, int32
@@ -33,10 +35,11 @@ def make_train_loop(state, config, strategy):
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
+    graph = graph or model
     replicas = strategy.num_replicas_in_sync
     trainable, statistics = model.trainable_variables, optim.statistics(model)
     decays = {id(v) for v in optim.decayed_variables(model)}
-    is_statistic = {id(v) for v in statistics}
+    is_statistic = {id(v) for v in optim.statistics(graph)}
     sizes = [math.prod(v.shape) for v in statistics]
 
     def forward_backward(weights, moving, seed, images, labels):
@@ -45,13 +48,13 @@ def make_train_loop(state, config, strategy):
         moving = iter(moving)
         others = [
             next(moving) if id(v) in is_statistic else seed + tf.constant([i, 0], tf.int64) * 2**32
-            for i, v in enumerate(model.non_trainable_variables)
+            for i, v in enumerate(graph.non_trainable_variables)
         ]
-        targets = tf.one_hot(labels, model.output_shape[-1])
+        targets = tf.one_hot(labels, graph.output_shape[-1])
         images, targets = augment.mix(tf.cast(images, tf.float32), targets, seed + [2**47, 0], config.augment)
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            logits, updated = model.stateless_call(weights, others, images, training=True)
+            logits, updated = graph.stateless_call(weights, others, images, training=True)
             losses = keras.losses.categorical_crossentropy(
                 targets,
                 logits,
@@ -61,7 +64,7 @@ def make_train_loop(state, config, strategy):
             decayed = [w for w, v in zip(weights, trainable, strict=True) if id(v) in decays]
             loss = tf.reduce_mean(losses) + optim.weight_penalty(config, decayed)
             share = loss / replicas  # the optimiser sums gradients over replicas
-        moving = [u for u, v in zip(updated, model.non_trainable_variables, strict=True) if id(v) in is_statistic]
+        moving = [u for u, v in zip(updated, graph.non_trainable_variables, strict=True) if id(v) in is_statistic]
         hits = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
         return tape.gradient(share, weights), moving, tf.stack([loss, tf.reduce_mean(hits)])
 

@@ -4,9 +4,12 @@ The only place where epochs become steps.
 """
 
 import math
+from dataclasses import dataclass
 
 import keras
 from keras import ops
+
+from efficientnet_tf.config import Config
 
 
 def steps_per_epoch(config, size):
@@ -19,42 +22,76 @@ def to_steps(epochs, config, size):
     return max(1, round(epochs * steps_per_epoch(config, size)))
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: a config that holds from one step to another (`train.phases`)."""
+
+    config: Config
+    first_step: int
+    end_step: int
+    first_epoch: float
+    first_position: int  # images that the run has used before
+
+    @property
+    def batch_size(self):
+        """Images a step."""
+        return self.config.train.batch_size
+
+
+def plan_phases(config, size):
+    """Return the phases of a run over `size` training images, a list of Phase; without `train.phases` it is one."""
+    phases, step, epoch, position = [], 0, 0.0, 0
+    for until, part in config.phases:
+        end = step + to_steps(until - epoch, part, size)
+        phases.append(Phase(part, step, end, epoch, position))
+        position += (end - step) * part.train.batch_size
+        step, epoch = end, until
+    return phases
+
+
 @keras.saving.register_keras_serializable("efficientnet_tf")
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate at a step: linear warm-up from 0, then one of three shapes.
 
     Args:
-        name: "exponential" (staircase), "cosine" (to 0 at `total_steps`) or "constant".
-        peak: float > 0, the rate that the warm-up leads to.
-        warmup_steps: float >= 0.
-        total_steps: int >= 1, length of the run.
-        decay_steps: float > 0, exponential: length of a stair, in steps.
+        name: "exponential" (staircase), "cosine" (to 0 at `total_epochs`) or "constant".
+        phases: list of [first step, epoch at it, steps an epoch, rate that the warm-up leads to], in order.
+        warmup_epochs: float >= 0.
+        total_epochs: float > 0, length of the run.
+        decay_epochs: float > 0, exponential: length of a stair.
         decay_rate: float in (0, 1], exponential: factor a stair.
 
     Source: official code, `build_learning_rate`: stairs are counted from step 0, not from the warm-up's end.
     """
 
-    def __init__(self, name, peak, warmup_steps, total_steps, decay_steps, decay_rate):
+    def __init__(self, name, phases, warmup_epochs, total_epochs, decay_epochs, decay_rate):
         self.name = name
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-        self.decay_steps = decay_steps
+        self.phases = phases
+        self.warmup_epochs = warmup_epochs
+        self.total_epochs = total_epochs
+        self.decay_epochs = decay_epochs
         self.decay_rate = decay_rate
 
     def __call__(self, step):
         """Return the rate, float32 scalar, at int scalar `step`."""
         step = ops.cast(step, "float32")
-        if self.name == "exponential":
-            rate = self.peak * ops.power(self.decay_rate, ops.floor(step / self.decay_steps))
-        elif self.name == "cosine":
-            progress = (step - self.warmup_steps) / max(1.0, self.total_steps - self.warmup_steps)
-            rate = self.peak * 0.5 * (1 + ops.cos(math.pi * ops.clip(progress, 0.0, 1.0)))
-        else:
-            rate = ops.full((), self.peak, "float32")
-        if self.warmup_steps:
-            rate = ops.where(step < self.warmup_steps, self.peak * step / self.warmup_steps, rate)
+        rate = self._in_phase(step, *self.phases[0])
+        for phase in self.phases[1:]:
+            rate = ops.where(step >= phase[0], self._in_phase(step, *phase), rate)
         return rate
+
+    def _in_phase(self, step, first_step, first_epoch, steps_per_epoch, peak):
+        # Epochs are scaled to steps, not the other way round: at the edge of a stair the numbers are whole.
+        step = step - first_step + first_epoch * steps_per_epoch
+        warmup_steps, total_steps = self.warmup_epochs * steps_per_epoch, self.total_epochs * steps_per_epoch
+        if self.name == "exponential":
+            rate = peak * ops.power(self.decay_rate, ops.floor(step / (self.decay_epochs * steps_per_epoch)))
+        elif self.name == "cosine":
+            progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+            rate = peak * 0.5 * (1 + ops.cos(math.pi * ops.clip(progress, 0.0, 1.0)))
+        else:
+            rate = ops.full((), peak, "float32")
+        return ops.where(step < warmup_steps, peak * step / warmup_steps, rate) if warmup_steps else rate
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -94,10 +131,18 @@ def learning_rate(config, size):
     schedule = config.schedule
     return LearningRate(
         schedule.name,
-        peak=config.optimizer.learning_rate * config.train.batch_size / 256,
-        warmup_steps=schedule.warmup_epochs * steps_per_epoch(config, size),
-        total_steps=to_steps(config.train.epochs, config, size),
-        decay_steps=schedule.decay_epochs * steps_per_epoch(config, size),
+        phases=[
+            [
+                phase.first_step,
+                phase.first_epoch,
+                steps_per_epoch(phase.config, size),
+                config.optimizer.learning_rate * phase.batch_size / 256,
+            ]
+            for phase in plan_phases(config, size)
+        ],
+        warmup_epochs=schedule.warmup_epochs,
+        total_epochs=config.train.epochs,
+        decay_epochs=schedule.decay_epochs,
         decay_rate=schedule.decay_rate,
     )
 

@@ -171,7 +171,7 @@ def _records(shards, class_names, load, shuffle_buffer):
             raise UserError(f"{len(paths)} record files cannot be divided among {order.hosts} hosts")
         mine = list(range(order.host, len(paths), order.hosts))
         size = sum(takes[i] for i in mine)
-        first_epoch, skip = divmod(order.first_step * share, size)
+        first_epoch, skip = divmod(order.first_position // order.hosts + order.first_step * share, size)
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         records = epochs.flat_map(functools.partial(epoch, order, mine)).skip(skip)
         return tf.data.Dataset.zip(order.positions(), records).map(lambda position, record: (position, *record))

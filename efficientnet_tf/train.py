@@ -1,5 +1,6 @@
 """Train a classifier: `python -m efficientnet_tf.train --variant=b0 --recipe=digits --model_dir=DIR`."""
 
+import contextlib
 import math
 import os
 import signal
@@ -37,19 +38,44 @@ def create_state(config, classes, size, strategy):
     """
     import keras
 
-    from efficientnet_tf import checkpoint, distribute, optim
+    from efficientnet_tf import checkpoint, optim
 
-    policy = keras.config.dtype_policy()
+    with strategy.scope(), _dtype_policy(config, strategy):
+        keras.utils.set_random_seed(config.train.seed)
+        model = checkpoint.build_for(config, classes)
+        optimizer = optim.create_optimizer(config, model, size)
+        average = optim.MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+        return checkpoint.State(model, optimizer, average)
+
+
+def graph_of(phase, state, strategy):
+    """Return the model whose graph a phase's steps take: the state's, unless image size or drop rates are others.
+
+    Args:
+        phase: optim.Phase.
+        state: checkpoint.State.
+        strategy: tf.distribute.Strategy.
+    """
+    from efficientnet_tf import checkpoint, distribute
+
+    with distribute.on_host(), _dtype_policy(phase.config, strategy):
+        graph = checkpoint.build_for(phase.config, state.model.output_shape[-1])
+    return state.model if graph.get_config() == state.model.get_config() else graph
+
+
+@contextlib.contextmanager
+def _dtype_policy(config, strategy):
+    """Build models in the precision of the config."""
+    import keras
+
+    from efficientnet_tf import distribute
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(distribute.dtype_policy(config.train.precision, strategy))
     try:
-        with strategy.scope():
-            keras.utils.set_random_seed(config.train.seed)
-            keras.config.set_dtype_policy(distribute.dtype_policy(config.train.precision, strategy))
-            model = checkpoint.build_for(config, classes)
-            optimizer = optim.create_optimizer(config, model, size)
-            average = optim.MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
-            return checkpoint.State(model, optimizer, average)
+        yield
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy(before)
 
 
 def train(config, model_dir, strategy):
@@ -84,18 +110,23 @@ def train(config, model_dir, strategy):
     state = create_state(config, len(train_source.class_names), size, strategy)
     checkpointer = checkpoint.Checkpointer(model_dir, state, config)
     step = saved = checkpointer.restore()
-    total = optim.to_steps(config.train.epochs, config, size)
+    phases = optim.plan_phases(config, size)
+    total = phases[-1].end_step
     checkpoint_every = optim.to_steps(config.train.checkpoint_every_epochs, config, size)
     eval_every = optim.to_steps(config.eval.every_epochs, config, size)
-
-    failures = data.Failures(train_source)
-    batches = iter(
-        strategy.distribute_datasets_from_function(
-            lambda context: data.train_dataset(train_source, config, failures, step, context)
-        )
-    )
-    loop = loops.make_train_loop(state, config, strategy)
     evaluators = loops.make_evaluators(state, eval_source, config, strategy)
+    failures = data.Failures(train_source)
+
+    def start_phase(phase):
+        """Return the batches from the current step on, and the loop that trains on them."""
+        first = step - phase.first_step
+        batches = strategy.distribute_datasets_from_function(
+            lambda context: data.train_dataset(
+                train_source, phase.config, failures, first, context, phase.first_position
+            )
+        )
+        graph = graph_of(phase, state, strategy) if len(phases) > 1 else None
+        return iter(batches), loops.make_train_loop(state, phase.config, strategy, graph)
 
     def run_loop(steps):
         started = time.perf_counter()
@@ -114,19 +145,22 @@ def train(config, model_dir, strategy):
             "loss": loss,
             "top1": accuracy,
             "learning_rate": float(state.optimizer.learning_rate),
-            "images_per_second": steps * config.train.batch_size / (time.perf_counter() - started),
+            "images_per_second": steps * phase.batch_size / (time.perf_counter() - started),
         }
 
     def evaluate():
         return {kind: evaluator() for kind, evaluator in evaluators.items()}
 
-    result = None
+    phase = result = None
     with report.Report(model_dir, config.model.name, step, total) as log, _StopFlag() as stop:
         if step:
             log.say(f"going on from the checkpoint of step {step} of {total}")
         while step < total and not stop.asked:
+            if phase is None or step == phase.end_step:
+                phase = next(p for p in phases if step < p.end_step)
+                batches, loop = start_phase(phase)
             until = [every - step % every for every in (checkpoint_every, eval_every)]
-            steps = min(config.train.steps_per_loop, total - step, *until)
+            steps = min(config.train.steps_per_loop, phase.end_step - step, *until)
             values = run_loop(steps)
             step += steps
             log.train(step, values)
