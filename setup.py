@@ -22,6 +22,8 @@ EXTRAS = {
         "pillow>=10",
         "jax>=0.4.30",
         "ruff==0.17.6",
+        "setuptools>=64",
+        "wheel",
     ],
 }
 
