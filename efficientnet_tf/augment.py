@@ -20,34 +20,39 @@ FILL = 128  # grey, where an operation uncovers what the image does not have
 # -------------------------------------------------------------------------------------- from a look at the pixels
 
 
-def _lookup(image, table):
-    """Replace each value by its entry: table uint8 [C, 256]."""
-    channels = image.shape[-1]
-    index = tf.cast(image, tf.int32) + tf.range(channels) * 256
-    return tf.gather(tf.reshape(table, [-1]), index)
+def _rows(image):
+    """View an image as [H, W * C]: kernels that combine it with something of fewer axes are slow on short last ones."""
+    return tf.reshape(image, [tf.shape(image)[0], -1])
+
+
+def _per_value(image, channels):
+    """Lay a value a channel, [C], out as the rows of `_rows(image)`, [W * C]."""
+    return tf.tile(channels, [tf.shape(image)[1]])
 
 
 def autocontrast(image):
     """Stretch each channel to the full range (ImageOps.autocontrast)."""
-    values = tf.range(256, dtype=tf.float64)
-    low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float64)[:, None]
-    high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float64)[:, None]
-    scale = 255 / tf.maximum(high - low, 1)
-    # Rounded as Pillow rounds, value by value: the product first, then the offset.
-    stretched = tf.saturate_cast(values * scale + (-low * scale), tf.uint8)
-    return _lookup(image, tf.where(high > low, stretched, tf.cast(values, tf.uint8)))
+    pixels = tf.reshape(image, [-1, image.shape[-1]])
+    low = tf.cast(tf.reduce_min(pixels, axis=0), tf.float64)
+    high = tf.cast(tf.reduce_max(pixels, axis=0), tf.float64)
+    scale = tf.where(high > low, 255 / tf.maximum(high - low, 1), 1)
+    offset = tf.where(high > low, -low * scale, 0)
+    # Rounded as Pillow rounds its table, in float64: the product first, then the offset; then the fraction is cut off.
+    product = tf.cast(_rows(image), tf.float64) * _per_value(image, scale)
+    return tf.reshape(tf.cast(product + _per_value(image, offset), tf.uint8), tf.shape(image))
 
 
 def equalize(image):
     """Flatten each channel's histogram (ImageOps.equalize)."""
     channels = image.shape[-1]
-    index = tf.reshape(tf.cast(image, tf.int32) + tf.range(channels) * 256, [-1])
-    counts = tf.math.bincount(index, minlength=channels * 256, maxlength=channels * 256)
+    index = tf.cast(_rows(image), tf.int32) + _per_value(image, tf.range(channels) * 256)
+    counts = tf.histogram_fixed_width(index, [0, channels * 256], channels * 256)  # faster than bincount
     counts = tf.reshape(counts, [channels, 256])
     last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)
     step = (tf.reduce_sum(counts, axis=1) - tf.gather(counts, last, batch_dims=1))[:, None] // 255
     flat = (tf.cumsum(counts, axis=1, exclusive=True) + step // 2) // tf.maximum(step, 1)
-    return _lookup(image, tf.where(step > 0, tf.saturate_cast(flat, tf.uint8), tf.cast(tf.range(256), tf.uint8)))
+    table = tf.where(step > 0, tf.saturate_cast(flat, tf.uint8), tf.cast(tf.range(256), tf.uint8))
+    return tf.reshape(tf.gather_nd(tf.reshape(table, [-1]), index[..., None]), tf.shape(image))
 
 
 def _blend(degenerate, image, factor):
@@ -58,20 +63,22 @@ def _blend(degenerate, image, factor):
 
 def _grey(image):
     """Return the luma of an image, float32 [H, W, 1], whole numbers (Pillow's conversion to "L")."""
+    image = tf.cast(image, tf.float32)
     if image.shape[-1] == 1:
-        return tf.cast(image, tf.float32)
-    luma = tf.tensordot(tf.cast(image, tf.float32), tf.constant([[19595.0], [38470.0], [7471.0]]) / 65536, 1)
-    return tf.floor(luma + 0.5)
+        return image
+    red, green, blue = tf.unstack(image, axis=-1)  # plane by plane: faster than a matrix product
+    return tf.floor(red * (19595 / 65536) + green * (38470 / 65536) + blue * (7471 / 65536) + 0.5)[..., None]
 
 
 def color(image, factor):
     """Less or more colour (ImageEnhance.Color)."""
-    return _blend(_grey(image), image, factor)
+    return _blend(tf.broadcast_to(_grey(image), tf.shape(image)), image, factor)
 
 
 def contrast(image, factor):
     """Less or more contrast (ImageEnhance.Contrast). The official code takes a wrong mean; Pillow's is right."""
-    return _blend(tf.floor(tf.reduce_mean(_grey(image)) + 0.5), image, factor)
+    mean = tf.reduce_mean(tf.cast(_grey(image), tf.float64))  # a sum of many pixels is inexact in float32
+    return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, factor)
 
 
 def brightness(image, factor):
@@ -81,11 +88,11 @@ def brightness(image, factor):
 
 def sharpness(image, factor):
     """Softer or sharper (ImageEnhance.Sharpness); the outermost pixels keep their values, as in Pillow."""
-    wide = tf.cast(image, tf.int32)
+    wide = tf.cast(image, tf.float32)
     rows = wide[:-2] + wide[1:-1] + wide[2:]
     box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    smooth = tf.floor(tf.cast(box + 4 * wide[1:-1, 1:-1], tf.float32) / 13 + 0.5)
-    inner = _blend(smooth, image[1:-1, 1:-1], factor)
+    centre = wide[1:-1, 1:-1]
+    inner = _blend(tf.floor((box + 4 * centre) / 13 + 0.5), centre, factor)
     middle = tf.concat([image[1:-1, :1], inner, image[1:-1, -1:]], axis=1)
     return tf.concat([image[:1], middle, image[-1:]], axis=0)
 
@@ -105,8 +112,7 @@ def solarize(image, threshold):
     """Invert the values from `threshold`, int32 scalar in [0, 256], upwards (ImageOps.solarize)."""
     # Compared as value > threshold - 1, for 256 is no uint8.
     above = (image > tf.cast(tf.maximum(threshold - 1, 0), tf.uint8)) | (threshold < 1)
-    flipped = tf.cast(above & (threshold < 256), tf.uint8) * 255
-    return tf.bitwise.bitwise_xor(image, flipped)
+    return tf.bitwise.bitwise_xor(image, tf.cast(above, tf.uint8) * 255)
 
 
 def solarize_add(image, addition):
@@ -122,34 +128,31 @@ def affine(image, matrix):
 
     Args:
         image: uint8 [H, W, C].
-        matrix: six float32 scalars (a, b, c, d, e, f): the pixel whose centre is (x, y) takes the value at
+        matrix: six float scalars (a, b, c, d, e, f): the pixel whose centre is (x, y) takes the value at
             (a x + b y + c, d x + e y + f).
 
     Returns:
         uint8 [H, W, C], 128 where the place is outside the image.
     """
-    a, b, c, d, e, f = matrix
-    # Pillow takes pixel (x, y) at its centre, in steps of 1/65536, and cuts off; the kernel takes its corner, and rounds
-    # half a pixel up. A quarter step more, and nothing lies between two pixels.
-    c, f = c + (a + b) / 2, f + (d + e) / 2
-    a, b, c, d, e, f = (tf.floor(tf.cast(v, tf.float32) * 65536 + 0.5) / 65536 for v in (a, b, c, d, e, f))
-    shift = 0.25 / 65536 - 0.5
-    transform = tf.stack([a, b, c + shift, d, e, f + shift, 0.0, 0.0])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
-        transforms=transform[None],
-        output_shape=tf.shape(image)[:2],
-        fill_value=float(FILL),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )[0]
+    a, b, c, d, e, f = (tf.cast(value, tf.float64) for value in matrix)
+    # Pillow's own arithmetic: whole steps of 1/65536 from a pixel's centre, cut off.
+    steps = tf.stack([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2]) * 65536
+    a, b, c, d, e, f = tf.unstack(tf.cast(tf.floor(steps + 0.5), tf.int32))
+    height, width = tf.unstack(tf.shape(image)[:2])
+    columns, rows = tf.range(width), tf.range(height)[:, None]
+    x = tf.bitwise.right_shift(a * columns + (b * rows + c), 16)
+    y = tf.bitwise.right_shift(d * columns + (e * rows + f), 16)
+    inside = (tf.minimum(x, y) >= 0) & (x < width) & (y < height)
+    pixels = tf.reshape(image, [-1, image.shape[-1]])
+    with_fill = tf.concat([pixels, tf.fill([1, image.shape[-1]], tf.constant(FILL, tf.uint8))], axis=0)
+    return tf.gather_nd(with_fill, tf.where(inside, y * width + x, height * width)[..., None])
 
 
 def rotate(image, degrees):
     """Turn anticlockwise about the centre (Image.rotate)."""
-    size = tf.cast(tf.shape(image), tf.float32)
+    size = tf.cast(tf.shape(image), tf.float64)
     x, y = size[1] / 2, size[0] / 2
-    angle = -degrees * math.pi / 180
+    angle = -tf.cast(degrees, tf.float64) * math.pi / 180
     cos, sin = tf.cos(angle), tf.sin(angle)
     return affine(image, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
@@ -174,11 +177,12 @@ def translate_y(image, pixels):
     return affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels))
 
 
-def _window(image, top, left, height, width):
-    """Return bool [H, W, 1]: True inside a window, which may reach beyond the image."""
-    rows = tf.range(tf.shape(image)[0])[:, None, None]
-    columns = tf.range(tf.shape(image)[1])[None, :, None]
-    return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+def _paste(image, patch, top, left, height, width):
+    """Put `patch`, uint8 [H, W * C] or a scalar, into a window, which may reach beyond the image."""
+    rows = tf.range(tf.shape(image)[0])[:, None]
+    columns = tf.repeat(tf.range(tf.shape(image)[1]), image.shape[-1])
+    inside = (rows >= top) & (rows < top + height) & ((columns >= left) & (columns < left + width))
+    return tf.reshape(tf.where(inside, patch, _rows(image)), tf.shape(image))
 
 
 def erase(image, probability, seed):
@@ -203,9 +207,8 @@ def erase(image, probability, seed):
         ratio = tf.exp(math.log(0.3) + math.log(3.3 / 0.3) * aspect)
         tall, wide = tf.minimum(tf.sqrt(pixels * ratio), height), tf.minimum(tf.sqrt(pixels / ratio), width)
         corner_and_size = (y * (height - tall), x * (width - wide), tall, wide)
-        inside = _window(image, *(tf.cast(value, tf.int32) for value in corner_and_size))
-        noise = tf.random.stateless_uniform(tf.shape(image), seeds[1], 0, 256, tf.int32)
-        return tf.where(inside, tf.cast(noise, tf.uint8), image)
+        noise = tf.random.stateless_uniform(tf.shape(_rows(image)), seeds[1], 0, 256, tf.int32)
+        return _paste(image, tf.cast(noise, tf.uint8), *(tf.cast(value, tf.int32) for value in corner_and_size))
 
     return tf.ensure_shape(tf.cond(chance < probability, erased, lambda: image), image.shape)
 
@@ -215,40 +218,40 @@ def cutout(image, half, seed):
     shape = tf.shape(image)
     centre = tf.random.stateless_uniform([2], seed) * tf.cast(shape[:2], tf.float32)
     y, x = tf.unstack(tf.cast(centre, tf.int32))
-    return tf.where(_window(image, y - half, x - half, 2 * half, 2 * half), tf.constant(FILL, tf.uint8), image)
+    return _paste(image, tf.constant(FILL, tf.uint8), y - half, x - half, 2 * half, 2 * half)
 
 
 # ------------------------------------------------------------------------------------------------------ policies
 
 
 def _factor(level):
-    return level / 10 * 1.8 + 0.1
+    return tf.cast(level / 10 * 1.8 + 0.1, tf.float32)
 
 
-def _whole(level, at_ten, most):
+def _whole_number(level, at_ten, most=10**6):
     return tf.minimum(tf.cast(level / 10 * at_ten, tf.int32), most)
 
 
-# From (image, level 0 to 10 and beyond, sign -1 or 1, seed, policy) to the image: what a level means for each operation
-# (official code, `level_to_arg`).
+# What a level means for each operation (official code, `level_to_arg`): from (image, level 0 to 10 and beyond, sign -1
+# or 1, both float64 as there, seed, the policy's translate and cutout) to the image.
 OPERATIONS = {
-    "AutoContrast": lambda image, *_: autocontrast(image),
-    "Equalize": lambda image, *_: equalize(image),
-    "Invert": lambda image, *_: invert(image),
-    "Rotate": lambda image, level, sign, *_: rotate(image, sign * level / 10 * 30),
-    "Posterize": lambda image, level, *_: posterize(image, _whole(level, 4, most=8)),
-    "Solarize": lambda image, level, *_: solarize(image, _whole(level, 256, most=256)),
-    "Color": lambda image, level, *_: color(image, _factor(level)),
-    "Contrast": lambda image, level, *_: contrast(image, _factor(level)),
-    "Brightness": lambda image, level, *_: brightness(image, _factor(level)),
-    "Sharpness": lambda image, level, *_: sharpness(image, _factor(level)),
-    "ShearX": lambda image, level, sign, *_: shear_x(image, sign * level / 10 * 0.3),
-    "ShearY": lambda image, level, sign, *_: shear_y(image, sign * level / 10 * 0.3),
-    "TranslateX": lambda image, level, sign, seed, policy: translate_x(image, sign * level / 10 * policy.translate),
-    "TranslateY": lambda image, level, sign, seed, policy: translate_y(image, sign * level / 10 * policy.translate),
-    "Cutout": lambda image, level, sign, seed, policy: cutout(image, _whole(level, policy.cutout, most=10**6), seed),
-    "SolarizeAdd": lambda image, level, *_: solarize_add(image, _whole(level, 110, most=127)),
-    "-": lambda image, *_: image,  # nothing: an operation of AutoAugment's that its probability left out
+    "AutoContrast": lambda image, *rest: autocontrast(image),
+    "Equalize": lambda image, *rest: equalize(image),
+    "Invert": lambda image, *rest: invert(image),
+    "Rotate": lambda image, level, sign, *rest: rotate(image, sign * level / 10 * 30),
+    "Posterize": lambda image, level, *rest: posterize(image, _whole_number(level, 4, most=8)),
+    "Solarize": lambda image, level, *rest: solarize(image, _whole_number(level, 256, most=256)),
+    "Color": lambda image, level, *rest: color(image, _factor(level)),
+    "Contrast": lambda image, level, *rest: contrast(image, _factor(level)),
+    "Brightness": lambda image, level, *rest: brightness(image, _factor(level)),
+    "Sharpness": lambda image, level, *rest: sharpness(image, _factor(level)),
+    "ShearX": lambda image, level, sign, *rest: shear_x(image, sign * level / 10 * 0.3),
+    "ShearY": lambda image, level, sign, *rest: shear_y(image, sign * level / 10 * 0.3),
+    "TranslateX": lambda image, level, sign, seed, translate, half: translate_x(image, sign * level / 10 * translate),
+    "TranslateY": lambda image, level, sign, seed, translate, half: translate_y(image, sign * level / 10 * translate),
+    "Cutout": lambda image, level, sign, seed, translate, half: cutout(image, _whole_number(level, half), seed),
+    "SolarizeAdd": lambda image, level, *rest: solarize_add(image, _whole_number(level, 110, most=127)),
+    "-": lambda image, *rest: image,  # nothing: an operation of AutoAugment's that its probability left out
 }
 NAMES = tuple(OPERATIONS)
 NOTHING = NAMES.index("-")
@@ -297,7 +300,7 @@ def autoaugment():
 
 
 def randaugment(count, level):
-    """RandAugment: `count` operations out of 16, alike likely, all at `level` (0 to 10, and beyond for large models)."""
+    """RandAugment: `count` operations out of 16, equally likely, all at `level` (0 to 10 and beyond)."""
 
     def draw(seed):
         operations = tf.random.stateless_uniform([count], seed, 0, NOTHING, tf.int32)
@@ -309,6 +312,12 @@ def randaugment(count, level):
 def draw_policy(policy, seed):
     """Return what `apply_policy` does with a seed: operations int32 [N], indices into NAMES, and levels float32 [N]."""
     return policy.draw(tf.random.experimental.stateless_split(seed, 2)[0])
+
+
+@functools.cache
+def _whole(operation):
+    """Keep an operation a function: once inlined, each of its nodes would cost something where it is not taken."""
+    return tf.function(operation, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def apply_policy(policy, image, seed):
@@ -327,8 +336,9 @@ def apply_policy(policy, image, seed):
     seed = tf.random.experimental.stateless_split(seed, 2)[1]
     signs = tf.random.stateless_uniform([count], seed, 0, 2, tf.int32) * 2 - 1
     for i in range(count):
-        arguments = levels[i], tf.cast(signs[i], tf.float32), seed + [i, 1], policy
-        branches = [functools.partial(operation, image, *arguments) for operation in OPERATIONS.values()]
+        level, sign = tf.cast(levels[i], tf.float64), tf.cast(signs[i], tf.float64)
+        arguments = image, level, sign, seed + [i, 1], policy.translate, policy.cutout
+        branches = [functools.partial(_whole(operation), *arguments) for operation in OPERATIONS.values()]
         image = tf.ensure_shape(tf.switch_case(operations[i], branches), image.shape)
     return image
 

@@ -4,6 +4,8 @@ Everything that is compared is measured in turns, in one run; the table has medi
 """
 
 import json
+import os
+import platform
 import statistics
 import sys
 import time
@@ -58,13 +60,17 @@ def _input_pipeline(source, config, policy):
     return sizes.batch(config.train.batch_size).map(tf.size).prefetch(tf.data.AUTOTUNE)
 
 
-def _images_per_second(pipeline, threads, warmup, seconds):
+def _start(pipeline, threads):
     import tensorflow as tf
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    iterator = pipeline.with_options(options).as_numpy_iterator()
+    return pipeline.with_options(options).as_numpy_iterator()
+
+
+def _images_per_second(iterator, warmup, seconds):
+    """Read for `warmup` seconds, which empties what was made ahead, and then for `seconds`, which count."""
     start = time.perf_counter()
     while time.perf_counter() - start < warmup:
         next(iterator)
@@ -84,9 +90,9 @@ def measure_input(sizes, threads, rounds, seconds, photos=256):
         seconds: float > 0, length of a measurement; half as long goes before it.
         photos: int >= 1, number of different images.
 
-    Returns:
-        A list of dict: size, threads, policy, images_per_second (median), low, high, of_decode (share of the rate of
-        decoding alone), of_none (share of the rate without a policy).
+    Yields:
+        dict: size, threads, policy, images_per_second (median), low, high, of_decode (share of the rate of decoding
+        alone), of_none (share of the rate without a policy).
     """
     from tqdm import tqdm
 
@@ -94,52 +100,97 @@ def measure_input(sizes, threads, rounds, seconds, photos=256):
     from efficientnet_tf import examples
 
     source = examples.from_bytes(make_photos(photos), [i % 10 for i in range(photos)], "0123456789", "photo")
-    rows = []
-    bar = tqdm(total=len(sizes) * len(threads) * rounds * len(POLICIES), unit="measurement", file=sys.stderr)
-    for size in sizes:
-        config = config_lib.load_config("b0", "imagenet", [f"data.image_size={size}", "train.batch_size=32"])
-        for count in threads:
-            rates = {policy: [] for policy in POLICIES}
-            for _ in range(rounds):
-                for policy in POLICIES:
-                    pipeline = _input_pipeline(source, config, policy)
-                    rates[policy].append(_images_per_second(pipeline, count, seconds / 2, seconds))
-                    bar.update()
-            median = {policy: statistics.median(values) for policy, values in rates.items()}
-            for policy, values in rates.items():
-                rows.append(
-                    {
-                        "size": size,
-                        "threads": count,
-                        "policy": policy,
-                        "images_per_second": round(median[policy], 1),
-                        "low": round(min(values), 1),
-                        "high": round(max(values), 1),
-                        "of_decode": round(median[policy] / median["decode"], 3),
-                        "of_none": round(median[policy] / median["none"], 3),
-                    }
-                )
-    bar.close()
-    return rows
+    total = len(sizes) * len(threads) * (rounds + 1) * len(POLICIES)
+    with tqdm(total=total, unit="measurement", file=sys.stderr) as bar:
+        for size in sizes:
+            config = config_lib.load_config("b0", "imagenet", [f"data.image_size={size}", "train.batch_size=32"])
+            for count in threads:
+                bar.set_description(f"{size} pixels, {count} threads")
+                iterators = {policy: _start(_input_pipeline(source, config, policy), count) for policy in POLICIES}
+                rates = {policy: [] for policy in POLICIES}
+                for turn in range(rounds + 1):
+                    for policy, iterator in iterators.items():
+                        rate = _images_per_second(iterator, seconds / 2, seconds)
+                        if turn:  # the first turn is for tf.data, which finds its settings by trying
+                            rates[policy].append(rate)
+                        bar.update()
+                yield from _summarise(size, count, rates)
+
+
+def _summarise(size, threads, rates):
+    median = {policy: statistics.median(values) for policy, values in rates.items()}
+    for policy, values in rates.items():
+        yield {
+            "size": size,
+            "threads": threads,
+            "policy": policy,
+            "images_per_second": round(median[policy], 1),
+            "low": round(min(values), 1),
+            "high": round(max(values), 1),
+            "of_decode": round(median[policy] / median["decode"], 3),
+            "of_none": round(median[policy] / median["none"], 3),
+        }
 
 
 def format_table(rows):
-    """Return rows, dicts with the same keys, as a Markdown table."""
+    """Return rows, dicts with the same keys, as a Markdown table; what starts with `of_` is a share."""
     header = list(rows[0])
-    lines = [header, ["---"] * len(header), *([str(row[key]) for key in header] for row in rows)]
+
+    def text(key, value):
+        if key.startswith("of_"):
+            return f"{value:.0%}"
+        return f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+    lines = [[key.replace("_", " ") for key in header], *([text(key, row[key]) for key in header] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+    lines = ["| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def hardware():
+    """Return what the numbers depend on: the processor's name, and how many of its cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    except OSError:  # not Linux
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": name, "cores": cores}
 
 
 def main(args):
-    """Measure, print the table, write the JSON."""
-    from efficientnet_tf.config import environment
+    """Measure, print the table, write the JSON; stopped by Ctrl-C, print what is complete."""
+    from efficientnet_tf.config import UserError, environment
 
-    rows = measure_input(args.sizes, args.threads, args.rounds, args.seconds)
-    print(format_table(rows))
+    folder = os.path.dirname(os.path.abspath(args.output or ""))
+    if args.output and (os.path.isdir(args.output) or not os.access(folder, os.W_OK)):
+        # Said now, not after minutes of measuring.
+        raise UserError(f"--output={args.output} cannot be written: expected a file's path in an existing folder")
+    rows, stopped = [], False
+    try:
+        for row in measure_input(args.sizes, args.threads, args.rounds, args.seconds):
+            rows.append(row)
+    except KeyboardInterrupt:
+        stopped = True
+    if rows:
+        print(format_table(rows))
+    if stopped:
+        raise UserError("stopped before all was measured" + (f"; {args.output} was not written" * bool(args.output)))
     if args.output:
         with open(args.output, "w") as file:
-            json.dump({"mode": args.mode, "environment": environment(), "rows": rows}, file, indent=1)
+            json.dump({"mode": args.mode, "environment": environment() | hardware(), "rows": rows}, file, indent=1)
+
+
+def _seconds(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds > 0"  # argparse names the type in its message
 
 
 def make_parser():
@@ -148,8 +199,8 @@ def make_parser():
     parser.add_argument("--mode", default="input", choices=["input"], help="input: decoding and augmenting")
     parser.add_argument("--sizes", type=cli.positive_ints, default=[224, 380, 600], help="image sides, pixels: 224,380")
     parser.add_argument("--threads", type=cli.positive_ints, default=[1, 2, 4], help="threads: 1,2,4")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a measurement")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns that count, after one that does not")
+    parser.add_argument("--seconds", type=_seconds, default=3.0, help="length of a measurement")
     parser.add_argument("--output", help="JSON file to write, with hardware and versions")
     return parser
 

@@ -127,7 +127,11 @@ class DataConfig(Section):
         None, description="records only: number of classes, where no classes.txt stands beside the files"
     )
     cache: Literal["none", "memory"] = Field("none", description="memory: read all images, still encoded, once")
-    service: str | None = Field(None, description="grpc://address:port of a tf.data service that prepares the batches")
+    service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = Field(
+        None,
+        description="grpc://address:port of a tf.data service whose workers make the training batches: of an indexed "
+        "source the very batches of a local run, in the workers' order; a resumed run's place is not exact then",
+    )
     shuffle_buffer: Count = Field(16384, description="records shuffled together, where a source cannot be indexed")
     synthetic_examples: Count = Field(256, description="synthetic only: images in each split")
     synthetic_classes: Annotated[int, Field(ge=2)] = Field(10, description="synthetic only: number of classes")

@@ -1,6 +1,7 @@
 """Images as files: a folder a class, or a table of paths and labels."""
 
 import csv
+import io
 import os
 
 import numpy as np
@@ -108,17 +109,27 @@ def open_table(data, split):
 
 def _read_table(folder, split):
     """Return [(path, label), ...] of a table."""
-    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
-        name = os.path.join(folder, split + suffix)
-        if tf.io.gfile.exists(name):
-            break
-    else:
-        raise UserError(f"data.dir={folder!r} has neither {split}.csv nor {split}.tsv")
-    rows = list(csv.DictReader(read_text(name).splitlines(), delimiter=delimiter))
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        has = ", ".join(map(str, rows[0])) if rows else "no line"
-        raise UserError(f"{name}: expected a first line that names the columns path and label, and rows; it has {has}")
-    for number, row in enumerate(rows, 2):
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{name}, line {number}: path or label is empty")
-    return [(row["path"], row["label"]) for row in rows]
+    names = [os.path.join(folder, split + suffix) for suffix in (".csv", ".tsv")]
+    names = [name for name in names if tf.io.gfile.exists(name)]
+    if len(names) != 1:
+        has = "both" if names else "neither"
+        raise UserError(f"data.dir={folder!r} has {has} {split}.csv {'and' if names else 'nor'} {split}.tsv")
+    name, rows = names[0], []
+    try:
+        text = io.StringIO(read_text(name).removeprefix("\ufeff"), newline="")  # Excel begins a file with a mark
+        reader = csv.DictReader(text, delimiter="," if name.endswith(".csv") else "\t", strict=True)
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns):
+            raise UserError(
+                f"{name}: expected a first line that names the columns path and label; it has "
+                f"{', '.join(columns) or 'no line'}"
+            )
+        for row in reader:
+            if not row["path"] or not row["label"]:
+                raise UserError(f"{name}, line {reader.line_num}: path or label is empty")
+            rows.append((row["path"], row["label"]))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: not a table in UTF-8: {error}") from None
+    if not rows:
+        raise UserError(f"{name}: has a line of names and no row")
+    return rows

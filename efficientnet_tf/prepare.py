@@ -10,8 +10,9 @@ def main(args):
     from efficientnet_tf.config import UserError, load_config
     from efficientnet_tf.record_writer import write_records
 
-    overrides = [f"data.source={args.source}", "data.train_split=" + args.splits[0], *cli.overrides(args)]
-    data = load_config("b0", "folder", overrides).data
+    # Of several splits the first is for training, and says what the classes are.
+    first = [f"data.train_split={args.splits[0]}"] if len(args.splits) > 1 else []
+    data = load_config("b0", "folder", [f"data.source={args.source}", *first, *cli.overrides(args)]).data
     counts = args.shards if len(args.shards) > 1 else args.shards * len(args.splits)
     if len(counts) != len(args.splits):
         raise UserError(f"--shards={args.shards} for --splits={args.splits}: give one number, or one for each split")

@@ -10,16 +10,28 @@ A file comes to its name only when it is whole.
 
 import collections
 import functools
+import hashlib
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from efficientnet_tf import data as data_lib
 from efficientnet_tf import sources
+from efficientnet_tf.config import UserError
 from efficientnet_tf.files import read_text, write_text
+
+# The storage is at fault, not the image: to leave the image out would be wrong.
+_PASSING = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.ResourceExhaustedError,
+)
 
 
 def shard_path(folder, split, index, count):
@@ -39,8 +51,10 @@ def make_example(encoded, label, class_name, name):
     Raises:
         tf.errors.OpError: when the image cannot be decoded.
     """
-    height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
-    kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF"}.get(encoded[:2], "")
+    if encoded.startswith(b"BM"):
+        data_lib.check_bitmap(encoded)
+    height, width, channels = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape
+    kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}[encoded[:2]]
 
     def text(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
@@ -65,9 +79,11 @@ def _open(data, split):
     return sources.open_source(data, split, training=split == data.train_split)
 
 
-def _examples(data, split, shards, shard):
-    """Yield (name, encoded, label) of a shard: a share of all classes, the same at every call."""
-    source = _open(data, split)
+_open_once = functools.lru_cache(maxsize=1)(_open)
+
+
+def _examples(data, split, source, shards, shard):
+    """Yield (name, source, payload) of a shard's examples: a share of all classes, the same at every call."""
     if source.indexed:
         # Shuffled once, for a reader shuffles no further than its buffer.
         for index in np.random.default_rng(0).permutation(source.size)[shard::shards].tolist():
@@ -80,7 +96,7 @@ def _examples(data, split, shards, shard):
             yield part.describe(int(id_)), part, record
 
 
-def write_shard(data, split, folder, shards, shard):
+def write_shard(data, split, folder, shards, shard, source=None, tick=lambda images: None):
     """Write one record file, unless it is there.
 
     Args:
@@ -89,28 +105,42 @@ def write_shard(data, split, folder, shards, shard):
         folder: str, local or gs://.
         shards: int, number of files of the split.
         shard: int in [0, shards).
+        source: sources.Source, what `data` describes; None opens it, once a process.
+        tick: called with the number of images done since the last call; what it raises ends the work.
 
     Returns:
-        {"records": int, "classes": {label: count}, "unreadable": [name: why, ...]}.
+        {"records": int, "bytes": int, "classes": {label: count}, "unreadable": [name: why, ...]}.
     """
     path = shard_path(folder, split, shard, shards)
     notes = os.path.join(folder, ".progress", os.path.basename(path) + ".json")
     if tf.io.gfile.exists(path) and tf.io.gfile.exists(notes):
-        return json.loads(read_text(notes))
+        summary = json.loads(read_text(notes))
+        tick(summary["records"] + len(summary["unreadable"]))
+        return summary
     classes, unreadable = collections.Counter(), []
     unfinished = os.path.join(folder, ".progress", os.path.basename(path))
     with tf.io.TFRecordWriter(unfinished) as writer:
-        for name, source, payload in _examples(data, split, shards, shard):
+        for name, part, payload in _examples(data, split, source or _open_once(data, split), shards, shard):
+            tick(1)
             try:
-                encoded, label = (tensor.numpy() for tensor in source.load(payload))
-                writer.write(make_example(encoded, int(label), source.class_names[label], os.path.basename(name)))
-                classes[int(label)] += 1
+                encoded, label = (tensor.numpy() for tensor in part.load(payload))
+                example = make_example(encoded, int(label), part.class_names[label], os.path.basename(name))
+            except _PASSING:
+                raise
             except tf.errors.OpError as error:
-                unreadable.append(f"{name}: {error.message.splitlines()[0]}")
-    summary = {"records": sum(classes.values()), "classes": dict(sorted(classes.items())), "unreadable": unreadable}
+                unreadable.append(f"{name}: {(error.message.splitlines() or ['cannot be read'])[0]}")
+                continue
+            writer.write(example)
+            classes[int(label)] += 1
+    summary = {
+        "records": sum(classes.values()),
+        "bytes": tf.io.gfile.stat(unfinished).length,
+        "classes": {str(label): count for label, count in sorted(classes.items())},
+        "unreadable": unreadable,
+    }
     write_text(notes, json.dumps(summary))
     tf.io.gfile.rename(unfinished, path, overwrite=True)
-    return json.loads(json.dumps(summary))
+    return summary
 
 
 def write_records(data, split, folder, shards, workers, beam_arguments=None):
@@ -128,39 +158,44 @@ def write_records(data, split, folder, shards, workers, beam_arguments=None):
         dict, what comes to stand in <split>.json.
 
     Raises:
-        UserError: for a source that is not there, or a folder with another number of shards of this split.
+        UserError: for a source that is not there or has fewer images than `shards`, a folder that cannot be written, or
+            one with files of other data or another number of shards of this split.
     """
+    if data.source == "records" or "[" in split:
+        raise UserError(f"data.source={data.source}, split {split!r}: only whole splits that are not records yet")
     source = _open(data, split)
-    tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
-    _check_folder(folder, split, shards)
-    write = functools.partial(write_shard, data, split, folder, shards)
-    if beam_arguments is not None:
-        _run_beam(write, shards, beam_arguments)
-        parts = [write(shard) for shard in range(shards)]
-    else:
-        with ThreadPoolExecutor(workers) as pool, tqdm(total=source.size, unit="image", desc=split) as bar:
-            futures = {pool.submit(write, shard): shard for shard in range(shards)}
-            try:
-                for future in as_completed(futures):
-                    part = future.result()
-                    bar.update(part["records"] + len(part["unreadable"]))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        parts = [future.result() for future in futures]
-    counts = collections.Counter()
-    for part in parts:
-        counts.update(part["classes"])
-    summary = {
-        "examples_per_class": {name: counts[str(label)] for label, name in enumerate(source.class_names)},
-        "records_per_file": [part["records"] for part in parts],
-        "unreadable": [line for part in parts for line in part["unreadable"]],
-    }
-    write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
-    write_text(os.path.join(folder, "classes.txt"), "".join(f"{name}\n" for name in source.class_names))
+    if shards > source.size:
+        raise UserError(f"split {split!r} has {source.size} images, which cannot fill {shards} files: give fewer")
+    try:
+        tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
+        _check_folder(folder, data, split, source, shards)
+        if beam_arguments is not None:
+            _run_beam(functools.partial(write_shard, data, split, folder, shards), shards, beam_arguments)
+            parts = [write_shard(data, split, folder, shards, shard, source) for shard in range(shards)]
+        else:
+            parts = _run_threads(data, split, folder, shards, source, workers)
+        counts = collections.Counter()
+        for part in parts:
+            counts.update(part["classes"])
+        summary = {
+            "examples_per_class": {name: counts[str(label)] for label, name in enumerate(source.class_names)},
+            "records_per_file": [part["records"] for part in parts],
+            "bytes_per_file": [part["bytes"] for part in parts],
+            "unreadable": [line for part in parts for line in part["unreadable"]],
+        }
+        write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
+        write_text(os.path.join(folder, "classes.txt"), _class_lines(source))
+    except tf.errors.OpError as error:
+        raise UserError(f"{folder}: cannot write {split!r} there: {error.message}") from error
     return summary
 
 
-def _check_folder(folder, split, shards):
+def _class_lines(source):
+    return "".join(f"{name}\n" for name in source.class_names)
+
+
+def _check_folder(folder, data, split, source, shards):
+    """Refuse a folder whose files would not go together with those to come."""
     other = [
         n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
     ]
@@ -169,6 +204,40 @@ def _check_folder(folder, split, shards):
             f"{folder} holds files of {split!r} in another number of shards, {other[0]} for one; "
             "take another folder or the same number"
         )
+    classes = os.path.join(folder, "classes.txt")
+    if tf.io.gfile.exists(classes) and read_text(classes) != _class_lines(source):
+        raise UserError(f"{classes} names other classes than data.source={data.source}, split {split!r}")
+    # Files that an earlier call wrote are kept: they must be of the same images.
+    names = [source.describe(i) for i in range(source.size)] if source.indexed else []
+    digest = hashlib.sha256("\n".join([data.source, *names, *source.class_names]).encode()).hexdigest()
+    begun, now = os.path.join(folder, ".progress", f"{split}.json"), {"images": source.size, "sha256": digest}
+    if tf.io.gfile.exists(begun) and json.loads(read_text(begun)) != now:
+        raise UserError(
+            f"{folder} holds files of {split!r} from other images than data.dir={data.dir!r} has now; "
+            "take another folder"
+        )
+    write_text(begun, json.dumps(now))
+
+
+def _run_threads(data, split, folder, shards, source, workers):
+    """Write all shards on this machine: TensorFlow decodes and writes outside Python's lock, so threads do."""
+    failed, lock = threading.Event(), threading.Lock()
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=source.size, unit="image", desc=split) as bar:
+
+        def tick(images):
+            if failed.is_set():
+                raise InterruptedError("another file failed")
+            with lock:
+                bar.update(images)
+
+        futures = [pool.submit(write_shard, data, split, folder, shards, i, source, tick) for i in range(shards)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            failed.set()  # nothing runs any more, or nothing shall
+            pool.shutdown(cancel_futures=True)
+    return [future.result() for future in futures]
 
 
 def _run_beam(write, shards, arguments):

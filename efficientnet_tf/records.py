@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -77,17 +78,12 @@ def open_records(data, split):
 
     Class names come from DIR/classes.txt; without it `data.classes` says how many there are.
     """
-    paths = sorted(tf.io.gfile.glob(os.path.join(data.dir, f"{split}-[0-9][0-9][0-9][0-9][0-9]-of-*")))
-    if not paths:
-        raise UserError(
-            f"data.dir={data.dir!r} has no file {split}-00000-of-...: the key data.{{train,eval}}_split says"
-        )
-    promised = int(paths[0].rpartition("-")[2])
-    if len(paths) != promised or not paths[-1].endswith(f"-{promised - 1:05d}-of-{promised:05d}"):
-        raise UserError(f"{data.dir!r} has {len(paths)} files of {split!r}, and their names promise {promised}")
+    paths = _record_files(data.dir, split)
     names_file = os.path.join(data.dir, "classes.txt")
     if tf.io.gfile.exists(names_file):
-        class_names = read_text(names_file).splitlines()
+        class_names = read_text(names_file).removesuffix("\n").split("\n")
+        if data.classes not in (None, len(class_names)):
+            raise UserError(f"{names_file} names {len(class_names)} classes, but data.classes={data.classes}")
     elif data.classes:
         class_names = [str(number) for number in range(data.classes)]
     else:
@@ -99,20 +95,58 @@ def open_records(data, split):
 
     def load(record):
         example = tf.io.parse_single_example(record, features)
-        label = tf.cast(example["image/class/label"], tf.int32) - 1
-        in_range = tf.debugging.Assert((label >= 0) & (label < len(class_names)), [label])
+        label = example["image/class/label"]
+        in_range = tf.debugging.Assert((label >= 1) & (label <= len(class_names)), [label])
         with tf.control_dependencies([in_range]):
-            return example["image/encoded"], tf.identity(label)
+            return example["image/encoded"], tf.cast(label, tf.int32) - 1
 
     lengths = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
+    if not sum(lengths):
+        raise UserError(f"data.dir={data.dir!r}: the files of {split!r} hold no record")
+    _check_first(paths[int(np.flatnonzero(lengths)[0])], features, len(class_names))
     shards = [(path, 0, length, length) for path, length in zip(paths, lengths, strict=True)]
     return _records(shards, class_names, load, data.shuffle_buffer)
 
 
+def _record_files(folder, split):
+    """Return the paths of a split's files, all that their names promise."""
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    of_split = re.escape(split) + r"-\d{5}-of-\d{5,}"
+    found = {name: name.rpartition("-")[2] for name in names if re.fullmatch(of_split, name)}
+    if not found:
+        others = sorted({match[1] for name in names if (match := re.fullmatch(r"(.+)-\d{5}-of-\d{5,}", name))})
+        hint = f" It has files of {', '.join(map(repr, others))}." + nearest(split, others) if others else ""
+        raise UserError(
+            f"data.dir={folder!r} has no file {split}-00000-of-..., which data.train_split and data.eval_split name."
+            + hint
+        )
+    counts = sorted(set(found.values()))
+    if len(counts) > 1:
+        raise UserError(f"data.dir={folder!r} holds files of {split!r} of several sets: of {', '.join(counts)}")
+    expected = [f"{split}-{index:05d}-of-{counts[0]}" for index in range(int(counts[0]))]
+    missing = [name for name in expected if name not in found]
+    if missing or len(found) > len(expected):
+        what = f"lacks {', '.join(missing[:10])}" if missing else f"has more than {len(expected)} files of {split!r}"
+        raise UserError(f"data.dir={folder!r} {what}: {len(found)} files, where their names promise {len(expected)}")
+    return [os.path.join(folder, name) for name in expected]
+
+
+def _check_first(path, features, classes):
+    """Refuse records of another layout, or with labels counted otherwise, by a look at the first few."""
+    try:
+        for record in tf.data.TFRecordDataset(path).take(64):
+            label = int(tf.io.parse_single_example(record, features)["image/class/label"])
+            if not 1 <= label <= classes:
+                raise UserError(f"{path}: label {label} in a record, where {classes} classes are counted from 1")
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: expected records with image/encoded and image/class/label: {error.message}") from None
+
+
 def _count_records(paths, summary):
     """Return the number of records of each file: from the summary that `prepare` writes, else by a look at each."""
-    if tf.io.gfile.exists(summary):
-        return json.loads(read_text(summary))["records_per_file"]
+
+    def size(path):
+        return tf.io.gfile.stat(path).length
 
     def count(path):
         records = 0
@@ -129,6 +163,10 @@ def _count_records(paths, summary):
         return records
 
     with ThreadPoolExecutor(16) as pool:
+        if tf.io.gfile.exists(summary):
+            written = json.loads(read_text(summary))
+            if written.get("bytes_per_file") == list(pool.map(size, paths)):  # else the files are others
+                return written["records_per_file"]
         return list(tqdm(pool.map(count, paths), total=len(paths), desc="counting records", unit="file"))
 
 

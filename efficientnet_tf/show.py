@@ -5,6 +5,8 @@ Left, training images as the network will see them, with what the policy did; ri
 
 from efficientnet_tf import cli
 
+GAP, FONT_SIZE, LINE, LEAST_SIDE = 8, 13, 17, 128  # pixels
+
 
 def draw_grid(config, rows, columns):
     """Draw training images and evaluation crops.
@@ -15,31 +17,56 @@ def draw_grid(config, rows, columns):
         columns: int >= 1, images a row on each side.
 
     Returns:
-        PIL.Image.Image.
+        PIL.Image.Image; the images have their own size, or are enlarged to 128 pixels.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
-    train = _train_cells(config, rows * columns)
-    evaluation = _eval_cells(config, rows * columns)
-    side, text, gap = max(config.image_size, 96), 24, 4
-    cell, middle = side + gap, 24
-    canvas = Image.new("RGB", (2 * columns * cell + middle, rows * (side + text) + text), "white")
+    font = ImageFont.load_default(FONT_SIZE)
+    side = max(config.image_size, LEAST_SIDE)
+    titles = f"Training: {_describe(config)}", f"Evaluation: {config.data.source}, {config.image_size} pixels"
+    cells = [list(make(config, rows * columns)) for make in (_train_cells, _eval_cells)]
+    titles = [_wrap(font, title.split(" "), columns * (side + GAP)) for title in titles]
+    texts = [[_wrap(font, [label], side) + _wrap(font, notes, side) for _, label, notes in half] for half in cells]
+
+    top = GAP + LINE * max(map(len, titles)) + GAP
+    tall = side + LINE * max(len(lines) for half in texts for lines in half) + GAP
+    wide = columns * (side + GAP) + 2 * GAP  # one half
+    canvas = Image.new("RGB", (2 * wide, top + rows * tall), "white")
     pen = ImageDraw.Draw(canvas)
-    for offset, title, cells in ((0, "training", train), (columns * cell + middle, "evaluation", evaluation)):
-        pen.text((offset + 2, 4), f"{title}: {config.data.source}, {config.image_size} pixels", fill="black")
-        for i, (pixels, label, note) in enumerate(cells):
-            x, y = offset + i % columns * cell, text + i // columns * (side + text)
+    pen.line([(wide, GAP), (wide, canvas.height - GAP)], fill="lightgray")
+    for half, (title, images, captions) in enumerate(zip(titles, cells, texts, strict=True)):
+        left = half * wide + GAP + GAP // 2
+        pen.text((left, GAP), "\n".join(title), fill="black", font=font, spacing=LINE - FONT_SIZE)
+        for i, ((pixels, _, _), (label, *notes)) in enumerate(zip(images, captions, strict=True)):
+            x, y = left + i % columns * (side + GAP), top + i // columns * tall
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
             canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
-            pen.text((x + 2, y + side), _fit(pen, label, side), fill="black")
-            pen.text((x + 2, y + side + 11), _fit(pen, note, side), fill="gray")
+            for line, text in enumerate([label, *notes]):
+                pen.text((x, y + side + 1 + line * LINE), text, fill="dimgray" if line else "black", font=font)
     return canvas
 
 
-def _fit(pen, text, width):
-    while text and pen.textlength(text) > width:
-        text = text[:-1]
-    return text
+def _describe(config):
+    """Say what training images go through; what is mixed on the device is not in the picture."""
+    augment = config.augment
+    text = f"{config.data.source}, {config.image_size} pixels, policy {augment.policy}"
+    mixing = [f"{name} {getattr(augment, name):g}" for name in ("mixup", "cutmix") if getattr(augment, name)]
+    return text + (f"; then {' and '.join(mixing)}, not drawn here" if mixing else "")
+
+
+def _wrap(font, words, width):
+    """Put words into lines of at most `width` pixels; a word that is too long alone is cut."""
+    lines = []
+    for word in words:
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        if font.getlength(word) > width:
+            while word and font.getlength(f"{word}...") > width:
+                word = word[:-1]
+            word += "..."
+        lines.append(word)
+    return lines
 
 
 def _train_cells(config, count):
@@ -53,15 +80,16 @@ def _train_cells(config, count):
     for position, id_, payload in source.stream(order).take(count):
         encoded, label = source.load(payload)
         seed = data.example_seed(source, config, position, id_)
-        note = ""
+        notes = []
         if policy:
             operations, levels = augment.draw_policy(policy, data.split_seed(seed)[2])
             drawn = zip(operations.numpy(), levels.numpy(), strict=True)
-            note = ", ".join(f"{augment.NAMES[o]} {level:g}" for o, level in drawn if o != augment.NOTHING)
+            notes = [f"{augment.NAMES[o]} {level:g}" for o, level in drawn if o != augment.NOTHING]
+            notes = [*(f"{note}," for note in notes[:-1]), *notes[-1:]]
         try:
-            yield data.train_image(encoded, seed, config).numpy(), source.class_names[int(label)], note
+            yield data.train_image(encoded, seed, config).numpy(), source.class_names[int(label)], notes
         except tf.errors.OpError:
-            yield _blank(config), source.class_names[int(label)], f"unreadable: {source.describe(int(id_))}"
+            yield _blank(config), source.class_names[int(label)], ["unreadable:", source.describe(int(id_))]
 
 
 def _eval_cells(config, count):
@@ -76,9 +104,9 @@ def _eval_cells(config, count):
         encoded, label = source.load(payload)
         try:
             pixels = tf.saturate_cast(tf.round(data.eval_image(encoded, config)), tf.uint8).numpy()
-            yield pixels, source.class_names[int(label)], ""
+            yield pixels, source.class_names[int(label)], []
         except tf.errors.OpError:
-            yield _blank(config), source.class_names[int(label)], f"unreadable: {source.describe(int(id_))}"
+            yield _blank(config), source.class_names[int(label)], ["unreadable:", source.describe(int(id_))]
 
 
 def _blank(config):

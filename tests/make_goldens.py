@@ -29,8 +29,7 @@ def start_digits_loss():
 
 def digits_loss_golden():
     """Loss at each of the first 20 steps."""
-    run = start_digits_loss()
-    return {"loss": [run.steps(1)[0] for _ in range(20)]}
+    return {"loss": start_digits_loss().losses(20)}
 
 
 GOLDENS = {"complexity": complexity_golden, "digits_loss": digits_loss_golden}

@@ -1,4 +1,4 @@
-"""Decoding, crops and the two pipelines against formulas and decoders of other hands; broken images; exact evaluation."""
+"""Decoding, crops and pipelines against formulas and decoders of other hands; broken images; exact evaluation."""
 
 import importlib.resources
 import io
@@ -193,24 +193,20 @@ def test_eval_image_bilinear(photo):
 @pytest.mark.parametrize("window", [(0, 0, 427, 640), (26, 132, 374, 374), (101, 57, 200, 333), (7, 9, 16, 5)])
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_window_of_a_jpeg_is_that_of_the_whole(photo, window, subsampling):
-    """But for the last column of some, by 8 levels: the decoder blends a subsampled colour with that beyond it."""
-    encoded = tf.constant(encode(photo, "JPEG", quality=90, subsampling=subsampling))
-    part = data._decode_window(encoded, 3, lambda _: tf.constant(window)).numpy().astype(int)
+    """But for the last column of some: the decoder blends a subsampled colour with the one beyond it."""
+    encoded = encode(photo, "JPEG", quality=90, subsampling=subsampling)
+    part = data.decode_window(tf.constant(encoded), 3, lambda _: tf.constant(window)).numpy().astype(int)
     y, x, height, width = window
-    whole = tf.io.decode_jpeg(encoded, channels=3).numpy()[y : y + height, x : x + width].astype(int)
-    np.testing.assert_array_equal(part[:, :-1], whole[:, :-1])
-    assert np.abs(part[:, -1] - whole[:, -1]).max() <= (12 if subsampling else 0)
-    # Another library's decoder: its inverse transform rounds otherwise.
-    pillow = np.asarray(PIL.Image.open(io.BytesIO(encoded.numpy())))[y : y + height, x : x + width].astype(int)
-    assert np.abs(part - pillow).mean() < 2 and np.abs(part - pillow).max() < 40
+    whole = np.asarray(PIL.Image.open(io.BytesIO(encoded)))[y : y + height, x : x + width].astype(int)
+    assert np.abs(part[:, :-1] - whole[:, :-1]).max() <= 1
+    assert np.abs(part[:, -1] - whole[:, -1]).max() <= (12 if subsampling else 1)
 
 
-def test_jpeg_of_a_camera(photo_jpeg):
+def test_jpeg_of_a_camera(photo, photo_jpeg):
     """The file as it was shot; load_sample_images reads it with Pillow."""
     run = load_config("data.image_size=395", "data.crop_padding=32")
     image = data.eval_image(tf.constant(photo_jpeg), run).numpy()
-    pillow = np.asarray(PIL.Image.open(io.BytesIO(photo_jpeg)))[16:411, 123:518].astype(int)
-    assert np.abs(image - pillow).mean() < 2
+    assert np.abs(image - photo[16:411, 123:518])[:, :-1].max() <= 1
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -235,7 +231,7 @@ FORMATS = {
 def test_every_format_gives_rgb_and_grey(name):
     pixels, encoded = FORMATS[name]
     encoded = tf.constant(encoded)
-    rgb, grey = (data._decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
+    rgb, grey = (data.decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
     assert rgb.dtype == grey.dtype == np.uint8
     assert rgb.shape == (20, 30, 3) and grey.shape == (20, 30, 1)
     tolerance = 6 if "JPEG" in name else 0
@@ -248,7 +244,7 @@ def test_first_picture_of_a_moving_gif():
     frames = [PIL.Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (10, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    image = data._decode_window(tf.constant(buffer.getvalue()), 3, lambda s: tf.stack([0, 0, s[0], s[1]]))
+    image = data.decode_window(tf.constant(buffer.getvalue()), 3, lambda s: tf.stack([0, 0, s[0], s[1]]))
     np.testing.assert_array_equal(image, np.full((4, 6, 3), 10))
 
 
@@ -285,15 +281,23 @@ def test_flip_is_a_mirror_and_half_of_all(vary):
     mirrored = np.all(images == unflipped[0, :, ::-1], axis=(1, 2, 3))
     assert np.all(plain ^ mirrored)
     assert 160 < np.count_nonzero(mirrored) < 240  # 4 standard deviations
-    # Flip and crop are drawn apart: flipping changes no crop.
-    crops, flips = vary(seeds(40), "augment.flip=false"), vary(seeds(40))
-    same, turned = (np.all(flips == c, axis=(1, 2, 3)) for c in (crops, crops[:, :, ::-1]))
-    assert np.all(same | turned) and 8 < np.count_nonzero(turned) < 32
+
+
+def test_flip_and_crop_are_drawn_apart():
+    """Red grows to the right and green downwards: a crop shows its width, its height and whether it was mirrored."""
+    ramp = np.arange(256, dtype=np.uint8)
+    encoded = tf.constant(encode(np.stack([*np.meshgrid(ramp, ramp), np.zeros((256, 256), np.uint8)], axis=2), "PNG"))
+    run = load_config("data.image_size=16")
+    images = call_many(lambda seed: data.train_image(encoded, seed, run), seeds(400)).astype(int)
+    width = (images[:, :, -1, 0] - images[:, :, 0, 0]).mean(1)
+    height = (images[:, -1, :, 1] - images[:, 0, :, 1]).mean(1)
+    for drawn in (np.abs(width) / height, np.abs(width) * height, images[:, 0, :, 1].mean(1)):
+        assert abs(np.corrcoef(width < 0, drawn)[0, 1]) < 0.2  # 4 standard deviations
 
 
 def test_train_image_is_the_rounded_resize_of_its_crop(photo):
     run = load_config("data.image_size=24", "augment.flip=false")
-    pixels = photo[::4, ::4]
+    pixels = (photo[::4, ::4] > 100).astype(np.uint8) * 255  # the cubic overshoots at every edge
     seed = tf.constant([5, 6], tf.int64)
     image = data.train_image(tf.constant(encode(pixels, "PNG")), seed, run).numpy().astype(int)
     crop_seed = tf.random.experimental.stateless_split(seed, 4)[0]
@@ -373,14 +377,14 @@ def test_batches_are_the_images_of_their_positions(trained):
         assert labels[step, row] == label == int(source.describe(int(id_)).split("class")[1][0])
 
 
-@pytest.mark.parametrize("first_step", [1, 4, 5, 7])
+@pytest.mark.parametrize("first_step", [4, 5])
 def test_resumed_batches_are_the_same_bit_for_bit(trained, first_step):
     run, source, (images, labels) = trained
     resumed = train_batches(run, source, 9 - first_step, first_step)
     assert_same(resumed, (images[first_step:9], labels[first_step:9]))
 
 
-@pytest.mark.parametrize(("hosts", "replicas"), [(2, 2), (4, 4), (2, 4), (1, 2)])
+@pytest.mark.parametrize(("hosts", "replicas"), [(1, 2), (2, 4), (4, 4)])
 def test_hosts_and_replicas_share_the_same_batches(trained, hosts, replicas):
     run, source, whole = trained
     local = replicas // hosts
@@ -426,14 +430,14 @@ def test_an_image_is_varied_anew_every_epoch(tmp_path):
 
 
 def breaks():
-    """Return {file name: what a broken image may hold}; None is a file gone, "folder" one in whose place a folder is."""
+    """Return {file name: content of a broken image}; None is a file gone, "folder" one that became a folder."""
     noise = np.random.default_rng(1).bytes(500)
     pixels = np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     jpeg, png, gif = (encode(pixels, kind) for kind in ("JPEG", "PNG", "GIF"))
     return {
         "empty.jpg": b"",
         "header_cut.jpg": jpeg[:200],
-        "half.jpg": jpeg[: len(jpeg) // 2],
+        "cut.jpg": jpeg[:700],  # within the first row of blocks: a crop of what stands before the cut is sound
         "signature_then_noise.jpg": b"\xff\xd8\xff" + noise,
         "text.jpg": b"This is not an image.\n",
         "noise.png": noise,
@@ -538,25 +542,13 @@ def test_evaluation_weighs_broken_images_with_nothing(broken):
         failures.check(0)
 
 
-@pytest.mark.parametrize("name", breaks())
-def test_each_kind_of_broken_image_is_told_apart_from_a_sound_one(broken, name):
-    """Alone with a sound one, so that no kind hides behind another."""
-    run, source, _, _, _ = broken
-    failures = data.Failures(source)
-    number = next(i for i in range(40) if source.describe(i).endswith("/" + name))
-
-    def stream(order):
-        return order.positions().map(
-            lambda p: (p, p % 2 * 39 + (1 - p % 2) * number, p % 2 * 39 + (1 - p % 2) * number)
-        )
-
-    pair = sources.Source(2, source.class_names, stream, source.load, source.describe)
-    failures = data.Failures(pair)
-    pair_run = load_config("train.batch_size=2")
-    images, labels = run_within(60, lambda: train_batches(pair_run, pair, 2, failures=failures))
-    assert [f.rpartition("/")[2] for f in failures.names()] == [name]
-    np.testing.assert_array_equal(images[:, 0], images[:, 1])
-    assert np.all(labels == 1)
+def test_jpeg_cut_short_is_broken_where_a_crop_needs_what_is_missing(photo):
+    encoded = encode(photo, "JPEG")
+    half = tf.constant(encoded[: len(encoded) // 2])
+    sound = data.decode_window(tf.constant(encoded), 3, lambda _: tf.constant([0, 100, 50, 300]))
+    np.testing.assert_array_equal(data.decode_window(half, 3, lambda _: tf.constant([0, 100, 50, 300])), sound)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        data.eval_image(half, load_config("data.crop_padding=0"))
 
 
 def test_nothing_but_broken_images_is_an_error(tmp_path):
@@ -592,17 +584,9 @@ def digits():
     ("batch", "hosts", "replicas"),
     [
         *((batch, 1, 1) for batch in (1, 7, 64, 360, 500)),
-        *(
-            (64, 1, 2),
-            (64, 2, 2),
-            (360, 3, 3),
-            (500, 2, 2),
-            (360, 2, 4),
-            (63, 1, 3),
-            (9, 3, 3),
-            (2, 2, 2),
-            (1000, 2, 2),
-        ),
+        *((batch, 1, replicas) for batch, replicas in ((64, 2), (63, 3))),
+        *((batch, hosts, hosts) for batch, hosts in ((500, 2), (9, 3))),
+        (360, 2, 4),
     ],
 )
 def test_evaluation_counts_every_example_once(digits, digit_labels, batch, hosts, replicas):

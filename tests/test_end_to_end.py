@@ -157,12 +157,20 @@ def test_export_serves_pixels_and_files(photos, photos_run, tmp_path):
     assert "is not an empty folder" in error_of(run("export", f"--model_dir={photos_run}", f"--output={output}"))
 
 
-KILLED = [*DIGITS, *("--set", "train.epochs=8", "--set", "train.steps_per_loop=3", "--set", "eval.every_epochs=2")]
-KILLED += ["--set", "train.checkpoint_every_epochs=0.4"]
+# With all that could depend on where a run was interrupted: policy, mixing, and phases of other sizes and batches.
+PHASES = (
+    "[{until: 0.5, set: {data.image_size: 24, train.batch_size: 96, model.dropout: 0.1, augment.mixup: 0.2}},"
+    " {until: 1.0, set: {augment.cutmix: 1.0, augment.randaugment_level: 4}}]"
+)
+KILLED = [
+    *(*DIGITS, "--set", "train.epochs=8", "--set", "train.steps_per_loop=3", "--set", "eval.every_epochs=2"),
+    *("--set", "train.checkpoint_every_epochs=0.4", "--set", "augment.policy=randaugment"),
+    *("--set", "augment.erase=0.2", "--set", f"train.phases={PHASES}"),
+]
 
 
 def test_killed_three_times_ends_bit_identical(tmp_path):
-    """SIGKILL at random moments after the first checkpoint, the same command again, the same weights in the end."""
+    """SIGKILL at random moments, the same command again, the same weights in the end."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run("train", *KILLED, f"--model_dir={whole}").returncode == 0
     rng = random.Random(time.time_ns())

@@ -296,7 +296,7 @@ def indexed():
     return make
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     size=st.sampled_from([1, 2, 7, 37, 100]),
     share=st.integers(1, 12),
@@ -325,12 +325,18 @@ def test_without_shuffle_examples_come_in_order(indexed):
     np.testing.assert_array_equal(ids.ravel(), np.arange(60) % 37)
 
 
+def test_order_with_an_end(indexed, dots):
+    for source in (indexed(37), dots):
+        positions, _ = read_stream(source, 1000, batch=8, steps=3, first_step=2, host=1, hosts=2)
+        assert positions.numpy().tolist() == [20, 21, 22, 23, 28, 29, 30, 31, 36, 37, 38, 39]
+
+
 def test_epochs_and_seeds_have_orders_of_their_own(indexed):
     """350 epochs of the recipe and as many seeds: the permutation reads a few bits of its key alone."""
-    source = indexed(37)
-    epochs = read_ids(source, 350, 37, shuffle=True, seed=3)
+    source = indexed(19)
+    epochs = read_ids(source, 350, 19, shuffle=True, seed=3)
     assert len({tuple(epoch) for epoch in epochs}) >= 345  # 16 bits of key: a pair may meet
-    first = [tuple(read_ids(source, 1, 37, shuffle=True, seed=seed)[0]) for seed in (0, 1, 2, 256, 65536, 2**31 - 1)]
+    first = [tuple(read_ids(source, 1, 19, shuffle=True, seed=seed)[0]) for seed in (0, 1, 2, 256, 65536, 2**31 - 1)]
     assert len(set(first)) == len(first)
     assert tuple(epochs[1]) not in first
 
@@ -448,13 +454,12 @@ def test_every_epoch_of_records_holds_each_once(dots, hosts):
     assert len({tuple(epoch) for epoch in epochs[0]}) == 3
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("buffer", [4, 1000])
+@pytest.mark.parametrize(("hosts", "buffer"), [(1, 1000), (2, 4)])
 def test_resumed_records_go_on_where_they_were(dots_dir, hosts, buffer):
     """Across two ends of an epoch, with 53 records and 12 a step."""
     source = open_source("tfds:dots/good", dir=dots_dir, shuffle_buffer=buffer)
     whole = read_ids(source, 12, 12, hosts, shuffle=True, seed=5)
-    for first_step in (1, 4, 5, 9):
+    for first_step in (4, 9):
         resumed = read_ids(source, 12 - first_step, 12, hosts, shuffle=True, seed=5, first_step=first_step)
         np.testing.assert_array_equal(resumed, whole[first_step:])
 
@@ -484,14 +489,14 @@ def test_records_of_a_file_are_mixed_with_those_of_others(dots):
 @pytest.mark.parametrize("batch", [6, 60])
 def test_evaluation_counts_each_record_once_over_all_hosts(dots, hosts, batch):
     steps = -(-TRAIN_RECORDS // batch)
-    seen = []
+    parts = []
     for host in range(hosts):
-        positions, ids = read_stream(dots, 10**6, batch=batch, steps=steps, host=host, hosts=hosts)
-        assert len(positions) == steps * batch // hosts
-        seen += [(int(p), int(i)) for p, i in zip(positions, ids, strict=True)]
-    assert [p for p, _ in sorted(seen)] == list(range(steps * batch))
-    counted = [i for p, i in sorted(seen) if p < TRAIN_RECORDS]
-    assert counted == read_stream(dots, TRAIN_RECORDS, batch=TRAIN_RECORDS, steps=1)[1].numpy().tolist()
+        positions, ids = read_stream(dots, 1000, batch=batch, steps=steps, host=host, hosts=hosts)
+        expected = np.arange(steps * batch).reshape(steps, hosts, -1)[:, host]
+        np.testing.assert_array_equal(positions, expected.ravel())
+        parts.append(np.reshape(ids, expected.shape))
+    counted = np.concatenate(parts, axis=1).ravel()[:TRAIN_RECORDS]
+    np.testing.assert_array_equal(counted, read_stream(dots, TRAIN_RECORDS, batch=TRAIN_RECORDS, steps=1)[1])
     assert len(set(counted)) == TRAIN_RECORDS
 
 

@@ -1,7 +1,6 @@
 """Runs of the tiny variant: what the tests of the training loop and its golden file share."""
 
 import itertools
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow as tf
@@ -32,26 +31,29 @@ def make_strategy(replicas):
     return strategy([f"CPU:{i}" for i in range(replicas)])
 
 
-@dataclass
+def distribute(strategy, make_dataset):
+    """Return an iterator of what `make_dataset`, a function of the input context, makes for each host.
+
+    It may end slowly: TensorFlow's autotuning thread now and then misses that, and is waited for, up to a minute.
+    """
+    return iter(strategy.distribute_datasets_from_function(make_dataset))
+
+
 class Run:
     """What `train` holds while it trains on digits, without a model directory."""
 
-    config: config_lib.Config
-    replicas: int = 1
-    source: sources.Source = field(init=False)
-
-    def __post_init__(self):
-        self.strategy = make_strategy(self.replicas)
-        self.source = sources.open_source(self.config.data, self.config.data.train_split, training=True)
-        self.state = train.create_state(self.config, len(self.source.class_names), self.source.size, self.strategy)
-        self.loop = loops.make_train_loop(self.state, self.config, self.strategy)
-        self._failures = data.Failures(self.source)
-        self.batches = iter(
-            self.strategy.distribute_datasets_from_function(
-                lambda context: data.train_dataset(self.source, self.config, self._failures, 0, context)
-            )
-        )
+    def __init__(self, config, replicas=1):
+        self.strategy = make_strategy(replicas)
+        source = sources.open_source(config.data, config.data.train_split, training=True)
+        failures = data.Failures(source)
+        self.state = train.create_state(config, len(source.class_names), source.size, self.strategy)
+        self.loop = loops.make_train_loop(self.state, config, self.strategy)
+        self.batches = distribute(self.strategy, lambda context: data.train_dataset(source, config, failures, 0, context))
 
     def steps(self, count):
         """Train; return (loss, accuracy), means over the steps."""
         return self.loop(self.batches, tf.constant(count)).numpy().tolist()
+
+    def losses(self, count):
+        """Train step by step; return the loss of each."""
+        return [self.steps(1)[0] for _ in range(count)]
