@@ -344,7 +344,7 @@ def apply_policy(policy, image, seed):
 
 
 def make_policy(settings):
-    """Return the Policy that a config.AugmentConfig asks for, or None."""
+    """Return the Policy that a schema.AugmentConfig asks for, or None."""
     if settings.policy == "autoaugment":
         return autoaugment()
     if settings.policy == "randaugment":
@@ -368,7 +368,7 @@ def mix(images, targets, seed, settings):
         images: float32 [B, H, W, C].
         targets: float32 [B, classes], a distribution an image.
         seed: int64 [2], another one for each step and replica.
-        settings: config.AugmentConfig: alpha of mixup and of cutmix; where both are on, each gets half of the batches.
+        settings: schema.AugmentConfig: alpha of mixup and of cutmix; where both are on, each gets half of the batches.
 
     Returns:
         (images, targets), of the same shapes: blended, or with a rectangle of the partner pasted in, and the targets

@@ -58,7 +58,7 @@ def count_cost(spec, resolution=None, classes=1000, channels=3):
     """Count parameters and multiply-adds of a spec without building it.
 
     Args:
-        spec: config.ModelSpec.
+        spec: schema.ModelSpec.
         resolution: int >= 1, image side in pixels; the spec's by default.
         classes: int >= 1.
         channels: int >= 1, of the images.

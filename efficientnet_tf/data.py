@@ -133,7 +133,7 @@ def random_window(shape, seed, augment, fallback):
     Args:
         shape: int32 [3], the image's height, width, channels.
         seed: int64 [2].
-        augment: config.AugmentConfig.
+        augment: schema.AugmentConfig.
         fallback: int32 [4], a window.
 
     Returns:

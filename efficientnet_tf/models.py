@@ -55,7 +55,7 @@ def mbconv(x, block, spec):
     Args:
         x: tensor [B, H, W, block.in_channels].
         block: scaling.Block.
-        spec: config.ModelSpec, for batch norm.
+        spec: schema.ModelSpec, for batch norm.
 
     Source: paper, section 4 and Table 1; official code for the order of the layers.
     """
@@ -113,7 +113,7 @@ def build_model(
     """Build an EfficientNet.
 
     Args:
-        variant: str, "b0" ... "b8", "l2" or the path of a variant's YAML; or a config.ModelSpec.
+        variant: str, "b0" ... "b8", "l2" or the path of a variant's YAML; or a schema.ModelSpec.
         classes: int >= 1, width of the classifier.
         input_shape: (height, width, channels), ints >= 1; None for height and width takes images of any size.
             By default the variant's resolution and `channels`.

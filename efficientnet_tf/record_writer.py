@@ -100,7 +100,7 @@ def write_shard(data, split, folder, shards, shard, source=None, tick=lambda ima
     """Write one record file, unless it is there.
 
     Args:
-        data: config.DataConfig of a source.
+        data: schema.DataConfig of a source.
         split: str.
         folder: str, local or gs://.
         shards: int, number of files of the split.
@@ -147,7 +147,7 @@ def write_records(data, split, folder, shards, workers, beam_arguments=None):
     """Write a split of a source as record files.
 
     Args:
-        data: config.DataConfig.
+        data: schema.DataConfig.
         split: str, also the first part of the files' names.
         folder: str, local or gs://; made where it is not there.
         shards: int >= 1.

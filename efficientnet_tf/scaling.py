@@ -76,7 +76,7 @@ def scale_network(spec):
     """Apply width and depth of a spec to its stage table.
 
     Args:
-        spec: config.ModelSpec.
+        spec: schema.ModelSpec.
 
     Returns:
         A Network. Its squeeze-excite widths follow each block's *input* channels, and the drop rate of block i

@@ -14,7 +14,7 @@ def open_source(data, split, training):
     """Open a split of the configured data set.
 
     Args:
-        data: config.DataConfig.
+        data: schema.DataConfig.
         split: str, the split's name.
         training: bool; with `data.val_fraction` it tells the two parts of a folder apart.
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from efficientnet_tf import augment, config
+from efficientnet_tf import augment, schema
 
 GREY = 128
 NEAREST = PIL.Image.Resampling.NEAREST
@@ -358,11 +358,11 @@ def test_only_the_drawn_operation_runs(monkeypatch):
 
 
 def test_policy_of_a_config():
-    assert augment.make_policy(config.AugmentConfig(policy="none")) is None
-    policy = augment.make_policy(config.AugmentConfig(policy="randaugment", randaugment_count=3, randaugment_level=7))
+    assert augment.make_policy(schema.AugmentConfig(policy="none")) is None
+    policy = augment.make_policy(schema.AugmentConfig(policy="randaugment", randaugment_count=3, randaugment_level=7))
     operations, levels = augment.draw_policy(policy, tf.constant([0, 0], tf.int64))
     assert (operations.shape, levels.numpy().tolist()) == ((3,), [7, 7, 7])
-    assert augment.make_policy(config.AugmentConfig(policy="autoaugment")).translate == 250
+    assert augment.make_policy(schema.AugmentConfig(policy="autoaugment")).translate == 250
 
 
 # ------------------------------------------------------------------------------------------------ pairs of images
@@ -376,7 +376,7 @@ def mix_halves(batch, seed=0, side=6, **alphas):
     images = np.random.default_rng(1).uniform(1, 255, (batch, side, side + 2, 3)).astype(np.float32)
     own = (np.arange(batch) >= batch // 2).astype(int)
     seed = tf.constant([seed, 5], tf.int64)
-    mixed, targets = augment.mix(images, np.eye(2, dtype=np.float32)[own], seed, config.AugmentConfig(**alphas))
+    mixed, targets = augment.mix(images, np.eye(2, dtype=np.float32)[own], seed, schema.AugmentConfig(**alphas))
     np.testing.assert_allclose(np.sum(targets, axis=1), 1, rtol=1e-6)
     return images, mixed.numpy(), targets.numpy()[np.arange(batch), own]
 
@@ -417,13 +417,13 @@ def test_cutmix_side_follows_the_weight(monkeypatch):
 
 def test_without_alphas_nothing_is_mixed():
     images, targets = tf.ones([4, 2, 2, 3]), tf.eye(4)
-    mixed = augment.mix(images, targets, tf.constant([0, 0], tf.int64), config.AugmentConfig())
+    mixed = augment.mix(images, targets, tf.constant([0, 0], tf.int64), schema.AugmentConfig())
     assert mixed[0] is images and mixed[1] is targets
 
 
 def test_both_take_turns_by_chance_and_seeds_differ():
     images = tf.constant(np.random.default_rng(1).uniform(1, 255, (4, 5, 5, 1)).astype(np.float32))
-    settings = config.AugmentConfig(mixup=1.0, cutmix=1.0)
+    settings = schema.AugmentConfig(mixup=1.0, cutmix=1.0)
     mixed, targets = call_many(lambda seed: augment.mix(images, tf.eye(4), seed, settings), make_seeds(1000))
     whole = (mixed == images.numpy()) | (mixed == images.numpy()[::-1])
     pasted = whole.all(axis=(1, 2, 3, 4))
@@ -434,7 +434,7 @@ def test_both_take_turns_by_chance_and_seeds_differ():
 @pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
 def test_mix_runs_under_xla(alphas):
     images = np.random.default_rng(1).uniform(1, 255, (6, 5, 4, 3)).astype(np.float32)
-    settings, weights = config.AugmentConfig(**alphas), set()
+    settings, weights = schema.AugmentConfig(**alphas), set()
     compiled = tf.function(lambda seed: augment.mix(images, tf.eye(6), seed, settings), jit_compile=True)
     for i in range(4):  # XLA draws other numbers than the plain kernels do: held to what a mixture is
         mixed, targets = (tensor.numpy() for tensor in compiled(tf.constant([i, 1], tf.int64)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unallocated import unallocated
 
-from efficientnet_tf import complexity, config, models
+from efficientnet_tf import complexity, config, models, schema
 
 # REFERENCE 1: trainable parameters, total parameters, multiply-adds in billions as printed there.
 REFERENCE = {
@@ -84,7 +84,7 @@ def test_b0_equals_the_built_model(resolution, classes, channels):
 
 
 stages = st.builds(
-    config.Stage,
+    schema.Stage,
     kernel=st.sampled_from([3, 5, 7]),
     stride=st.sampled_from([1, 2]),
     expand=st.integers(1, 6),

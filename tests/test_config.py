@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import efficientnet_tf
-from efficientnet_tf import config
+from efficientnet_tf import config, schema
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
 RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "digits", "smoke"]
@@ -180,7 +180,11 @@ MISTAKES = [
     ("train.keep_checkpoints=1", "--set: train.keep_checkpoints:", ["greater than or equal to 2", "received 1"]),
     ("optimizer.name=lion", "--set: optimizer.name:", ["'rmsprop', 'sgd' or 'adamw'", "received 'lion'"]),
     ("data.channels=2", "--set: data.channels:", ["1 or 3", "received 2"]),
-    ("data.source=imagnet", "--set: data.source:", ["digits|folder|table|records|synthetic|tfds:", "received 'imagnet'"]),
+    (
+        "data.source=imagnet",
+        "--set: data.source:",
+        ["digits|folder|table|records|synthetic|tfds:", "received 'imagnet'"],
+    ),
     ("model.stages=[]", "--set: model.stages:", ["at least 1 item", "received []"]),
     # contradictory pairs: a value of --set alone, or one of --set and one of the recipe
     ("model.mean=[1, 2]", "--set: model: mean has 2 values but std has 3", []),
@@ -459,7 +463,7 @@ def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_pa
 
 # From the ground up: a room imports earlier ones alone; a command imports rooms, no other command.
 ROOMS = (
-    "config files scaling complexity models weights augment examples folders records sources data record_writer optim "
+    "schema config files scaling complexity models weights augment examples folders records sources data record_writer optim "
     "distribute checkpoint report loops cli"
 ).split()
 COMMANDS = "train evaluate predict export prepare show explain benchmark scale study preflight".split()
@@ -519,7 +523,7 @@ def test_public_names():
 def sections():
     """Return {section: its keys}, as code calls the sections: a ModelSpec is a `spec`, its rows are each a `stage`."""
     keys = {name: set(field.annotation.model_fields) for name, field in config.Config.model_fields.items()}
-    return keys | {"stage": set(config.Stage.model_fields)}
+    return keys | {"stage": set(schema.Stage.model_fields)}
 
 
 def last_name(node):
@@ -549,9 +553,9 @@ def read_keys(tree):
 
 
 def test_every_key_is_read_by_some_code():
-    trees = [tree for module, tree in TREES.items() if module != "config"]
-    # Of config.py count the properties alone: its checks use keys but give them no effect.
-    for node in ast.walk(TREES["config"]):
+    trees = [tree for module, tree in TREES.items() if module != "schema"]
+    # Of schema.py count the properties alone: its checks use keys but give them no effect.
+    for node in ast.walk(TREES["schema"]):
         if isinstance(node, ast.FunctionDef) and any(last_name(d) == "property" for d in node.decorator_list):
             assert any(isinstance(n, ast.Attribute) and n.attr == node.name for t in trees for n in ast.walk(t))
             trees.append(node)

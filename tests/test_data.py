@@ -11,7 +11,7 @@ import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
 
-from efficientnet_tf import config, data, sources
+from efficientnet_tf import config, data, schema, sources
 from efficientnet_tf.config import UserError
 
 # Crop fractions of the published checkpoints (three digits, some cut, some rounded).
@@ -85,7 +85,7 @@ def test_center_window_of_every_variant(variant):
 @pytest.mark.parametrize("shape", [(427, 640), (300, 90), (17, 20)])
 def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
     height, width = shape
-    augment = config.AugmentConfig(crop_area=area, crop_aspect=aspect)
+    augment = schema.AugmentConfig(crop_area=area, crop_aspect=aspect)
     fallback = tf.constant([-1, -1, -1, -1])
     windows = call_many(lambda s: data.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(400))
     windows = windows[windows[:, 0] >= 0]
@@ -107,7 +107,7 @@ def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
 
 @pytest.mark.parametrize("shape", [(10, 1000), (1000, 10), (1, 1)])
 def test_impossible_crop_falls_back(shape):
-    augment = config.AugmentConfig(crop_area=(0.5, 1.0))
+    augment = schema.AugmentConfig(crop_area=(0.5, 1.0))
     fallback = tf.constant([3, 1, 4, 1])
     windows = call_many(lambda s: data.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(50))
     assert np.all(windows == [3, 1, 4, 1])
@@ -122,7 +122,7 @@ def test_impossible_crop_of_an_image_is_its_centre(photo):
 
 
 def test_whole_image_where_the_crop_is_everything():
-    augment = config.AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    augment = schema.AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     for shape in ((30, 30, 3), (30, 41, 3)):
         window = data.random_window(tf.constant(shape), tf.constant([0, 0], tf.int64), augment, tf.constant([9] * 4))
         np.testing.assert_array_equal(window, [0, 0, *shape[:2]])
@@ -577,7 +577,7 @@ def digit_labels():
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.open_source(config.DataConfig(), "test", training=False)
+    return sources.open_source(schema.DataConfig(), "test", training=False)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from efficientnet_tf import config, sources
+from efficientnet_tf import config, schema, sources
 from efficientnet_tf.config import UserError
 
 
@@ -18,7 +18,7 @@ def write_images(root, names):
 
 
 def open_table(root, split="train", **keys):
-    return sources.open_source(config.DataConfig(source="table", dir=str(root), **keys), split, split == "train")
+    return sources.open_source(schema.DataConfig(source="table", dir=str(root), **keys), split, split == "train")
 
 
 def contents(source):

@@ -220,13 +220,13 @@ def test_loss_curve_is_the_golden_one(digits_run):
 
 def test_training_is_exactly_repeatable(digits_run):
     run, start, losses = digits_run
-    again = make_goldens.start_digits_loss()
-    for name, variable in variables_of(again.state).items():
+    again = train.create_state(run.config, 10, SIZE, run.strategy)
+    for name, variable in variables_of(again).items():
         np.testing.assert_array_equal(variable.numpy(), start[name], err_msg=name)
-    # The steps as they are traced already, from those variables on.
+    # The loop as it is traced already, from those variables on.
     for name, variable in variables_of(run.state).items():
         variable.assign(start[name])
-    run.batches = again.batches
+    run.rewind()
     assert run.losses(20) == losses
 
 
@@ -322,9 +322,13 @@ def test_every_example_counts_once(test_digits, replicas, batch):
     config = tiny.load_config(f"eval.batch_size={batch}")
     expected = score(labels, logits_by_numpy(images))
     assert 0.02 < expected["top1"] < 0.5 < 2 * expected["top5"]  # a poor classifier tells errors best
-    evaluator = loops.make_evaluator(logits_of, source, config, tiny.make_strategy(replicas))
+    traced = []
+    evaluator = loops.make_evaluator(
+        lambda images: traced.append(images.shape) or logits_of(images), source, config, tiny.make_strategy(replicas)
+    )
     for _ in range(2):
         assert evaluator() == pytest.approx(expected, rel=1e-6)
+        assert traced == replicas * [(batch // replicas, 32, 32, 3)]
 
 
 def test_nan_counts_as_wrong(test_digits):

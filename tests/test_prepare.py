@@ -16,14 +16,14 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from efficientnet_tf import config, prepare, record_writer, sources
+from efficientnet_tf import prepare, record_writer, schema, sources
 from efficientnet_tf.config import UserError
 
 COMMAND = [sys.executable, "-m", "efficientnet_tf.prepare"]
 
 
 def data_config(source, **keys):
-    return config.DataConfig(source=source, **keys)
+    return schema.DataConfig(source=source, **keys)
 
 
 def write(data, split, output, shards=3, workers=2):

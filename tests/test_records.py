@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from efficientnet_tf import config, data, sources
+from efficientnet_tf import config, data, schema, sources
 from efficientnet_tf.config import UserError
 
 PER_FILE = (7, 0, 12, 5)
@@ -42,7 +42,7 @@ def write_split(folder, split="train", per_file=PER_FILE, label=lambda number: n
 
 
 def open_records(folder, split="train", **keys):
-    return sources.open_source(config.DataConfig(source="records", dir=str(folder), **keys), split, split == "train")
+    return sources.open_source(schema.DataConfig(source="records", dir=str(folder), **keys), split, split == "train")
 
 
 def contents(source):
@@ -230,7 +230,7 @@ def test_memory_needs_the_files_once_and_names_the_missing(tmp_path):
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(np.full([8, 8, 3], number, np.uint8)).save(tmp_path / name)
-    kept = config.DataConfig(source="folder", dir=str(tmp_path), cache="memory")
+    kept = schema.DataConfig(source="folder", dir=str(tmp_path), cache="memory")
     listing = tf.io.gfile.walk
 
     def walk_and_lose(path):

@@ -13,14 +13,14 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientnet_tf import config, data, sources
+from efficientnet_tf import config, data, schema, sources
 from efficientnet_tf.config import UserError
 
 TRAIN_RECORDS, TEST_RECORDS, SHARDS = 53, 17, 5
 
 
 def open_source(source, split="train", training=True, **keys):
-    return sources.open_source(config.DataConfig(source=source, **keys), split, training)
+    return sources.open_source(schema.DataConfig(source=source, **keys), split, training)
 
 
 def open_folder(root, split="train", training=True, **keys):

@@ -43,12 +43,19 @@ class Run:
     """What `train` holds while it trains on digits, without a model directory."""
 
     def __init__(self, config, replicas=1):
+        self.config = config
         self.strategy = make_strategy(replicas)
-        source = sources.open_source(config.data, config.data.train_split, training=True)
-        failures = data.Failures(source)
-        self.state = train.create_state(config, len(source.class_names), source.size, self.strategy)
+        self.source = sources.open_source(config.data, config.data.train_split, training=True)
+        self.state = train.create_state(config, len(self.source.class_names), self.source.size, self.strategy)
         self.loop = loops.make_train_loop(self.state, config, self.strategy)
-        self.batches = distribute(self.strategy, lambda context: data.train_dataset(source, config, failures, 0, context))
+        self.rewind()
+
+    def rewind(self):
+        """Read the training images from the start."""
+        failures = data.Failures(self.source)
+        self.batches = distribute(
+            self.strategy, lambda context: data.train_dataset(self.source, self.config, failures, 0, context)
+        )
 
     def steps(self, count):
         """Train; return (loss, accuracy), means over the steps."""
