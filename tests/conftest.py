@@ -14,7 +14,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_finish():
-    """Split the CPU into four logical devices for tests of replicas: TensorFlow is imported by now, but not yet used."""
+    """Split the CPU into four logical devices, for tests of replicas: TensorFlow is imported by now, but not used."""
     if "tensorflow" in sys.modules:
         import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""The two loops on the device: against eager Keras and numpy, on one replica and on several; and `train` around them."""
+"""The two loops on the device: against eager Keras and numpy, on one replica and on several; `train` around them."""
 
 import itertools
 import json
@@ -19,18 +19,6 @@ from efficientnet_tf import checkpoint, data, evaluate, loops, optim, report, so
 from efficientnet_tf.config import UserError
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
-
-
-def replica_values(variable):
-    """Return the variable's value on every replica."""
-    value = variable.value if isinstance(variable, keras.Variable) else variable
-    return [v.numpy() for v in getattr(value, "values", [value])]
-
-
-def variables_of(state):
-    """Return {part/name: variable} of everything that training changes."""
-    parts = checkpoint._variables(state)
-    return {f"{part}/{name}": variable for part, named in parts.items() for name, variable in named.items()}
 
 
 # ------------------------------------------------------------------------------------------------ the train step
@@ -121,9 +109,9 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
     assert loop.experimental_get_tracing_count() == 1
     assert state.step == 10
 
-    got = variables_of(state)
+    got = tiny.variables_of(state)
     for name, variable in got.items():
-        first, *others = replica_values(variable)
+        first, *others = tiny.replica_values(variable)
         assert len(others) == replicas - 1
         for other in others:
             np.testing.assert_array_equal(first, other, err_msg=name)
@@ -131,7 +119,7 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
     def assert_same(part, variable, want, begin):
         """Assert equality up to a thousandth of the way that the variable has come."""
         way = np.abs(want - begin).max()
-        value = replica_values(got[f"{part}/{variable.path}"])[0]
+        value = tiny.replica_values(got[f"{part}/{variable.path}"])[0]
         np.testing.assert_allclose(value, want, rtol=0, atol=1e-3 * way + 3e-6, err_msg=f"{part}/{variable.path}")
         return way
 
@@ -176,7 +164,7 @@ def observe_masks(replicas, seed=0, first_step=0, steps=3):
     masks = []
     for _ in range(steps):
         loop(iterator, tf.constant(1))
-        sums = np.array([replica_values(v)[0] for v in means]) * replicas / 2  # a kept pixel is doubled
+        sums = np.array([tiny.replica_values(v)[0] for v in means]) * replicas / 2  # a kept pixel is doubled
         whole = np.round(sums).astype(int)
         np.testing.assert_allclose(sums, whole, atol=1e-5)
         masks.append([[(layer >> replica) & 1 for replica in range(replicas)] for layer in whole])
@@ -208,23 +196,25 @@ def test_masks_come_again_with_seed_and_step():
 def digits_run():
     """Return a run of the golden file's config after its 20 steps, its variables before them, and its losses."""
     run = make_goldens.start_digits_loss()
-    start = {name: variable.numpy() for name, variable in variables_of(run.state).items()}
+    start = {name: variable.numpy() for name, variable in tiny.variables_of(run.state).items()}
     return run, start, run.losses(20)
 
 
 def test_loss_curve_is_the_golden_one(digits_run):
     run, start, losses = digits_run
     assert losses == pytest.approx(make_goldens.read("digits_loss")["loss"], rel=1e-3)
-    assert not any(np.array_equal(variable.numpy(), start[name]) for name, variable in variables_of(run.state).items())
+    assert not any(
+        np.array_equal(variable.numpy(), start[name]) for name, variable in tiny.variables_of(run.state).items()
+    )
 
 
 def test_training_is_exactly_repeatable(digits_run):
     run, start, losses = digits_run
     again = train.create_state(run.config, 10, SIZE, run.strategy)
-    for name, variable in variables_of(again).items():
+    for name, variable in tiny.variables_of(again).items():
         np.testing.assert_array_equal(variable.numpy(), start[name], err_msg=name)
     # The loop as it is traced already, from those variables on.
-    for name, variable in variables_of(run.state).items():
+    for name, variable in tiny.variables_of(run.state).items():
         variable.assign(start[name])
     run.rewind()
     assert run.losses(20) == losses
@@ -239,7 +229,7 @@ def test_loop_is_traced_once_whatever_its_length(digits_run):
 
 
 def test_no_host_operation_in_the_loop(digits_run):
-    """Nothing that a TPU would have to ask its host for: Python, printing, summaries, files, strings, dynamic shapes."""
+    """Nothing that a TPU would have to ask its host for: Python, printing, summaries, files, dynamic shapes."""
     run, *_ = digits_run
     graph = run.loop.get_concrete_function(run.batches, tf.constant(1)).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -252,9 +242,9 @@ def test_no_host_operation_in_the_loop(digits_run):
 
 
 def test_mixed_precision_trains_without_nan():
-    config = tiny.load_config(
-        "train.precision=mixed_bfloat16", "train.batch_size=16", "schedule.name=constant", "schedule.warmup_epochs=0"
-    )
+    official = ("optimizer.name=rmsprop", "optimizer.learning_rate=0.016", "optimizer.weight_decay=1e-5")
+    at_once = ("schedule.name=constant", "schedule.warmup_epochs=0", "train.batch_size=16", "model.drop_connect=0.2")
+    config = tiny.load_config("train.precision=mixed_bfloat16", *official, *at_once)
     run = tiny.Run(config)
     assert keras.config.dtype_policy().name == "float32"
     policies = {layer.name: layer.dtype_policy for layer in run.state.model.layers}
@@ -270,7 +260,7 @@ def test_mixed_precision_trains_without_nan():
     run.steps(150)
     last, _ = run.steps(49)
     assert last < first - 0.2
-    for name, variable in variables_of(run.state).items():
+    for name, variable in tiny.variables_of(run.state).items():
         assert variable.dtype == (tf.int64 if name == "optimizer/iteration" else tf.float32), name
         assert np.isfinite(variable.numpy()).all(), name
 
@@ -407,7 +397,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
     averages = [*state.average.trainable, *state.average.statistics]
     for variable, name in zip((*weights, *averages), 2 * [v.name for v in weights], strict=True):
         noise = 0 if name == "moving_variance" else rng.normal(0, 0.3, variable.shape)
-        variable.assign(replica_values(variable)[0] * rng.uniform(0.5, 1.5, variable.shape) + noise)
+        variable.assign(tiny.replica_values(variable)[0] * rng.uniform(0.5, 1.5, variable.shape) + noise)
     evaluators = loops.make_evaluators(state, source, config, strategy)
     assert list(evaluators) == ["raw", "ema"]
     results = {kind: evaluator() for kind, evaluator in evaluators.items()}
@@ -415,7 +405,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
     by_path = {v.path: v for v in plain.variables}
     for kind, values in (("raw", weights), ("ema", averages)):
         for variable, value in zip(weights, values, strict=True):
-            by_path[variable.path].assign(replica_values(value)[0])
+            by_path[variable.path].assign(tiny.replica_values(value)[0])
         expected = score(labels, plain(images, training=False).numpy())
         assert results[kind]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         for key in ("top1", "top5"):
@@ -436,6 +426,7 @@ def test_no_average_no_evaluator():
 # 22 steps; a look at 3, 6, 7, 9, ...; checkpoints every 7 steps, evaluation every 11.
 WHOLE = (
     tiny.SHORT,
+    "model.drop_connect=0.2",
     "train.epochs=1",
     "train.steps_per_loop=3",
     "train.checkpoint_every_epochs=0.3",
@@ -552,7 +543,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert steps[0] == 1 and told(tmp_path)[-1]["step"] == steps[-1] < 5
     prefix = checkpoint._saved_steps(str(tmp_path))[1]
     state = train.create_state(config, 10, SIZE, tiny.make_strategy(1))
-    fresh = {name: variable.numpy() for name, variable in variables_of(state).items() if "kernel" in name}
+    fresh = {name: variable.numpy() for name, variable in tiny.variables_of(state).items() if "kernel" in name}
     reader = tf.train.load_checkpoint(prefix)
     for variable in state.model.trainable_variables:
         value = reader.get_tensor(f"model/{variable.path.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE")

@@ -14,7 +14,8 @@ RHO, MOMENTUM, EPSILON = 0.9, 0.9, 1e-3
 
 
 def make_schedule(*overrides, size=1000, batch=100):
-    return optim.learning_rate(tiny.load_config(f"train.batch_size={batch}", *overrides), size)
+    fixed = ("optimizer.learning_rate=0.016", "train.epochs=20", f"train.batch_size={batch}")
+    return optim.learning_rate(tiny.load_config(*fixed, *overrides), size)
 
 
 def rates(schedule, steps):

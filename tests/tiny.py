@@ -3,10 +3,11 @@
 import itertools
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from efficientnet_tf import config as config_lib
-from efficientnet_tf import data, loops, sources, train
+from efficientnet_tf import data, loops, optim, sources, train
 
 _strategies = itertools.count(1)
 
@@ -37,6 +38,24 @@ def distribute(strategy, make_dataset):
     It may end slowly: TensorFlow's autotuning thread now and then misses that, and is waited for, up to a minute.
     """
     return iter(strategy.distribute_datasets_from_function(make_dataset))
+
+
+def replica_values(variable):
+    """Return a variable's value on every replica: a list of arrays."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return [v.numpy() for v in getattr(value, "values", [value])]
+
+
+def variables_of(state):
+    """Return {part/name: tf.Variable} of everything that training changes, named as in a checkpoint."""
+    model, optimizer, average = state.model, state.optimizer, state.average
+    weights = [*model.trainable_variables, *optim.statistics(model)]
+    named = {f"model/{v.path}": v.value for v in weights}
+    named |= {f"optimizer/{v.path.partition('/')[2]}": v.value for v in optimizer.variables}
+    if average:
+        averages = [*average.trainable, *average.statistics]
+        named |= {f"average/{v.path}": a.value for v, a in zip(weights, averages, strict=True)}
+    return named
 
 
 class Run:
