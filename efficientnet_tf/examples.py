@@ -104,26 +104,33 @@ def from_bytes(images, labels, class_names, name):
     )
 
 
+GROUP = 16  # examples that are converted together: the price of a data set of their own is shared
+
+
 def map_or_blank(examples, convert, blank):
     """Map (position, id, payload) to (position, id, *converted, ok); what fails gives `blank` and ok = False.
 
-    An example is a data set of one of its own, for that is where tf.data lets an error be dropped; the blank behind it
-    comes through only then. Order and count thus stay those of the positions, whatever fails.
+    A group of examples is a data set of its own, for that is where tf.data lets an error be dropped; the blank stands
+    behind it, and every example that did not come through takes that. Order and count thus stay those of the positions.
 
     Args:
         examples: dataset, as a source's `stream` gives it.
-        convert: from (position, id, payload) to a tuple of tensors.
+        convert: from (position, id, payload) to a tuple of tensors, of the same shapes for every example.
         blank: tuple of tensors like those.
     """
 
-    def one(position, id_, payload):
-        good = tf.data.Dataset.from_tensors((position, id_, payload)).map(
-            lambda p, i, x: (p, i, *convert(p, i, x), True)
-        )
-        marked = tf.data.Dataset.from_tensors((position, id_, *blank, False))
-        return good.ignore_errors().concatenate(marked).take(1)
+    def convert_group(positions, ids, payloads):
+        count = tf.size(positions)
+        group = tf.data.Dataset.from_tensor_slices((tf.range(count), positions, ids, payloads))
+        good = group.map(lambda row, *example: (row, *convert(*example))).ignore_errors()
+        last = tf.data.Dataset.from_tensors((count, *blank))
+        rows, *converted = good.concatenate(last).batch(GROUP + 1).get_single_element()
+        found = tf.size(rows) - 1
+        places = tf.tensor_scatter_nd_update(tf.fill([count], found), rows[:-1, None], tf.range(found))
+        return positions, ids, *(tf.gather(values, places) for values in converted), places < found
 
-    return examples.interleave(one, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    groups = examples.batch(GROUP)
+    return groups.map(convert_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
 
 
 def in_memory(source, what):

@@ -56,6 +56,11 @@ def open_folder(data, split, training):
     if not tf.io.gfile.isdir(root):
         raise UserError(f"data.dir={root!r} is not a folder")
     present, _ = _listdir(root)
+    if data.val_fraction is not None and {data.train_split, data.eval_split} <= set(present):
+        raise UserError(
+            f"{root!r} has the sub-folders {data.train_split!r} and {data.eval_split!r}: leave data.val_fraction out, "
+            "or they would be taken for classes"
+        )
     if data.val_fraction is None:
         if split not in present:
             raise UserError(

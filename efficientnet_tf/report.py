@@ -86,5 +86,5 @@ def _step(line):
     """Return the step of a line of metrics.jsonl; a line cut short by a kill counts as the future."""
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

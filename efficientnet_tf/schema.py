@@ -87,7 +87,7 @@ class DataConfig(Section):
 
     source: str = Field(
         "digits",
-        pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./+-]+)$",
+        pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./:+-]+)$",
         description="digits | folder (a folder a class) | table (<split>.csv or .tsv of paths and labels) | "
         "records (<split>-00000-of-00128 ..., the official tools' TFRecords) | synthetic | tfds:<name>, with <name> as "
         "TensorFlow Datasets spells it",
@@ -95,7 +95,7 @@ class DataConfig(Section):
     dir: str | None = Field(None, description="folder of images, or the data directory of TensorFlow Datasets")
     train_split: str = Field("train", description="name of the training split (folder: of the sub-folder)")
     eval_split: str = Field("val", description="name of the evaluation split (folder: of the sub-folder)")
-    val_fraction: Fraction | None = Field(
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="folder only: no split sub-folders; this share of every class is held out for evaluation"
     )
     image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="pixels; none for the model's resolution")

@@ -311,11 +311,16 @@ def test_damaged_files_are_decoded_or_refused_and_nothing_crashes(picture):
     files += [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"BM", b"BM\0", b"GIF89a", b"\x89PNG"]
 
     def convert(_position, _id, encoded):
-        return (data.decode_window(encoded, 3, lambda shape: tf.stack([0, 0, shape[0], shape[1]])),)
+        image = data.decode_window(encoded, 3, lambda shape: tf.stack([0, 0, shape[0], shape[1]]))
+        return (tf.io.serialize_tensor(image),)  # of one shape, whatever the image's
 
     numbers = tf.data.Dataset.range(len(files))
     examples = tf.data.Dataset.zip(numbers, numbers, tf.data.Dataset.from_tensor_slices(files))
-    rows = list(map_or_blank(examples, convert, (tf.zeros([0, 0, 3], tf.uint8),)).as_numpy_iterator())
+    blank = tf.io.serialize_tensor(tf.zeros([0, 0, 3], tf.uint8))
+    rows = [
+        (position, id_, tf.io.parse_tensor(image, tf.uint8).numpy(), ok)
+        for position, id_, image, ok in map_or_blank(examples, convert, (blank,)).as_numpy_iterator()
+    ]
     assert [int(row[0]) for row in rows] == list(range(len(files)))
     fine = [bool(row[3]) for row in rows]
     for number, seed in enumerate(seeds):

@@ -121,3 +121,11 @@ def test_label_that_the_training_table_lacks(tmp_path):
 def test_table_without_a_folder_is_refused_by_the_config():
     with pytest.raises(UserError, match=r"data.source=table needs data.dir"):
         config.load_config("b0", "folder", ["data.source=table"])
+
+
+def test_a_split_folder_is_not_taken_for_a_class(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+    settings = schema.DataConfig(source="folder", dir=str(tmp_path), val_fraction=0.2)
+    with pytest.raises(config.UserError, match="leave data.val_fraction out"):
+        sources.open_source(settings, "train", training=True)
