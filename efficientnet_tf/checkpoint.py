@@ -206,3 +206,24 @@ def load_model(model_dir, raw=False):
     if _read_newest(model_dir, tf.train.Checkpoint(**{part: weights})) is None:
         raise UserError(f"{model_dir} has no checkpoint yet")
     return model, config, class_names
+
+
+def save_model(model_dir):
+    """Write the model that `load_model` returns as model.keras, in one go.
+
+    Returns:
+        str, the file's path.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    path, temporary = (os.path.join(model_dir, name) for name in ("model.keras", "model.tmp.keras"))
+    model, *_ = load_model(model_dir)
+    try:
+        model.save(temporary)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be written ({error}). The checkpoints are whole: mend this and start the same command again"
+        ) from None
+    return path

@@ -6,13 +6,17 @@ without reading what it has seen; a source of records reads on from the start of
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from efficientnet_tf.config import UserError, nearest
+from efficientnet_tf.files import read_text, write_text
 
 
 @dataclass(frozen=True)
@@ -133,21 +137,58 @@ def map_or_blank(examples, convert, blank):
     return groups.map(convert_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
 
 
-def in_memory(source, what):
-    """Read all of a source into memory, still encoded: it can be indexed then, whatever it was.
-
-    An example that cannot be read becomes empty bytes, which no decoder takes: it is found where it is used.
-    """
-    from tqdm import tqdm
-
+def _read_all(source, what):
+    """Yield (id, encoded, label) of every example; one that cannot be read is empty, which no decoder takes later."""
     stream = source.stream(Order(batch=1, steps=source.size))
     read = map_or_blank(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
-    rows = [
-        (int(id_), encoded, label)
-        for _, id_, encoded, label, _ in tqdm(
-            read.as_numpy_iterator(), total=source.size, desc=f"reading {what} into memory", unit="image"
-        )
-    ]
-    ids, images, labels = zip(*rows, strict=True)
+    rows = tqdm(read.as_numpy_iterator(), total=source.size, desc=f"reading {what}", unit="image")
+    for _, id_, encoded, label, _ in rows:
+        yield int(id_), encoded, int(label)
+
+
+def in_memory(source, what):
+    """Read all of a source into memory, still encoded: it can be indexed then, whatever it was."""
+    ids, images, labels = zip(*_read_all(source, what), strict=True)
     cached = from_bytes(list(images), list(labels), source.class_names, what)
     return dataclasses.replace(cached, describe=lambda index: source.describe(ids[index]))
+
+
+def on_disk(source, what, folder):
+    """Copy all of a source into a folder, a file an image, once: it can be indexed then, whatever it was.
+
+    Raises:
+        UserError: when the folder holds the copy of another source, or cannot be written.
+    """
+    marker = os.path.join(folder, "copy.json")  # written last: without it the copy is not whole
+
+    def path(index):
+        return os.path.join(folder, f"{index // 1000:06d}", f"{index:09d}")
+
+    if not tf.io.gfile.exists(marker):
+        ids, labels = [], []
+        try:
+            for index, (id_, encoded, label) in enumerate(_read_all(source, what)):
+                if index % 1000 == 0:
+                    tf.io.gfile.makedirs(os.path.dirname(path(index)))
+                with tf.io.gfile.GFile(path(index), "wb") as file:
+                    file.write(encoded)
+                ids.append(id_)
+                labels.append(label)
+            names = [source.describe(ids[0]), source.describe(ids[-1])]
+            copy = {"first_and_last": names, "classes": source.class_names, "ids": ids, "labels": labels}
+            write_text(marker, json.dumps(copy))
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(f"data.cache={folder}: cannot be written: {str(error)[:300]}") from None
+    copy = json.loads(read_text(marker))
+    names = [source.describe(copy["ids"][0]), source.describe(copy["ids"][-1])]
+    same = copy["classes"] == list(source.class_names) and copy["first_and_last"] == names
+    if not same or len(copy["ids"]) != source.size:
+        raise UserError(f"data.cache={folder} holds a copy of other images than {what}: take another folder")
+    labels = tf.constant(copy["labels"], tf.int32)
+
+    def load(index):
+        digits = tf.strings.as_string(index, width=9, fill="0")
+        thousands = tf.strings.as_string(index // 1000, width=6, fill="0")
+        return tf.io.read_file(tf.strings.join([folder, thousands, digits], "/")), tf.gather(labels, index)
+
+    return indexed(source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]))

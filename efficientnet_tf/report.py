@@ -1,5 +1,6 @@
 """What a run tells while it goes on: progress bar, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ import sys
 import tensorflow as tf
 from tqdm import tqdm
 
+from efficientnet_tf.config import UserError
 from efficientnet_tf.files import read_text, write_text
 
 
@@ -25,8 +27,9 @@ class Report:
         kept = []
         if tf.io.gfile.exists(self._path):
             kept = [line for line in read_text(self._path).splitlines() if _step(line) <= step]
-        write_text(self._path, "".join(line + "\n" for line in kept))
-        self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "tensorboard"))
+        with self._writing():
+            write_text(self._path, "".join(line + "\n" for line in kept))
+            self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "tensorboard"))
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -46,12 +49,20 @@ class Report:
 
     def write(self, step, kind, values):
         """Record values, {name: float}, of a kind ("train", "eval/ema", ...) at a step."""
-        with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        with self._writer.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(f"{kind}/{name}", value)
-        self._writer.flush()
+        with self._writing():
+            with tf.io.gfile.GFile(self._path, "a") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            with self._writer.as_default(step):
+                for name, value in values.items():
+                    tf.summary.scalar(f"{kind}/{name}", value)
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(f"{self._path} or tensorboard/ beside it cannot be written: {str(error)[:300]}") from None
 
     def train(self, step, values):
         """Record what the training loop returned, and move the bar to `step`."""

@@ -110,7 +110,10 @@ class DataConfig(Section):
     classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="records only: number of classes, where no classes.txt stands beside the files"
     )
-    cache: Literal["none", "memory"] = Field("none", description="memory: read all images, still encoded, once")
+    cache: str = Field(
+        "none",
+        description="memory: read all images, still encoded, once; or a folder on a local disk, to copy them to once",
+    )
     service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = Field(
         None,
         description="grpc://address:port of a tf.data service whose workers make the training batches: of an indexed "

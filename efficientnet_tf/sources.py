@@ -1,11 +1,13 @@
 """Where images come from: every kind of data set, opened by what `data.source` says."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf import folders, records
 from efficientnet_tf.config import UserError
-from efficientnet_tf.examples import Order, Source, check_split, from_bytes, in_memory
+from efficientnet_tf.examples import Order, Source, check_split, from_bytes, in_memory, on_disk
 
 __all__ = ["Order", "Source", "open_source"]
 
@@ -42,7 +44,10 @@ def open_source(data, split, training):
             f"data.source={data.source}: found one class only, {source.class_names[0]!r}; "
             "a classifier needs two or more"
         )
-    return in_memory(source, f"{data.source} {split}") if data.cache == "memory" else source
+    what = f"{data.source} {split}"
+    if data.cache == "none":
+        return source
+    return in_memory(source, what) if data.cache == "memory" else on_disk(source, what, os.path.join(data.cache, split))
 
 
 def _digits(split):

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 import time
 
@@ -178,9 +177,7 @@ def train(config, model_dir, strategy):
         if step < total:
             log.say(f"stopped by a signal: step {step} of {total} is saved; the same command goes on from there")
             return {"step": step, "finished": False}
-        path = os.path.join(model_dir, "model.keras")
-        checkpoint.load_model(model_dir)[0].save(path)
-        log.say(f"finished: {path}")
+        log.say(f"finished: {checkpoint.save_model(model_dir)}")
     return {"step": step, "finished": True, **(result or evaluate())}
 
 

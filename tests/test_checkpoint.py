@@ -1,10 +1,12 @@
 """Checkpoints: every variable there and back bit for bit, whole or passed over; and the directory around them."""
 
+import contextlib
 import os
 import resource
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -296,29 +298,27 @@ def test_all_damaged_is_an_error(damaged):
 # ----------------------------------------------------------------------------------------- what cannot be written
 
 
-@pytest.fixture
-def small_files():
-    """Let no file grow beyond 10,000 bytes: writing fails as on a full disk, in the middle."""
+@contextlib.contextmanager
+def small_files_only():
+    """Let no file grow beyond 10,000 bytes: writing fails in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_failed_write_leaves_the_checkpoints_before_it(two_checkpoints, tmp_path, small_files):
+def test_failed_write_leaves_the_checkpoints_before_it(two_checkpoints, tmp_path):
     model_dir, state, saved = two_checkpoints
-    copy = tmp_path / "copy"
-    small_files()
-    shutil.copytree(model_dir, copy)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
     checkpointer = checkpoint.Checkpointer(str(copy), state, make_config())
     fill(state, 30, seed=30)
-    with pytest.raises(UserError, match=r"step 30 cannot be written to .*copy.*too large.*before it are whole"):
-        checkpointer.save()
+    with small_files_only():
+        with pytest.raises(UserError, match=r"step 30 cannot be written to .*copy.*too large.*before it are whole"):
+            checkpointer.save()
     assert checkpointer.restore() == 20
     assert_same(state, saved[20])
-    small_files()
     fill(state, 30, seed=30)
     expected = values(state)
     checkpointer.save()
@@ -336,13 +336,13 @@ def test_checkpoints_that_cannot_be_a_folder(tmp_path):
         checkpointer.save()
 
 
-def test_text_is_replaced_in_one_go(tmp_path, small_files):
+def test_text_is_replaced_in_one_go(tmp_path):
     path = tmp_path / "text"
     write_text(str(path), "old")
     with path.open() as reader:
         write_text(str(path), "new")
         assert (reader.read(), path.read_text()) == ("old", "new")
-    with pytest.raises(tf.errors.OpError, match="too large"):
+    with small_files_only(), pytest.raises(tf.errors.OpError, match="too large"):
         write_text(str(path), "x" * 20_000)
     assert path.read_text() == "new"
 
@@ -438,3 +438,18 @@ def test_load_model_of_what_is_none(tmp_path):
     checkpoint.open_model_dir(str(tmp_path), make_config(), CLASSES)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         checkpoint.load_model(str(tmp_path))
+
+
+def test_saved_model_is_replaced_in_one_go(two_checkpoints, tmp_path):
+    model_dir, _, saved = two_checkpoints
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    path = checkpoint.save_model(str(copy))
+    assert path == str(copy / "model.keras")
+    kernel = keras.saving.load_model(path).get_layer("stem_conv").kernel.numpy()
+    np.testing.assert_array_equal(kernel, saved[20]["average/stem_conv/kernel"])
+    whole = Path(path).read_bytes()
+    with small_files_only(), pytest.raises(UserError, match=r"model\.keras cannot be written .*too large"):
+        checkpoint.save_model(str(copy))
+    assert Path(path).read_bytes() == whole
+    checkpoint.save_model(str(copy))
+    assert sorted(os.listdir(copy)) == ["checkpoints", "classes.txt", "config.yaml", "model.keras"]

@@ -61,7 +61,9 @@ def test_replicas_after_tensorflow_has_started(told):
     assert message == "--replicas must be set before TensorFlow has used the CPU"
 
 
-@pytest.mark.parametrize(("name", "cause"), [("local", "TPUs not found"), ("address", "refused"), ("empty", "TPU Name")])
+@pytest.mark.parametrize(
+    ("name", "cause"), [("local", "TPUs not found"), ("address", "refused"), ("empty", "TPU Name")]
+)
 def test_tpu_that_is_not_there(told, name, cause):
     message, seconds = told[name]
     assert message.startswith("--tpu=") and "no TPU could be reached" in message and cause in message

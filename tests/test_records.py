@@ -251,3 +251,17 @@ def test_memory_needs_the_files_once_and_names_the_missing(tmp_path):
     assert weights.numpy().tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
     assert images[:, 0, 0, 0].numpy().round().tolist() == [0, 1, 2, 3, 4, 5, 0, 7]
     assert labels.numpy().tolist()[:6] == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_copy_on_disk_is_made_once_and_belongs_to_its_source(folder, tmp_path):
+    plain, cached = open_records(folder), open_records(folder, cache=str(tmp_path))
+    assert not plain.indexed and cached.indexed
+    assert contents(cached) == contents(plain)
+    copied = next(p for p in tmp_path.rglob("0*") if p.is_file())
+    copied.write_bytes(tf.io.encode_png(np.full([2, 2, 3], 251, np.uint8)).numpy())  # nothing is copied twice
+    assert 251 in [number for _, number, _ in contents(open_records(folder, cache=str(tmp_path)))]
+    with pytest.raises(UserError, match="holds a copy of other images"):
+        digits = schema.DataConfig(source="digits", cache=str(tmp_path))
+        sources.open_source(digits, "train", training=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        open_records(folder, cache="/dev/null/cache")

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efficientnet_tf import report
+from efficientnet_tf.config import UserError
 
 TRAIN = {"loss": 1.23456, "top1": 0.25, "learning_rate": 0.004, "images_per_second": 123.4}
 RESULT = {"examples": 360, "loss": 0.12344, "top1": 0.975, "top5": 1.0}
@@ -93,3 +94,14 @@ def test_a_failure_inside_keeps_what_was_told(tmp_path):
             log.train(10, TRAIN)
             raise RuntimeError("the plug is pulled")
     assert [line["step"] for line in lines_of(tmp_path)] == [10]
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/metrics\.jsonl .* cannot be written"):
+        report.Report(str(tmp_path / "file"), "b0", 0, 40)
+    with report.Report(str(tmp_path), "b0", 0, 40) as log:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(UserError, match=r"metrics\.jsonl .* cannot be written"):
+            log.train(10, TRAIN)
