@@ -49,7 +49,7 @@ OPERATIONS = {
     "TranslateY": (augment.translate_y, lambda image, p: transform(image, 1, 0, 0, 0, 1, p), (-80.0, 80.0)),
 }
 
-# REFERENCE: AutoAugment's policy v0, (operation, probability, level) twice a row.
+# Published: AutoAugment's policy v0, (operation, probability, level) twice a row.
 POLICY_V0 = [
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),

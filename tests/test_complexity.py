@@ -1,4 +1,4 @@
-"""The accounting against REFERENCE 1, the golden file, and a count over the layers of built models."""
+"""The accounting against the published numbers, the golden file, and a count over the layers of built models."""
 
 import math
 
@@ -11,7 +11,7 @@ from unallocated import unallocated
 
 from efficientnet_tf import complexity, config, models, schema
 
-# REFERENCE 1: trainable parameters, total parameters, multiply-adds in billions as printed there.
+# Published: trainable parameters, total parameters, multiply-adds in billions as printed there.
 REFERENCE = {
     "b0": (5_288_548, 5_330_564, ".386"),
     "b1": (7_794_184, 7_856_232, ".687"),

@@ -46,7 +46,7 @@ def write(tmp_path):
 # ------------------------------------------------------------------------------------------------ what is shipped
 
 
-# REFERENCE 1: width, depth, resolution, dropout.
+# Published: width, depth, resolution, dropout.
 @pytest.mark.parametrize(
     ("variant", "numbers"),
     {

@@ -1,4 +1,4 @@
-"""The builder against keras.applications, REFERENCE and its own promises: sizes, names, saving, fine-tuning."""
+"""The builder against keras.applications, published numbers and its own promises: sizes, names, saving, fine-tuning."""
 
 import inspect
 import math
@@ -78,7 +78,7 @@ def fresh_b0():
 
 # ------------------------------------------------------------------------------------- agreement with references
 
-# REFERENCE 1: trainable and total parameters.
+# Published: trainable and total parameters.
 PARAMETERS = {
     "b0": (5_288_548, 5_330_564),
     "b1": (7_794_184, 7_856_232),

@@ -154,7 +154,7 @@ def test_peak_grows_with_the_batch():
     for batch in (32, 256, 4096):
         schedule = make_schedule("schedule.name=constant", "schedule.warmup_epochs=0", batch=batch)
         assert rates(schedule, [0, 1, 10**6]) == [pytest.approx(0.016 * batch / 256, rel=1e-6)] * 3
-    assert 0.016 * 4096 / 256 == 0.256  # REFERENCE 3
+    assert 0.016 * 4096 / 256 == 0.256  # the paper
 
 
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
@@ -178,7 +178,7 @@ def test_stairs_are_counted_from_step_zero():
 
 
 def test_official_imagenet_schedule():
-    """REFERENCE 3 at batch 4096: .256, x .97 every 2.4 epochs, over 350 epochs; warm-up over 5."""
+    """The official recipe at batch 4096: .256, x .97 every 2.4 epochs, over 350 epochs; warm-up over 5."""
     size = 1_281_167
     official = optim.learning_rate(config.load_config("b0", "imagenet", ["train.batch_size=4096"]), size)
     epoch = size / 4096

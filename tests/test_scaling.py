@@ -1,4 +1,4 @@
-"""Compound scaling against REFERENCE's tables (official code) and the laws of its rules."""
+"""Compound scaling against the official code's tables and the laws of its rules."""
 
 import itertools
 
@@ -55,7 +55,7 @@ def test_repeats_round_up(repeats, depth, expected):
     assert scaling.round_repeats(repeats, depth) == expected
 
 
-# REFERENCE 1: blocks, stem and head of every variant.
+# Published: blocks, stem and head of every variant.
 BLOCKS = [16, 23, 23, 26, 32, 39, 45, 55, 61, 88]
 STEMS = [32, 32, 32, 40, 48, 48, 56, 64, 72, 136]
 HEADS = [1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 2816, 5504]
@@ -67,7 +67,7 @@ def test_blocks_stem_and_head(variant, blocks, stem, head):
     assert (len(scaled.blocks), scaled.stem_channels, scaled.head_channels) == (blocks, stem, head)
 
 
-# REFERENCE 1 and 2: (repeats, channels) of the seven stages.
+# Published: (repeats, channels) of the seven stages.
 STAGES = {
     "b0": [(1, 16), (2, 24), (2, 40), (3, 80), (3, 112), (4, 192), (1, 320)],
     "b7": [(4, 32), (7, 48), (7, 80), (10, 160), (10, 224), (13, 384), (4, 640)],
