@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,15 @@ def test_folder_of_photos_trains_and_evaluates(photos_run):
     assert last["kind"] == "eval/ema"
     assert {k: last[k] for k in result} == pytest.approx(result)
     assert result["top1"] > 0.7  # two photos are easily told apart
+
+
+def test_data_of_other_classes_are_refused(photos, photos_run, tmp_path):
+    for name in ("flower", "temple", "tower"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "val" / name).mkdir(parents=True)
+        os.link(photos / "val/flower/0.jpg", tmp_path / "val" / name / "0.jpg")
+    done = run("evaluate", f"--model_dir={photos_run}", f"--data_dir={tmp_path}")
+    assert "the data has the 3 classes flower, temple, tower, ..., the model 2: flower, temple" in error_of(done)
 
 
 def test_predict_names_what_it_cannot_read_and_does_the_rest(photos, photos_run, tmp_path):
@@ -221,6 +231,15 @@ def test_sigterm_saves_says_so_and_exits_with_its_own_status(tmp_path):
     assert "train.epochs: 4.0 -> 5.0" in message and "another config" in message
     message = error_of(run("train", "--variant=b0", *arguments[2:], f"--model_dir={stopped}"))
     assert "model.name: 'tiny' -> 'b0'" in message
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    huge = ["optimizer.learning_rate=1e30", "schedule.warmup_epochs=0.2", "train.checkpoint_every_epochs=0.05"]
+    arguments = [*DIGITS, *(word for text in huge for word in ("--set", text)), "--set", "train.steps_per_loop=1"]
+    message = error_of(run("train", *arguments, f"--model_dir={tmp_path}"))
+    assert re.match(r"error: the loss is (nan|inf) after step \d+", message)
+    saved = [np.asarray(value) for value in variables(tmp_path).values()]
+    assert all(np.isfinite(value).all() for value in saved if value.dtype.kind == "f")
 
 
 def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path):
