@@ -5,7 +5,7 @@ import socket
 
 import tensorflow as tf
 
-from efficientnet_tf import augment
+from efficientnet_tf import augment, image_ops
 from efficientnet_tf.config import UserError
 from efficientnet_tf.examples import Order, map_or_blank
 
@@ -194,7 +194,7 @@ def train_image(encoded, seed, config):
     policy = augment.make_policy(config.augment)
     if policy:
         image = augment.apply_policy(policy, image, policy_seed)
-    return augment.erase(image, config.augment.erase, erase_seed) if config.augment.erase else image
+    return image_ops.erase(image, config.augment.erase, erase_seed) if config.augment.erase else image
 
 
 def eval_image(encoded, config):

@@ -108,7 +108,7 @@ def from_bytes(images, labels, class_names, name):
     )
 
 
-GROUP = 16  # examples that are converted together: the price of a data set of their own is shared
+GROUP = 64  # examples that are converted together: the price of a data set of their own is shared
 
 
 def map_or_blank(examples, convert, blank):

@@ -1,53 +1,15 @@
-"""Operations against Pillow, policies against the published table and formulas, mixtures against their laws."""
+"""Policies against the published table and formulas, mixtures against their laws."""
 
 import itertools
 import re
 
 import numpy as np
-import PIL.Image
-import PIL.ImageEnhance
-import PIL.ImageOps
 import pytest
 import scipy.stats
 import tensorflow as tf
+from pillow import OPERATIONS, call_many, check_frequencies, make_images, make_seeds, with_pillow
 
-from efficientnet_tf import augment, schema
-
-GREY = 128
-NEAREST = PIL.Image.Resampling.NEAREST
-
-
-def add_below_128(image, addition):
-    table = [min(v + addition, 255) if v < 128 else v for v in range(256)]
-    return image.point(table * len(image.getbands()))
-
-
-def fill(image):
-    return (GREY,) * 3 if image.mode == "RGB" else GREY
-
-
-def transform(image, *matrix):
-    return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix, NEAREST, fillcolor=fill(image))
-
-
-# By operation: this package's, Pillow's, and the range of the argument that both take (none for None).
-OPERATIONS = {
-    "AutoContrast": (augment.autocontrast, PIL.ImageOps.autocontrast, None),
-    "Equalize": (augment.equalize, PIL.ImageOps.equalize, None),
-    "Invert": (augment.invert, PIL.ImageOps.invert, None),
-    "Posterize": (augment.posterize, PIL.ImageOps.posterize, (1, 8)),
-    "Solarize": (augment.solarize, PIL.ImageOps.solarize, (0, 256)),
-    "SolarizeAdd": (augment.solarize_add, add_below_128, (0, 127)),
-    "Color": (augment.color, lambda image, f: PIL.ImageEnhance.Color(image).enhance(f), (0.0, 3.0)),
-    "Contrast": (augment.contrast, lambda image, f: PIL.ImageEnhance.Contrast(image).enhance(f), (0.0, 3.0)),
-    "Brightness": (augment.brightness, lambda image, f: PIL.ImageEnhance.Brightness(image).enhance(f), (0.0, 3.0)),
-    "Sharpness": (augment.sharpness, lambda image, f: PIL.ImageEnhance.Sharpness(image).enhance(f), (0.0, 3.0)),
-    "Rotate": (augment.rotate, lambda image, d: image.rotate(d, NEAREST, fillcolor=fill(image)), (-90.0, 90.0)),
-    "ShearX": (augment.shear_x, lambda image, a: transform(image, 1, a, 0, 0, 1, 0), (-0.9, 0.9)),
-    "ShearY": (augment.shear_y, lambda image, a: transform(image, 1, 0, 0, a, 1, 0), (-0.9, 0.9)),
-    "TranslateX": (augment.translate_x, lambda image, p: transform(image, 1, 0, p, 0, 1, 0), (-80.0, 80.0)),
-    "TranslateY": (augment.translate_y, lambda image, p: transform(image, 1, 0, 0, 0, 1, p), (-80.0, 80.0)),
-}
+from efficientnet_tf import augment, image_ops, schema
 
 # Published: AutoAugment's policy v0, (operation, probability, level) twice a row.
 POLICY_V0 = [
@@ -77,147 +39,6 @@ POLICY_V0 = [
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 ]
-
-
-def make_images(rng, count, channels, size=None):
-    """Return random images: noise, low contrast, a channel of one value, a smooth picture, few values; in turns."""
-    images = []
-    for i in range(count):
-        height, width = size or rng.integers(5, 71, 2)
-        image = rng.integers(0, 256, (height, width, channels))
-        if i % 5 == 1:
-            low, high = np.sort(rng.integers(0, 256, 2))
-            image = rng.integers(low, high + 1, image.shape)
-        elif i % 5 == 2:
-            image[..., rng.integers(channels)] = rng.integers(0, 256)
-        elif i % 5 == 3:
-            slope_y, slope_x, start = rng.uniform(-4, 4, channels), rng.uniform(-4, 4, channels), rng.uniform(0, 255)
-            image = np.arange(height)[:, None, None] * slope_y + np.arange(width)[:, None] * slope_x + start
-        elif i % 5 == 4:
-            image = rng.choice(rng.integers(0, 256, 3), image.shape)
-        images.append(np.clip(image, 0, 255).astype(np.uint8))
-    return images
-
-
-def draw_arguments(rng, bounds, count):
-    if bounds is None:
-        return [()] * count
-    if isinstance(bounds[0], int):
-        return [(int(v),) for v in rng.integers(bounds[0], bounds[1] + 1, count)]
-    ends_and_neutral = [(bound,) for bound in (*bounds, 0.0, 1.0) if bounds[0] <= bound <= bounds[1]]
-    return ends_and_neutral + [(float(v),) for v in rng.uniform(*bounds, count - len(ends_and_neutral)).astype("f")]
-
-
-def with_pillow(operation, pixels, *arguments):
-    image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(operation(image, *arguments)).reshape(pixels.shape)
-
-
-def as_tensors(arguments):
-    return [tf.constant(argument, tf.int32 if isinstance(argument, int) else tf.float32) for argument in arguments]
-
-
-def call_many(function, *arguments):
-    """Return function(*row) for every row of the arguments, from inside tf.data, as arrays."""
-    rows = tf.data.Dataset.from_tensor_slices(arguments).map(function, num_parallel_calls=2).batch(len(arguments[0]))
-    return tf.nest.map_structure(lambda tensor: tensor.numpy(), next(iter(rows)))
-
-
-def make_seeds(count):
-    return np.stack([np.full(count, 3), np.arange(count)], axis=1).astype(np.int64)
-
-
-def check_frequencies(observed, probabilities):
-    """Hold counts against probabilities; what cannot happen must not."""
-    observed, expected = np.asarray(observed), np.asarray(probabilities) * np.sum(observed)
-    assert not observed[expected == 0].any()
-    assert scipy.stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-4
-
-
-# ---------------------------------------------------------------------------------------------------- operations
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_pillows(name):
-    ours, pillows, bounds = OPERATIONS[name]
-    rng = np.random.default_rng(len(name))
-    images = make_images(rng, 160, 3) + make_images(rng, 50, 1)
-    for image, arguments in zip(images, draw_arguments(rng, bounds, len(images)), strict=True):
-        expected = with_pillow(pillows, image, *arguments)
-        np.testing.assert_array_equal(ours(tf.constant(image), *as_tensors(arguments)), expected, str(arguments))
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_pillows_inside_tf_data(name, channels):
-    ours, pillows, bounds = OPERATIONS[name]
-    rng = np.random.default_rng(len(name))
-    images = np.stack(make_images(rng, 100 * channels, channels, size=(31, 46)))
-    arguments = draw_arguments(rng, bounds, len(images))
-    columns = [np.array(c, np.int32 if isinstance(c[0], int) else np.float32) for c in zip(*arguments, strict=True)]
-    expected = [with_pillow(pillows, image, *row) for image, row in zip(images, arguments, strict=True)]
-    np.testing.assert_array_equal(call_many(ours, images, *columns), expected)
-
-
-@pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Contrast"])
-def test_large_images_lose_no_precision(name):
-    ours, pillows, bounds = OPERATIONS[name]
-    rng = np.random.default_rng(0)
-    image = np.concatenate([np.full((300, 601, 3), 254, np.uint8), make_images(rng, 1, 3, (301, 601))[0]])
-    arguments = () if bounds is None else (1.7,)
-    np.testing.assert_array_equal(ours(tf.constant(image), *arguments), with_pillow(pillows, image, *arguments))
-
-
-def test_posterize_to_no_bits_is_black():
-    image = tf.cast(tf.reshape(tf.range(256), [16, 16, 1]), tf.uint8)
-    assert not augment.posterize(image, tf.constant(0)).numpy().any()
-
-
-@pytest.mark.parametrize("half", [1, 7, 50])
-def test_cutout_covers_a_square_with_a_uniform_centre(half):
-    height, width, count = 20, 30, 3000
-    seeds = make_seeds(count)
-    image = np.zeros((height, width, 3), np.uint8)
-    covered = call_many(lambda seed: augment.cutout(tf.constant(image), half, seed), seeds)
-    assert set(np.unique(covered)) <= {0, GREY}
-    # A square of half side 1 tells the centre: its last row and column.
-    dots = call_many(lambda seed: augment.cutout(tf.constant(image[..., :1]), 1, seed)[..., 0], seeds) > 0
-    y = height - 1 - dots.any(axis=2)[:, ::-1].argmax(axis=1)
-    x = width - 1 - dots.any(axis=1)[:, ::-1].argmax(axis=1)
-    check_frequencies(np.bincount(y, minlength=height), np.full(height, 1 / height))
-    check_frequencies(np.bincount(x, minlength=width), np.full(width, 1 / width))
-    rows = np.abs(np.arange(height) + 0.5 - y[:, None]) < half
-    columns = np.abs(np.arange(width) + 0.5 - x[:, None]) < half
-    np.testing.assert_array_equal(covered > 0, (rows[:, :, None] & columns[:, None, :])[..., None].repeat(3, axis=3))
-
-
-def test_erase_makes_a_rectangle_noise():
-    size, count = 256, 600
-    image = np.full((size, size, 1), 7, np.uint8)
-    erased = call_many(lambda seed: augment.erase(tf.constant(image), 1.0, seed), make_seeds(count))
-    changed = (erased != 7).any(axis=3)
-    tall, wide = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
-    assert (changed.sum(axis=(1, 2)) > 0.98 * tall * wide).all()  # noise may be 7 by chance
-    area, aspect = tall * wide / size**2, tall / wide
-    assert area.min() > 0.02 - 0.01 and area.max() < 0.33 + 0.01
-    uncut = (tall < size) & (wide < size)
-    assert aspect[uncut].min() > 0.3 * 0.85 and aspect[uncut].max() < 3.3 / 0.85
-    assert scipy.stats.kstest(area, scipy.stats.uniform(0.02, 0.31).cdf).statistic < 0.07
-    assert (
-        scipy.stats.kstest(np.log(aspect[area < 0.25]), scipy.stats.uniform(np.log(0.3), np.log(11)).cdf).pvalue > 1e-4
-    )
-    tops = changed.any(axis=2).argmax(axis=1) / np.maximum(size - tall, 1)
-    assert abs(tops[uncut].mean() - 0.5) < 0.06
-    noise = erased[changed].ravel()
-    values = np.delete(np.bincount(noise, minlength=256), 7)
-    check_frequencies(values, np.full(255, 1 / 255))
-
-
-def test_erase_has_its_probability():
-    image = tf.zeros([32, 32, 1], tf.uint8)
-    for probability, low, high in ((0.0, 0, 0), (0.25, 0.21, 0.29), (1.0, 1, 1)):
-        erased = call_many(lambda seed, p=probability: augment.erase(image, p, seed), make_seeds(1500))
-        assert low <= (erased != 0).any(axis=(1, 2, 3)).mean() <= high
 
 
 # ------------------------------------------------------------------------------------------------------ policies
@@ -273,7 +94,7 @@ LEVELS = {
 @pytest.mark.parametrize("name", LEVELS)
 def test_levels_mean_what_the_official_code_says(name, monkeypatch):
     function, expected = LEVELS[name]
-    monkeypatch.setattr(augment, function, lambda _, argument, *more: argument)
+    monkeypatch.setattr(image_ops, function, lambda _, argument, *more: argument)
     for level, sign in itertools.product([*range(11), 13, 20, 30], [-1, 1]):
         arguments = tf.constant(level, tf.float64), tf.constant(sign, tf.float64), None, 250, 100
         assert augment.OPERATIONS[name](None, *arguments).numpy() == pytest.approx(expected(level, sign), rel=1e-7)

@@ -463,7 +463,7 @@ def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_pa
 
 # From the ground up: a room imports earlier ones alone; a command imports rooms, no other command.
 ROOMS = (
-    "schema config files scaling complexity models weights augment examples folders records sources data record_writer "
+    "schema config files scaling complexity models weights image_ops augment examples folders records sources data record_writer "
     "optim distribute checkpoint report loops cli"
 ).split()
 COMMANDS = "train evaluate predict export prepare show explain benchmark scale study preflight".split()
