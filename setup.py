@@ -14,12 +14,14 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
     # Later tensorflow-tpu wheels pull a libtpu that they cannot load.
     "tpu": ["tensorflow-tpu==2.19.1", "cloud-tpu-client==0.10"],
+    "weights": ["safetensors>=0.4,<1"],
     "beam": ["apache-beam>=2.60,<3"],
     "test": [
         "pytest>=8,<10",
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
         "pillow>=10,<14",
+        "safetensors>=0.4,<1",
         "jax>=0.4.30,<1",
         "ruff==0.17.6",
         "setuptools>=64",
@@ -46,6 +48,7 @@ setup(
         "pydantic>=2.9,<3",
         "PyYAML>=6.0.1,<7",
         "numpy>=1.26,<3",
+        "h5py>=3.11,<4",
         "scikit-learn>=1.5,<2",
         "tqdm>=4.66,<5",
         "tensorboard>=2.19,<2.22",

@@ -11,7 +11,8 @@ _HOME = {
     "build_model": "models",
     "load_variant": "config",
     "load_config": "config",
-} | {f"EfficientNetB{i}": "models" for i in range(8)}
+    "load_weights": "weights",
+} | {f"EfficientNetB{i}": "applications" for i in range(8)}
 
 __all__ = sorted(_HOME)
 

@@ -227,3 +227,28 @@ def save_model(model_dir):
             f"{path} cannot be written ({error}). The checkpoints are whole: mend this and start the same command again"
         ) from None
     return path
+
+
+def write_model_dir(model_dir, model, config, class_names):
+    """Write a model directory for a model that was not trained here: every command takes it as it takes a run's.
+
+    Args:
+        model_dir: str, a folder that does not exist; it appears under its name once it is whole.
+        model: keras.Model, built for `config`.
+        config: config.Config, without a moving average: `train.ema_decay` is 0.
+        class_names: sequence of str.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    unfinished = f"{model_dir.rstrip('/')}.unfinished"
+    try:
+        if tf.io.gfile.exists(unfinished):
+            tf.io.gfile.rmtree(unfinished)
+        open_model_dir(unfinished, config, class_names)
+        weights = {v.path: v.value for v in (*model.trainable_variables, *statistics(model))}
+        tf.train.Checkpoint(model=weights).write(os.path.join(unfinished, "checkpoints", "step-0"))
+        save_model(unfinished)
+        tf.io.gfile.rename(unfinished, model_dir)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"{model_dir} cannot be written: {str(error)[:300]}") from None

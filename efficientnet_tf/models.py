@@ -23,12 +23,19 @@ def _dense_initializer():
     return keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
 
 
-def _conv(x, filters, kernel, name, stride=1, use_bias=False, activation=None):
+def _pad(x, kernel, stride, spec, name):
+    """Return the input of a convolution and how it shall pad: symmetric padding is a layer of its own."""
+    if stride == 1 or spec.padding == "same":
+        return x, "same"
+    return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+
+
+def _conv(x, filters, kernel, name, stride=1, padding="same", use_bias=False, activation=None):
     return layers.Conv2D(
         filters,
         kernel,
         strides=stride,
-        padding="same",
+        padding=padding,
         use_bias=use_bias,
         activation=activation,
         kernel_initializer=_conv_initializer(),
@@ -63,10 +70,11 @@ def mbconv(x, block, spec):
     if block.expand != 1:
         x = _conv(x, block.expanded_channels, 1, f"{name}_expand_conv")
         x = _batch_norm(x, spec, f"{name}_expand_bn")
+    x, padding = _pad(x, block.kernel, block.stride, spec, f"{name}_dwconv")
     x = layers.DepthwiseConv2D(
         block.kernel,
         strides=block.stride,
-        padding="same",
+        padding=padding,
         use_bias=False,
         depthwise_initializer=_conv_initializer(),
         name=f"{name}_dwconv",
@@ -148,7 +156,8 @@ def build_model(
     by_stride, stride = {}, 2
 
     x = _normalization(spec, x.shape[-1])(x)
-    x = _conv(x, network.stem_channels, 3, "stem_conv", stride=2)
+    x, padding = _pad(x, 3, 2, spec, "stem_conv")
+    x = _conv(x, network.stem_channels, 3, "stem_conv", stride=2, padding=padding)
     x = _batch_norm(x, spec, "stem_bn")
     for block in network.blocks:
         if block.stride == 2:
@@ -207,57 +216,3 @@ def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
             raise config.UserError(
                 f"input_shape must be (height, width, channels), height and width may be None, received {input_shape!r}"
             )
-
-
-def _constructor(variant):
-    """Return a function with the signature of `keras.applications.EfficientNetB0` for a variant."""
-    name = f"EfficientNet{variant.upper()}"
-
-    def build(
-        include_top=True,
-        weights="imagenet",
-        input_tensor=None,
-        input_shape=None,
-        pooling=None,
-        classes=1000,
-        classifier_activation="softmax",
-        name=f"efficientnet{variant}",
-    ):
-        if weights == "imagenet":
-            raise config.UserError(
-                "weights='imagenet': this package brings no weights and downloads none. Pass weights=None for random "
-                "ones, or the path of a .weights.h5 or .keras file."
-            )
-        model = build_model(
-            variant,
-            classes,
-            # keras.applications, too, takes images of any size where the top is left out.
-            input_shape or (None if include_top else (None, None, 3)),
-            input_tensor=input_tensor,
-            include_top=include_top,
-            pooling=pooling,
-            classifier_activation=classifier_activation,
-            name=name,
-        )
-        if weights is not None:
-            model.load_weights(weights)
-        return model
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""Build EfficientNet-{variant.upper()} with the signature of `keras.applications.{name}`.
-
-    Arguments, input (pixels in [0, 255]) and output are those of `keras.applications`; see `build_model`.
-
-    Deviates: `weights` is None or a path; "imagenet" is an error, for nothing is downloaded.
-    """
-    return build
-
-
-EfficientNetB0 = _constructor("b0")
-EfficientNetB1 = _constructor("b1")
-EfficientNetB2 = _constructor("b2")
-EfficientNetB3 = _constructor("b3")
-EfficientNetB4 = _constructor("b4")
-EfficientNetB5 = _constructor("b5")
-EfficientNetB6 = _constructor("b6")
-EfficientNetB7 = _constructor("b7")
