@@ -1,8 +1,26 @@
 """The constructors of `keras.applications`: existing code moves over by changing an import."""
 
+import sys
+
+import keras
+
 from efficientnet_tf.config import UserError
 from efficientnet_tf.models import build_model
 from efficientnet_tf.weights import load_weights
+
+
+def _released_file(variant, include_top):
+    """Return the file that keras.applications has for weights='imagenet', fetched by Keras where it is not there yet."""
+    table = sys.modules[getattr(keras.applications, f"EfficientNet{variant.upper()}").__module__]
+    name = f"efficientnet{variant}{'' if include_top else '_notop'}.h5"
+    file_hash = table.WEIGHTS_HASHES[variant][0 if include_top else 1]
+    try:
+        return keras.utils.get_file(name, table.BASE_WEIGHTS_PATH + name, cache_subdir="models", file_hash=file_hash)
+    except Exception as error:  # Keras raises a bare Exception where a download fails
+        raise UserError(
+            f"weights='imagenet': {name} cannot be had: {str(error)[:300]}. Pass weights=None for random ones, or "
+            "the path of any file that `load_weights` reads"
+        ) from None
 
 
 def _constructor(variant):
@@ -20,10 +38,9 @@ def _constructor(variant):
         name=f"efficientnet{variant}",
     ):
         if weights == "imagenet":
-            raise UserError(
-                "weights='imagenet': this package brings no weights and downloads none. Pass weights=None for random "
-                "ones, or the path of a file: keras.applications' own .h5, or any that `load_weights` reads."
-            )
+            if include_top and classes != 1000:
+                raise UserError(f"weights='imagenet' with the top has 1000 classes, received classes={classes!r}")
+            weights = _released_file(variant, include_top)
         model = build_model(
             variant,
             classes,
@@ -44,7 +61,7 @@ def _constructor(variant):
 
     Arguments, input (pixels in [0, 255]) and output are those of `keras.applications`; see `build_model`.
 
-    Deviates: `weights` is None or a path; "imagenet" is an error, for nothing is downloaded.
+    `weights` is "imagenet", whose file Keras fetches once, None, or the path of any file that `load_weights` reads.
     """
     return build
 

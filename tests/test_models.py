@@ -537,10 +537,18 @@ def test_wrong_arguments(arguments, parts):
         assert part in str(error.value)
 
 
-def test_imagenet_weights_are_refused_rather_than_left_out():
+def test_imagenet_weights_that_cannot_be_had(monkeypatch):
+    def fail(name, origin, cache_subdir, file_hash):
+        raise Exception(f"URL fetch failure on {origin}")  # noqa: TRY002 - as Keras does
+
+    monkeypatch.setattr(keras.utils, "get_file", fail)
     for arguments in ({}, {"weights": "imagenet"}):
-        with pytest.raises(config.UserError, match=r"'imagenet'.*downloads none.*weights=None.*\.weights\.h5"):
+        with pytest.raises(config.UserError, match=r"efficientnetb3.h5 cannot be had: URL fetch failure on .*/eff"):
             efficientnet_tf.EfficientNetB3(**arguments)
+    with pytest.raises(config.UserError, match=r"efficientnetb3_notop.h5 cannot be had"):
+        efficientnet_tf.EfficientNetB3(include_top=False)
+    with pytest.raises(config.UserError, match="has 1000 classes, received classes=10"):
+        efficientnet_tf.EfficientNetB3(classes=10)
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")  # Keras's, before its error

@@ -12,7 +12,16 @@ import pytest
 import tensorflow as tf
 from foreign import logits, make_keras_model
 
-from efficientnet_tf import build_model, checkpoint, config, load_weights, predict, weight_formats, weights
+from efficientnet_tf import (
+    EfficientNetB0,
+    build_model,
+    checkpoint,
+    config,
+    load_weights,
+    predict,
+    weight_formats,
+    weights,
+)
 from efficientnet_tf.config import UserError
 from efficientnet_tf.scaling import scale_network
 
@@ -93,7 +102,8 @@ def test_keras_imagenet_weights_and_their_rescaling(include_top, tmp_path, pixel
         legacy_h5_format.save_weights_to_hdf5_group(file, saved)
     from keras.src.utils import file_utils
 
-    monkeypatch.setattr(file_utils, "get_file", lambda *args, **kwargs: path)
+    for module in (file_utils, keras.utils):
+        monkeypatch.setattr(module, "get_file", lambda *args, **kwargs: path)
     shape = (224, 224, 3) if include_top else (64, 64, 3)
     options |= {"input_shape": shape, "classifier_activation": None}
     model = keras.applications.EfficientNetB0(weights="imagenet", **options)
@@ -103,6 +113,8 @@ def test_keras_imagenet_weights_and_their_rescaling(include_top, tmp_path, pixel
     images = pixels if not include_top else np.tile(pixels, (1, 4, 4, 1))[:, :224, :224]
     np.testing.assert_allclose(logits(mine, images), logits(model, images), atol=1e-4)
     assert any("ImageNet" in note for note in stored.notes)
+    by_name = EfficientNetB0(weights="imagenet", **options)
+    np.testing.assert_allclose(logits(by_name, images), logits(model, images), atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
@@ -416,8 +428,6 @@ def test_command(theirs, tmp_path):
 
 
 def test_constructors_take_any_format(theirs, tmp_path, pixels):
-    from efficientnet_tf import EfficientNetB0
-
     path = str(tmp_path / "w.weights.h5")
     theirs.save_weights(path)
     model = EfficientNetB0(weights=path, classes=7, input_shape=(64, 64, 3))
