@@ -10,7 +10,7 @@ from efficientnet_tf.weights import load_weights
 
 
 def _released_file(variant, include_top):
-    """Return the file that keras.applications has for weights='imagenet', fetched by Keras where it is not there yet."""
+    """Return the file that keras.applications has for weights='imagenet'; Keras fetches it where it is not there."""
     table = sys.modules[getattr(keras.applications, f"EfficientNet{variant.upper()}").__module__]
     name = f"efficientnet{variant}{'' if include_top else '_notop'}.h5"
     file_hash = table.WEIGHTS_HASHES[variant][0 if include_top else 1]

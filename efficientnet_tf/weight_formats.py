@@ -9,14 +9,17 @@ import json
 import os
 import re
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from efficientnet_tf.config import UserError
 
-ADVPROP = {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)}
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NORMALIZATIONS = {
+    "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
+    "advprop": {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)},
+}
 CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # of this package's .weights.h5: the config as YAML
 
 
@@ -95,9 +98,8 @@ def read_weights(path, variables, *, average=True, normalization=None, padding=N
             raise
         raise UserError(f"{path}: cannot be read as {_NAMES[read]}: {str(error)[:300]}") from None
     if normalization:
-        chosen = ADVPROP if normalization == "advprop" else {}
-        needs = {k: v for k, v in stored.needs.items() if k not in ADVPROP} | chosen
-        stored = Stored(stored.format, stored.values, needs, (*stored.notes, f"normalisation chosen: {normalization}"))
+        notes = (*stored.notes, f"normalisation chosen: {normalization}")
+        stored = replace(stored, needs=stored.needs | NORMALIZATIONS[normalization], notes=notes)
     return stored
 
 

@@ -1,5 +1,6 @@
 """Weights that the other libraries' own code saved give the other libraries' own logits, or a clear error."""
 
+import functools
 import json
 import re
 import subprocess
@@ -25,7 +26,7 @@ from efficientnet_tf import (
 from efficientnet_tf.config import UserError
 from efficientnet_tf.scaling import scale_network
 
-STD = np.array([0.229, 0.224, 0.225])
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +34,31 @@ def pixels():
     return np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def theirs():
-    return make_keras_model("b0")
-
-
 def build(variant="b0", classes=7, **options):
     return build_model(variant, classes, input_shape=(64, 64, 3), **options)
 
 
-@pytest.fixture(scope="module")
-def ours():
+@functools.cache
+def their_model(variant):
+    """Return keras.applications' model with random weights; normalisation is for a test to set."""
+    return make_keras_model(variant)
+
+
+@functools.cache
+def our_model(variant):
     """Return one model for all tests that load all of it."""
-    return build()
+    return build(variant)
+
+
+@pytest.fixture
+def theirs():
+    foreign.set_normalization(their_model("b0"), MEAN, STD)
+    return their_model("b0")
+
+
+@pytest.fixture
+def ours():
+    return our_model("b0")
 
 
 def save_safetensors(tensors, path):
@@ -58,16 +71,16 @@ def save_safetensors(tensors, path):
 # ------------------------------------------------------------------------------------------------- each format
 
 
-@pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
-@pytest.mark.parametrize("name", ["w.weights.h5", "w.h5", "w.keras"])
+KERAS_FILES = [(v, n) for v in ("b0", "b3") for n in ("w.weights.h5", "w.h5", "w.keras")] + [("b7", "w.weights.h5")]
+
+
+@pytest.mark.parametrize(("variant", "name"), KERAS_FILES)
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_keras(variant, name, tmp_path, pixels):
-    if variant == "b7" and name != "w.weights.h5":
-        pytest.skip("a large model: one format is enough")
-    model = make_keras_model(variant, mean=(0.1, 0.5, 0.9), std=(0.3, 0.1, 0.5))
+    model, mine = their_model(variant), our_model(variant)
+    foreign.set_normalization(model, (0.1, 0.5, 0.9), (0.3, 0.1, 0.5))
     path = str(tmp_path / name)
     model.save_weights(path) if name == "w.weights.h5" else model.save(path)
-    mine = build(variant)
     stored = load_weights(mine, path)
     np.testing.assert_allclose(logits(mine, pixels), logits(model, pixels), atol=1e-4)
     np.testing.assert_allclose(stored.needs["model.mean"], 255 * np.array([0.1, 0.5, 0.9]), rtol=1e-5)
@@ -119,14 +132,14 @@ def test_keras_imagenet_weights_and_their_rescaling(include_top, tmp_path, pixel
 
 @pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
 def test_official_checkpoint(variant, tmp_path, pixels):
-    model = make_keras_model(variant)
+    model, mine = their_model(variant), build(variant) if variant == "b0" else our_model(variant)
+    foreign.set_normalization(model, MEAN, STD)
     names = foreign.official_weights(model, f"efficientnet-{variant}")
     if variant == "b0":
         path = foreign.save_official({n: v + 1 for n, v in names.items()}, tmp_path / "model.ckpt", shadows=names)
     else:
         path = foreign.save_official(names, tmp_path / "model.ckpt")
-    mine = build(variant)
-    stored = load_weights(mine, path if variant != "b3" else str(tmp_path))
+    stored = load_weights(mine, path if variant != "b3" else str(tmp_path), normalization="imagenet")
     np.testing.assert_allclose(logits(mine, pixels), logits(model, pixels), atol=1e-4)
     assert ("moving averages" if variant == "b0" else "raw weights") in stored.notes[0]
 
@@ -134,12 +147,13 @@ def test_official_checkpoint(variant, tmp_path, pixels):
 def test_official_checkpoint_raw(theirs, ours, tmp_path, pixels):
     names = foreign.official_weights(theirs)
     path = foreign.save_official(names, tmp_path / "model.ckpt", shadows={n: v + 1 for n, v in names.items()})
-    load_weights(ours, path, average=False)
+    load_weights(ours, path, average=False, normalization="imagenet")
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
 
 
 def test_advprop_is_an_option(tmp_path, pixels):
-    model = make_keras_model("b0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model = their_model("b0")
+    foreign.set_normalization(model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     path = foreign.save_official(foreign.official_weights(model), tmp_path / "model.ckpt")
     mine = build()
     mine.predict(pixels, verbose=0)  # traced with the variant's normalisation
@@ -154,7 +168,8 @@ def test_advprop_is_an_option(tmp_path, pixels):
 
 @pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
 def test_timm_names(variant, tmp_path, pixels):
-    model = make_keras_model(variant, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model, mine = their_model(variant), our_model(variant)
+    foreign.set_normalization(model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     folder = tmp_path / "snapshot"
     folder.mkdir()
     save_safetensors(foreign.timm_weights(model), folder / "model.safetensors")
@@ -162,7 +177,6 @@ def test_timm_names(variant, tmp_path, pixels):
     settings |= {"interpolation": "bilinear"}
     content = {"architecture": f"tf_efficientnet_{variant}", "pretrained_cfg": settings}
     (folder / "config.json").write_text(json.dumps(content))
-    mine = build(variant)
     stored = load_weights(mine, str(folder))
     np.testing.assert_allclose(logits(mine, pixels), logits(model, pixels), atol=1e-4)
     assert stored.needs["data.crop_padding"] == 32 and stored.needs["data.interpolation"] == "bilinear"
@@ -183,7 +197,7 @@ def test_timm_itself(name, side, tmp_path):
     path = tmp_path / f"{name}.safetensors"
     save_safetensors({k: np.ascontiguousarray(v.numpy()) for k, v in model.state_dict().items()}, path)
     images = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
-    normalised = (images / 255 - [0.485, 0.456, 0.406]) / STD
+    normalised = (images / 255 - MEAN) / STD
     with torch.no_grad():
         expected = model(torch.from_numpy(normalised.astype(np.float32).transpose(0, 3, 1, 2))).numpy()
     weights.convert("b0", str(path), str(tmp_path / "out.keras"), overrides=["data.image_size=75"])
@@ -213,7 +227,7 @@ def test_timm_without_tf_wants_another_network(theirs, tmp_path):
     # A convolution that pads alike on both sides reads, at stride 2 and an even side, a pixel further to the left.
     stem = keras.Model(mine.inputs[0], mine.get_layer("stem_conv").output)
     image = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    padded = np.pad((image / 255 - [0.485, 0.456, 0.406]) / STD, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = np.pad((image / 255 - MEAN) / STD, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = theirs.get_layer("stem_conv").get_weights()[0]
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
     np.testing.assert_allclose(stem(image), np.einsum("byxcij,ijco->byxo", windows, kernel), atol=1e-4)
@@ -223,7 +237,7 @@ def test_bare_timm_file_leaves_the_padding_open(theirs, ours, tmp_path, pixels):
     path = save_safetensors(foreign.timm_weights(theirs), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="--padding=same for tf_"):
         load_weights(ours, path)
-    load_weights(ours, path, padding="same")
+    load_weights(ours, path, padding="same", normalization="imagenet")
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
 
 
@@ -242,7 +256,7 @@ def test_names_of_the_largest(variant):
     assert len({re.sub(r"/.*", "", name) for name in official if name.startswith("blocks_")}) == sum(repeats)
 
 
-@pytest.mark.parametrize("variant", [f"b{i}" for i in range(9)] + ["l2"])
+@pytest.mark.parametrize("variant", ["b0", "b4", "l2"])
 def test_paths_are_those_of_the_built_model(variant):
     spec = config.load_variant(variant).model_copy(update={"width": 0.1})
     model = build_model(spec, 2, (32, 32, 3))
@@ -253,10 +267,10 @@ def test_paths_are_those_of_the_built_model(variant):
 
 
 @pytest.fixture(scope="module")
-def converted(theirs, tmp_path_factory):
+def converted(tmp_path_factory):
     """Return a folder with one network's weights in each of this package's formats."""
     folder = tmp_path_factory.mktemp("converted")
-    source = foreign.save_official(foreign.official_weights(theirs), folder / "model.ckpt")
+    source = foreign.save_official(foreign.official_weights(their_model("b0")), folder / "model.ckpt")
     overrides = ["data.image_size=64", "data.crop_padding=8"]
     for name in ("b0.weights.h5", "b0.keras", "b0"):
         weights.convert("b0", source, str(folder / name), overrides=overrides)
@@ -321,9 +335,8 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["official", "timm", "keras"])
-def test_a_file_that_does_not_fit(kind, damage, theirs, tmp_path):
-    mine = build()
-    before = [np.array(v) for v in mine.variables]
+def test_a_file_that_does_not_fit(kind, damage, theirs, ours, tmp_path):
+    before = [np.array(v) for v in ours.variables]
     if kind == "keras":
         path = damaged_keras(theirs, damage, tmp_path)
     else:
@@ -332,8 +345,8 @@ def test_a_file_that_does_not_fit(kind, damage, theirs, tmp_path):
         path = tmp_path / ("tf_efficientnet_b0.safetensors" if kind == "timm" else "model.ckpt")
         path = save_safetensors(tensors, path) if kind == "timm" else foreign.save_official(tensors, path)
     with pytest.raises(UserError, match=f"nothing was loaded:\n  {DAMAGES[damage]}$"):
-        load_weights(mine, path)
-    assert all((np.array(v) == b).all() for v, b in zip(mine.variables, before, strict=True))
+        load_weights(ours, path)
+    assert all((np.array(v) == b).all() for v, b in zip(ours.variables, before, strict=True))
 
 
 def damaged_keras(model, damage, folder):
