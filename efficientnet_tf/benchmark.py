@@ -178,6 +178,7 @@ def main(args):
     if args.output and (os.path.isdir(args.output) or not os.access(folder, os.W_OK)):
         # Said now, not after minutes of measuring.
         raise UserError(f"--output={args.output} cannot be written: expected a file's path in an existing folder")
+    stated = environment() | hardware()  # of what is measured: the tree may change while it runs
     rows, stopped = [], False
     try:
         for row in measure_input(args.sizes, args.threads, args.rounds, args.seconds):
@@ -190,7 +191,7 @@ def main(args):
         raise UserError("stopped before all was measured" + (f"; {args.output} was not written" * bool(args.output)))
     if args.output:
         with open(args.output, "w") as file:
-            json.dump({"mode": args.mode, "environment": environment() | hardware(), "rows": rows}, file, indent=1)
+            json.dump({"mode": args.mode, "environment": stated, "rows": rows}, file, indent=1)
 
 
 def _seconds(text):
