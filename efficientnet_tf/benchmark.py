@@ -38,7 +38,7 @@ def _input_pipeline(source, config, policy):
     """Return a data set of image counts: what training reads, or, for "decode", its random crops merely decoded."""
     import tensorflow as tf
 
-    from efficientnet_tf import data
+    from efficientnet_tf import data, decoding
     from efficientnet_tf.config import override_config
     from efficientnet_tf.examples import Order
 
@@ -49,10 +49,10 @@ def _input_pipeline(source, config, policy):
 
     def decode(position, index, payload):
         def window(shape):
-            fallback = data.center_window(shape, config.image_size, config.data.crop_padding)
-            return data.random_window(shape, tf.stack([position, index]), config.augment, fallback)
+            fallback = decoding.center_window(shape, config.image_size, config.data.crop_padding)
+            return decoding.random_window(shape, tf.stack([position, index]), config.augment, fallback)
 
-        image = data.decode_window(source.load(payload)[0], config.data.channels, window)
+        image = decoding.decode_window(source.load(payload)[0], config.data.channels, window)
         return tf.shape(image)[0]
 
     order = Order(batch=config.train.batch_size, shuffle=True)

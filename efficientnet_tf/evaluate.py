@@ -6,66 +6,171 @@ import os
 from efficientnet_tf import cli
 
 
-def evaluate_dir(model_dir, strategy, overrides=(), raw=False):
+def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None, per_class=None, confusion=None):
     """Evaluate a model directory or an exported SavedModel on the evaluation split that its config names.
+
+    Where the data has some of the model's classes only, their logits alone compete, as is usual for ImageNet-A and -R.
 
     Args:
         model_dir: str, a model directory, or a SavedModel written by `efficientnet_tf.export`.
         strategy: tf.distribute.Strategy.
         overrides: sequence of `section.key=value` for the sections data and eval.
         raw: bool; evaluate the weights instead of their average.
+        real_labels: None, or str, the file of ImageNet-ReaL's labels.
+        per_class: None, or str, a .csv or .json file to write each class's accuracy to.
+        confusion: None, or str, a .png file to draw the confusion matrix to.
 
     Returns:
-        The dict of `loops.make_evaluator`.
+        The dict of `loops.make_evaluator`. Where the data has fewer classes than the model also "classes" and
+        "model_classes", how many; with `per_class` what `confusion.per_class` returns, with `confusion` the matrix as
+        lists, true classes down.
 
     Raises:
-        UserError: for a directory that is neither, or data whose classes are not the model's.
+        UserError: for a directory that is neither, data with classes that the model does not know, labels that do not
+            fit the data, files that cannot be written, or more classes than a picture can show.
+
+    Source: Hendrycks et al. 2021, https://arxiv.org/abs/1907.07174 (ImageNet-A), for the logits that compete.
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint, loops, sources
+    from efficientnet_tf import confusion as by_class
+    from efficientnet_tf import label_sets, loops, sources
     from efficientnet_tf.config import UserError, override_config
 
-    exported = tf.io.gfile.exists(os.path.join(model_dir, "saved_model.pb"))
+    _check_output("--per_class", per_class, (".csv", ".json"))
+    _check_output("--confusion", confusion, (".png",))
     with strategy.scope():
-        if exported:
-            if raw:
-                raise UserError("--raw: an exported model holds the average only")
-            assets = os.path.join(model_dir, "assets")
-            config, class_names = checkpoint.read_config(assets), checkpoint.read_classes(assets)
-            loaded = tf.saved_model.load(model_dir)
-
-            def logits_of(images):
-                return loaded.signatures["serving_default"](image=images)["logits"]
-        else:
-            model, config, class_names = checkpoint.load_model(model_dir, raw)
-
-            def logits_of(images):
-                return model(images, training=False)
-
-    config = override_config(config, overrides)
+        logits_of, config, class_names = _load(model_dir, raw)
+    # A cache's copies have lost their files' names.
+    config = override_config(config, [*overrides, *(["data.cache=none"] if real_labels else [])])
     source = sources.open_source(config.data, config.data.eval_split, training=False)
-    if list(source.class_names) != class_names:
+    columns = label_sets.match_classes(source.class_names, class_names)
+    names = [class_names[column] for column in columns]
+    if confusion and len(names) > by_class.MOST_CLASSES:
         raise UserError(
-            f"the data has the {len(source.class_names)} classes {', '.join(source.class_names[:5])}, ..., the model "
-            f"{len(class_names)}: {', '.join(class_names[:5])}, ..."
+            f"--confusion={confusion}: the data has {len(names)} classes, a picture shows at most "
+            f"{by_class.MOST_CLASSES}; --per_class=FILE.csv takes any number"
         )
-    return loops.make_evaluator(logits_of, source, config, strategy)()
+    if real_labels:
+        rows = label_sets.read_real_labels(real_labels, class_names, columns)
+        source, check_numbers = label_sets.with_real_labels(source, rows)
+
+    def logits_of_data(images):
+        return tf.gather(logits_of(images), columns, axis=1)
+
+    logits = logits_of if names == class_names else logits_of_data
+    result = loops.make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))()
+    if real_labels:
+        check_numbers()
+    if len(names) < len(class_names):
+        result |= {"classes": len(names), "model_classes": len(class_names)}
+    counts = result.pop("confusion", None)
+    if per_class:
+        result["per_class"] = by_class.per_class(counts, names)
+        by_class.write_per_class(per_class, result["per_class"])
+    if confusion:
+        result["confusion"] = counts.tolist()
+        run = os.path.basename(model_dir.rstrip("/"))
+        title = f"{run}: top-1 {result['top1']:.2%} on {result['examples']} examples"
+        by_class.save_picture(by_class.draw_confusion(counts, names, title), confusion)
+    return result
+
+
+def _check_output(flag, path, suffixes):
+    """Refuse a file that could not be written, before the work."""
+    from efficientnet_tf.config import UserError
+
+    if path is None:
+        return
+    if not path.endswith(suffixes):
+        raise UserError(f"{flag}={path}: the name must end in {' or '.join(suffixes)}")
+    folder = os.path.dirname(path) or "."
+    if "://" not in path and not os.path.isdir(folder):
+        raise UserError(f"{flag}={path} cannot be written: {folder!r} is not a folder")
+    if flag == "--confusion":
+        try:
+            from PIL import Image  # noqa: F401
+        except ModuleNotFoundError:
+            raise UserError(f"{flag} draws with Pillow, which is not installed: pip install pillow") from None
+
+
+def _config_dir(model_dir):
+    """Return where config and class names lie, and whether it is an exported model's."""
+    import tensorflow as tf
+
+    exported = tf.io.gfile.exists(os.path.join(model_dir, "saved_model.pb"))
+    return (os.path.join(model_dir, "assets") if exported else model_dir), exported
+
+
+def _load(model_dir, raw):
+    """Return (function from images to logits, config, class names) of a model directory or an exported model."""
+    import tensorflow as tf
+
+    from efficientnet_tf import checkpoint
+    from efficientnet_tf.config import UserError
+
+    folder, exported = _config_dir(model_dir)
+    if not exported:
+        model, config, class_names = checkpoint.load_model(model_dir, raw)
+        return lambda images: model(images, training=False), config, class_names
+    if raw:
+        raise UserError("--raw: an exported model holds the average only")
+    loaded = tf.saved_model.load(model_dir)
+
+    def logits_of(images):
+        return loaded.signatures["serving_default"](image=images)["logits"]
+
+    return logits_of, checkpoint.read_config(folder), checkpoint.read_classes(folder)
+
+
+def _folder_overrides(folder):
+    """Return the overrides that make the class folders in `folder` the evaluation split, whatever lies beside it."""
+    if "://" not in folder:
+        folder = os.path.abspath(folder)
+    parent, name = (json.dumps(part) for part in os.path.split(folder.rstrip("/")))
+    splits = [f"data.train_split={name}", f"data.eval_split={name}"]
+    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null"]
+
+
+def _lines(result, args):
+    """Yield what is to be said beside the summary."""
+    if "real" in result:
+        yield "real labels: {real:.2%} of the {real_examples} examples that have any".format(**result)
+    if "classes" in result:
+        yield "only the data's {classes} of the model's {model_classes} classes compete".format(**result)
+    if args.per_class:
+        known = [row for row in result["per_class"] if row["examples"]]
+        worst = min(known, key=lambda row: row["accuracy"])
+        yield f"{args.per_class}: {len(result['per_class'])} classes, the worst {worst['class']}, " + (
+            "{correct} of {examples}".format(**worst)
+        )
+    if args.confusion:
+        yield f"{args.confusion}: {len(result['confusion'])} classes, true ones down, predicted ones across"
 
 
 def main(args):
     """Evaluate and print."""
+    from efficientnet_tf.config import UserError
     from efficientnet_tf.distribute import create_strategy
 
+    if args.folder and args.data_dir:
+        raise UserError(
+            f"--folder={args.folder} and --data_dir={args.data_dir} both say where the images are: give one"
+        )
+    overrides = [*(_folder_overrides(args.folder) if args.folder else []), *cli.overrides(args)]
     strategy = create_strategy(args.device, args.tpu, args.replicas)
-    overrides = cli.overrides(args)
-    result = evaluate_dir(args.model_dir, strategy, overrides, args.raw)
+    result = evaluate_dir(
+        args.model_dir, strategy, overrides, args.raw, args.real_labels, args.per_class, args.confusion
+    )
     if args.json:
         print(json.dumps(result))
-    else:
-        from efficientnet_tf.report import summary
+        return
+    from efficientnet_tf import checkpoint, report
 
-        print(summary("raw" if args.raw else "ema", result))
+    averaged = checkpoint.read_config(_config_dir(args.model_dir)[0]).train.ema_decay and not args.raw
+    print(report.summary("ema" if averaged else "raw", result))
+    for line in _lines(result, args):
+        print(line)
 
 
 def make_parser():
@@ -74,6 +179,16 @@ def make_parser():
     parser.add_argument("--model_dir", required=True, help="a model directory, or a SavedModel written by export")
     parser.add_argument("--raw", action="store_true", help="evaluate the weights, not their moving average")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--folder",
+        help="evaluate on these images, a folder a class, named as the model's classes or as their numbers; with fewer "
+        "classes than the model's, these alone compete",
+    )
+    parser.add_argument(
+        "--real_labels", metavar="real.json", help="ImageNet-ReaL's labels, for images named ILSVRC2012_val_<number>"
+    )
+    parser.add_argument("--per_class", metavar="FILE.csv", help="write each class's accuracy; .csv or .json")
+    parser.add_argument("--confusion", metavar="FILE.png", help="draw the confusion matrix of up to 100 classes")
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)
     return parser

@@ -56,9 +56,12 @@ class Source:
         size: number of examples.
         class_names: name of every label, 0 ... len - 1.
         stream: from an Order to a dataset of (position, id, payload): int64, int64, and what `load` takes.
-        load: from a payload to (encoded image, string scalar; label, int32 scalar). Runs inside tf.data.
+        load: from a payload to (encoded image, string scalar; label, int32 of `label_shape`). Runs inside tf.data.
         describe: from an id to the example's name, for messages.
         indexed: whether the id is an index in [0, size), and the payload, too.
+        file_name: from a payload to the name of the example's file, string scalar, inside tf.data; None where examples
+            have none.
+        label_shape: () for one label; for evaluation also (1 + K,), one and up to K that count as right, then -1.
     """
 
     size: int
@@ -67,6 +70,8 @@ class Source:
     load: Callable
     describe: Callable
     indexed: bool = False
+    file_name: Callable | None = None
+    label_shape: tuple[int, ...] = ()
 
 
 def check_split(split, allowed, what):
@@ -78,7 +83,7 @@ def check_split(split, allowed, what):
         )
 
 
-def indexed(size, class_names, load, describe):
+def indexed(size, class_names, load, describe, file_name=None):
     """Make a source of examples that can be read in any order: a permutation an epoch, computed by index."""
 
     def stream(order):
@@ -94,7 +99,7 @@ def indexed(size, class_names, load, describe):
 
         return order.positions().map(with_index)
 
-    return Source(size, tuple(class_names), stream, load, describe, indexed=True)
+    return Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name)
 
 
 def from_bytes(images, labels, class_names, name):

@@ -93,6 +93,7 @@ def _files(paths, labels, class_names):
         class_names,
         load=lambda index: (tf.io.read_file(tf.gather(path_tensor, index)), tf.gather(label_tensor, index)),
         describe=lambda index: paths[index],
+        file_name=lambda index: tf.gather(path_tensor, index),
     )
 
 

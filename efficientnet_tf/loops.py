@@ -9,9 +9,11 @@ between replicas and give all replicas the same masks.
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf import augment, data, distribute, optim
+from efficientnet_tf.config import UserError
 
 
 def _values(variables):
@@ -25,8 +27,9 @@ def make_train_loop(state, config, strategy, graph=None):
         state: checkpoint.State, created in the strategy's scope.
         config: config.Config.
         strategy: tf.distribute.Strategy.
-        graph: a keras.Model that lends the state's weights its graph, made for another image size or other drop
-            rates; the state's model by default.
+        graph: a keras.Model that lends the state's weights its graph, made for another image size, other drop rates
+            or with layers frozen; the state's model by default. What trains in it trains: of the rest, weights,
+            slots, statistics and averages stay as they are, to the last bit.
 
     Returns:
         A tf.function from (iterator of (images uint8 [B, S, S, C], labels int32 [B]) for each replica; steps, int32
@@ -37,17 +40,18 @@ def make_train_loop(state, config, strategy, graph=None):
     model, optimizer, average = state.model, state.optimizer, state.average
     graph = graph or model
     replicas = strategy.num_replicas_in_sync
-    trainable, statistics = model.trainable_variables, optim.statistics(model)
-    decays = {id(v) for v in optim.decayed_variables(model)}
-    is_statistic = {id(v) for v in optim.statistics(graph)}
+    state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
+    trainable = [state_of[v.path] for v in graph.trainable_variables]
+    statistics = [state_of[v.path] for v in optim.moving_statistics(graph)]
+    held = {v.path: state_of[v.path] for v in graph.non_trainable_variables if v.path in state_of}
+    decays = {v.path for v in optim.decayed_variables(model)}
     sizes = [math.prod(v.shape) for v in statistics]
 
-    def forward_backward(weights, moving, seed, images, labels):
+    def forward_backward(weights, constants, seed, images, labels):
         """Return gradients, new statistics, and [loss, accuracy]: a function of its arguments alone."""
-        # Beside statistics, a Keras model's other variables are its layers' seeds.
-        moving = iter(moving)
+        # Beside statistics and what is frozen, a Keras model's other variables are its layers' seeds.
         others = [
-            next(moving) if id(v) in is_statistic else seed + tf.constant([i, 0], tf.int64) * 2**32
+            constants[v.path] if v.path in constants else seed + tf.constant([i, 0], tf.int64) * 2**32
             for i, v in enumerate(graph.non_trainable_variables)
         ]
         targets = tf.one_hot(labels, graph.output_shape[-1])
@@ -61,10 +65,11 @@ def make_train_loop(state, config, strategy, graph=None):
                 from_logits=True,
                 label_smoothing=config.train.label_smoothing,
             )
-            decayed = [w for w, v in zip(weights, trainable, strict=True) if id(v) in decays]
+            decayed = [w for w, v in zip(weights, trainable, strict=True) if v.path in decays]
             loss = tf.reduce_mean(losses) + optim.weight_penalty(config, decayed)
             share = loss / replicas  # the optimiser sums gradients over replicas
-        moving = [u for u, v in zip(updated, graph.non_trainable_variables, strict=True) if id(v) in is_statistic]
+        updated = {v.path: u for u, v in zip(updated, graph.non_trainable_variables, strict=True)}
+        moving = [updated[v.path] for v in statistics]
         hits = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
         return tape.gradient(share, weights), moving, tf.stack([loss, tf.reduce_mean(hits)])
 
@@ -77,16 +82,20 @@ def make_train_loop(state, config, strategy, graph=None):
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         # Masks differ from layer to layer, step to step and replica to replica, and a resumed run draws the same ones.
         seed = tf.stack([config.train.seed + replica * 2**48, step])
-        gradients, moving, metrics = forward_backward(_values(trainable), _values(statistics), seed, images, labels)
+        constants = dict(zip(held, _values(held.values()), strict=True))
+        gradients, moving, metrics = forward_backward(_values(trainable), constants, seed, images, labels)
         optimizer.apply(gradients, trainable)
-        if replicas > 1:
+        if replicas > 1 and statistics:
             # Each replica has seen its own images. The mean, in one reduction, keeps all of them the same.
             joined = context.all_reduce("MEAN", tf.concat(moving, axis=0))
             moving = tf.split(joined, sizes)
         for variable, value in zip(statistics, moving, strict=True):
             variable.assign(value)
         if average:
-            average.update(step, _values(trainable), moving)
+            paths = [v.path for v in (*trainable, *statistics)]
+            new = dict(zip(paths, [*_values(trainable), *moving], strict=True))
+            parts = model.trainable_variables, optim.statistics(model)
+            average.update(step, *([new.get(v.path) for v in part] for part in parts))
         return metrics
 
     @tf.function
@@ -99,37 +108,52 @@ def make_train_loop(state, config, strategy, graph=None):
     return loop
 
 
-def make_evaluator(logits_of, source, config, strategy):
+def make_evaluator(logits_of, source, config, strategy, confusion=False):
     """Make a function that evaluates a classifier on a source; every example counts exactly once.
 
     Args:
         logits_of: from images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]; called in a replica.
-        source: sources.Source.
+        source: sources.Source; one label an example, or several that count as right behind it.
         config: config.Config.
         strategy: tf.distribute.Strategy.
+        confusion: bool; count predictions by class, too.
 
     Returns:
         A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}: loss
-        is the mean cross-entropy without label smoothing, top1 and top5 are shares in [0, 1]. It raises UserError
-        where an image cannot be decoded.
+        is the mean cross-entropy without label smoothing, top1 and top5 are shares in [0, 1]. With several labels
+        beside them "real_examples", those with any, and "real", the share of these whose prediction is among them; with
+        `confusion` int64 [classes, classes] of that name, true classes down, predicted ones across. It raises UserError
+        where an image cannot be decoded, no example has several labels, or logits to be counted by class are NaN.
 
     Deviates: the official code drops the last, partial batch; here it is filled up and the filling weighs 0.
     """
+    classes, several = len(source.class_names), bool(source.label_shape)
+    totals = 4 + 2 * several  # and the confusion matrix, all in one vector: one reduction over replicas a step
 
     def replica_step(images, labels, weights):
+        labels, right = (labels[:, 0], labels[:, 1:]) if several else (labels, None)
         logits = tf.cast(logits_of(images), tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         true = tf.gather(logits, labels, batch_dims=1)[:, None]
         # How many classes come before the label: of equal ones the first, as in argmax. Nothing is behind a NaN.
-        classes = tf.shape(logits)[1]
         behind = tf.where(tf.range(classes) < labels[:, None], logits < true, logits <= true)
         rank = classes - tf.reduce_sum(tf.cast(behind, tf.int32), axis=1)
         values = [tf.ones_like(losses), losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32)]
-        return tf.reduce_sum(tf.where(weights > 0, tf.stack(values), 0.0), axis=1)
+        is_nan = tf.reduce_any(tf.math.is_nan(logits), axis=1)
+        predicted = tf.where(is_nan, classes, tf.argmax(logits, axis=1, output_type=tf.int32))
+        if several:
+            values.append(tf.cast(tf.reduce_any(right != -1, axis=1), tf.float32))
+            values.append(tf.cast(tf.reduce_any(right == predicted[:, None], axis=1), tf.float32))
+        sums = tf.reduce_sum(tf.where(weights > 0, tf.stack(values), 0.0), axis=1)
+        if confusion:  # a product of ones and zeros, exact on every device, in bfloat16, too; a NaN's row is zero
+            true = tf.one_hot(labels, classes) * weights[:, None]
+            counts = tf.matmul(true, tf.one_hot(predicted, classes), transpose_a=True)
+            sums = tf.concat([sums, tf.reshape(counts, [-1])], axis=0)
+        return sums
 
     @tf.function
     def loop(iterator, steps):
-        sums = tf.zeros([4])
+        sums = tf.zeros([totals + confusion * classes**2])
         for _ in tf.range(steps):
             sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
         return sums
@@ -140,11 +164,21 @@ def make_evaluator(logits_of, source, config, strategy):
             lambda context: data.eval_dataset(source, config, failures, context)
         )
         steps = tf.constant(data.eval_steps(source, config))
-        count, loss, top1, top5 = loop(iter(batches), steps).numpy().astype(float)
+        sums = loop(iter(batches), steps).numpy().astype(float)
+        count, loss, top1, top5, *real = sums[:totals]
         failures.check(max_fraction=0)
         if count != source.size:
             raise RuntimeError(f"evaluation counted {count:g} of {source.size} examples")
-        return {"examples": int(count), "loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+        result = {"examples": int(count), "loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+        if several:
+            if not real[0]:
+                raise UserError(f"none of the {source.size} examples has labels to be held against")
+            result |= {"real": real[1] / real[0], "real_examples": int(real[0])}
+        if confusion:
+            result["confusion"] = sums[totals:].reshape(classes, classes).astype(np.int64)
+            if result["confusion"].sum() != count:
+                raise UserError(f"{count - result['confusion'].sum():g} examples have NaN among their logits, no class")
+        return result
 
     return evaluate
 

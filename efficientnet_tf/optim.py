@@ -55,7 +55,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         name: "exponential" (staircase), "cosine" (to 0 at `total_epochs`) or "constant".
-        phases: list of [first step, epoch at it, steps an epoch, rate that the warm-up leads to], in order.
+        phases: list of [first step, epoch at it, steps an epoch, rate that the warm-up leads to], in order. The shape
+            runs over all of them; each scales it by a rate of its own.
         warmup_epochs: float >= 0.
         total_epochs: float > 0, length of the run.
         decay_epochs: float > 0, exponential: length of a stair.
@@ -126,8 +127,14 @@ def statistics(model):
     return [v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance")]
 
 
+def moving_statistics(model):
+    """Return the statistics that training moves: a frozen batch norm leaves its own as they are."""
+    still = {id(v) for layer in model.layers if not layer.trainable for v in layer.variables}
+    return [v for v in statistics(model) if id(v) not in still]
+
+
 def learning_rate(config, size):
-    """Make the schedule of a run over `size` training images; the peak grows with the batch."""
+    """Make the schedule of a run over `size` training images; a phase's peak grows with its batch."""
     schedule = config.schedule
     return LearningRate(
         schedule.name,
@@ -136,7 +143,7 @@ def learning_rate(config, size):
                 phase.first_step,
                 phase.first_epoch,
                 steps_per_epoch(phase.config, size),
-                config.optimizer.learning_rate * phase.batch_size / 256,
+                phase.config.optimizer.learning_rate * phase.batch_size / 256,
             ]
             for phase in plan_phases(config, size)
         ],
@@ -213,10 +220,11 @@ class MovingAverage:
 
         Args:
             step: int scalar, updates done before; the decay is min(decay, (1 + step)/(10 + step)).
-            trainable: list of tensors or variables.
-            statistics: list of tensors or variables.
+            trainable: list of tensors or variables; None for one that is frozen, whose average stays, too.
+            statistics: the same.
         """
         step = ops.cast(step, "float32")
         keep = ops.minimum(self.decay, (1 + step) / (10 + step))
         for average, value in zip(self.trainable + self.statistics, [*trainable, *statistics], strict=True):
-            average.assign(average + (1 - keep) * (ops.convert_to_tensor(value) - average))
+            if value is not None:
+                average.assign(average + (1 - keep) * (ops.convert_to_tensor(value) - average))

@@ -20,8 +20,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from efficientnet_tf import data as data_lib
-from efficientnet_tf import sources
+from efficientnet_tf import decoding, sources
 from efficientnet_tf.config import UserError
 from efficientnet_tf.files import read_text, write_text
 
@@ -52,7 +51,7 @@ def make_example(encoded, label, class_name, name):
         tf.errors.OpError: when the image cannot be decoded.
     """
     if encoded.startswith(b"BM"):
-        data_lib.check_bitmap(encoded)
+        decoding.check_bitmap(encoded)
     height, width, channels = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape
     kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}[encoded[:2]]
 
@@ -124,7 +123,8 @@ def write_shard(data, split, folder, shards, shard, source=None, tick=lambda ima
             tick(1)
             try:
                 encoded, label = (tensor.numpy() for tensor in part.load(payload))
-                example = make_example(encoded, int(label), part.class_names[label], os.path.basename(name))
+                file_name = part.file_name(payload).numpy().decode() if part.file_name else name
+                example = make_example(encoded, int(label), part.class_names[label], os.path.basename(file_name))
             except _PASSING:
                 raise
             except tf.errors.OpError as error:

@@ -47,7 +47,8 @@ def open_tfds(name, data, split):
     if not builder.info.splits:
         _prepare(builder, what)
     info = builder.info
-    check_split(split.split("[")[0], list(info.splits), what)
+    for part in split.split("+"):
+        check_split(part.split("[")[0], list(info.splits), what)
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(f"{what} is stored as {info.file_format.value}, only tfrecord can be read")
     features = dict(info.features)
@@ -70,7 +71,11 @@ def open_tfds(name, data, split):
         example = info.features.deserialize_example(record, decoders=decoders)
         return example["image"], tf.cast(example["label"], tf.int32)
 
-    return _records(shards, features["label"].names, load, data.shuffle_buffer)
+    def file_name(record):
+        return info.features.deserialize_example(record, decoders=decoders)["file_name"]
+
+    named = isinstance(features.get("file_name"), tfds.features.Text)
+    return _records(shards, features["label"].names, load, data.shuffle_buffer, file_name if named else None)
 
 
 def open_records(data, split):
@@ -100,12 +105,16 @@ def open_records(data, split):
         with tf.control_dependencies([in_range]):
             return example["image/encoded"], tf.cast(label, tf.int32) - 1
 
+    def file_name(record):
+        feature = {"image/filename": tf.io.FixedLenFeature([], tf.string, "")}
+        return tf.io.parse_single_example(record, feature)["image/filename"]
+
     lengths = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
     if not sum(lengths):
         raise UserError(f"data.dir={data.dir!r}: the files of {split!r} hold no record")
     _check_first(paths[int(np.flatnonzero(lengths)[0])], features, len(class_names))
     shards = [(path, 0, length, length) for path, length in zip(paths, lengths, strict=True)]
-    return _records(shards, class_names, load, data.shuffle_buffer)
+    return _records(shards, class_names, load, data.shuffle_buffer, file_name)
 
 
 def _record_files(folder, split):
@@ -170,7 +179,7 @@ def _count_records(paths, summary):
         return list(tqdm(pool.map(count, paths), total=len(paths), desc="counting records", unit="file"))
 
 
-def _records(shards, class_names, load, shuffle_buffer):
+def _records(shards, class_names, load, shuffle_buffer, file_name):
     """Make a source of TFRecord files, given (path, records to skip, records to take or -1, records in it) each.
 
     Training shuffles files and records anew every epoch, from seed and epoch alone. With several hosts each reads its
@@ -220,4 +229,5 @@ def _records(shards, class_names, load, shuffle_buffer):
         stream,
         load,
         describe=lambda id_: f"{paths[id_ >> 32]} record {id_ & 0xFFFFFFFF}",
+        file_name=file_name,
     )

@@ -67,6 +67,9 @@ class ModelSpec(Section):
     channel_divisor: Count = Field(8, description="scaled channels are multiples of this")
     batch_norm_momentum: Fraction = Field(0.99, description="share of the moving statistics kept at each step")
     batch_norm_epsilon: Positive = Field(1e-3, description="added to the variance")
+    padding: Literal["same", "symmetric"] = Field(
+        "same", description="of convolutions of stride 2: TensorFlow's, or as much on each side, as torch pads"
+    )
     mean: Floats = Field(
         (123.675, 116.28, 103.53), description="subtracted from the pixels, [0, 255], a channel or one for all"
     )
@@ -169,12 +172,12 @@ class ScheduleConfig(Section):
 
 
 class Phase(Section):
-    """A part of the training in which some keys have other values: progressive resizing, as EfficientNetV2 trains."""
+    """A part of the training in which some keys have other values: progressive resizing, gradual unfreezing."""
 
     until: Annotated[float, Field(gt=0, le=1)] = Field(description="share of train.epochs at which the phase ends")
     set: dict[str, int | float | bool | str] = Field(
-        description="section.key: value; of the keys data.image_size, train.batch_size, model.dropout, "
-        "model.drop_connect and the augment section's"
+        description="section.key: value; of the keys data.image_size, train.batch_size, train.freeze, model.dropout, "
+        "model.drop_connect, optimizer.learning_rate and the augment section's"
     )
 
 
@@ -189,6 +192,16 @@ class TrainConfig(Section):
     )
     jit_compile: Literal["auto", "on", "off"] = Field(
         "auto", description="XLA for forward and backward pass. auto: on for GPU (TPU always compiles)"
+    )
+    init_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="weights that the run starts from: a model directory, an export, or a file as of the command "
+        "weights; none for random ones. The classifier is kept only where the classes are the same",
+    )
+    freeze: Literal["none", "batch_norm", "body"] = Field(
+        "none",
+        description="what stays as init_from has it. batch_norm: scale, offset and statistics, which are used as they "
+        "are stored; body: all but the classifier, no branch of it dropped",
     )
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     ema_decay: Fraction = Field(0.9999, description="ceiling of the weights' moving average; 0 for none")
@@ -238,13 +251,18 @@ class Config(Section):
         ends = [phase.until for phase in train.phases]
         if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
             raise ValueError(f"train.phases must end one after the other, the last at 1, received {ends}")
-        allowed = {"data.image_size", "train.batch_size", "model.dropout", "model.drop_connect"}
+        allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
+        allowed |= {"optimizer.learning_rate"}
         allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
         for key in (key for phase in train.phases for key in phase.set):
             if key not in allowed:
                 raise ValueError(f"train.phases cannot set {key!r}; allowed are {', '.join(sorted(allowed))}")
         if train.phases:
             _ = self.phases  # raises what is wrong with their values
+        if train.freeze != "none" and train.init_from is None:
+            raise ValueError(
+                f"train.freeze={train.freeze} would keep random weights: needs train.init_from (--init_from=PATH)"
+            )
         if data.source in ("folder", "table", "records") and data.dir is None:
             raise ValueError(f"data.source={data.source} needs data.dir: where the images are (--data_dir=PATH)")
         if data.val_fraction is not None and data.source != "folder":

@@ -1,7 +1,9 @@
 """Train a classifier: `python -m efficientnet_tf.train --variant=b0 --recipe=digits --model_dir=DIR`."""
 
 import contextlib
+import json
 import math
+import os
 import signal
 import time
 
@@ -23,7 +25,7 @@ class _StopFlag:
         signal.signal(signal.SIGTERM, self._before)
 
 
-def create_state(config, classes, size, strategy):
+def create_state(config, classes, size, strategy, initial=None):
     """Create model, optimiser and moving average on the strategy's devices.
 
     Args:
@@ -31,6 +33,8 @@ def create_state(config, classes, size, strategy):
         classes: int >= 2.
         size: int, number of training images: the schedule is told in epochs.
         strategy: tf.distribute.Strategy.
+        initial: {path of a variable: array} or None; weights to start from, the moving average too. Those that are not
+            in it are random.
 
     Returns:
         checkpoint.State.
@@ -42,23 +46,34 @@ def create_state(config, classes, size, strategy):
     with strategy.scope(), _dtype_policy(config, strategy):
         keras.utils.set_random_seed(config.train.seed)
         model = checkpoint.build_for(config, classes)
+        variables = {v.path: v for v in model.variables}
+        for name, value in (initial or {}).items():
+            variables[name].assign(value)
         optimizer = optim.create_optimizer(config, model, size)
         average = optim.MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
         return checkpoint.State(model, optimizer, average)
 
 
 def graph_of(phase, state, strategy):
-    """Return the model whose graph a phase's steps take: the state's, unless image size or drop rates are others.
+    """Return the model whose graph a phase's steps take: the state's, where it is the same.
+
+    Another image size, other drop rates or frozen layers make a graph of their own. A frozen body, which is to stay as
+    it is, drops none of its branches.
 
     Args:
         phase: optim.Phase.
         state: checkpoint.State.
         strategy: tf.distribute.Strategy.
     """
-    from efficientnet_tf import checkpoint, distribute
+    from efficientnet_tf import checkpoint, distribute, transfer
+    from efficientnet_tf.config import override_config
 
-    with distribute.on_host(), _dtype_policy(phase.config, strategy):
-        graph = checkpoint.build_for(phase.config, state.model.output_shape[-1])
+    config, frozen = phase.config, phase.config.train.freeze
+    if frozen == "body":
+        config = override_config(config, ["model.drop_connect=0"])
+    with distribute.on_host(), _dtype_policy(config, strategy):
+        graph = checkpoint.build_for(config, state.model.output_shape[-1])
+    transfer.freeze(graph, frozen)
     return state.model if graph.get_config() == state.model.get_config() else graph
 
 
@@ -90,23 +105,27 @@ def train(config, model_dir, strategy):
         `loops.make_evaluator` returns them. Not finished means that a SIGTERM came; all is saved.
 
     Raises:
-        UserError: for data, directory or device that do not fit the config, and when the loss is no longer finite.
+        UserError: for data, weights, directory or device that do not fit the config, and when the loss is no longer
+            finite.
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint, data, loops, optim, report, sources
+    from efficientnet_tf import checkpoint, data, loops, optim, report, sources, transfer
     from efficientnet_tf.config import UserError
 
-    # Data and directory first: what is wrong with them shows before anything is built.
+    # Data, weights and directory first: what is wrong with them shows before anything is built or written.
     train_source = sources.open_source(config.data, config.data.train_split, training=True)
     eval_source = sources.open_source(config.data, config.data.eval_split, training=False)
     if eval_source.class_names != train_source.class_names:
         raise UserError("the training and the evaluation split have different classes")
     data.check_batches(config, strategy.num_replicas_in_sync)
+    initial, begun = None, tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
+    if config.train.init_from is not None and not begun:
+        initial = transfer.read_initial(config, train_source.class_names)
     checkpoint.open_model_dir(model_dir, config, train_source.class_names)
 
     size = train_source.size
-    state = create_state(config, len(train_source.class_names), size, strategy)
+    state = create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
     checkpointer = checkpoint.Checkpointer(model_dir, state, config)
     step = saved = checkpointer.restore()
     phases = optim.plan_phases(config, size)
@@ -124,7 +143,8 @@ def train(config, model_dir, strategy):
                 train_source, phase.config, failures, first, context, phase.first_position
             )
         )
-        graph = graph_of(phase, state, strategy) if len(phases) > 1 else None
+        plain = phase.config == config and config.train.freeze == "none"
+        graph = None if plain else graph_of(phase, state, strategy)
         return iter(batches), loops.make_train_loop(state, phase.config, strategy, graph)
 
     def run_loop(steps):
@@ -152,6 +172,8 @@ def train(config, model_dir, strategy):
 
     phase = result = None
     with report.Report(model_dir, config.model.name, step, total) as log, _StopFlag() as stop:
+        if initial:
+            log.say(initial.message)
         if step:
             log.say(f"going on from the checkpoint of step {step} of {total}")
         while step < total and not stop.asked:
@@ -185,16 +207,24 @@ def main(args):
     """Compose the config, choose the device, train."""
     from efficientnet_tf.config import load_config
 
-    config = load_config(args.variant, args.recipe, cli.overrides(args))
+    init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
+    overrides = init_from + cli.overrides(args)
+    config = load_config(args.variant, args.recipe, overrides)
+    if not args.print_config:
+        from efficientnet_tf.distribute import create_strategy
+
+        strategy = create_strategy(args.device, args.tpu, args.replicas)
+    if config.train.init_from is not None:
+        from efficientnet_tf.transfer import needs_as_overrides
+
+        # Beneath the user's own, so that the run's config.yaml records what its weights need.
+        config = load_config(args.variant, args.recipe, needs_as_overrides(config, args.model_dir) + overrides)
     if args.print_config:
         from efficientnet_tf.config import dump_config
 
         print(dump_config(config), end="")
         return 0
-
-    from efficientnet_tf.distribute import create_strategy
-
-    result = train(config, args.model_dir, create_strategy(args.device, args.tpu, args.replicas))
+    result = train(config, args.model_dir, strategy)
     return 0 if result["finished"] else cli.EXIT_RESTART
 
 
@@ -207,6 +237,9 @@ def make_parser():
     )
     parser.add_argument("--model_dir", required=True, help="where the run lies: config, checkpoints, metrics, model")
     cli.add_config_arguments(parser)
+    parser.add_argument(
+        "--init_from", help="short for --set train.init_from=...: start from these weights, with a new classifier"
+    )
     cli.add_device_arguments(parser)
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and end")
     return parser

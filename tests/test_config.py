@@ -16,7 +16,10 @@ import efficientnet_tf
 from efficientnet_tf import config, schema
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
-RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "digits", "smoke"]
+TRANSFER_SETS = ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"]
+RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "finetune", "digits", "smoke"]
+RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
+NO_DATA = {"folder", "finetune", "transfer_birdsnap", "transfer_aircraft"}  # a folder of one's own
 PACKAGE = Path(config.__file__).parent
 DIGITS = str(config.CONFIG_DIR / "recipes" / "digits.yaml")
 
@@ -79,7 +82,8 @@ def test_shipped_files_are_the_named_ones():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_loads(recipe):
-    overrides = ["data.dir=photos"] if recipe == "folder" else []
+    overrides = ["data.dir=photos"] if recipe in NO_DATA else []
+    overrides += ["train.init_from=runs/other"] if recipe == "finetune" else []
     loaded = config.load_config("b3", recipe, overrides)
     assert loaded.model.width == 1.2
     assert loaded.image_size == loaded.data.image_size or loaded.image_size == 300
@@ -463,8 +467,9 @@ def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_pa
 
 # From the ground up: a room imports earlier ones alone; a command imports rooms, no other command.
 ROOMS = (
-    "schema config files scaling complexity models weights image_ops augment examples folders records sources data record_writer "
-    "optim distribute checkpoint report loops cli"
+    "schema config files cli scaling complexity models image_ops augment decoding examples label_sets folders "
+    "records sources data record_writer optim distribute checkpoint weight_formats weights transfer applications "
+    "confusion report loops"
 ).split()
 COMMANDS = "train evaluate predict export prepare show explain benchmark scale study preflight".split()
 TREES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}

@@ -11,7 +11,7 @@ import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
 
-from efficientnet_tf import config, data, schema, sources
+from efficientnet_tf import config, data, decoding, schema, sources
 from efficientnet_tf.config import UserError
 
 # Crop fractions of the published checkpoints (three digits, some cut, some rounded).
@@ -74,7 +74,7 @@ def test_center_window_of_every_variant(variant):
     size = config.load_variant(variant).resolution
     shapes = np.random.default_rng(0).integers(1, 3000, (300, 3))
     shapes[:4, :2] = [(1, 1), (1, 2999), (size + 32, size + 32), (100000, 100000)]
-    windows = call_many(lambda shape: data.center_window(shape, size, 32), shapes.astype(np.int32))
+    windows = call_many(lambda shape: decoding.center_window(shape, size, 32), shapes.astype(np.int32))
     np.testing.assert_array_equal(windows, [expected_center(h, w, size, 32) for h, w, _ in shapes])
     assert windows[2, 2] == size
     assert windows[3, 2] / 100000 == pytest.approx(CROP_FRACTIONS[variant], abs=2e-3)
@@ -87,7 +87,7 @@ def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
     height, width = shape
     augment = schema.AugmentConfig(crop_area=area, crop_aspect=aspect)
     fallback = tf.constant([-1, -1, -1, -1])
-    windows = call_many(lambda s: data.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(400))
+    windows = call_many(lambda s: decoding.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(400))
     windows = windows[windows[:, 0] >= 0]
     assert len(windows) > 200
     y, x, h, w = windows.T
@@ -109,7 +109,7 @@ def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
 def test_impossible_crop_falls_back(shape):
     augment = schema.AugmentConfig(crop_area=(0.5, 1.0))
     fallback = tf.constant([3, 1, 4, 1])
-    windows = call_many(lambda s: data.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(50))
+    windows = call_many(lambda s: decoding.random_window(tf.constant([*shape, 3]), s, augment, fallback), seeds(50))
     assert np.all(windows == [3, 1, 4, 1])
 
 
@@ -124,7 +124,9 @@ def test_impossible_crop_of_an_image_is_its_centre(photo):
 def test_whole_image_where_the_crop_is_everything():
     augment = schema.AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     for shape in ((30, 30, 3), (30, 41, 3)):
-        window = data.random_window(tf.constant(shape), tf.constant([0, 0], tf.int64), augment, tf.constant([9] * 4))
+        window = decoding.random_window(
+            tf.constant(shape), tf.constant([0, 0], tf.int64), augment, tf.constant([9] * 4)
+        )
         np.testing.assert_array_equal(window, [0, 0, *shape[:2]])
 
 
@@ -195,7 +197,7 @@ def test_eval_image_bilinear(photo):
 def test_window_of_a_jpeg_is_that_of_the_whole(photo, window, subsampling):
     """But for the last column of some: the decoder blends a subsampled colour with the one beyond it."""
     encoded = encode(photo, "JPEG", quality=90, subsampling=subsampling)
-    part = data.decode_window(tf.constant(encoded), 3, lambda _: tf.constant(window)).numpy().astype(int)
+    part = decoding.decode_window(tf.constant(encoded), 3, lambda _: tf.constant(window)).numpy().astype(int)
     y, x, height, width = window
     whole = np.asarray(PIL.Image.open(io.BytesIO(encoded)))[y : y + height, x : x + width].astype(int)
     assert np.abs(part[:, :-1] - whole[:, :-1]).max() <= 1
@@ -231,7 +233,7 @@ FORMATS = {
 def test_every_format_gives_rgb_and_grey(name):
     pixels, encoded = FORMATS[name]
     encoded = tf.constant(encoded)
-    rgb, grey = (data.decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
+    rgb, grey = (decoding.decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
     assert rgb.dtype == grey.dtype == np.uint8
     assert rgb.shape == (20, 30, 3) and grey.shape == (20, 30, 1)
     tolerance = 6 if "JPEG" in name else 0
@@ -244,7 +246,7 @@ def test_first_picture_of_a_moving_gif():
     frames = [PIL.Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (10, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    image = data.decode_window(tf.constant(buffer.getvalue()), 3, lambda s: tf.stack([0, 0, s[0], s[1]]))
+    image = decoding.decode_window(tf.constant(buffer.getvalue()), 3, lambda s: tf.stack([0, 0, s[0], s[1]]))
     np.testing.assert_array_equal(image, np.full((4, 6, 3), 10))
 
 
@@ -301,7 +303,7 @@ def test_train_image_is_the_rounded_resize_of_its_crop(photo):
     seed = tf.constant([5, 6], tf.int64)
     image = data.train_image(tf.constant(encode(pixels, "PNG")), seed, run).numpy().astype(int)
     crop_seed = tf.random.experimental.stateless_split(seed, 4)[0]
-    y, x, h, w = data.random_window(tf.shape(pixels), crop_seed, run.augment, tf.zeros(4, tf.int32)).numpy()
+    y, x, h, w = decoding.random_window(tf.shape(pixels), crop_seed, run.augment, tf.zeros(4, tf.int32)).numpy()
     assert h * w < pixels.shape[0] * pixels.shape[1]
     expected = np.clip(resize(pixels[y : y + h, x : x + w], 24, keys_kernel(-0.5)), 0, 255)
     assert np.abs(image - expected).max() < 0.5 + 0.3
@@ -545,8 +547,8 @@ def test_evaluation_weighs_broken_images_with_nothing(broken):
 def test_jpeg_cut_short_is_broken_where_a_crop_needs_what_is_missing(photo):
     encoded = encode(photo, "JPEG")
     half = tf.constant(encoded[: len(encoded) // 2])
-    sound = data.decode_window(tf.constant(encoded), 3, lambda _: tf.constant([0, 100, 50, 300]))
-    np.testing.assert_array_equal(data.decode_window(half, 3, lambda _: tf.constant([0, 100, 50, 300])), sound)
+    sound = decoding.decode_window(tf.constant(encoded), 3, lambda _: tf.constant([0, 100, 50, 300]))
+    np.testing.assert_array_equal(decoding.decode_window(half, 3, lambda _: tf.constant([0, 100, 50, 300])), sound)
     with pytest.raises(tf.errors.InvalidArgumentError):
         data.eval_image(half, load_config("data.crop_padding=0"))
 

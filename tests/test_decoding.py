@@ -10,7 +10,7 @@ import PIL.ImageOps
 import pytest
 import tensorflow as tf
 
-from efficientnet_tf import data
+from efficientnet_tf import decoding
 from efficientnet_tf.examples import map_or_blank
 
 ORIENTATION = 0x0112
@@ -32,7 +32,7 @@ def reference(encoded):
 @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)])
 def _window(encoded, window):
     # Without a height the window is the whole image.
-    return data.decode_window(
+    return decoding.decode_window(
         encoded, 3, lambda shape: tf.where(window[2] > 0, window, tf.stack([0, 0, shape[0], shape[1]]))
     )
 
@@ -311,7 +311,7 @@ def test_damaged_files_are_decoded_or_refused_and_nothing_crashes(picture):
     files += [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"BM", b"BM\0", b"GIF89a", b"\x89PNG"]
 
     def convert(_position, _id, encoded):
-        image = data.decode_window(encoded, 3, lambda shape: tf.stack([0, 0, shape[0], shape[1]]))
+        image = decoding.decode_window(encoded, 3, lambda shape: tf.stack([0, 0, shape[0], shape[1]]))
         return (tf.io.serialize_tensor(image),)  # of one shape, whatever the image's
 
     numbers = tf.data.Dataset.range(len(files))

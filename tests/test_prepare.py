@@ -126,7 +126,8 @@ class Spots(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         label = tfds.features.ClassLabel(names=["red", "green", "blue"])
-        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(5, 5, 3)), "label": label})
+        image, name = tfds.features.Image(shape=(5, 5, 3)), tfds.features.Text()
+        features = tfds.features.FeaturesDict({"image": image, "label": label, "file_name": name})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, _):
@@ -134,7 +135,7 @@ class Spots(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for i in range(23):
-            yield i, {"image": np.full((5, 5, 3), i, np.uint8), "label": i % 3}
+            yield i, {"image": np.full((5, 5, 3), i, np.uint8), "label": i % 3, "file_name": f"spot_{i}.png"}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,10 @@ def test_a_tfds_set_comes_back(spots, tmp_path, shards):
     summary = write(spots, "train", tmp_path, shards)
     assert sum(summary["records_per_file"]) == 23 and min(summary["records_per_file"]) >= 23 // shards
     assert summary["examples_per_class"] == {"red": 8, "green": 8, "blue": 7}
-    assert examples(read_back(tmp_path, "train")) == examples(sources.open_source(spots, "train", training=True))
+    back = read_back(tmp_path, "train")
+    assert examples(back) == examples(sources.open_source(spots, "train", training=True))
+    payloads = [payload for *_, payload in back.stream(sources.Order(batch=1, steps=23))]
+    assert {back.file_name(payload).numpy().decode() for payload in payloads} == {f"spot_{i}.png" for i in range(23)}
 
 
 # ------------------------------------------------------------------------------------------------------ kills

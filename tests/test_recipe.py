@@ -18,7 +18,7 @@ import tiny
 import yaml
 from unallocated import unallocated
 
-from efficientnet_tf import augment, config, data, examples, loops, models, optim, schema, train
+from efficientnet_tf import augment, config, data, decoding, examples, loops, models, optim, schema, train
 
 IMAGENET = 1_281_167  # training images
 
@@ -220,7 +220,9 @@ def our_windows(count, height, width, settings):
     """Return (y, x, h, w) of `count` training crops, and which are the fallback."""
     seeds = np.stack([np.full(count, 5), np.arange(count)], axis=1).astype(np.int64)
     shape, fallback = tf.constant([height, width, 3]), tf.constant([-1, -1, -1, -1])
-    windows = tf.data.Dataset.from_tensor_slices(seeds).map(lambda s: data.random_window(shape, s, settings, fallback))
+    windows = tf.data.Dataset.from_tensor_slices(seeds).map(
+        lambda s: decoding.random_window(shape, s, settings, fallback)
+    )
     windows = next(iter(windows.batch(count))).numpy().T
     return windows, windows[0] < 0
 

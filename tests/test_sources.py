@@ -415,7 +415,19 @@ def test_tfds_records_are_those_written(dots_dir, dots):
     assert contents(test) == {i: i % 3 for i in range(TRAIN_RECORDS, TRAIN_RECORDS + TEST_RECORDS)}
 
 
-@pytest.mark.parametrize("split", ["train[:50%]", "train[50%:]", "train[7:31]", "train[-3:]", "train[2:3]", "test[:9]"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train[:50%]",
+        "train[50%:]",
+        "train[7:31]",
+        "train[-3:]",
+        "train[2:3]",
+        "test[:9]",
+        "train+test",
+        "train[-3:]+test",
+    ],
+)
 def test_tfds_sub_splits_are_those_of_tfds(dots_dir, split):
     source = open_source("tfds:dots/good", split, dir=dots_dir)
     expected = tfds.builder("dots/good", data_dir=dots_dir).as_dataset(split=split, shuffle_files=False)
