@@ -11,7 +11,8 @@ import tensorflow as tf
 from efficientnet_tf import checkpoint, distribute, weights
 from efficientnet_tf.config import UserError
 from efficientnet_tf.scaling import scale_network
-from efficientnet_tf.weight_formats import model_variables, needs_of, read_weights, variable_paths
+from efficientnet_tf.weight_formats import needs_of, read_weights
+from efficientnet_tf.weight_names import model_variables, variable_paths
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_initial(config, class_names):
 def _class_names(path):
     """Return the class names beside a model directory's or an export's weights, or None."""
     for folder in (path, os.path.join(path, "assets")):
-        if os.path.exists(os.path.join(folder, "classes.txt")):
+        if tf.io.gfile.exists(os.path.join(folder, "classes.txt")):
             return checkpoint.read_classes(folder)
     return None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from efficientnet_tf.config import UserError
+from efficientnet_tf.weight_names import layers_of, model_variables, official_names, timm_names
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALIZATIONS = {
@@ -46,30 +47,6 @@ def needs_of(config):
     model = {f"model.{key}": getattr(config.model, key) for key in ("mean", "std", "batch_norm_epsilon", "padding")}
     data = {f"data.{key}": getattr(config.data, key) for key in ("channels", "crop_padding", "interpolation")}
     return model | data | {"data.image_size": config.image_size}
-
-
-def model_variables(model):
-    """Return {path: variable} of a Keras model, without its layers' random state."""
-    return {v.path: v for v in model.variables if "seed_generator" not in v.path}
-
-
-def variable_paths(network):
-    """Return the paths of a network's variables, from the input to the output: those of the built model.
-
-    Args:
-        network: scaling.Network.
-    """
-    norm = ("gamma", "beta", "moving_mean", "moving_variance")
-    layers = [("stem_conv", ("kernel",)), ("stem_bn", norm)]
-    for block in network.blocks:
-        if block.expand != 1:
-            layers += [(f"{block.name}_expand_conv", ("kernel",)), (f"{block.name}_expand_bn", norm)]
-        layers += [(f"{block.name}_dwconv", ("kernel",)), (f"{block.name}_bn", norm)]
-        if block.se_channels:
-            layers += [(f"{block.name}_se_{part}", ("kernel", "bias")) for part in ("reduce", "expand")]
-        layers += [(f"{block.name}_project_conv", ("kernel",)), (f"{block.name}_project_bn", norm)]
-    layers += [("top_conv", ("kernel",)), ("top_bn", norm), ("predictions", ("kernel", "bias"))]
-    return [f"{layer}/{variable}" for layer, names in layers for variable in names]
 
 
 def read_weights(path, variables, *, average=True, normalization=None, padding=None):
@@ -149,83 +126,6 @@ def _recognise(path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- names
-
-
-def _layers(variables):
-    """Return the layers that own the variables: {"block1a": ["block1a_dwconv", ...]}; the others under their names."""
-    blocks = {}
-    for layer in dict.fromkeys(path.rpartition("/")[0] for path in variables):
-        match = re.match(r"(block\d+[a-z]+)_", layer)
-        blocks.setdefault(match[1] if match else layer, []).append(layer)
-    return blocks
-
-
-def _rename(variables, layer_names, variable_names):
-    """Return {their name: our path} from {our layer: their layer} and {our variable: their variable}."""
-    renamed = {}
-    for path in variables:
-        layer, _, variable = path.rpartition("/")
-        if layer in layer_names:
-            renamed[layer_names[layer] + variable_names(layer, variable)] = path
-    return renamed
-
-
-def _tf1_names(variables):
-    """Name our variables as the official code does: layers of a block are counted by kind, blocks from 0."""
-    names = {
-        "stem_conv": "stem/conv2d",
-        "stem_bn": "stem/tpu_batch_normalization",
-        "top_conv": "head/conv2d",
-        "top_bn": "head/tpu_batch_normalization",
-        "predictions": "head/dense",
-    }
-    blocks = [layers for name, layers in _layers(variables).items() if name.startswith("block")]
-    for i, layers in enumerate(blocks):
-        counts = {}
-        for layer in layers:
-            if layer.endswith(("se_reduce", "se_expand")):
-                kind = "se/conv2d"
-            elif layer.endswith("dwconv"):
-                kind = "depthwise_conv2d"
-            else:
-                kind = "tpu_batch_normalization" if layer.endswith("bn") else "conv2d"
-            count = counts[kind] = counts.get(kind, -1) + 1
-            names[layer] = f"blocks_{i}/{kind}" + (f"_{count}" if count else "")
-    return _rename(
-        variables,
-        names,
-        lambda layer, v: "/depthwise_kernel" if layer.endswith("dwconv") and v == "kernel" else f"/{v}",
-    )
-
-
-_TIMM_VARIABLES = {
-    **{"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"},
-    **{"moving_mean": "running_mean", "moving_variance": "running_var"},
-}
-
-
-def _timm_names(variables):
-    """Name our variables as timm does: blocks by stage and place, both from 0."""
-    names = {"stem_conv": "conv_stem", "stem_bn": "bn1", "top_conv": "conv_head", "top_bn": "bn2"}
-    names["predictions"] = "classifier"
-    places = {}
-    for block, layers in _layers(variables).items():
-        if not block.startswith("block"):
-            continue
-        stage = int(re.match(r"block(\d+)", block)[1]) - 1
-        place = places[stage] = places.get(stage, -1) + 1
-        expands = any(layer.endswith("expand_conv") for layer in layers)
-        theirs = {
-            **{"expand_conv": "conv_pw", "expand_bn": "bn1", "dwconv": "conv_dw"},
-            **{"bn": "bn2" if expands else "bn1", "se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"},
-            **{"project_conv": "conv_pwl" if expands else "conv_pw", "project_bn": "bn3" if expands else "bn2"},
-        }
-        for layer in layers:
-            names[layer] = f"blocks.{stage}.{place}.{theirs[layer.removeprefix(block + '_')]}"
-    return _rename(variables, names, lambda _, v: f".{_TIMM_VARIABLES[v]}")
-
-
 # --------------------------------------------------------------------------------------------------- this package
 
 
@@ -277,7 +177,7 @@ def _keras_layer_kind(layer):
 def _keras3_values(group, variables):
     """Read Keras 3's weights: a group a layer, named by class and count, with the layer's name as an attribute."""
     by_class = {"conv2d": [], "depthwise_conv2d": [], "batch_normalization": [], "dense": []}
-    for layer in (layer for layers in _layers(variables).values() for layer in layers):
+    for layer in (layer for layers in layers_of(variables).values() for layer in layers):
         kind = _keras_layer_kind(layer)
         kind = {"Dense": "dense", "BatchNorm": "batch_normalization"}.get(kind, "conv2d")
         by_class["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
@@ -399,7 +299,7 @@ def _read_tf1(path, variables, average=True, **_):
         raise UserError(f"{path}: cannot be read as a TensorFlow checkpoint: {error}") from None
     shadow = "/ExponentialMovingAverage"
     averaged = average and any(name.endswith(shadow) for name in shapes)
-    ours = _tf1_names(variables)
+    ours = official_names(variables)
     values, left = {}, 0
     for name in sorted(shapes):
         # The training's own: the other set of weights, slots, step.
@@ -450,7 +350,7 @@ def _read_torch(path, variables, padding=None, **_):
 
 def _timm(path, state, variables, padding):
     """Put timm's tensors into our names and layouts, and find out which of its two ways of padding they were for."""
-    ours = _timm_names(variables)
+    ours = timm_names(variables)
     values = {}
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):

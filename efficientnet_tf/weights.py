@@ -12,7 +12,8 @@ import numpy as np
 
 from efficientnet_tf import cli
 from efficientnet_tf.config import UserError
-from efficientnet_tf.weight_formats import CONFIG_ATTRIBUTE, model_variables, read_weights
+from efficientnet_tf.weight_formats import CONFIG_ATTRIBUTE, read_weights
+from efficientnet_tf.weight_names import model_variables, variable_paths
 
 STEM, HEAD = "stem_conv/kernel", ("predictions/kernel", "predictions/bias")
 
@@ -160,7 +161,6 @@ def convert(variant, path, output, *, overrides=(), classes=None, reset_head=Fal
     from efficientnet_tf import models
     from efficientnet_tf.config import load_config, override_config
     from efficientnet_tf.scaling import scale_network
-    from efficientnet_tf.weight_formats import variable_paths
 
     if os.path.exists(output):
         raise UserError(f"--output={output} exists: take another, nothing is overwritten")

@@ -20,7 +20,7 @@ from efficientnet_tf import (
     config,
     load_weights,
     predict,
-    weight_formats,
+    weight_names,
     weights,
 )
 from efficientnet_tf.config import UserError
@@ -245,10 +245,10 @@ def test_bare_timm_file_leaves_the_padding_open(theirs, ours, tmp_path, pixels):
 def test_names_of_the_largest(variant):
     """The widths are the variant's, the names those of a network with as many blocks."""
     network = scale_network(config.load_variant(variant))
-    paths = weight_formats.variable_paths(network)
+    paths = weight_names.variable_paths(network)
     repeats = [len(stage) for stage in network.stages]
     assert repeats == {"b8": [4, 8, 8, 11, 11, 15, 4], "l2": [6, 11, 11, 16, 16, 22, 6]}[variant]
-    timm, official = weight_formats._timm_names(paths), weight_formats._tf1_names(paths)
+    timm, official = weight_names.timm_names(paths), weight_names.official_names(paths)
     assert sorted(timm.values()) == sorted(official.values()) == sorted(paths)
     last = repeats[6] - 1
     assert timm[f"blocks.6.{last}.conv_pwl.weight"] == paths[paths.index("top_conv/kernel") - 5]
@@ -260,7 +260,7 @@ def test_names_of_the_largest(variant):
 def test_paths_are_those_of_the_built_model(variant):
     spec = config.load_variant(variant).model_copy(update={"width": 0.1})
     model = build_model(spec, 2, (32, 32, 3))
-    assert weight_formats.variable_paths(scale_network(spec)) == list(weight_formats.model_variables(model))
+    assert weight_names.variable_paths(scale_network(spec)) == list(weight_names.model_variables(model))
 
 
 # ------------------------------------------------------------------------------------------- this package's own
