@@ -63,6 +63,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         decay_rate: float in (0, 1], exponential: factor a stair.
 
     Source: official code, `build_learning_rate`: stairs are counted from step 0, not from the warm-up's end.
+    Deviates: the warm-up may end within a step; the official code cuts its length to whole ones.
     """
 
     def __init__(self, name, phases, warmup_epochs, total_epochs, decay_epochs, decay_rate):
@@ -202,7 +203,8 @@ class MovingAverage:
         trainable: list of keras.Variable, the averages of `model.trainable_variables`.
         statistics: list of keras.Variable, the averages of `statistics(model)`.
 
-    Source: official code, `ema_vars` and tf.train.ExponentialMovingAverage with `num_updates`.
+    Source: official code, `ema_vars` and tf.train.ExponentialMovingAverage with `num_updates`; the ramp counts the
+    updates done before.
     Deviates from Keras's `use_ema`: that has neither the ramp nor the statistics.
     """
 

@@ -28,7 +28,7 @@ def variable_paths(network):
 
 
 def layers_of(variables):
-    """Return the layers that own the variables by block, {"block1a": ["block1a_dwconv", ...]}; others by their names."""
+    """Return the layers that own the variables by block: {"block1a": ["block1a_dwconv", ...]}; others by name."""
     blocks = {}
     for layer in dict.fromkeys(path.rpartition("/")[0] for path in variables):
         match = re.match(r"(block\d+[a-z]+)_", layer)
