@@ -35,7 +35,8 @@ def train_image(encoded, seed, config):
         uint8 [S, S, C], S = config.image_size.
 
     Source: paper, section 5.2; official code, `preprocess_for_train`.
-    Deviates: values are rounded to uint8, not cut off; today's half-pixel bicubic (`tf.image.resize`), where the official code had TensorFlow 1's.
+    Deviates: today's half-pixel bicubic (`tf.image.resize`), where the official code had TensorFlow 1's; rounded to
+    uint8, not cut off.
     """
     crop_seed, flip_seed, policy_seed, erase_seed = split_seed(seed)
     size, channels = config.image_size, config.data.channels

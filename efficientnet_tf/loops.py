@@ -36,7 +36,7 @@ def make_train_loop(state, config, strategy, graph=None):
         scalar) to float32 [2]: loss, weight decay included, and top-1 accuracy, means over steps and replicas.
 
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
-    Deviates: batch norm takes each replica's own images, above eight replicas, too, where the official code groups them.
+    Deviates: batch norm takes each replica's own images; above eight replicas the official code groups them.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
     graph = graph or model
