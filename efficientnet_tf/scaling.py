@@ -29,6 +29,38 @@ def round_repeats(repeats, depth):
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """By what depth, width and resolution grow with each unit of phi. Source: paper, equation 3 and section 4."""
+
+    alpha: float = 1.2
+    beta: float = 1.1
+    gamma: float = 1.15
+
+    @property
+    def growth(self):
+        """By what multiply-adds grow with each unit of phi, about: alpha * beta^2 * gamma^2."""
+        return self.alpha * self.beta**2 * self.gamma**2
+
+
+PAPER = Coefficients()
+
+
+def compound(phi, coefficients=PAPER):
+    """Return the multipliers (depth, width, resolution) of a compound coefficient (paper, equation 3)."""
+    return coefficients.alpha**phi, coefficients.beta**phi, coefficients.gamma**phi
+
+
+def implied_phi(multiplier, base):
+    """Return the phi with base^phi = multiplier."""
+    return math.log(multiplier) / math.log(base)
+
+
+def round_resolution(side):
+    """Round an image side to a multiple of 4 pixels, as those of B0 to B8 are."""
+    return max(4, round(side / 4) * 4)
+
+
+@dataclass(frozen=True)
 class Block:
     """One inverted residual block (MBConv) with every number decided."""
 

@@ -467,7 +467,7 @@ def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_pa
 
 # From the ground up: a room imports earlier ones alone; a command imports rooms, no other command.
 ROOMS = (
-    "schema config files cli scaling complexity models image_ops augment decoding examples label_sets folders "
+    "schema config files cli scaling complexity budget models image_ops augment decoding examples label_sets folders "
     "records sources data record_writer optim distribute checkpoint weight_names weight_formats weights transfer "
     "applications confusion report loops"
 ).split()
