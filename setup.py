@@ -18,7 +18,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.60,<3"],
     "test": [
         "pytest>=8,<10",
-        "pytest-xdist>=3.6,<4",
+        "pytest-xdist>=3.7,<4",
         "hypothesis>=6.100,<7",
         "pillow>=10,<14",
         "safetensors>=0.4,<1",
