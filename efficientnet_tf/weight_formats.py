@@ -70,9 +70,9 @@ def read_weights(path, variables, *, average=True, normalization=None, padding=N
     read = _recognise(path)
     try:
         stored = read(path, list(variables), average=average, padding=padding)
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:  # what damage makes of h5py and json
         raise UserError(f"{path}: cannot be read as {_NAMES[read]}: {str(error)[:300]}") from None
     if normalization:
         notes = (*stored.notes, f"normalisation chosen: {normalization}")
@@ -124,6 +124,13 @@ def _recognise(path):
         f"{path}: of no known format; known are .h5 and .keras of Keras, safetensors and .pth of timm, TensorFlow 1 "
         "checkpoints, and this package's model directories and exports"
     )
+
+
+def _put(values, name, array):
+    """Add an array under its name; two that mean the same variable are an error, not the last one's."""
+    if name in values:
+        raise ValueError(f"it has {name} twice")
+    values[name] = array
 
 
 # --------------------------------------------------------------------------------------------------- this package
@@ -194,22 +201,21 @@ def _keras3_values(group, variables):
         names = _KERAS_VARIABLES[_keras_layer_kind(layer)]
         for number, array in stored.items():
             index = int(number)
-            values[f"{layer}/{names[index] if index < len(names) else number}"] = np.asarray(array)
+            _put(values, f"{layer}/{names[index] if index < len(names) else number}", np.asarray(array))
     return values
 
 
 def _legacy_values(group):
-    """Read Keras 2's weights: a group a layer, by name, whose attribute lists its arrays."""
-
-    def attribute(group, name):
-        parts = [name] if name in group.attrs else sorted(k for k in group.attrs if re.fullmatch(name + r"\d+", k))
-        return [n.decode() if isinstance(n, bytes) else str(n) for part in parts for n in group.attrs[part]]
-
+    """Read Keras 2's weights: a group a layer, by name, with its arrays at any depth below."""
     values = {}
-    for layer in attribute(group, "layer_names"):
-        for name in attribute(group[layer], "weight_names"):
-            variable = name.rpartition("/")[2].partition(":")[0].removeprefix("depthwise_")
-            values[f"{layer}/{variable}"] = np.asarray(group[layer][name])
+
+    def read(name, item):
+        if hasattr(item, "shape"):  # an array; the rest are groups
+            layer, _, inner = name.partition("/")
+            variable = inner.rpartition("/")[2].partition(":")[0].removeprefix("depthwise_")
+            _put(values, f"{layer}/{variable}", np.asarray(item))
+
+    group.visititems(read)
     return values
 
 
@@ -285,10 +291,10 @@ def _read_tf1(path, variables, average=True, **_):
     import tensorflow as tf
 
     prefix = path.removesuffix(".index")
-    if os.path.isdir(path):
+    if tf.io.gfile.isdir(path):
         prefix = tf.train.latest_checkpoint(path)
         if prefix is None:
-            found = sorted(name for name in os.listdir(path) if name.endswith(".index"))
+            found = sorted(name for name in tf.io.gfile.listdir(path) if name.endswith(".index"))
             if len(found) != 1:
                 raise UserError(f"{path}: holds {len(found)} checkpoints; give the prefix of one: {', '.join(found)}")
             prefix = os.path.join(path, found[0].removesuffix(".index"))
@@ -309,7 +315,7 @@ def _read_tf1(path, variables, average=True, **_):
         plain = name.removesuffix(shadow)
         local = re.sub(r"^.*?(?=(stem|head|blocks_\d+)/)", "", plain)
         local = re.sub(r"/batch_normalization", "/tpu_batch_normalization", local)
-        values[ours.get(local, plain)] = reader.get_tensor(name)
+        _put(values, ours.get(local, plain), reader.get_tensor(name))
     notes = (f"{'moving averages' if averaged else 'raw weights'} taken; {left} other variables of the training left",)
     return Stored("a TensorFlow 1 checkpoint of the official code", values, {}, notes)
 
@@ -370,13 +376,14 @@ def _timm(path, state, variables, padding):
     architecture = config.get("architecture") or settings.get("architecture") or os.path.basename(path)
     needs, notes = _timm_needs(settings), []
     if padding is None:
-        if not re.search(r"efficientnet_(b\d|l2)", architecture):
+        family = re.search(r"(tf_)?efficientnet_(b\d|l2)", architecture)
+        if not family:
             raise UserError(
                 f"{path}: timm's tf_efficientnet_* and efficientnet_* have the same tensors but pad differently, and "
                 "neither the file's name nor a config.json beside it says which this is: say --padding=same for tf_*, "
                 "--padding=symmetric for the others"
             )
-        padding = "same" if architecture.startswith("tf_") else "symmetric"
+        padding = "same" if family[1] else "symmetric"
         notes.append(f"padding {padding}, for it is {architecture}")
     needs["model.padding"] = padding
     needs["model.batch_norm_epsilon"] = 1e-3 if padding == "same" else 1e-5

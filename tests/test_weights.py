@@ -20,6 +20,7 @@ from efficientnet_tf import (
     config,
     load_weights,
     predict,
+    weight_formats,
     weight_names,
     weights,
 )
@@ -231,6 +232,32 @@ def test_timm_without_tf_wants_another_network(theirs, tmp_path):
     kernel = theirs.get_layer("stem_conv").get_weights()[0]
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
     np.testing.assert_allclose(stem(image), np.einsum("byxcij,ijco->byxo", windows, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "padding"),
+    [("my-tf_efficientnet_b0", "same"), ("timm--efficientnet_b0.ra_in1k", "symmetric"), ("tf_efficientnet_l2", "same")],
+)
+def test_timm_padding_follows_the_name_wherever_it_stands(name, padding, theirs, tmp_path):
+    path = save_safetensors({"conv_head.weight": np.zeros([2, 2, 1, 1], np.float32)}, tmp_path / f"{name}.safetensors")
+    assert weight_formats.read_weights(path, []).needs["model.padding"] == padding
+
+
+def test_a_variable_that_is_there_twice(theirs, ours, tmp_path):
+    names = foreign.official_weights(theirs)
+    names["efficientnet-b0/stem/batch_normalization/gamma"] = names[
+        "efficientnet-b0/stem/tpu_batch_normalization/gamma"
+    ]
+    with pytest.raises(UserError, match="it has stem_bn/gamma twice"):
+        load_weights(ours, foreign.save_official(names, tmp_path / "model.ckpt"))
+
+
+def test_a_config_beside_that_is_none(theirs, ours, tmp_path):
+    path = save_safetensors(foreign.timm_weights(theirs), tmp_path / "model.safetensors")
+    for content in ("[1]", "{", '{"mean": 3, "architecture": "tf_efficientnet_b0"}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="cannot be read as safetensors"):
+            load_weights(ours, path)
 
 
 def test_bare_timm_file_leaves_the_padding_open(theirs, ours, tmp_path, pixels):
