@@ -22,6 +22,7 @@ NORMALIZATIONS = {
     "advprop": {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)},
 }
 CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # of this package's .weights.h5: the config as YAML
+CONFIG_ENTRY = "efficientnet_tf.yaml"  # the same in the archive of a converted .keras
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,10 @@ def _read_keras(path, variables, **_):
     padding = "symmetric" if model.get_layer("stem_conv").padding == "valid" else "same"
     if any(layer.__class__.__name__ == "Normalization" for layer in model.layers):
         padding = "same"  # keras.applications pads in layers of its own, the way that "same" does
-    needs = {"model.mean": tuple((-black * std).tolist()), "model.std": tuple(std.tolist())}
+    with zipfile.ZipFile(path) as archive:
+        stated = CONFIG_ENTRY in archive.namelist()
+        needs = _needs_of_config(archive.read(CONFIG_ENTRY).decode(), path) if stated else {}
+    needs |= {"model.mean": tuple((-black * std).tolist()), "model.std": tuple(std.tolist())}
     return Stored("a Keras model", values, needs | {"model.batch_norm_epsilon": norm.epsilon, "model.padding": padding})
 
 

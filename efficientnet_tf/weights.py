@@ -7,12 +7,13 @@ evaluate, predict and export need not be told.
 
 import json
 import os
+import zipfile
 
 import numpy as np
 
 from efficientnet_tf import cli
 from efficientnet_tf.config import UserError
-from efficientnet_tf.weight_formats import CONFIG_ATTRIBUTE, read_weights
+from efficientnet_tf.weight_formats import CONFIG_ATTRIBUTE, CONFIG_ENTRY, read_weights
 from efficientnet_tf.weight_names import model_variables, variable_paths
 
 STEM, HEAD = "stem_conv/kernel", ("predictions/kernel", "predictions/bias")
@@ -204,6 +205,8 @@ def _write(model, config, names, output):
         elif output.endswith(".keras"):
             temporary = output.removesuffix(".keras") + ".tmp.keras"
             model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:  # Keras passes over what it does not know
+                archive.writestr(CONFIG_ENTRY, dump_config(config))
             os.replace(temporary, output)
         else:
             from efficientnet_tf import checkpoint

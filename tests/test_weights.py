@@ -310,8 +310,7 @@ def converted(tmp_path_factory):
 def test_own_formats(name, converted, theirs, ours, pixels):
     stored = load_weights(ours, str(converted / name))
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
-    if name != "b0.keras":
-        assert stored.needs["data.crop_padding"] == 8 and stored.needs["data.image_size"] == 64
+    assert stored.needs["data.crop_padding"] == 8 and stored.needs["data.image_size"] == 64
 
 
 def test_converted_directory_serves_the_commands(converted, theirs, tmp_path):
