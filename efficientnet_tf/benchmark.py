@@ -194,16 +194,6 @@ def main(args):
             json.dump({"mode": args.mode, "environment": stated, "rows": rows}, file, indent=1)
 
 
-def _seconds(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-_seconds.__name__ = "number of seconds > 0"  # argparse names the type in its message
-
-
 def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser("benchmark", "Measure speed; what is compared is measured in turns, in one run.")
@@ -211,7 +201,7 @@ def make_parser():
     parser.add_argument("--sizes", type=cli.positive_ints, default=[224, 380, 600], help="image sides, pixels: 224,380")
     parser.add_argument("--threads", type=cli.positive_ints, default=[1, 2, 4], help="threads: 1,2,4")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns that count, after one that does not")
-    parser.add_argument("--seconds", type=_seconds, default=3.0, help="length of a measurement")
+    parser.add_argument("--seconds", type=cli.positive_number, default=3.0, help="length of a measurement")
     parser.add_argument("--output", help="JSON file to write, with hardware and versions")
     return parser
 

@@ -76,6 +76,15 @@ def positive_ints(text):
     return [positive_int(part) for part in text.split(",")]
 
 
+def positive_number(text):
+    """Parse a flag that measures: 2.5, 1.8e9."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+positive_number.__name__ = "number > 0"
 positive_ints.__name__ = "ints >= 1, divided by commas"
 positive_int.__name__ = "int >= 1"  # argparse names the type in its message
 

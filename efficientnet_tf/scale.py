@@ -103,16 +103,6 @@ def main(args):
         print(f"written to {args.output}: python -m efficientnet_tf.train --variant={args.output} ...")
 
 
-def _amount(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-_amount.__name__ = "number > 0"  # argparse names the type in its message
-
-
 def _base(text):
     value = float(text)
     if not 1 < value < 10:
@@ -131,8 +121,10 @@ def make_parser():
         "variant's YAML, which every command takes: --variant=mine.yaml.",
     )
     parser.add_argument("--baseline", default="b0", help="the network to scale: a variant, or the path of its YAML")
-    parser.add_argument("--target_macs", type=_amount, help="multiply-adds of an image at most, such as 1.8e9")
-    parser.add_argument("--target_params", type=_amount, help="trainable parameters at most, such as 12e6")
+    parser.add_argument(
+        "--target_macs", type=cli.positive_number, help="multiply-adds at most, such as 1.8e9"
+    )
+    parser.add_argument("--target_params", type=cli.positive_number, help="trainable parameters at most, such as 12e6")
     parser.add_argument("--alpha", type=_base, default=1.2, help="depth grows by this with each unit of phi")
     parser.add_argument("--beta", type=_base, default=1.1, help="width")
     parser.add_argument("--gamma", type=_base, default=1.15, help="resolution")
