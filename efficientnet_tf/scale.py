@@ -121,9 +121,7 @@ def make_parser():
         "variant's YAML, which every command takes: --variant=mine.yaml.",
     )
     parser.add_argument("--baseline", default="b0", help="the network to scale: a variant, or the path of its YAML")
-    parser.add_argument(
-        "--target_macs", type=cli.positive_number, help="multiply-adds at most, such as 1.8e9"
-    )
+    parser.add_argument("--target_macs", type=cli.positive_number, help="multiply-adds at most, such as 1.8e9")
     parser.add_argument("--target_params", type=cli.positive_number, help="trainable parameters at most, such as 12e6")
     parser.add_argument("--alpha", type=_base, default=1.2, help="depth grows by this with each unit of phi")
     parser.add_argument("--beta", type=_base, default=1.1, help="width")
