@@ -179,6 +179,7 @@ KILLED = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_three_times_ends_bit_identical(tmp_path):
     """SIGKILL at random moments, the same command again, the same weights in the end."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -126,8 +126,11 @@ def assert_same_logits(ours, theirs):
     assert np.max(np.abs(logits - expected)) <= 1e-4
 
 
+SLOW = [pytest.param(variant, marks=pytest.mark.slow) for variant in FAMILY[4:]]
+
+
 # 64 and its halves are even down to 2, where "same" pads one side more; 97's (49, 25, 13, 7) are odd.
-@pytest.fixture(scope="module", params=FAMILY)
+@pytest.fixture(scope="module", params=[*FAMILY[:4], *SLOW])
 def pair(request):
     return request.param, *build_pair(request.param, 64, 97)
 

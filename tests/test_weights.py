@@ -72,7 +72,11 @@ def save_safetensors(tensors, path):
 # ------------------------------------------------------------------------------------------------- each format
 
 
-KERAS_FILES = [(v, n) for v in ("b0", "b3") for n in ("w.weights.h5", "w.h5", "w.keras")] + [("b7", "w.weights.h5")]
+SLOW = pytest.mark.slow
+LARGER = ["b0", pytest.param("b3", marks=SLOW), pytest.param("b7", marks=SLOW)]
+KERAS_FILES = [("b0", name) for name in ("w.weights.h5", "w.h5", "w.keras")]
+KERAS_FILES += [pytest.param("b3", name, marks=SLOW) for name in ("w.weights.h5", "w.h5", "w.keras")]
+KERAS_FILES += [pytest.param("b7", "w.weights.h5", marks=SLOW)]
 
 
 @pytest.mark.parametrize(("variant", "name"), KERAS_FILES)
@@ -131,7 +135,7 @@ def test_keras_imagenet_weights_and_their_rescaling(include_top, tmp_path, pixel
     np.testing.assert_allclose(logits(by_name, images), logits(model, images), atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
+@pytest.mark.parametrize("variant", LARGER)
 def test_official_checkpoint(variant, tmp_path, pixels):
     model, mine = their_model(variant), build(variant) if variant == "b0" else our_model(variant)
     foreign.set_normalization(model, MEAN, STD)
@@ -167,7 +171,7 @@ def test_advprop_is_an_option(tmp_path, pixels):
     np.testing.assert_allclose(logits(reloaded, pixels), logits(model, pixels), atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
+@pytest.mark.parametrize("variant", LARGER)
 def test_timm_names(variant, tmp_path, pixels):
     model, mine = their_model(variant), our_model(variant)
     foreign.set_normalization(model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
