@@ -6,7 +6,7 @@ import itertools
 
 from efficientnet_tf.complexity import count_cost
 from efficientnet_tf.config import UserError
-from efficientnet_tf.scaling import PAPER, compound, implied_phi, round_resolution
+from efficientnet_tf.scaling import PAPER, implied_phi, multiply
 
 NEAR = 0.3  # how far, in phi, a neighbour's depth, width and resolution may each be from the compound direction
 LEAST_RESOLUTION = 32
@@ -57,14 +57,10 @@ def scale_spec(baseline, depth_phi, width_phi, resolution_phi, coefficients=PAPE
         B0 to B7.
     """
     phi = (depth_phi + width_phi + resolution_phi) / 3
-    return baseline.model_copy(
-        update={
-            "depth": round(baseline.depth * compound(depth_phi, coefficients)[0], 4),
-            "width": round(baseline.width * compound(width_phi, coefficients)[1], 4),
-            "resolution": round_resolution(baseline.resolution * compound(resolution_phi, coefficients)[2]),
-            "dropout": round(min(max(baseline.dropout + 0.05 * phi, baseline.dropout / 2), 0.5), 2),
-        }
-    )
+    alpha, beta, gamma = coefficients.alpha, coefficients.beta, coefficients.gamma
+    spec = multiply(baseline, alpha**depth_phi, beta**width_phi, gamma**resolution_phi)
+    dropout = min(max(baseline.dropout + 0.05 * phi, baseline.dropout / 2), 0.5)
+    return spec.model_copy(update={"dropout": round(dropout, 2)})
 
 
 def fit_budget(baseline, limits, coefficients=PAPER):

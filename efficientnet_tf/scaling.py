@@ -60,6 +60,20 @@ def round_resolution(side):
     return max(4, round(side / 4) * 4)
 
 
+def multiply(spec, depth=1.0, width=1.0, resolution=1.0):
+    """Return a schema.ModelSpec with its multipliers multiplied, rounded as a variant's YAML has them.
+
+    Args:
+        spec: schema.ModelSpec.
+        depth: float > 0, for repeats.
+        width: float > 0, for channels.
+        resolution: float > 0; the side becomes a multiple of 4 pixels, unless it stays.
+    """
+    side = spec.resolution if resolution == 1 else round_resolution(spec.resolution * resolution)
+    scaled = {"depth": round(spec.depth * depth, 4), "width": round(spec.width * width, 4), "resolution": side}
+    return spec.model_copy(update=scaled)
+
+
 @dataclass(frozen=True)
 class Block:
     """One inverted residual block (MBConv) with every number decided."""
