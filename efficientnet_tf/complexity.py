@@ -1,8 +1,33 @@
-"""What a network costs, counted from its numbers alone: parameters and multiply-adds, nothing is built."""
+"""What a network costs, counted from its numbers alone, layer by layer: parameters and multiply-adds, nothing is built."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from efficientnet_tf.scaling import scale_network
+
+NORM_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+class Layer(NamedTuple):
+    """A layer of the network: its variables, its work and its output, for one image."""
+
+    part: str  # "stem", "stage1", ..., "head"
+    name: str  # as in the built model
+    kind: str  # "convolution", "depthwise", "squeeze_excite", "batch_norm", "activation", "pooling", "add", "dense", ...
+    kernel: int
+    stride: int
+    side: int  # of the output, which is [side, side, channels]
+    channels: int
+    variables: tuple[str, ...] = ()
+    params: int = 0  # trainable
+    statistics: int = 0  # batch norm's moving means and variances
+    macs: int = 0
+    kept: bool = True  # whether the backward pass needs the output
+
+    @property
+    def elements(self):
+        """Number of values of the output."""
+        return self.side * self.side * self.channels
 
 
 @dataclass(frozen=True)
@@ -28,30 +53,152 @@ class Cost:
 
 
 def halve(side, stride=2):
-    """Return the side of a feature map after a convolution with "same" padding: ceil(side / stride)."""
+    """Return the side of a feature map after a convolution with padding: ceil(side / stride)."""
     return -(-side // stride)
 
 
-def _conv(kernel, inputs, outputs, positions, bias=False):
-    """Cost of a convolution over `positions` output pixels; a depthwise one has inputs=1."""
-    weights = kernel * kernel * inputs * outputs
-    return Cost(weights + outputs * bias, 0, weights * positions)
+class _Trace:
+    """Follows one image through a network: notes each layer, and the shape that it leaves."""
+
+    def __init__(self, spec, side, channels):
+        self.layers = []
+        self.part, self.side, self.channels = "stem", side, channels
+        # The gradient of swish needs its input, which is batch norm's output; that of relu its own output.
+        self.norm_is_kept = spec.activation == "swish"
+
+    def note(self, name, kind, variables=(), params=0, statistics=0, macs=0, kernel=1, stride=1, kept=True):
+        """Add a layer that leaves what `side` and `channels` say now."""
+        self.layers.append(
+            Layer(
+                self.part, name, kind, kernel, stride, self.side, self.channels, variables, params, statistics, macs, kept
+            )
+        )
+
+    def conv(self, name, channels, kernel=1, stride=1):
+        weights = kernel * kernel * self.channels * channels
+        self.side, self.channels = halve(self.side, stride), channels
+        macs = weights * self.side * self.side
+        self.note(name, "convolution", ("kernel",), weights, 0, macs, kernel, stride)
+
+    def depthwise(self, name, kernel, stride):
+        weights = kernel * kernel * self.channels
+        self.side = halve(self.side, stride)
+        self.note(name, "depthwise", ("kernel",), weights, 0, weights * self.side * self.side, kernel, stride)
+
+    def batch_norm(self, name, activation=True):
+        """Batch norm and what acts on it; without an activation, what follows keeps its own output."""
+        kept = activation and self.norm_is_kept
+        self.note(name, "batch_norm", NORM_VARIABLES, 2 * self.channels, 2 * self.channels, kept=kept)
+        if activation:
+            self.note(name.removesuffix("bn") + "activation", "activation")
+
+    def squeeze_excite(self, name, squeezed):
+        side, channels, weights = self.side, self.channels, self.channels * squeezed
+        self.side = 1
+        self.note(f"{name}_squeeze", "squeeze_excite")
+        self.channels = squeezed
+        self.note(f"{name}_reduce", "squeeze_excite", ("kernel", "bias"), weights + squeezed, 0, weights)
+        self.channels = channels
+        self.note(f"{name}_expand", "squeeze_excite", ("kernel", "bias"), weights + channels, 0, weights)
+        self.side = side
+        self.note(f"{name}_excite", "squeeze_excite")
 
 
-def _batch_norm(channels):
-    return Cost(2 * channels, 2 * channels)
-
-
-def _block(block, side):
-    expanded, positions = block.expanded_channels, halve(side, block.stride) ** 2
-    cost = Cost()
+def _mbconv(trace, block):
+    name = block.name
     if block.expand != 1:
-        cost += _conv(1, block.in_channels, expanded, side * side) + _batch_norm(expanded)
-    cost += _conv(block.kernel, 1, expanded, positions) + _batch_norm(expanded)
+        trace.conv(f"{name}_expand_conv", block.inner_channels)
+        trace.batch_norm(f"{name}_expand_bn")
+    trace.depthwise(f"{name}_dwconv", block.kernel, block.stride)
+    trace.batch_norm(f"{name}_bn")
     if block.se_channels:
-        cost += _conv(1, expanded, block.se_channels, 1, bias=True)
-        cost += _conv(1, block.se_channels, expanded, 1, bias=True)
-    return cost + _conv(1, expanded, block.out_channels, positions) + _batch_norm(block.out_channels)
+        trace.squeeze_excite(f"{name}_se", block.se_channels)
+    trace.conv(f"{name}_project_conv", block.out_channels)
+    trace.batch_norm(f"{name}_project_bn", activation=False)
+    trace.note(f"{name}_add" if block.has_residual else f"{name}_output", "add")
+
+
+def _separable(trace, block):
+    trace.depthwise(f"{block.name}_dwconv", block.kernel, block.stride)
+    trace.batch_norm(f"{block.name}_bn")
+    trace.conv(f"{block.name}_project_conv", block.out_channels)
+    trace.batch_norm(f"{block.name}_project_bn")
+
+
+def _bottleneck(trace, block):
+    name, side, channels = block.name, trace.side, trace.channels
+    if not block.keeps_shape:
+        trace.conv(f"{name}_shortcut_conv", block.out_channels, stride=block.stride)
+        trace.batch_norm(f"{name}_shortcut_bn", activation=False)
+        trace.side, trace.channels = side, channels
+    trace.conv(f"{name}_reduce_conv", block.inner_channels)
+    trace.batch_norm(f"{name}_reduce_bn")
+    trace.conv(f"{name}_conv", block.inner_channels, block.kernel, block.stride)
+    trace.batch_norm(f"{name}_bn")
+    trace.conv(f"{name}_project_conv", block.out_channels)
+    trace.batch_norm(f"{name}_project_bn", activation=False)
+    trace.note(f"{name}_add", "add", kept=trace.norm_is_kept)
+    trace.note(f"{name}_output", "activation")
+
+
+_BLOCKS = {"mbconv": _mbconv, "separable": _separable, "bottleneck": _bottleneck}
+
+
+def list_layers(spec, resolution=None, classes=1000, channels=3):
+    """List the layers of a spec without building it.
+
+    Args:
+        spec: schema.ModelSpec.
+        resolution: int >= 1, image side in pixels; the spec's by default.
+        classes: int >= 1.
+        channels: int >= 1, of the images.
+
+    Returns:
+        list of Layer, in the order of the network. Layers with variables are those of the built model, name by name.
+        Of the others there are those that leave an output of their own; a block without a residual ends with
+        "..._output", which is no layer but its last batch norm's output, the next block's input.
+    """
+    network = scale_network(spec)
+    trace = _Trace(spec, resolution or spec.resolution, channels)
+    trace.note("normalization", "normalization")
+    trace.conv("stem_conv", network.stem_channels, spec.stem_kernel, 2)
+    trace.batch_norm("stem_bn")
+    if spec.stem_pool:
+        trace.side = halve(trace.side)
+        trace.note("stem_pool", "pooling", kernel=3, stride=2)
+    for number, stage in enumerate(network.stages, 1):
+        trace.part = f"stage{number}"
+        for block in stage:
+            _BLOCKS[block.kind](trace, block)
+    trace.part = "head"
+    if network.head_channels:
+        trace.conv("top_conv", network.head_channels)
+        trace.batch_norm("top_bn")
+    weights, trace.side = trace.channels * classes, 1
+    trace.note("avg_pool", "pooling")
+    trace.channels = classes
+    trace.note("predictions", "dense", ("kernel", "bias"), weights + classes, 0, weights)
+    return trace.layers
+
+
+def sum_by(layers, key):
+    """Add up layers by one of their fields.
+
+    Args:
+        layers: sequence of Layer.
+        key: str, "part" or "kind".
+
+    Returns:
+        dict of Cost, in the order of the network, and "total".
+    """
+    sums = {}
+    for layer in layers:
+        cost = sums.setdefault(getattr(layer, key), [0, 0, 0])
+        cost[0] += layer.params
+        cost[1] += layer.statistics
+        cost[2] += layer.macs
+    parts = {name: Cost(*cost) for name, cost in sums.items()}
+    return parts | {"total": sum(parts.values(), Cost())}
 
 
 def count_cost(spec, resolution=None, classes=1000, channels=3):
@@ -68,16 +215,4 @@ def count_cost(spec, resolution=None, classes=1000, channels=3):
 
     Source: multiply-adds as the paper prints them under the name FLOPS: convolutions and dense layers.
     """
-    network = scale_network(spec)
-    side = halve(resolution or spec.resolution)
-    stem = network.stem_channels
-    parts = {"stem": _conv(3, channels, stem, side * side) + _batch_norm(stem)}
-    for number, stage in enumerate(network.stages, 1):
-        cost = Cost()
-        for block in stage:
-            cost += _block(block, side)
-            side = halve(side, block.stride)
-        parts[f"stage{number}"] = cost
-    head, last = network.head_channels, network.stages[-1][-1].out_channels
-    parts["head"] = _conv(1, last, head, side * side) + _batch_norm(head) + _conv(1, head, classes, 1, bias=True)
-    return parts | {"total": sum(parts.values(), Cost())}
+    return sum_by(list_layers(spec, resolution, classes, channels), "part")

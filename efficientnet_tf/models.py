@@ -1,9 +1,10 @@
-"""The functional builder: EfficientNet as a plain Keras model of Keras's own layers.
+"""The functional builder: a stage table and a function for each kind of block make a plain Keras model.
 
 Imports Keras alone, so the same model is built on each of Keras's backends, and a saved model needs nothing of
 this package to load. A block reads as its own diagram; layer names are those of `keras.applications`.
 """
 
+import re
 import sys
 
 import keras
@@ -45,14 +46,39 @@ def _conv(x, filters, kernel, name, stride=1, padding="same", use_bias=False, ac
 
 def _batch_norm(x, spec, name, activation=True):
     x = layers.BatchNormalization(momentum=spec.batch_norm_momentum, epsilon=spec.batch_norm_epsilon, name=name)(x)
-    return layers.Activation("swish", name=name.removesuffix("bn") + "activation")(x) if activation else x
+    return _activation(x, spec, name.removesuffix("bn") + "activation") if activation else x
 
 
-def squeeze_excite(x, block):
+def _activation(x, spec, name):
+    return layers.Activation(spec.activation, name=name)(x)
+
+
+def _depthwise(x, block, spec):
+    x, padding = _pad(x, block.kernel, block.stride, spec, f"{block.name}_dwconv")
+    x = layers.DepthwiseConv2D(
+        block.kernel,
+        strides=block.stride,
+        padding=padding,
+        use_bias=False,
+        depthwise_initializer=_conv_initializer(),
+        name=f"{block.name}_dwconv",
+    )(x)
+    return _batch_norm(x, spec, f"{block.name}_bn")
+
+
+def _residual(x, shortcut, block):
+    """Add a block's input, or its projection, to what the block has made of it."""
+    if block.drop_rate:
+        # One number an image: the whole branch is dropped, the rest scaled up (stochastic depth).
+        x = layers.Dropout(block.drop_rate, noise_shape=(None, 1, 1, 1), name=f"{block.name}_drop")(x)
+    return layers.Add(name=f"{block.name}_add")([x, shortcut])
+
+
+def squeeze_excite(x, block, activation):
     """Scale each channel by a gate computed from the channels' means. [B, H, W, C] -> [B, H, W, C]."""
     gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}_se_squeeze")(x)
-    gate = _conv(gate, block.se_channels, 1, f"{block.name}_se_reduce", use_bias=True, activation="swish")
-    gate = _conv(gate, block.expanded_channels, 1, f"{block.name}_se_expand", use_bias=True, activation="sigmoid")
+    gate = _conv(gate, block.se_channels, 1, f"{block.name}_se_reduce", use_bias=True, activation=activation)
+    gate = _conv(gate, block.inner_channels, 1, f"{block.name}_se_expand", use_bias=True, activation="sigmoid")
     return layers.Multiply(name=f"{block.name}_se_excite")([x, gate])
 
 
@@ -68,28 +94,43 @@ def mbconv(x, block, spec):
     """
     inputs, name = x, block.name
     if block.expand != 1:
-        x = _conv(x, block.expanded_channels, 1, f"{name}_expand_conv")
+        x = _conv(x, block.inner_channels, 1, f"{name}_expand_conv")
         x = _batch_norm(x, spec, f"{name}_expand_bn")
-    x, padding = _pad(x, block.kernel, block.stride, spec, f"{name}_dwconv")
-    x = layers.DepthwiseConv2D(
-        block.kernel,
-        strides=block.stride,
-        padding=padding,
-        use_bias=False,
-        depthwise_initializer=_conv_initializer(),
-        name=f"{name}_dwconv",
-    )(x)
-    x = _batch_norm(x, spec, f"{name}_bn")
+    x = _depthwise(x, block, spec)
     if block.se_channels:
-        x = squeeze_excite(x, block)
+        x = squeeze_excite(x, block, spec.activation)
     x = _conv(x, block.out_channels, 1, f"{name}_project_conv")
     x = _batch_norm(x, spec, f"{name}_project_bn", activation=False)
-    if block.has_residual:
-        if block.drop_rate:
-            # One number an image: the whole branch is dropped, the rest scaled up (stochastic depth).
-            x = layers.Dropout(block.drop_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(x)
-        x = layers.Add(name=f"{name}_add")([x, inputs])
-    return x
+    return _residual(x, inputs, block) if block.has_residual else x
+
+
+def separable(x, block, spec):
+    """Depthwise separable convolution. Shapes and arguments as `mbconv`. Source: MobileNetV1 (Howard et al. 2017)."""
+    x = _depthwise(x, block, spec)
+    x = _conv(x, block.out_channels, 1, f"{block.name}_project_conv")
+    return _batch_norm(x, spec, f"{block.name}_project_bn")
+
+
+def bottleneck(x, block, spec):
+    """Residual bottleneck, its stride on the inner convolution. Shapes and arguments as `mbconv`.
+
+    Source: He et al. 2016, Figure 5; the stride's place as in the networks that are compared with today ("v1.5").
+    """
+    shortcut, name = x, block.name
+    if not block.keeps_shape:
+        shortcut = _conv(x, block.out_channels, 1, f"{name}_shortcut_conv", block.stride)
+        shortcut = _batch_norm(shortcut, spec, f"{name}_shortcut_bn", activation=False)
+    x = _conv(x, block.inner_channels, 1, f"{name}_reduce_conv")
+    x = _batch_norm(x, spec, f"{name}_reduce_bn")
+    x, padding = _pad(x, block.kernel, block.stride, spec, f"{name}_conv")
+    x = _conv(x, block.inner_channels, block.kernel, f"{name}_conv", block.stride, padding)
+    x = _batch_norm(x, spec, f"{name}_bn")
+    x = _conv(x, block.out_channels, 1, f"{name}_project_conv")
+    x = _batch_norm(x, spec, f"{name}_project_bn", activation=False)
+    return _activation(_residual(x, shortcut, block), spec, f"{name}_output")
+
+
+BLOCKS = {"mbconv": mbconv, "separable": separable, "bottleneck": bottleneck}
 
 
 def _normalization(spec, channels):
@@ -121,7 +162,8 @@ def build_model(
     """Build an EfficientNet.
 
     Args:
-        variant: str, "b0" ... "b8", "l2" or the path of a variant's YAML; or a schema.ModelSpec.
+        variant: str, "b0" ... "b8", "l2", another name in `configs/` or the path of a variant's YAML; or a
+            schema.ModelSpec.
         classes: int >= 1, width of the classifier.
         input_shape: (height, width, channels), ints >= 1; None for height and width takes images of any size.
             By default the variant's resolution and `channels`.
@@ -133,7 +175,7 @@ def build_model(
         classifier_activation: None for logits, or a Keras activation such as "softmax".
         endpoints: sequence of strides out of 2, 4, 8, 16, 32: the model then returns a dict
             {"stride4": features [B, H/4, W/4, C], ...}, each the last features at that stride, without the head.
-        name: str; "efficientnet" and the variant's name by default.
+        name: str; by default the variant's name, with "efficientnet" before "b0" ... "l2".
 
     Returns:
         A `keras.Model` from pixels [B, H, W, C], in [0, 255], float or uint8, to logits [B, classes] in float32.
@@ -156,13 +198,17 @@ def build_model(
     by_stride, stride = {}, 2
 
     x = _normalization(spec, x.shape[-1])(x)
-    x, padding = _pad(x, 3, 2, spec, "stem_conv")
-    x = _conv(x, network.stem_channels, 3, "stem_conv", stride=2, padding=padding)
+    x, padding = _pad(x, spec.stem_kernel, 2, spec, "stem_conv")
+    x = _conv(x, network.stem_channels, spec.stem_kernel, "stem_conv", stride=2, padding=padding)
     x = _batch_norm(x, spec, "stem_bn")
+    if spec.stem_pool:
+        by_stride[stride], stride = x, stride * 2
+        x, padding = _pad(x, 3, 2, spec, "stem_pool")
+        x = layers.MaxPooling2D(3, strides=2, padding=padding, name="stem_pool")(x)
     for block in network.blocks:
         if block.stride == 2:
             by_stride[stride], stride = x, stride * 2
-        x = mbconv(x, block, spec)
+        x = BLOCKS[block.kind](x, block, spec)
     by_stride[stride] = x
 
     if endpoints is not None:
@@ -170,13 +216,15 @@ def build_model(
             raise config.UserError(f"endpoints={endpoints!r}: allowed are strides out of {sorted(by_stride)}")
         x = {f"stride{s}": by_stride[s] for s in endpoints}
     else:
-        x = _conv(x, network.head_channels, 1, "top_conv")
-        x = _batch_norm(x, spec, "top_bn")
+        if network.head_channels:
+            x = _conv(x, network.head_channels, 1, "top_conv")
+            x = _batch_norm(x, spec, "top_bn")
         x = _top(x, spec, classes, classifier_activation) if include_top else _pool(x, pooling)
     if input_tensor is not None:
         sources = keras.utils.get_source_inputs(input_tensor)
         inputs = sources[0] if len(sources) == 1 else sources
-    return keras.Model(inputs, x, name=name or f"efficientnet{spec.name}")
+    is_published = re.fullmatch(r"[bl]\d", spec.name)
+    return keras.Model(inputs, x, name=name or ("efficientnet" * bool(is_published) + spec.name))
 
 
 def _top(x, spec, classes, activation):

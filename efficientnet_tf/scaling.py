@@ -3,6 +3,7 @@
 import math
 import string
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def round_channels(channels, width, divisor=8):
@@ -74,28 +75,29 @@ def multiply(spec, depth=1.0, width=1.0, resolution=1.0):
     return spec.model_copy(update=scaled)
 
 
-@dataclass(frozen=True)
-class Block:
-    """One inverted residual block (MBConv) with every number decided."""
+class Block(NamedTuple):
+    """One block with every number decided; `models` has a function for each kind."""
 
     name: str  # "block2a": stage 2, first block; weight files address layers by it
+    kind: str  # "mbconv", "separable" or "bottleneck", as in schema.Stage
     kernel: int
     stride: int
     expand: int
     in_channels: int
+    inner_channels: int  # of the convolution that looks at neighbours
     out_channels: int
     se_channels: int  # squeeze-excite bottleneck; 0 for none
     drop_rate: float  # probability that the block is skipped in training
 
     @property
-    def expanded_channels(self):
-        """Channels of the depthwise convolution."""
-        return self.in_channels * self.expand
+    def keeps_shape(self):
+        """Whether input and output have the same shape."""
+        return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
     def has_residual(self):
-        """Whether the input is added to the output."""
-        return self.stride == 1 and self.in_channels == self.out_channels
+        """Whether the input is added to the output: a bottleneck projects it where shapes differ."""
+        return self.kind == "bottleneck" or (self.kind == "mbconv" and self.keeps_shape)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Network:
 
     stem_channels: int
     stages: tuple[tuple[Block, ...], ...]
-    head_channels: int
+    head_channels: int  # 0 for no convolution before the pooling
 
     @property
     def blocks(self):
@@ -128,7 +130,7 @@ def scale_network(spec):
         A Network. Its squeeze-excite widths follow each block's *input* channels, and the drop rate of block i
         of N is `drop_connect * i / N` with N counted after scaling.
 
-    Source: paper, Table 1 and section 5.2; official code for the two rules above.
+    Source: paper, Table 1, section 5.1 (other families) and 5.2; official code for the two rules above.
     """
 
     def channels(count):
@@ -139,16 +141,20 @@ def scale_network(spec):
     in_channels = channels(spec.stem_channels)
     stages = []
     for number, (stage, count) in enumerate(zip(spec.stages, repeats, strict=True), 1):
+        # A bottleneck states its output's channels; it is its inner ones that are rounded.
+        inner = channels(stage.channels / stage.expand) if stage.block == "bottleneck" else 0
         blocks = []
         for index in range(count):
             blocks.append(
                 Block(
                     name=f"block{number}{_letter(index)}",
+                    kind=stage.block,
                     kernel=stage.kernel,
                     stride=stage.stride if index == 0 else 1,
                     expand=stage.expand,
                     in_channels=in_channels,
-                    out_channels=channels(stage.channels),
+                    inner_channels=inner or in_channels * stage.expand,
+                    out_channels=inner * stage.expand or channels(stage.channels),
                     se_channels=max(1, int(in_channels * stage.se_ratio)) if stage.se_ratio else 0,
                     drop_rate=spec.drop_connect * done / total,
                 )
@@ -156,4 +162,5 @@ def scale_network(spec):
             in_channels = blocks[-1].out_channels
             done += 1
         stages.append(tuple(blocks))
-    return Network(channels(spec.stem_channels), tuple(stages), channels(spec.head_channels))
+    head_channels = channels(spec.head_channels) if spec.head_channels else 0
+    return Network(channels(spec.stem_channels), tuple(stages), head_channels)

@@ -43,14 +43,32 @@ Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 class Stage(Section):
     """One row of the baseline's stage table (paper, Table 1), before scaling."""
 
-    kernel: Literal[3, 5, 7] = Field(description="depthwise kernel size, pixels")
+    block: Literal["mbconv", "separable", "bottleneck"] = Field(
+        "mbconv",
+        description="mbconv: expansion, depthwise, squeeze-excite, projection; separable: depthwise and 1x1 "
+        "(MobileNetV1); bottleneck: 1x1, full convolution, 1x1, and a projected shortcut (ResNet)",
+    )
+    kernel: Literal[3, 5, 7] = Field(description="size of the kernel that looks at neighbours, pixels")
     stride: Literal[1, 2] = Field(description="stride of the first block; the others have 1")
-    expand: Count = Field(description="expansion ratio; 1 leaves the expansion out")
+    expand: Count = Field(
+        description="mbconv: inner channels for each of the input, 1 leaves the expansion out; bottleneck: output "
+        "channels for each inner one"
+    )
     channels: Count = Field(description="output channels at width 1")
     repeats: Count = Field(description="number of blocks at depth 1")
     se_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.25, description="squeeze-excite bottleneck as a share of the block's input channels; 0 for none"
+        0.25, description="mbconv: squeeze-excite bottleneck as a share of the block's input channels; 0 for none"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.block != "mbconv" and self.se_ratio:
+            raise ValueError(f"se_ratio is for block=mbconv, received {self.se_ratio:g} for {self.block}: give 0")
+        if self.block == "separable" and self.expand != 1:
+            raise ValueError(f"block=separable has no expansion, received expand={self.expand}: give 1")
+        if self.block == "bottleneck" and self.channels % self.expand:
+            raise ValueError(f"block=bottleneck: channels={self.channels} must be a multiple of expand={self.expand}")
+        return self
 
 
 class ModelSpec(Section):
@@ -63,7 +81,12 @@ class ModelSpec(Section):
     dropout: Fraction = Field(description="drop rate before the classifier")
     drop_connect: Fraction = Field(0.2, description="stochastic depth: drop rate that a block past the last would have")
     stem_channels: Count = Field(32, description="channels of the first convolution at width 1")
-    head_channels: Count = Field(1280, description="channels of the last convolution at width 1")
+    stem_kernel: Literal[3, 7] = Field(3, description="kernel size of the first convolution, which has stride 2")
+    stem_pool: bool = Field(False, description="3x3 max pooling of stride 2 after the first convolution (ResNet)")
+    head_channels: Annotated[int, Field(ge=0)] = Field(
+        1280, description="channels of the last convolution at width 1; 0 for none"
+    )
+    activation: Literal["swish", "relu", "relu6"] = Field("swish", description="after batch norm")
     channel_divisor: Count = Field(8, description="scaled channels are multiples of this")
     batch_norm_momentum: Fraction = Field(0.99, description="share of the moving statistics kept at each step")
     batch_norm_epsilon: Positive = Field(1e-3, description="added to the variance")

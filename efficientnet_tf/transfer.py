@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from efficientnet_tf import checkpoint, distribute, weights
 from efficientnet_tf.config import UserError
-from efficientnet_tf.scaling import scale_network
 from efficientnet_tf.weight_formats import needs_of, read_weights
 from efficientnet_tf.weight_names import model_variables, variable_paths
 
@@ -40,7 +39,7 @@ def needs_as_overrides(config, model_dir):
     if tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
         needs = needs_of(checkpoint.read_config(model_dir))
     else:
-        needs = read_weights(config.train.init_from, variable_paths(scale_network(config.model))).needs
+        needs = read_weights(config.train.init_from, variable_paths(config.model)).needs
     return [f"{key}={json.dumps(value)}" for key, value in needs.items() if key.startswith("model.")]
 
 
@@ -64,7 +63,7 @@ def read_initial(config, class_names):
     theirs = _class_names(path)
     keep = theirs == list(class_names)
     with distribute.on_host():
-        stored = read_weights(path, variable_paths(scale_network(config.model)))
+        stored = read_weights(path, variable_paths(config.model))
         model = checkpoint.build_for(config, len(class_names))
         weights.assign_weights(model, stored, path, reset_head=not keep)
     for key in ("mean", "std"):

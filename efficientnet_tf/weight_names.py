@@ -2,29 +2,21 @@
 
 import re
 
+from efficientnet_tf.complexity import list_layers
+
 
 def model_variables(model):
     """Return {path: variable} of a Keras model, without its layers' random state."""
     return {v.path: v for v in model.variables if "seed_generator" not in v.path}
 
 
-def variable_paths(network):
+def variable_paths(spec):
     """Return the paths of a network's variables, from the input to the output: those of the built model.
 
     Args:
-        network: scaling.Network.
+        spec: schema.ModelSpec.
     """
-    norm = ("gamma", "beta", "moving_mean", "moving_variance")
-    layers = [("stem_conv", ("kernel",)), ("stem_bn", norm)]
-    for block in network.blocks:
-        if block.expand != 1:
-            layers += [(f"{block.name}_expand_conv", ("kernel",)), (f"{block.name}_expand_bn", norm)]
-        layers += [(f"{block.name}_dwconv", ("kernel",)), (f"{block.name}_bn", norm)]
-        if block.se_channels:
-            layers += [(f"{block.name}_se_{part}", ("kernel", "bias")) for part in ("reduce", "expand")]
-        layers += [(f"{block.name}_project_conv", ("kernel",)), (f"{block.name}_project_bn", norm)]
-    layers += [("top_conv", ("kernel",)), ("top_bn", norm), ("predictions", ("kernel", "bias"))]
-    return [f"{layer}/{variable}" for layer, names in layers for variable in names]
+    return [f"{layer.name}/{variable}" for layer in list_layers(spec) for variable in layer.variables]
 
 
 def layers_of(variables):

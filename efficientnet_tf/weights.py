@@ -161,12 +161,11 @@ def convert(variant, path, output, *, overrides=(), classes=None, reset_head=Fal
     """
     from efficientnet_tf import models
     from efficientnet_tf.config import load_config, override_config
-    from efficientnet_tf.scaling import scale_network
 
     if os.path.exists(output):
         raise UserError(f"--output={output} exists: take another, nothing is overwritten")
     config = load_config(variant, "imagenet", ["train.ema_decay=0"])
-    stored = read_weights(path, variable_paths(scale_network(config.model)), **options)
+    stored = read_weights(path, variable_paths(config.model), **options)
     needs = [f"{key}={json.dumps(value)}" for key, value in stored.needs.items()]
     config = override_config(override_config(config, needs), overrides)
     if classes is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from efficientnet_tf import complexity, config
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
-VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+VARIANTS = sorted(path.stem for path in config.CONFIG_DIR.glob("*.yaml"))
 
 
 def complexity_golden():

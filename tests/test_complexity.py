@@ -71,19 +71,43 @@ def count_layers(model):
     return trainable, statistics, macs
 
 
-def assert_same_count(spec, resolution, classes, channels):
+def assert_same_layers(spec, resolution, classes, channels):
+    """Compare with the built model: in total, and each layer's variables and output."""
     with unallocated():
-        built = count_layers(models.build_model(spec, classes, (resolution, resolution, channels)))
-    counted = complexity.count_cost(spec, resolution, classes, channels)["total"]
-    assert (counted.trainable_params, counted.statistics, counted.macs) == built
+        model = models.build_model(spec, classes, (resolution, resolution, channels))
+    layers = complexity.list_layers(spec, resolution, classes, channels)
+    counted = complexity.sum_by(layers, "part")["total"]
+    assert (counted.trainable_params, counted.statistics, counted.macs) == count_layers(model)
+    built = {layer.name: layer for layer in model.layers}
+    assert {layer.name for layer in layers if layer.variables} == {n for n, layer in built.items() if layer.weights}
+    for layer in layers:
+        if layer.name not in built:
+            assert layer.name.endswith("_output") and not layer.variables
+            continue
+        twin = built[layer.name]
+        assert [v.name for v in twin.variables if "seed" not in v.path] == list(layer.variables)
+        assert layer.params + layer.statistics == sum(math.prod(w.shape) for w in twin.weights)
+        assert layer.elements == math.prod(twin.output.shape[1:])
+        if layer.kind in ("convolution", "depthwise"):
+            assert (layer.kernel, layer.stride) == (twin.kernel_size[0], twin.strides[0])
 
 
-@pytest.mark.parametrize(("resolution", "classes", "channels"), [(224, 1000, 3), (131, 10, 1)])
-def test_b0_equals_the_built_model(resolution, classes, channels):
-    assert_same_count(config.load_variant("b0"), resolution, classes, channels)
+@pytest.mark.parametrize(
+    ("variant", "resolution", "classes", "channels"),
+    [("b0", 224, 1000, 3), ("b0", 131, 10, 1), ("resnet50", 97, 10, 3), ("mobilenetv1", 33, 5, 3)],
+)
+def test_layers_are_those_of_the_built_model(variant, resolution, classes, channels):
+    assert_same_layers(config.load_variant(variant), resolution, classes, channels)
 
 
-stages = st.builds(
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", make_goldens.VARIANTS)
+def test_layers_of_every_variant(variant):
+    spec = config.load_variant(variant)
+    assert_same_layers(spec, spec.resolution, 1000, 3)
+
+
+mbconv = st.builds(
     schema.Stage,
     kernel=st.sampled_from([3, 5, 7]),
     stride=st.sampled_from([1, 2]),
@@ -91,6 +115,21 @@ stages = st.builds(
     channels=st.integers(1, 40),
     repeats=st.integers(1, 2),
     se_ratio=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
+)
+other = st.builds(
+    lambda block, expand, channels, **rest: schema.Stage(
+        block=block,
+        expand=1 if block == "separable" else expand,
+        channels=channels * expand,
+        se_ratio=0.0,
+        **rest,
+    ),
+    block=st.sampled_from(["separable", "bottleneck"]),
+    kernel=st.sampled_from([3, 5, 7]),
+    stride=st.sampled_from([1, 2]),
+    expand=st.integers(1, 4),
+    channels=st.integers(1, 20),
+    repeats=st.integers(1, 2),
 )
 specs = st.builds(
     config.ModelSpec,
@@ -100,13 +139,52 @@ specs = st.builds(
     resolution=st.just(8),
     dropout=st.just(0.0),
     stem_channels=st.integers(1, 40),
-    head_channels=st.integers(1, 80),
+    stem_kernel=st.sampled_from([3, 7]),
+    stem_pool=st.booleans(),
+    head_channels=st.integers(0, 80),
+    activation=st.sampled_from(["swish", "relu", "relu6"]),
+    padding=st.sampled_from(["same", "symmetric"]),
     channel_divisor=st.sampled_from([1, 3, 8]),
-    stages=st.lists(stages, min_size=1, max_size=4).map(tuple),
+    stages=st.lists(mbconv | other, min_size=1, max_size=4).map(tuple),
 )
+shapes = (st.integers(1, 70), st.integers(1, 12), st.integers(1, 5))
 
 
 @settings(max_examples=20)
-@given(specs, st.integers(1, 70), st.integers(1, 12), st.integers(1, 5))
+@given(specs, *shapes)
 def test_random_specs_equal_the_built_model(spec, resolution, classes, channels):
-    assert_same_count(spec, resolution, classes, channels)
+    assert_same_layers(spec, resolution, classes, channels)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(specs, *shapes)
+def test_200_random_specs_equal_the_built_model(spec, resolution, classes, channels):
+    assert_same_layers(spec, resolution, classes, channels)
+
+
+# Published: trainable parameters; multiply-adds in billions.
+FAMILIES = {
+    "resnet50": (25_557_032, "4.09"),
+    "wide_resnet50_2": (68_883_240, "11.40"),
+    "mobilenetv1": (4_231_976, "0.57"),
+    "mobilenetv2": (3_504_872, "0.30"),
+}
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_other_families_are_the_published_networks(variant):
+    spec, (trainable, billions) = config.load_variant(variant), FAMILIES[variant]
+    cost = complexity.count_cost(spec)["total"]
+    assert (cost.trainable_params, f"{cost.macs / 1e9:.2f}") == (trainable, billions)
+
+
+@pytest.mark.parametrize("variant", ["mobilenetv1", "mobilenetv2"])
+def test_mobile_networks_are_those_of_keras_applications(variant):
+    with unallocated():
+        theirs = getattr(keras.applications, {"mobilenetv1": "MobileNet", "mobilenetv2": "MobileNetV2"}[variant])(
+            weights=None, input_shape=(224, 224, 3)
+        )
+        trainable, statistics, macs = count_layers(theirs)
+    cost = complexity.count_cost(config.load_variant(variant))["total"]
+    assert (cost.trainable_params, cost.statistics, cost.macs) == (trainable, statistics, macs)

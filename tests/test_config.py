@@ -16,6 +16,7 @@ import efficientnet_tf
 from efficientnet_tf import config, schema
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+FAMILIES = ["mobilenetv1", "mobilenetv2", "resnet50", "wide_resnet50_2"]
 TRANSFER_SETS = ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"]
 RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "finetune", "digits", "smoke"]
 RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
@@ -76,7 +77,7 @@ def test_variants_are_those_of_the_reference(variant, numbers):
 
 
 def test_shipped_files_are_the_named_ones():
-    assert {path.stem for path in config.CONFIG_DIR.glob("*.yaml")} == set(VARIANTS)
+    assert {path.stem for path in config.CONFIG_DIR.glob("*.yaml")} == {*VARIANTS, *FAMILIES}
     assert {path.stem for path in (config.CONFIG_DIR / "recipes").glob("*.yaml")} == set(RECIPES)
 
 
@@ -249,7 +250,7 @@ def test_mistakes_in_the_stage_table_name_the_row(write):
     variant = write("baseline: b0\nstages: [{kernal: 3, stride: 1, expand: 1, channels: 8, repeats: 1}]\n")
     message = error(config.load_variant, variant)
     assert f"{variant}: stages.0.kernel: is required and not given" in message
-    assert f"{variant}: stages.0.kernal: unknown key; allowed are channels, expand, kernel" in message
+    assert f"{variant}: stages.0.kernal: unknown key; allowed are block, channels, expand, kernel" in message
     assert message.endswith("Did you mean 'kernel'?")
 
 
@@ -303,7 +304,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     [
         (
             {"variant": "b9"},
-            ["unknown variant 'b9'", "allowed are b0, b1", "l2, or a path", "Did you mean 'b8'?"],
+            ["unknown variant 'b9'", "allowed are b0, b1", "wide_resnet50_2, or a path", "Did you mean 'b8'?"],
         ),
         ({"recipe": "digit"}, ["unknown recipe 'digit'", "cifar10, digits", "Did you mean 'digits'?"]),
         ({"variant": "recipes/digits"}, ["unknown variant 'recipes/digits'"]),
@@ -498,7 +499,7 @@ def test_imports_go_downward(module):
 
 
 def test_models_import_keras_and_nothing_else():
-    assert {name.split(".")[0] for name in imports(TREES["models"])} == {"sys", "keras", "efficientnet_tf"}
+    assert {name.split(".")[0] for name in imports(TREES["models"])} == {"re", "sys", "keras", "efficientnet_tf"}
 
 
 @pytest.mark.parametrize("module", [name for name in LIGHT if name in TREES])

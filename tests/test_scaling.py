@@ -104,7 +104,7 @@ def test_channels_are_handed_on(variant):
 def test_squeeze_excite_is_a_quarter_of_the_input_not_of_the_expanded_channels(variant):
     for block in network(variant).blocks:
         assert block.se_channels == block.in_channels // 4
-        assert block.expanded_channels == block.in_channels * block.expand
+        assert block.inner_channels == block.in_channels * block.expand
 
 
 def test_squeeze_excite_has_at_least_one_channel_and_ratio_zero_has_none():

@@ -275,8 +275,8 @@ def test_bare_timm_file_leaves_the_padding_open(theirs, ours, tmp_path, pixels):
 @pytest.mark.parametrize("variant", ["b8", "l2"])
 def test_names_of_the_largest(variant):
     """The widths are the variant's, the names those of a network with as many blocks."""
-    network = scale_network(config.load_variant(variant))
-    paths = weight_names.variable_paths(network)
+    spec = config.load_variant(variant)
+    network, paths = scale_network(spec), weight_names.variable_paths(spec)
     repeats = [len(stage) for stage in network.stages]
     assert repeats == {"b8": [4, 8, 8, 11, 11, 15, 4], "l2": [6, 11, 11, 16, 16, 22, 6]}[variant]
     timm, official = weight_names.timm_names(paths), weight_names.official_names(paths)
@@ -291,7 +291,7 @@ def test_names_of_the_largest(variant):
 def test_paths_are_those_of_the_built_model(variant):
     spec = config.load_variant(variant).model_copy(update={"width": 0.1})
     model = build_model(spec, 2, (32, 32, 3))
-    assert weight_names.variable_paths(scale_network(spec)) == list(weight_names.model_variables(model))
+    assert weight_names.variable_paths(spec) == list(weight_names.model_variables(model))
 
 
 # ------------------------------------------------------------------------------------------- this package's own
