@@ -9,6 +9,7 @@
 Random state and input position need no room of their own: masks, crops and order follow from seed and step.
 """
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ import yaml
 from absl import logging
 
 from efficientnet_tf import config as config_lib
+from efficientnet_tf import distribute
 from efficientnet_tf.config import UserError
 from efficientnet_tf.files import read_text, write_text
 from efficientnet_tf.models import build_model
-from efficientnet_tf.optim import MovingAverage, statistics
+from efficientnet_tf.optim import MovingAverage, create_optimizer, statistics
 
 
 @dataclass
@@ -37,6 +39,42 @@ class State:
     def step(self):
         """Number of steps done, int."""
         return int(self.optimizer.iterations.numpy())
+
+
+def create_state(config, classes, size, strategy, initial=None):
+    """Create model, optimiser and moving average on the strategy's devices.
+
+    Args:
+        config: config.Config; `train.seed` decides the initial weights.
+        classes: int >= 2.
+        size: int, number of training images: the schedule is told in epochs.
+        strategy: tf.distribute.Strategy.
+        initial: {path of a variable: array} or None; weights to start from, the moving average too. Those that are not
+            in it are random.
+
+    Returns:
+        State.
+    """
+    with strategy.scope(), precision_of(config, strategy):
+        keras.utils.set_random_seed(config.train.seed)
+        model = build_for(config, classes)
+        variables = {v.path: v for v in model.variables}
+        for name, value in (initial or {}).items():
+            variables[name].assign(value)
+        optimizer = create_optimizer(config, model, size)
+        average = MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+        return State(model, optimizer, average)
+
+
+@contextlib.contextmanager
+def precision_of(config, strategy):
+    """Build models in the precision of the config."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(distribute.dtype_policy(config.train.precision, strategy))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def open_model_dir(model_dir, config, class_names):

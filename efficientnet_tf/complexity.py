@@ -1,4 +1,4 @@
-"""What a network costs, counted from its numbers alone, layer by layer: parameters and multiply-adds, nothing is built."""
+"""What a network costs, counted from its numbers alone, layer by layer: nothing is built."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Layer(NamedTuple):
 
     part: str  # "stem", "stage1", ..., "head"
     name: str  # as in the built model
-    kind: str  # "convolution", "depthwise", "squeeze_excite", "batch_norm", "activation", "pooling", "add", "dense", ...
+    kind: str  # "convolution", "depthwise", "squeeze_excite", "batch_norm", "activation", "add", "dense", ...
     kernel: int
     stride: int
     side: int  # of the output, which is [side, side, channels]
@@ -68,10 +68,9 @@ class _Trace:
 
     def note(self, name, kind, variables=(), params=0, statistics=0, macs=0, kernel=1, stride=1, kept=True):
         """Add a layer that leaves what `side` and `channels` say now."""
+        part, side, channels = self.part, self.side, self.channels
         self.layers.append(
-            Layer(
-                self.part, name, kind, kernel, stride, self.side, self.channels, variables, params, statistics, macs, kept
-            )
+            Layer(part, name, kind, kernel, stride, side, channels, variables, params, statistics, macs, kept)
         )
 
     def conv(self, name, channels, kernel=1, stride=1):
@@ -216,3 +215,25 @@ def count_cost(spec, resolution=None, classes=1000, channels=3):
     Source: multiply-adds as the paper prints them under the name FLOPS: convolutions and dense layers.
     """
     return sum_by(list_layers(spec, resolution, classes, channels), "part")
+
+
+def receptive_fields(spec):
+    """Return how far each part's outputs look and stand apart on the image, squeeze-excite left aside.
+
+    Args:
+        spec: schema.ModelSpec.
+
+    Returns:
+        dict, {"stem": (side of the receptive field, stride), "stage1": ...}, both in pixels.
+    """
+    network = scale_network(spec)
+    kernels = {"stem": [(spec.stem_kernel, 2)] + [(3, 2)] * spec.stem_pool}
+    for number, stage in enumerate(network.stages, 1):
+        kernels[f"stage{number}"] = [(block.kernel, block.stride) for block in stage]
+    field, apart, fields = 1, 1, {}
+    for part, pairs in kernels.items():
+        for kernel, stride in pairs:
+            field += (kernel - 1) * apart
+            apart *= stride
+        fields[part] = field, apart
+    return fields

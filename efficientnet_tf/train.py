@@ -1,6 +1,5 @@
 """Train a classifier: `python -m efficientnet_tf.train --variant=b0 --recipe=digits --model_dir=DIR`."""
 
-import contextlib
 import json
 import math
 import os
@@ -25,35 +24,6 @@ class _StopFlag:
         signal.signal(signal.SIGTERM, self._before)
 
 
-def create_state(config, classes, size, strategy, initial=None):
-    """Create model, optimiser and moving average on the strategy's devices.
-
-    Args:
-        config: config.Config; `train.seed` decides the initial weights.
-        classes: int >= 2.
-        size: int, number of training images: the schedule is told in epochs.
-        strategy: tf.distribute.Strategy.
-        initial: {path of a variable: array} or None; weights to start from, the moving average too. Those that are not
-            in it are random.
-
-    Returns:
-        checkpoint.State.
-    """
-    import keras
-
-    from efficientnet_tf import checkpoint, optim
-
-    with strategy.scope(), _dtype_policy(config, strategy):
-        keras.utils.set_random_seed(config.train.seed)
-        model = checkpoint.build_for(config, classes)
-        variables = {v.path: v for v in model.variables}
-        for name, value in (initial or {}).items():
-            variables[name].assign(value)
-        optimizer = optim.create_optimizer(config, model, size)
-        average = optim.MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
-        return checkpoint.State(model, optimizer, average)
-
-
 def graph_of(phase, state, strategy):
     """Return the model whose graph a phase's steps take: the state's, where it is the same.
 
@@ -71,25 +41,10 @@ def graph_of(phase, state, strategy):
     config, frozen = phase.config, phase.config.train.freeze
     if frozen == "body":
         config = override_config(config, ["model.drop_connect=0"])
-    with distribute.on_host(), _dtype_policy(config, strategy):
+    with distribute.on_host(), checkpoint.precision_of(config, strategy):
         graph = checkpoint.build_for(config, state.model.output_shape[-1])
     transfer.freeze(graph, frozen)
     return state.model if graph.get_config() == state.model.get_config() else graph
-
-
-@contextlib.contextmanager
-def _dtype_policy(config, strategy):
-    """Build models in the precision of the config."""
-    import keras
-
-    from efficientnet_tf import distribute
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(distribute.dtype_policy(config.train.precision, strategy))
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def train(config, model_dir, strategy):
@@ -125,7 +80,7 @@ def train(config, model_dir, strategy):
     checkpoint.open_model_dir(model_dir, config, train_source.class_names)
 
     size = train_source.size
-    state = create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
+    state = checkpoint.create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
     checkpointer = checkpoint.Checkpointer(model_dir, state, config)
     step = saved = checkpointer.restore()
     phases = optim.plan_phases(config, size)

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tiny
 from absl import logging
 
-from efficientnet_tf import checkpoint, train
+from efficientnet_tf import checkpoint
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.config import UserError
 from efficientnet_tf.files import write_text
@@ -26,7 +26,7 @@ def make_config(*overrides):
 
 
 def make_state(config, replicas=1):
-    return train.create_state(config, len(CLASSES), 1437, tiny.make_strategy(replicas))
+    return checkpoint.create_state(config, len(CLASSES), 1437, tiny.make_strategy(replicas))
 
 
 def fill(state, step, seed):

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, confusion, data, evaluate, label_sets, loops, optim, sources, train
+from efficientnet_tf import checkpoint, confusion, data, evaluate, label_sets, loops, optim, sources
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.config import UserError
 
@@ -54,7 +54,7 @@ def save_run(model_dir, class_names, *overrides):
     config = tiny.load_config(
         tiny.SHORT, "data.source=folder", "data.dir=nowhere", "data.eval_split=val", "eval.batch_size=14", *overrides
     )
-    state = train.create_state(config, len(class_names), 100, tiny.make_strategy(1))
+    state = checkpoint.create_state(config, len(class_names), 100, tiny.make_strategy(1))
     weights = [*state.model.trainable_variables, *optim.statistics(state.model)]
     parts = [weights]
     if state.average:

@@ -92,7 +92,7 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
     """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the replicas'), average."""
     config = tiny.load_config(*STEP, f"train.jit_compile={jit}", *(ONE_BLOCK if replicas == 4 else ()))
     strategy = tiny.make_strategy(replicas)
-    state = train.create_state(config, 10, SIZE, strategy)
+    state = checkpoint.create_state(config, 10, SIZE, strategy)
     reference = Reference(config, state.model)
     start = [w.copy() for w in reference.weights]
     rng = np.random.default_rng(0)
@@ -212,7 +212,7 @@ def test_loss_curve_is_the_golden_one(digits_run):
 
 def test_training_is_exactly_repeatable(digits_run):
     run, start, losses = digits_run
-    again = train.create_state(run.config, 10, SIZE, run.strategy)
+    again = checkpoint.create_state(run.config, 10, SIZE, run.strategy)
     for name, variable in tiny.variables_of(again).items():
         np.testing.assert_array_equal(variable.numpy(), start[name], err_msg=name)
     # The loop as it is traced already, from those variables on.
@@ -393,7 +393,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
     source, images, labels = test_digits
     config = tiny.load_config(tiny.SHORT)
     strategy = tiny.make_strategy(replicas)
-    state = train.create_state(config, 10, SIZE, strategy)
+    state = checkpoint.create_state(config, 10, SIZE, strategy)
     rng = np.random.default_rng(0)
     weights = [*state.model.trainable_variables, *optim.statistics(state.model)]
     averages = [*state.average.trainable, *state.average.statistics]
@@ -417,7 +417,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
 
 def test_no_average_no_evaluator():
     config = tiny.load_config(tiny.SHORT, "train.ema_decay=0")
-    state = train.create_state(config, 10, SIZE, tiny.make_strategy(1))
+    state = checkpoint.create_state(config, 10, SIZE, tiny.make_strategy(1))
     assert state.average is None
     source = sources.open_source(config.data, "test", training=False)
     assert list(loops.make_evaluators(state, source, config, tiny.make_strategy(1))) == ["raw"]
@@ -544,7 +544,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     steps = sorted(checkpoint._saved_steps(str(tmp_path)))
     assert steps[0] == 1 and told(tmp_path)[-1]["step"] == steps[-1] < 5
     prefix = checkpoint._saved_steps(str(tmp_path))[1]
-    state = train.create_state(config, 10, SIZE, tiny.make_strategy(1))
+    state = checkpoint.create_state(config, 10, SIZE, tiny.make_strategy(1))
     fresh = {name: variable.numpy() for name, variable in tiny.variables_of(state).items() if "kernel" in name}
     reader = tf.train.load_checkpoint(prefix)
     for variable in state.model.trainable_variables:

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from efficientnet_tf import checkpoint, data, examples, optim, sources, train
 from efficientnet_tf import config as config_lib
-from efficientnet_tf import data, examples, optim, sources, train
 
 PHASES = (
     "train.phases=[{until: 0.25, set: {data.image_size: 16, train.batch_size: 128, model.dropout: 0.0}},"
@@ -76,7 +76,7 @@ def test_a_phase_lends_its_graph_to_the_weights():
     """Of another size or drop rate a model of its own; else the run's."""
     run = tiny.load_config("train.epochs=4", "train.batch_size=64", PHASES)
     strategy = tiny.make_strategy(1)
-    state = train.create_state(run, 10, 1280, strategy)
+    state = checkpoint.create_state(run, 10, 1280, strategy)
     small, same, also = (train.graph_of(phase, state, strategy) for phase in optim.plan_phases(run, 1280))
     assert small.input_shape == (None, 16, 16, 3) and same is also is state.model
     assert [v.path for v in small.trainable_variables] == [v.path for v in state.model.trainable_variables]

@@ -18,7 +18,7 @@ import tiny
 import yaml
 from unallocated import unallocated
 
-from efficientnet_tf import augment, config, data, decoding, examples, loops, models, optim, schema, train
+from efficientnet_tf import augment, checkpoint, config, data, decoding, examples, loops, models, optim, schema
 
 IMAGENET = 1_281_167  # training images
 
@@ -176,7 +176,7 @@ def test_loss_is_that_of_float64(precision):
     published = ("optimizer.weight_decay=1e-5", "train.label_smoothing=0.1", "train.batch_size=16")
     run = tiny.load_config(tiny.SHORT, *published, f"train.precision={precision}")
     strategy = tiny.make_strategy(1)
-    state = train.create_state(run, 10, 1437, strategy)
+    state = checkpoint.create_state(run, 10, 1437, strategy)
     rng, decayed = np.random.default_rng(0), 0.0
     for layer in state.model.layers:
         for variable in layer.trainable_variables:

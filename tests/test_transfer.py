@@ -88,7 +88,7 @@ def is_batch_norm(name):
 def start(config, strategy, size=50, classes=5):
     """Return a state as `train` makes it at step 0, and a function that takes a phase's steps from where it is."""
     initial = transfer.read_initial(config, [str(digit) for digit in range(5, 10)])
-    state = train.create_state(config, classes, size, strategy, initial.values)
+    state = checkpoint.create_state(config, classes, size, strategy, initial.values)
     source = sources.open_source(config.data, "train", training=True)
 
     def steps(count, phase):
@@ -110,7 +110,7 @@ def test_body_is_loaded_and_head_is_new(digits, trained):
     config = new_config(digits, trained)
     initial = transfer.read_initial(config, ["5", "6", "7", "8", "9"])
     assert "classifier is new, for its classes are others" in initial.message
-    state, fresh = (train.create_state(config, 5, 50, tiny.make_strategy(1), v) for v in (initial.values, None))
+    state, fresh = (checkpoint.create_state(config, 5, 50, tiny.make_strategy(1), v) for v in (initial.values, None))
     theirs = {f"model/{v.path}": v.numpy() for v in checkpoint.load_model(trained)[0].variables}
     ours, random = values_of(state), values_of(fresh)
     for name in (name for name in ours if name.startswith("model/")):

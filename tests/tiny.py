@@ -6,8 +6,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from efficientnet_tf import checkpoint, data, loops, optim, sources
 from efficientnet_tf import config as config_lib
-from efficientnet_tf import data, loops, optim, sources, train
 
 _strategies = itertools.count(1)
 
@@ -65,7 +65,7 @@ class Run:
         self.config = config
         self.strategy = make_strategy(replicas)
         self.source = sources.open_source(config.data, config.data.train_split, training=True)
-        self.state = train.create_state(config, len(self.source.class_names), self.source.size, self.strategy)
+        self.state = checkpoint.create_state(config, len(self.source.class_names), self.source.size, self.strategy)
         self.loop = loops.make_train_loop(self.state, config, self.strategy)
         self.rewind()
 

@@ -1,0 +1,95 @@
+"""What a network takes on this machine, measured: time of a forward pass, time and peak memory of training steps."""
+
+import contextlib
+import statistics
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_tf import checkpoint, loops, models
+
+IMAGES = 100_000  # as if of a data set: the schedule asks how many
+
+
+def _status(key):
+    """Return a figure of /proc/self/status in bytes, None where there is none (not Linux)."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(key)).split()[1]) * 1024
+    return None
+
+
+def resident_bytes():
+    """Return how much memory this process holds now, in bytes; None where the system does not say."""
+    return _status("VmRSS:")
+
+
+@contextlib.contextmanager
+def _watching_peak():
+    """Give a list that will hold this process's peak memory within the block, in bytes, or None."""
+    peak = []
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts again from what is held now
+        yield peak
+        peak.append(_status("VmHWM:"))
+    except OSError:
+        yield peak
+        peak.append(None)
+
+
+def inference_seconds(spec, size=None, batch=1, classes=1000, channels=3, rounds=10):
+    """Time the forward pass of a network with random weights, in float32, from uint8 pixels in memory to logits.
+
+    Args:
+        spec: schema.ModelSpec.
+        size: int >= 1, image side in pixels; the spec's resolution by default.
+        batch: int >= 1.
+        classes: int >= 1.
+        channels: int >= 1.
+        rounds: int >= 1; two more go before them.
+
+    Returns:
+        float, seconds a batch: the median of the rounds.
+    """
+    size = size or spec.resolution
+    model = models.build_model(spec, classes, (size, size, channels))
+    forward = tf.function(lambda images: model(images, training=False))
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), np.uint8))
+    seconds = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        forward(images).numpy()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
+
+
+def training_step(config, strategy, classes=1000, steps=3):
+    """Time training steps on random images, and watch the memory.
+
+    Args:
+        config: config.Config; its batch, image size, optimiser, precision and average count.
+        strategy: tf.distribute.Strategy, of one replica.
+        classes: int >= 2.
+        steps: int >= 1; one more, the first, counts for the memory alone.
+
+    Returns:
+        dict: "seconds" a step, the median; "peak_bytes": by how much the process grew from before the model was made
+        to the peak of the steps, None where the system does not say.
+    """
+    before = resident_bytes()
+    state = checkpoint.create_state(config, classes, IMAGES, strategy)
+    loop = loops.make_train_loop(state, config, strategy)
+    rng = np.random.default_rng(0)
+    shape = (config.train.batch_size, config.image_size, config.image_size, config.data.channels)
+    examples = rng.integers(0, 256, shape, np.uint8), rng.integers(0, classes, shape[0], np.int32)
+    batches = iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(examples).repeat()))
+    loop.get_concrete_function(batches, tf.constant(1))  # what tracing takes for itself is not the steps' peak
+    seconds = []
+    with _watching_peak() as peak:
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            loop(batches, tf.constant(1)).numpy()
+            seconds.append(time.perf_counter() - start)
+    grown = peak[0] - before if before is not None and peak[0] is not None else None
+    return {"seconds": statistics.median(seconds[1:]), "peak_bytes": grown}
