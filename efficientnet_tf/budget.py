@@ -1,34 +1,59 @@
 """Which network fits a budget: the paper's equation 2, solved along the compound direction."""
 
 import bisect
-import dataclasses
 import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from efficientnet_tf.complexity import count_cost
+from efficientnet_tf.complexity import count_cost, list_layers
 from efficientnet_tf.config import UserError
+from efficientnet_tf.memory import training_memory
 from efficientnet_tf.scaling import PAPER, implied_phi, multiply
 
 NEAR = 0.3  # how far, in phi, a neighbour's depth, width and resolution may each be from the compound direction
 LEAST_RESOLUTION = 32
 MOST_PHI = 20.0
+MEASURED_NEIGHBOURS = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a network may cost at most; None for no limit."""
+@dataclass(frozen=True)
+class Limit:
+    """The most that a network may cost in one respect."""
 
-    macs: float | None = None  # multiply-adds of an image
-    params: float | None = None  # trainable parameters
+    name: str
+    most: float
+    cost: Callable  # from a schema.ModelSpec to a number that grows with the network
+    unit: str
 
-    def used(self, spec):
-        """Return {"macs": share of the limit, ...} of a schema.ModelSpec, for the limits that there are."""
-        total = count_cost(spec)["total"]
-        costs = {"macs": total.macs, "params": total.trainable_params}
-        limits = {name: getattr(self, name) for name in costs}
-        return {name: costs[name] / limit for name, limit in limits.items() if limit is not None}
+    def share(self, spec):
+        """Return the share of the limit that a schema.ModelSpec uses."""
+        return self.cost(spec) / self.most
 
 
-@dataclasses.dataclass(frozen=True)
+def counted_limits(macs=None, params=None, memory=None, batch=32, precision="float32"):
+    """Return the limits that are given, as a list of Limit.
+
+    Args:
+        macs: float, multiply-adds of an image.
+        params: float, trainable parameters.
+        memory: float, bytes of a training step with RMSProp and a moving average.
+        batch: int >= 1, images a step; for the memory.
+        precision: str, "float32" or "mixed_bfloat16"; for the memory.
+    """
+
+    def bytes_of(spec):
+        return training_memory(list_layers(spec), batch, precision).total
+
+    limits = [
+        Limit("macs", macs, _macs, "multiply-adds"),
+        Limit("params", params, lambda spec: count_cost(spec)["total"].trainable_params, "parameters"),
+        Limit("memory", memory, bytes_of, "bytes"),
+    ]
+    return [limit for limit in limits if limit.most is not None]
+
+
+@dataclass(frozen=True)
 class Fit:
     """A network that fits: its spec, the phi of the compound direction it lies near, and the shares of each limit."""
 
@@ -63,7 +88,7 @@ def scale_spec(baseline, depth_phi, width_phi, resolution_phi, coefficients=PAPE
     return spec.model_copy(update={"dropout": round(dropout, 2)})
 
 
-def fit_budget(baseline, limits, coefficients=PAPER):
+def fit_budget(baseline, limits, coefficients=PAPER, measured=None):
     """Find the largest network within all limits near the compound direction from a baseline.
 
     First the largest phi whose network fits. Then, for rounding leaves room, its neighbours: depth, width and
@@ -71,8 +96,9 @@ def fit_budget(baseline, limits, coefficients=PAPER):
 
     Args:
         baseline: schema.ModelSpec.
-        limits: Limits, at least one.
+        limits: sequence of Limit, cheap to ask.
         coefficients: scaling.Coefficients.
+        measured: Limit or None; one more, whose cost takes long to find (a latency): about ten networks are asked.
 
     Returns:
         Fit; no limit is exceeded.
@@ -82,43 +108,84 @@ def fit_budget(baseline, limits, coefficients=PAPER):
 
     Source: paper, equations 2 and 3.
     """
-    if limits == Limits():
-        raise UserError("no limit is given: allowed are --target_macs and --target_params")
+    if not limits and not measured:
+        raise UserError("no limit is given: give --target_macs, --target_params, --target_memory, --target_latency_ms")
+    everything = [*limits, measured] if measured else limits
 
     def along(phi):
         return scale_spec(baseline, phi, phi, phi, coefficients)
 
-    def fits(spec):
-        return all(share <= 1 for share in limits.used(spec).values())
-
     low = implied_phi(LEAST_RESOLUTION / baseline.resolution, coefficients.gamma)
-    smallest = along(low)
-    if not fits(smallest):
-        over = "; ".join(
-            f"{getattr(limits, name):,.0f} {name} are asked for, it has {share:.3g} times as many"
-            for name, share in limits.used(smallest).items()
-            if share > 1
-        )
-        raise UserError(
-            f"no network fits: the smallest from {baseline.name}, phi={low:.2f} at {smallest.resolution} pixels, is "
-            f"too large: {over}"
-        )
-    high = MOST_PHI
-    while high - low > 1e-3:  # costs grow with phi, so halving finds the edge
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(along(middle)) else (low, middle)
+    _check_smallest(baseline, along(low), low, everything)
+    phi = _largest_phi(low, MOST_PHI, lambda phi: _fits(along(phi), limits)) if limits else MOST_PHI
+    if measured:
+        phi = _approach(low, phi, along, measured)
+        # What a neighbour takes is measured for the most promising alone: until then, it is as its multiply-adds.
+        macs = _macs(along(phi)) / measured.share(along(phi))
+        limits = [*limits, Limit("macs", macs, _macs, "multiply-adds")]
 
-    best = Fit(along(low), low, limits.used(along(low)))
+    def fit(spec):
+        return Fit(spec, phi, {limit.name: limit.share(spec) for limit in everything})
+
+    near = list(_neighbours(baseline, phi, coefficients, limits))
+    if measured:
+        near = sorted(near, key=_macs)[-MEASURED_NEIGHBOURS:]
+    fits = [fit(along(phi)), *(fit(spec) for spec in near)]
+    return max((f for f in fits if f.used[f.binding] <= 1), key=lambda f: f.used[f.binding])
+
+
+def _macs(spec):
+    return count_cost(spec)["total"].macs
+
+
+def _fits(spec, limits):
+    return all(limit.share(spec) <= 1 for limit in limits)
+
+
+def _check_smallest(baseline, spec, phi, limits):
+    over = "; ".join(
+        f"{limit.most:,.9g} {limit.unit} are allowed, it has {limit.share(spec):.3g} times as many"
+        for limit in limits
+        if limit.share(spec) > 1
+    )
+    if over:
+        raise UserError(
+            f"no network fits: the smallest from {baseline.name}, phi={phi:.2f} at {spec.resolution} pixels, is too "
+            f"large: {over}"
+        )
+
+
+def _largest_phi(low, high, fits):
+    """Halve the range until its lower end, which fits, is the largest that does: costs grow with phi."""
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _approach(low, high, along, limit):
+    """Find the largest phi within a limit whose cost takes long to find: guess by what is known, ask, guess again."""
+    guess = min(max(low, 0.0), high)
+    for _ in range(10):
+        share = limit.share(along(guess))
+        low, high = (guess, high) if share <= 1 else (low, guess)
+        step = math.log2(0.98 / share)  # costs about double with each unit of phi
+        if high - low < 0.05 or 0 <= step < 0.05:
+            break
+        guess = guess + step if low < guess + step < high else (low + high) / 2
+    return low
+
+
+def _neighbours(baseline, phi, coefficients, limits):
+    """Yield, for depths and widths around the direction, the network of the highest resolution that fits."""
     steps = [NEAR * i / 3 for i in range(-3, 4)]
-    least, most = (along(low + sign * NEAR).resolution for sign in (-1, 1))
+    gamma = coefficients.gamma
+    least, most = (multiply(baseline, resolution=gamma ** (phi + sign * NEAR)).resolution for sign in (-1, 1))
     sides = range(max(least, LEAST_RESOLUTION), most + 1, 4)
     for depth, width in itertools.product(steps, steps):
-        spec = scale_spec(baseline, low + depth, low + width, low, coefficients)
+        spec = scale_spec(baseline, phi + depth, phi + width, phi, coefficients)
         candidates = [spec.model_copy(update={"resolution": side}) for side in sides]
         # Costs grow with the side: the highest that fits stands before the first that does not.
-        count = bisect.bisect_left(candidates, True, key=lambda candidate: not fits(candidate))
+        count = bisect.bisect_left(candidates, True, key=lambda candidate: not _fits(candidate, limits))
         if count:
-            used = limits.used(candidates[count - 1])
-            if max(used.values()) > max(best.used.values()):
-                best = Fit(candidates[count - 1], low, used)
-    return best
+            yield candidates[count - 1]

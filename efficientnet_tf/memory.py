@@ -4,7 +4,6 @@ TensorFlow without XLA keeps, for the backward pass, exactly the outputs that `c
 arithmetic. What it needs beside them (the traced program and its kernels, updates in flight) was measured on a CPU.
 """
 
-import itertools
 from dataclasses import dataclass
 
 PRECISIONS = {"float32": 4, "mixed_bfloat16": 2}  # bytes of an activation
@@ -86,11 +85,16 @@ def inference_memory(layers, batch, precision="float32"):
     """
     weights = sum(layer.params + layer.statistics for layer in layers) * WEIGHT_BYTES
     moving = [layer for layer in layers if layer.kind not in ("batch_norm", "activation")]
-    shortcut, peak = 0, 0
-    for before, layer in itertools.pairwise(moving):
-        if before.kind == "add":
-            shortcut = before.elements
-        peak = max(peak, before.elements + layer.elements + (shortcut if before.elements != shortcut else 0))
+    # A residual's input lives until it is added: what is held beside each layer and the one before it.
+    held, begin = [0] * len(moving), 0
+    for i, layer in enumerate(moving):
+        if layer.kind == "add":
+            if layer.name.endswith("_add"):
+                held[begin + 2 : i + 1] = [moving[begin].elements] * (i - begin - 1)
+            begin = i
+        elif layer.part == "stem":
+            begin = i
+    peak = max(moving[i - 1].elements + moving[i].elements + held[i] for i in range(1, len(moving)))
     return Memory(
         weights=weights,
         optimizer=0,

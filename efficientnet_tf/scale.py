@@ -3,7 +3,9 @@
 With --explain, how the published variants follow from the coefficients, and where they do not.
 """
 
+import functools
 import os
+import sys
 
 import yaml
 
@@ -66,18 +68,34 @@ def _format_explanation(rows, coefficients):
 
 
 def _write(path, text):
-    if os.path.exists(path):
-        raise UserError(f"--output={path} exists: take another, nothing is overwritten")
     try:
-        with open(path, "w") as file:
+        with open(path, "x") as file:
             file.write(text)
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {error}") from None
 
 
+def _latency_limit(args):
+    """Return the limit on the time of a forward pass on this device; None where none is asked for."""
+    if args.target_latency_ms is None:
+        return None
+    from tqdm import tqdm
+
+    from efficientnet_tf.budget import Limit
+    from efficientnet_tf.measure import inference_seconds
+
+    @functools.cache
+    def milliseconds(spec):
+        taken = inference_seconds(spec, batch=args.latency_batch) * 1e3
+        tqdm.write(f"depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels: {taken:.1f} ms", sys.stderr)
+        return taken
+
+    return Limit("latency", args.target_latency_ms, milliseconds, "ms")
+
+
 def main(args):
     """Explain, or fit a budget and write the variant."""
-    from efficientnet_tf.budget import Limits, fit_budget
+    from efficientnet_tf.budget import counted_limits, fit_budget
     from efficientnet_tf.complexity import count_cost
 
     coefficients = Coefficients(args.alpha, args.beta, args.gamma)
@@ -87,7 +105,10 @@ def main(args):
         return
     if args.output and not args.output.endswith(".yaml"):
         raise UserError(f"--output={args.output}: a variant's name must end in .yaml, for --variant to take it")
-    fit = fit_budget(baseline, Limits(args.target_macs, args.target_params), coefficients)
+    if args.output and os.path.exists(args.output):
+        raise UserError(f"--output={args.output} exists: take another, nothing is overwritten")
+    limits = counted_limits(args.target_macs, args.target_params, args.target_memory, args.batch, args.precision)
+    fit = fit_budget(baseline, limits, coefficients, _latency_limit(args))
     spec, total = fit.spec, count_cost(fit.spec)["total"]
     shares = ", ".join(f"{share:.1%} of the {name}" for name, share in fit.used.items())
     print(
@@ -123,6 +144,13 @@ def make_parser():
     parser.add_argument("--baseline", default="b0", help="the network to scale: a variant, or the path of its YAML")
     parser.add_argument("--target_macs", type=cli.positive_number, help="multiply-adds at most, such as 1.8e9")
     parser.add_argument("--target_params", type=cli.positive_number, help="trainable parameters at most, such as 12e6")
+    parser.add_argument("--target_memory", type=cli.positive_number, help="bytes of a training step at most: 16e9")
+    parser.add_argument("--batch", type=cli.positive_int, default=32, help="images of that training step")
+    parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="of that step")
+    parser.add_argument(
+        "--target_latency_ms", type=cli.positive_number, help="time of a forward pass at most, measured on this device"
+    )
+    parser.add_argument("--latency_batch", type=cli.positive_int, default=1, help="images of that forward pass")
     parser.add_argument("--alpha", type=_base, default=1.2, help="depth grows by this with each unit of phi")
     parser.add_argument("--beta", type=_base, default=1.1, help="width")
     parser.add_argument("--gamma", type=_base, default=1.15, help="resolution")

@@ -1,13 +1,13 @@
 """The solver keeps every limit and wastes little; the laws are the published ones."""
 
-import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientnet_tf import budget, complexity, config, scale, scaling
-from efficientnet_tf.budget import Limits, fit_budget
+from efficientnet_tf import budget, complexity, config, memory, scale, scaling
+from efficientnet_tf.budget import Limit, counted_limits, fit_budget
 from efficientnet_tf.config import UserError
 
 B0 = config.load_variant("b0")
@@ -36,50 +36,91 @@ def test_laws_invert_each_other(phi, alpha, beta, gamma):
 @pytest.mark.parametrize("variant", [f"b{i}" for i in range(1, 8)])
 def test_budget_of_a_variant_is_used(variant):
     macs = complexity.count_cost(config.load_variant(variant))["total"].macs
-    fit = fit_budget(B0, Limits(macs=macs))
+    fit = fit_budget(B0, counted_limits(macs))
     assert 0.97 < fit.used["macs"] <= 1
     assert complexity.count_cost(fit.spec)["total"].macs == round(fit.used["macs"] * macs)
 
 
-def cost(spec):
-    total = complexity.count_cost(spec)["total"]
-    return {"macs": total.macs, "params": total.trainable_params}
+def cost(spec, batch=32):
+    layers = complexity.list_layers(spec)
+    params = sum(layer.params for layer in layers)
+    macs = sum(layer.macs for layer in layers)
+    return {"macs": macs, "params": params, "memory": memory.training_memory(layers, batch).total}
 
 
-@settings(max_examples=500, deadline=None)
-@given(
-    macs=st.none() | st.floats(6, 11).map(lambda e: 10**e),
-    params=st.none() | st.floats(4.5, 8.5).map(lambda e: 10**e),
-)
-def test_no_limit_is_ever_exceeded(macs, params):
-    limits = Limits(macs, params)
-    if limits == Limits():
+def check_budget(macs, params, memory_bytes, batch):
+    limits = counted_limits(macs, params, memory_bytes, batch)
+    amounts = {"macs": macs, "params": params, "memory": memory_bytes}
+    amounts = {name: amount for name, amount in amounts.items() if amount is not None}
+    if not amounts:
         with pytest.raises(UserError, match="no limit is given"):
             fit_budget(B0, limits)
         return
-    given_limits = {name: value for name, value in dataclasses.asdict(limits).items() if value is not None}
     try:
         fit = fit_budget(B0, limits)
     except UserError as error:
-        smallest = cost(budget.scale_spec(B0, *[scaling.implied_phi(32 / 224, 1.15)] * 3))
-        assert any(smallest[name] > limit for name, limit in given_limits.items())
+        smallest = cost(budget.scale_spec(B0, *[scaling.implied_phi(32 / 224, 1.15)] * 3), batch)
+        assert any(smallest[name] > limit for name, limit in amounts.items())
         assert "no network fits" in str(error)
         return
-    costs = cost(fit.spec)
-    assert all(costs[name] <= limit for name, limit in given_limits.items())
-    assert fit.binding == max(given_limits, key=lambda name: costs[name] / given_limits[name])
+    costs = cost(fit.spec, batch)
+    assert all(costs[name] <= limit for name, limit in amounts.items())
+    assert fit.binding == max(amounts, key=lambda name: costs[name] / amounts[name])
     # A step further along the direction does not fit, unless the search ended at its edge.
     if fit.phi < budget.MOST_PHI - 0.01:
-        next_one = cost(budget.scale_spec(B0, *[fit.phi + 2e-3] * 3))
-        assert any(next_one[name] > limit for name, limit in given_limits.items())
+        next_one = cost(budget.scale_spec(B0, *[fit.phi + 2e-3] * 3), batch)
+        assert any(next_one[name] > limit for name, limit in amounts.items())
+
+
+budgets = {
+    "macs": st.none() | st.floats(6, 11).map(lambda e: 10**e),
+    "params": st.none() | st.floats(4.5, 8.5).map(lambda e: 10**e),
+    "memory_bytes": st.none() | st.floats(8, 11.5).map(lambda e: 10**e),
+    "batch": st.sampled_from([1, 32, 256]),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**budgets)
+def test_no_limit_is_exceeded(macs, params, memory_bytes, batch):
+    check_budget(macs, params, memory_bytes, batch)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(**budgets)
+def test_no_limit_is_exceeded_500_times(macs, params, memory_bytes, batch):
+    check_budget(macs, params, memory_bytes, batch)
+
+
+@settings(max_examples=15, deadline=None)
+@given(milliseconds=st.floats(6, 500), macs=st.none() | st.just(2e9), fixed=st.floats(0, 4))
+def test_a_limit_that_takes_long_to_ask_is_kept_and_asked_seldom(milliseconds, macs, fixed):
+    """A device whose time grows a little slower than the multiply-adds, from something fixed on."""
+    asked = {}
+
+    def measure(spec):
+        asked[spec] = fixed + (cost(spec)["macs"] / 4e7) ** 0.9
+        return asked[spec]
+
+    fit = fit_budget(B0, counted_limits(macs), measured=Limit("latency", milliseconds, measure, "ms"))
+    assert asked[fit.spec] <= milliseconds
+    assert cost(fit.spec)["macs"] <= (macs or float("inf"))
+    assert len(asked) <= 17
+    assert max(fit.used.values()) > 0.9
+
+
+def test_a_latency_that_nothing_reaches():
+    with pytest.raises(UserError, match=r"no network fits: .*: 2 ms are allowed, it has 1\.5 times as many"):
+        fit_budget(B0, [], measured=Limit("latency", 2.0, lambda spec: 3.0, "ms"))
 
 
 def test_an_impossible_budget_says_by_how_much():
     smallest = cost(budget.scale_spec(B0, *[scaling.implied_phi(32 / 224, 1.15)] * 3))
     with pytest.raises(
-        UserError, match=r"no network fits: .* at 32 pixels, .*: 100,000 macs are asked for, it has 8\.3"
+        UserError, match=r"no network fits: .* at 32 pixels, .*: 100,000 multiply-adds are allowed, it has 8\.3"
     ):
-        fit_budget(B0, Limits(macs=1e5))
+        fit_budget(B0, counted_limits(1e5))
     assert smallest["macs"] / 1e5 == pytest.approx(8.39, abs=0.01)
 
 
@@ -98,6 +139,15 @@ def test_command_writes_a_variant(tmp_path, capsys):
     again = tmp_path / "again.yaml"  # a written variant is a baseline like any other
     run(capsys, f"--baseline={path}", "--target_macs=4e9", f"--output={again}")
     assert 0.97 * 4e9 < cost(config.load_variant(str(again)))["macs"] <= 4e9
+
+
+def test_command_measures_the_latency(tmp_path, capsys):
+    tiny = str(Path(__file__).parent / "tiny.yaml")
+    said = run(
+        capsys, f"--baseline={tiny}", "--target_latency_ms=1e4", "--target_macs=1e6", f"--output={tmp_path}/t.yaml"
+    )
+    assert "% of the latency; macs binds" in said
+    assert cost(config.load_variant(str(tmp_path / "t.yaml")))["macs"] <= 1e6
 
 
 def test_command_explains(capsys):

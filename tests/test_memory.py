@@ -1,0 +1,98 @@
+"""The memory of training and inference: by hand, its laws, and what a process is seen to take."""
+
+import json
+import subprocess
+import sys
+
+import make_goldens
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efficientnet_tf import complexity, config, memory
+
+OPTIONS = {
+    "precision": st.sampled_from(["float32", "mixed_bfloat16"]),
+    "optimizer": st.sampled_from(["rmsprop", "sgd", "adamw"]),
+    "average": st.booleans(),
+}
+
+
+def layers(variant="b0", resolution=None):
+    return complexity.list_layers(config.load_variant(variant), resolution)
+
+
+def test_kept_activations_of_a_block_by_hand():
+    """B0's second block at 224 pixels: 16 -> 96 channels at 112 pixels, 24 at 56."""
+    block = [layer for layer in layers() if layer.name.startswith("block2a_")]
+    wide, narrow = 112 * 112 * 96, 56 * 56 * 96
+    gates = 96 + 4 + 96  # squeezed, reduced, expanded
+    # Into and out of each batch norm, and what each convolution takes; the last batch norm is the next block's input.
+    assert memory.kept_bytes(block) == 4 * (3 * wide + 3 * narrow + gates + narrow + 2 * 56 * 56 * 24)
+    # In bfloat16 what goes into a batch norm keeps 4 bytes.
+    half = 2 * (2 * wide + 2 * narrow + gates + narrow + 56 * 56 * 24) + 4 * (wide + narrow + 56 * 56 * 24)
+    assert memory.kept_bytes(block, "mixed_bfloat16") == half
+
+
+def test_relu_keeps_less_than_swish():
+    spec = config.load_variant("b0")
+    relu = complexity.list_layers(spec.model_copy(update={"activation": "relu"}))
+    assert memory.kept_bytes(relu) < 0.75 * memory.kept_bytes(layers())
+
+
+def test_weights_slots_and_average_by_hand():
+    counted = memory.training_memory(layers(), 32)
+    assert counted.weights == counted.average == 4 * 5_330_564
+    assert counted.optimizer == 2 * 4 * 5_288_548
+    assert memory.training_memory(layers(), 32, optimizer="sgd", average=False).total == (
+        counted.total - counted.average - 4 * 5_288_548
+    )
+    assert counted.activations == 32 * (memory.kept_bytes(layers()) + 4 * 112 * 112 * 96)
+
+
+def test_inference_by_hand():
+    """Where most lives at once: B0's 96 channels at 112 pixels, and their depthwise convolution's output."""
+    counted = memory.inference_memory(layers(), 8)
+    assert counted.activations == 8 * 4 * 96 * (112 * 112 + 56 * 56)
+    assert counted.weights == 4 * 5_330_564 and counted.optimizer == counted.average == counted.gradients == 0
+    # One block with a residual: its input is still held when the inner channels go through the depthwise convolution.
+    stage = config.load_variant("b0").stages[1].model_copy(update={"stride": 1, "channels": 32, "repeats": 2})
+    spec = config.load_variant("b0").model_copy(update={"stages": (stage,), "head_channels": 0})
+    inner = 32 * 6
+    counted = memory.inference_memory(complexity.list_layers(spec), 1)
+    assert counted.activations == 4 * 112 * 112 * (32 + inner + inner)
+
+
+@given(available=st.floats(0.5e9, 1e12), variant=st.sampled_from(["b0", "b4", "resnet50"]), **OPTIONS)
+def test_largest_batch_fits_and_the_next_does_not(available, variant, **options):
+    counted = layers(variant, 128)
+    batch = memory.largest_batch(counted, available, **options)
+    assert memory.training_memory(counted, batch + 1, **options).total > available
+    assert batch == 0 or memory.training_memory(counted, batch, **options).total <= available
+
+
+@given(batch=st.integers(1, 4096), **OPTIONS)
+def test_training_takes_more_than_inference_and_float32_more_than_bfloat16(batch, **options):
+    counted = memory.training_memory(layers(), batch, **options)
+    assert counted.total > memory.inference_memory(layers(), batch, options["precision"]).total
+    assert counted.total <= memory.training_memory(layers(), batch, **options | {"precision": "float32"}).total
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system must tell a process's peak memory")
+@pytest.mark.parametrize(("variant", "batch"), [("b0", 8), ("b1", 16)])
+def test_prediction_is_within_15_percent_of_a_process(variant, batch):
+    command = [sys.executable, "-m", "efficientnet_tf.summary", f"--variant={variant}", f"--batch={batch}"]
+    command += ["--set", "data.image_size=224", "--measure", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    peak = told["measured"]["train_peak_bytes"]
+    assert abs(told["memory"]["training"]["total"] / peak - 1) < 0.15, (told["memory"], peak)
+
+
+def test_committed_table_is_within_15_percent():
+    rows = json.loads((make_goldens.GOLDEN_DIR.parents[1] / "docs" / "memory.json").read_text())["rows"]
+    assert {(row["variant"], row["batch"]) for row in rows} == {(f"b{i}", b) for i in range(4) for b in (8, 16, 32)}
+    for row in rows:
+        predicted = memory.training_memory(layers(row["variant"], row["size"]), row["batch"]).total
+        assert predicted == row["predicted_bytes"]
+        assert abs(predicted / row["measured_bytes"] - 1) < 0.15
