@@ -1,7 +1,7 @@
 """Compare predicted with measured training memory: `python scripts/memory_table.py [docs/memory.json]`.
 
-Each network and batch is measured by `efficientnet_tf.summary --measure`, in three processes. What counts is the median:
-TensorFlow runs operations as they become ready, and in an unlucky order more of them hold their outputs at once.
+Each network and batch is measured by `efficientnet_tf.summary --measure`, in three processes. What counts is their
+median: TensorFlow runs operations as they become ready, and in an unlucky order more outputs are held at once.
 """
 
 import json
