@@ -181,7 +181,7 @@ def make_one_row(runs):
 
 REAL = [
     *(f"--baseline={TINY}", "--recipe=smoke", "--alpha=1.0,2.0", "--beta=1.0,1.4", "--gamma=1.0"),
-    *("--seeds=2", "--heartbeat_seconds=1", "--device=cpu", "--set=train.epochs=30", "--set=eval.every_epochs=10"),
+    *("--seeds=2", "--heartbeat_seconds=1", "--device=cpu", "--set=train.epochs=16", "--set=eval.every_epochs=8"),
 ]
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import fake_training
+import optuna
 import pytest
 import sqlalchemy
 
@@ -48,7 +49,8 @@ def start(folder, count, seconds):
         "test_trials.trials.PROGRAM = fake_training.PROGRAM\n"
         f"test_trials.work(test_trials.make_runs({count}, {seconds}), {str(folder)!r})\n"
     )
-    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **pipes)
 
 
 def wait_for(condition, seconds=30):
@@ -170,7 +172,8 @@ def test_optuna_missing_and_a_storage_that_cannot_be_opened(tmp_path, monkeypatc
 
 def test_trials_that_a_run_has_too_many_are_pruned(tmp_path):
     runs = make_runs(2)
-    text = {n: config.dump_config(c) for n, c in trials._load_configs(runs, "smoke", _settings(runs)).items()}
+    settings = {run.name: trials._settings(run, ()) for run in runs}
+    text = {n: config.dump_config(c) for n, c in trials._load_configs(runs, "smoke", settings).items()}
     with trials._Ledger(str(tmp_path), None, "list") as ledger:
         for run in runs * 3:
             ledger.enqueue(run.name, text[run.name], None)
@@ -179,8 +182,27 @@ def test_trials_that_a_run_has_too_many_are_pruned(tmp_path):
     assert count_trials(tmp_path) == {(r.name, s): n for r in runs for s, n in (("COMPLETE", 1), ("PRUNED", 2))}
 
 
-def _settings(runs):
-    return {run.name: trials._settings(run, ()) for run in runs}
+@pytest.mark.parametrize(
+    ("states", "owner"),
+    [
+        ("WAITING WAITING", 0),
+        ("RUNNING WAITING", 0),
+        ("COMPLETE RUNNING", 0),
+        ("FAIL WAITING RUNNING", 1),
+        ("PRUNED FAIL FAIL PRUNED", 2),
+        ("PRUNED", None),
+    ],
+)
+def test_the_first_trial_that_has_not_failed_owns_a_run(states, owner):
+    made = [
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState[state],
+            value=0.5 if state == "COMPLETE" else None,
+            user_attrs={"run": "x", "number": number},
+        )
+        for number, state in enumerate(states.split())
+    ]
+    assert {t.user_attrs["number"] for t in trials._owners(made).values()} == ({owner} - {None})
 
 
 def test_reading_a_trial_keeps_others_from_changing_it(tmp_path):
@@ -194,13 +216,13 @@ def test_reading_a_trial_keeps_others_from_changing_it(tmp_path):
 
 def test_processes_share_a_list_and_one_is_killed(tmp_path):
     runs = make_runs(4)
-    workers = [start(tmp_path, 4, 1.5) for _ in range(3)]
+    workers = [start(tmp_path, 4, 2.5) for _ in range(3)]
     wait_for(lambda: begun(tmp_path))
     (name, (pid,)), *_ = begun(tmp_path).items()
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     killed = next(worker for worker in workers if worker.pid == parent)
     killed.kill()
-    wait_for(lambda: not lives(pid), 5)  # nothing trains on without its parent
+    wait_for(lambda: not lives(pid), 1.5)  # nothing trains on without its parent
     for worker in workers:
         said = worker.communicate(timeout=60)
         assert worker is killed or worker.returncode == 0, said
@@ -211,12 +233,12 @@ def test_processes_share_a_list_and_one_is_killed(tmp_path):
 
 def test_all_are_killed_and_the_command_is_started_again(tmp_path):
     runs = make_runs(2)
-    workers = [start(tmp_path, 2, 1.5) for _ in range(2)]
+    workers = [start(tmp_path, 2, 1) for _ in range(2)]
     wait_for(lambda: len(begun(tmp_path)) == 2)
     for worker in workers:
         worker.kill()
         worker.communicate()
-    again = start(tmp_path, 2, 1.5)
+    again = start(tmp_path, 2, 1)
     assert again.wait(60) == 0, again.communicate()
     again.communicate()
     assert_each_done_once(runs, tmp_path)
@@ -228,7 +250,7 @@ def test_a_signal_saves_the_run_and_puts_it_back(tmp_path, number):
     worker = start(tmp_path, 1, 2)
     wait_for(lambda: begun(tmp_path))
     time.sleep(1)
-    os.kill(worker.pid, number)
+    os.killpg(worker.pid, number)  # as a terminal does with Ctrl-C
     said = worker.communicate(timeout=10)
     assert worker.returncode == 75 and "the same command goes on" in said[1], said
     assert "saved" in (tmp_path / "runs" / "width1_seed0.log").read_text()
