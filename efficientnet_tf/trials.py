@@ -397,8 +397,8 @@ def _do(run, output_dir, arguments, ledger, trial, bar, stop):
 
 
 def _last_lines(log):
-    with open(log, errors="replace") as file:
-        lines = [line.rpartition("\r")[2].rstrip() for line in file]  # of a progress bar, its last state
+    with open(log, errors="replace", newline="\n") as file:
+        lines = [line.rstrip().rpartition("\r")[2] for line in file]  # of a progress bar, its last state
     return "\n".join([line for line in lines if line][-LOG_LINES:])
 
 

@@ -136,6 +136,7 @@ def test_a_failed_run_is_recorded_and_tried_by_the_next_call(tmp_path, capsys, r
         error = ledger.owners()["width1_seed0"].user_attrs["error"]
     for reason in reasons:
         assert reason in error and reason in said
+    assert "1%|bar" not in error  # of the bar, its last state
     assert count_trials(tmp_path) == {("width1_seed0", "FAIL"): 2, ("width1.2_seed1", "COMPLETE"): 1}
 
 
@@ -214,9 +215,29 @@ def test_reading_a_trial_keeps_others_from_changing_it(tmp_path):
         other.close()
 
 
+def test_a_claimed_trial_has_a_heartbeat_from_the_start(tmp_path):
+    with trials._Ledger(str(tmp_path), None, "list") as ledger:
+        ledger.enqueue("x", "config", None)
+        assert ledger.claim(ledger.owners()["x"]) and not ledger.claim(ledger.owners()["x"])
+    connection = sqlite3.connect(tmp_path / "trials.db")
+    assert connection.execute("select count(*) from trial_heartbeats").fetchall() == [(1,)]
+    connection.close()
+
+
+def test_a_run_that_was_taken_over_is_left(tmp_path):
+    worker = start(tmp_path, 1, 5)
+    wait_for(lambda: begun(tmp_path))
+    (pid,) = begun(tmp_path)["width1_seed0"]
+    with trials._Ledger(str(tmp_path), None, "list") as ledger:
+        ledger.fail(ledger.owners()["width1_seed0"])
+    wait_for(lambda: not lives(pid), 3)
+    worker.kill()
+    worker.communicate()
+
+
 def test_processes_share_a_list_and_one_is_killed(tmp_path):
-    runs = make_runs(4)
-    workers = [start(tmp_path, 4, 2.5) for _ in range(3)]
+    runs = make_runs(3)
+    workers = [start(tmp_path, 3, 2.5) for _ in range(3)]
     wait_for(lambda: begun(tmp_path))
     (name, (pid,)), *_ = begun(tmp_path).items()
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -253,6 +274,7 @@ def test_a_signal_saves_the_run_and_puts_it_back(tmp_path, number):
     os.killpg(worker.pid, number)  # as a terminal does with Ctrl-C
     said = worker.communicate(timeout=10)
     assert worker.returncode == 75 and "the same command goes on" in said[1], said
+    assert "A new study" not in said[1]  # Optuna's own words
     assert "saved" in (tmp_path / "runs" / "width1_seed0.log").read_text()
     runs = make_runs(1, 2)
     assert trials.states(runs, str(tmp_path), None, "list") == {"width1_seed0": "waiting"}
