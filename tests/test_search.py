@@ -175,6 +175,17 @@ def test_failed_runs_are_told_and_the_exit_status_says_so(tmp_path, monkeypatch,
     assert "top-1" in capsys.readouterr().out and (tmp_path / "search.csv").exists()
 
 
+def test_flags_reach_the_runs(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(search.trials, "work", lambda runs, *_, **options: asked.update(options, runs=runs) or [])
+    flags = ["--tolerance=0.01", "--phi=2", "--storage=sqlite:///x.db", "--heartbeat_seconds=7", "--tpu=local"]
+    with pytest.raises(UserError, match="all 2 runs failed"):
+        run(*GRID, f"--output_dir={tmp_path}", "--alpha=1,2", "--gamma=1", "--seeds=2", "--device=tpu", *flags)
+    assert [(r.spec.depth, r.labels["seed"]) for r in asked["runs"]] == [(4.0, 0), (4.0, 1)]
+    assert asked["train_arguments"] == ["--device=tpu", "--tpu=local", "--replicas=1"]
+    assert (asked["storage"], asked["heartbeat_seconds"], asked["recipe"]) == ("sqlite:///x.db", 7, "smoke")
+
+
 def make_one_row(runs):
     return [runs[0].labels | {"run": runs[0].name, "top1": 0.5}]
 
