@@ -12,6 +12,8 @@ _HOME = {
     "load_variant": "config",
     "load_config": "config",
     "load_weights": "weights",
+    "class_activation_map": "attribution",
+    "grad_cam": "attribution",
 } | {f"EfficientNetB{i}": "applications" for i in range(8)}
 
 __all__ = sorted(_HOME)

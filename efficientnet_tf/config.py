@@ -38,6 +38,11 @@ def nearest(name, allowed):
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def closest(name, allowed, count=5):
+    """Return the at most `count` names in `allowed` closest to `name`, or its last ones where none is close."""
+    return difflib.get_close_matches(name, allowed, n=count, cutoff=0.5) or list(allowed)[-count:]
+
+
 # --------------------------------------------------------------------------------------------------- YAML
 
 

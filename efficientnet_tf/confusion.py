@@ -6,6 +6,7 @@ import json
 
 import tensorflow as tf
 
+from efficientnet_tf import pictures
 from efficientnet_tf.config import UserError
 from efficientnet_tf.files import write_text
 
@@ -68,7 +69,7 @@ def draw_confusion(counts, class_names, title):
     cell = min(44, max(16, 1200 // classes))
     font = ImageFont.load_default(FONT_SIZE)
     small = ImageFont.load_default(min(FONT_SIZE, max(8, cell // 2)))
-    names = [_shorten(font, name) for name in class_names]
+    names = [pictures.shorten(font, name, LONGEST_NAME) for name in class_names]
     margin = round(max(map(font.getlength, names))) + GAP
     left, top = GAP + LINE + margin, GAP + 3 * LINE + margin
     wide = left + max(classes * cell, round(font.getlength(title)) - left) + 2 * GAP
@@ -101,29 +102,6 @@ def draw_confusion(counts, class_names, title):
                 pen.text((x + cell / 2, y + cell / 2), str(count), fill=ink, font=small, anchor="mm")
     _draw_legend(pen, font, left, top + classes * cell + GAP)
     return canvas
-
-
-def save_picture(picture, path):
-    """Write a PIL.Image.Image as PNG, local or gs://.
-
-    Raises:
-        UserError: when it cannot be written.
-    """
-    encoded = io.BytesIO()
-    picture.save(encoded, format="png")
-    try:
-        with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(encoded.getvalue())
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--confusion={path} cannot be written: {str(error)[:300]}") from None
-
-
-def _shorten(font, name):
-    if font.getlength(name) <= LONGEST_NAME:
-        return name
-    while name and font.getlength(f"{name}...") > LONGEST_NAME:
-        name = name[:-1]
-    return f"{name}..."
 
 
 def _blend(colour, share):

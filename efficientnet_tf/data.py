@@ -75,6 +75,33 @@ def eval_image(encoded, config):
     return tf.ensure_shape(image, [config.image_size, config.image_size, config.data.channels])
 
 
+def make_reader(convert):
+    """Return a function that reads image files and converts each.
+
+    Args:
+        convert: function from the bytes of an image file, string scalar, to a tensor.
+
+    Returns:
+        A function from paths, a sequence of str, to ({path: tensor}, {path: str, why it cannot be read or decoded}).
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def load(path):
+        return convert(tf.io.read_file(path))
+
+    def read(paths):
+        images, errors = {}, {}
+        for path in paths:
+            try:
+                images[path] = load(tf.constant(path))
+            except tf.errors.OpError as error:
+                # Before the reason stands where in the code, after it where in the graph.
+                errors[path] = error.message.partition("\n\t [[")[0].splitlines()[-1]
+        return images, errors
+
+    return read
+
+
 # ------------------------------------------------------------------------------------------------- pipelines
 
 

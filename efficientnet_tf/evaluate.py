@@ -34,11 +34,13 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
     import tensorflow as tf
 
     from efficientnet_tf import confusion as by_class
-    from efficientnet_tf import label_sets, loops, sources
+    from efficientnet_tf import files, label_sets, loops, pictures, sources
     from efficientnet_tf.config import UserError, override_config
 
-    _check_output("--per_class", per_class, (".csv", ".json"))
-    _check_output("--confusion", confusion, (".png",))
+    files.check_output("--per_class", per_class, (".csv", ".json"))
+    files.check_output("--confusion", confusion, (".png",))
+    if confusion:
+        pictures.require_pillow("--confusion")
     with strategy.scope():
         logits_of, config, class_names = _load(model_dir, raw)
     # A cache's copies have lost their files' names.
@@ -72,26 +74,8 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
         result["confusion"] = counts.tolist()
         run = os.path.basename(model_dir.rstrip("/"))
         title = f"{run}: top-1 {result['top1']:.2%} on {result['examples']} examples"
-        by_class.save_picture(by_class.draw_confusion(counts, names, title), confusion)
+        pictures.save_picture(by_class.draw_confusion(counts, names, title), confusion, "--confusion")
     return result
-
-
-def _check_output(flag, path, suffixes):
-    """Refuse a file that could not be written, before the work."""
-    from efficientnet_tf.config import UserError
-
-    if path is None:
-        return
-    if not path.endswith(suffixes):
-        raise UserError(f"{flag}={path}: the name must end in {' or '.join(suffixes)}")
-    folder = os.path.dirname(path) or "."
-    if "://" not in path and not os.path.isdir(folder):
-        raise UserError(f"{flag}={path} cannot be written: {folder!r} is not a folder")
-    if flag == "--confusion":
-        try:
-            from PIL import Image  # noqa: F401
-        except ModuleNotFoundError:
-            raise UserError(f"{flag} draws with Pillow, which is not installed: pip install pillow") from None
 
 
 def _config_dir(model_dir):

@@ -14,6 +14,27 @@ from efficientnet_tf.files import read_text
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
+def find_images(paths):
+    """Return the image files that `paths` name: files as they are, folders searched for images, in order.
+
+    Raises:
+        UserError: for a path that is not there, and a folder without an image.
+    """
+    found = []
+    for path in paths:
+        if not tf.io.gfile.exists(path):
+            raise UserError(f"{path}: no such file or folder")
+        if not tf.io.gfile.isdir(path):
+            found.append(path)
+            continue
+        inside = [os.path.join(root, name) for root, _, names in tf.io.gfile.walk(path) for name in names]
+        images = sorted(name for name in inside if name.lower().endswith(IMAGE_SUFFIXES))
+        if not images:
+            raise UserError(f"{path}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+        found += images
+    return found
+
+
 def _listdir(path):
     """Return (sub-folders, files) of a folder, local or gs://, sorted, hidden names left out."""
     names = sorted(n.rstrip("/") for n in tf.io.gfile.listdir(path) if not n.startswith("."))

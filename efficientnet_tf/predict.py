@@ -1,36 +1,9 @@
 """Classify images: `python -m efficientnet_tf.predict --model_dir=DIR photo.jpg folder/ ...`."""
 
 import json
-import os
 import sys
 
 from efficientnet_tf import cli
-
-
-def find_images(paths):
-    """Return the image files that `paths` name: files as they are, folders searched for images, in order.
-
-    Raises:
-        UserError: for a path that is not there, and a folder without an image.
-    """
-    import tensorflow as tf
-
-    from efficientnet_tf.config import UserError
-    from efficientnet_tf.folders import IMAGE_SUFFIXES
-
-    found = []
-    for path in paths:
-        if not tf.io.gfile.exists(path):
-            raise UserError(f"{path}: no such file or folder")
-        if not tf.io.gfile.isdir(path):
-            found.append(path)
-            continue
-        inside = [os.path.join(root, name) for root, _, names in tf.io.gfile.walk(path) for name in names]
-        images = sorted(name for name in inside if name.lower().endswith(IMAGE_SUFFIXES))
-        if not images:
-            raise UserError(f"{path}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
-        found += images
-    return found
 
 
 def predict(model_dir, paths, top=5, batch_size=32):
@@ -53,9 +26,7 @@ def predict(model_dir, paths, top=5, batch_size=32):
     model, config, class_names = checkpoint.load_model(model_dir)
     top = min(top, len(class_names))
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def decode(path):
-        return data.eval_image(tf.io.read_file(path), config)
+    read = data.make_reader(lambda encoded: data.eval_image(encoded, config))
 
     @tf.function
     def classify(images):
@@ -63,12 +34,7 @@ def predict(model_dir, paths, top=5, batch_size=32):
 
     for start in range(0, len(paths), batch_size):
         names = paths[start : start + batch_size]
-        images, errors = {}, {}
-        for name in names:
-            try:
-                images[name] = decode(tf.constant(name))
-            except tf.errors.OpError as error:
-                errors[name] = error.message.splitlines()[0]
+        images, errors = read(names)
         answers = {}
         if images:
             values, indices = classify(tf.stack(list(images.values())))
@@ -80,6 +46,8 @@ def predict(model_dir, paths, top=5, batch_size=32):
 
 def main(args):
     """Classify and print; the status is 1 where a file could not be read."""
+    from efficientnet_tf.folders import find_images
+
     failed = 0
     for path, answer in predict(args.model_dir, find_images(args.images), args.top):
         if isinstance(answer, str):

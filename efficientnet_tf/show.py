@@ -21,12 +21,17 @@ def draw_grid(config, rows, columns):
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    from efficientnet_tf import pictures
+
     font = ImageFont.load_default(FONT_SIZE)
     side = max(config.image_size, LEAST_SIDE)
     titles = f"Training: {_describe(config)}", f"Evaluation: {config.data.source}, {config.image_size} pixels"
     cells = [list(make(config, rows * columns)) for make in (_train_cells, _eval_cells)]
-    titles = [_wrap(font, title.split(" "), columns * (side + GAP)) for title in titles]
-    texts = [[_wrap(font, [label], side) + _wrap(font, notes, side) for _, label, notes in half] for half in cells]
+    titles = [pictures.wrap(font, title.split(" "), columns * (side + GAP)) for title in titles]
+    texts = [
+        [pictures.wrap(font, [label], side) + pictures.wrap(font, notes, side) for _, label, notes in half]
+        for half in cells
+    ]
 
     top = GAP + LINE * max(map(len, titles)) + GAP
     tall = side + LINE * max(len(lines) for half in texts for lines in half) + GAP
@@ -52,21 +57,6 @@ def _describe(config):
     text = f"{config.data.source}, {config.image_size} pixels, policy {augment.policy}"
     mixing = [f"{name} {getattr(augment, name):g}" for name in ("mixup", "cutmix") if getattr(augment, name)]
     return text + (f"; then {' and '.join(mixing)}, not drawn here" if mixing else "")
-
-
-def _wrap(font, words, width):
-    """Put words into lines of at most `width` pixels; a word that is too long alone is cut."""
-    lines = []
-    for word in words:
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        if font.getlength(word) > width:
-            while word and font.getlength(f"{word}...") > width:
-                word = word[:-1]
-            word += "..."
-        lines.append(word)
-    return lines
 
 
 def _train_cells(config, count):
@@ -117,18 +107,13 @@ def _blank(config):
 
 def main(args):
     """Draw and save."""
-    from efficientnet_tf.config import UserError, load_config
+    from efficientnet_tf import pictures
+    from efficientnet_tf.config import load_config
 
     config = load_config(args.variant, args.recipe, cli.overrides(args))
-    try:
-        from PIL import Image  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("show draws with Pillow, which is not installed: pip install pillow") from None
+    pictures.require_pillow("show")
     image = draw_grid(config, args.rows, args.columns)
-    try:
-        image.save(args.output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output={args.output} cannot be written: {error}") from None
+    pictures.save_picture(image, args.output, "--output")
     print(f"{args.output}: {image.width}x{image.height} pixels")
 
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, confusion, data, evaluate, label_sets, loops, optim, sources
+from efficientnet_tf import checkpoint, confusion, data, evaluate, label_sets, loops, optim, pictures, sources
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.config import UserError
 
@@ -477,7 +477,7 @@ def test_what_cannot_be_written_after_all(tmp_path):
     with pytest.raises(UserError, match="--per_class=.*cannot be written"):
         confusion.write_per_class(str(tmp_path / "t.csv"), confusion.per_class(np.eye(2), "ab"))
     with pytest.raises(UserError, match="--confusion=.*cannot be written"):
-        confusion.save_picture(PIL.Image.new("RGB", (2, 2)), str(tmp_path / "t.png"))
+        pictures.save_picture(PIL.Image.new("RGB", (2, 2)), str(tmp_path / "t.png"), "--confusion")
 
 
 def test_no_pillow_is_said_before_the_work(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from efficientnet_tf import config, data, show, sources
+from efficientnet_tf import config, data, pictures, show, sources
 from efficientnet_tf.config import UserError
 
 
@@ -64,7 +64,7 @@ def test_notes_name_the_operations():
 
 def test_texts_keep_within_their_width():
     font = pytest.importorskip("PIL.ImageFont").load_default(show.FONT_SIZE)
-    lines = show._wrap(font, ["a", "b", "W" * 50, "c"], 100)
+    lines = pictures.wrap(font, ["a", "b", "W" * 50, "c"], 100)
     assert lines[0] == "a b" and lines[1].endswith("W...") and lines[2] == "c"
     assert all(font.getlength(line) <= 100 for line in lines)
 
