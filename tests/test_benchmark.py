@@ -26,6 +26,7 @@ def test_photos_are_like_imagenets():
     assert benchmark.make_photos(2) == benchmark.make_photos(2)
 
 
+@pytest.mark.slow
 def test_input_table_and_json(tmp_path, capsys, few_photos):
     output = tmp_path / "input.json"
     run("--sizes=16", "--threads=2", "--rounds=1", "--seconds=0.05", f"--output={output}")

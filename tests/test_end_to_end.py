@@ -302,6 +302,7 @@ def test_help_imports_no_tensorflow(command):
     assert "--model_dir" in done.stdout
 
 
+@pytest.mark.slow
 def test_not_a_model_directory(tmp_path):
     for command, *rest in (["evaluate"], ["predict", TINY], ["export", f"--output={tmp_path / 'out'}"]):
         assert "is not a model directory" in error_of(run(command, f"--model_dir={tmp_path}", *rest))

@@ -160,6 +160,7 @@ def test_a_tfds_set_comes_back(spots, tmp_path, shards):
 # ------------------------------------------------------------------------------------------------------ kills
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_writes_the_same_files(tmp_path, capsys):
     """SIGKILL as soon as another file or two have come; each start finds those before whole and leaves them."""
     images, whole, killed = tmp_path / "images", tmp_path / "whole", tmp_path / "killed"

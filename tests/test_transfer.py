@@ -162,6 +162,7 @@ def test_weights_that_do_not_fit_write_nothing(digits, trained, tmp_path):
     assert not os.path.exists(model_dir)
 
 
+@pytest.mark.slow
 def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp_path, capsys):
     copy, model_dir = str(tmp_path / "weights"), tmp_path / "model"
     shutil.copytree(trained, copy)
@@ -281,6 +282,7 @@ def test_a_phase_unfreezes(digits, trained):
     assert moved[2] == everything
 
 
+@pytest.mark.slow
 def test_interrupted_in_a_phase_and_resumed_is_the_same_run(digits, trained, tmp_path, monkeypatch):
     """Stopped while the body is frozen; the weights that it began with are gone when it goes on."""
     copy = str(tmp_path / "weights")

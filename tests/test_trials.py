@@ -237,6 +237,7 @@ def test_a_run_that_was_taken_over_is_left(tmp_path):
     worker.communicate()
 
 
+@pytest.mark.slow
 def test_processes_share_a_list_and_one_is_killed(tmp_path):
     runs = make_runs(3)
     workers = [start(tmp_path, 3, 2.5) for _ in range(3)]
@@ -254,6 +255,7 @@ def test_processes_share_a_list_and_one_is_killed(tmp_path):
     assert count_trials(tmp_path)[name, "FAIL"] == 1
 
 
+@pytest.mark.slow
 def test_all_are_killed_and_the_command_is_started_again(tmp_path):
     runs = make_runs(2)
     workers = [start(tmp_path, 2, 1) for _ in range(2)]

@@ -310,6 +310,7 @@ def converted(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["b0.weights.h5", "b0.keras", "b0", "exported"])
 def test_own_formats(name, converted, theirs, ours, pixels):
     stored = load_weights(ours, str(converted / name))
@@ -317,6 +318,7 @@ def test_own_formats(name, converted, theirs, ours, pixels):
     assert stored.needs["data.crop_padding"] == 8 and stored.needs["data.image_size"] == 64
 
 
+@pytest.mark.slow
 def test_converted_directory_serves_the_commands(converted, theirs, tmp_path):
     """Without being told: size, crop and normalisation are those of the conversion."""
     model, loaded, names = checkpoint.load_model(str(converted / "b0"))
@@ -458,6 +460,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command(theirs, tmp_path):
     path = save_safetensors(foreign.timm_weights(theirs), tmp_path / "tf_efficientnet_b0.ap_in1k.safetensors")
     out = tmp_path / "b0.weights.h5"
