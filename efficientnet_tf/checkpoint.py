@@ -4,6 +4,7 @@
     classes.txt       the class names, one a line, in the order of the labels
     checkpoints/      step-N.index and step-N.data-*: weights, averages, slots, step and config
     metrics.jsonl     one JSON object a line
+    wandb.json        with --tracker=wandb: the id of the run there and what it was told; wandb/ beside it
     model.keras       the trained model (the average), once training has ended
 
 Random state and input position need no room of their own: masks, crops and order follow from seed and step.

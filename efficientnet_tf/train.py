@@ -47,27 +47,29 @@ def graph_of(phase, state, strategy):
     return state.model if graph.get_config() == state.model.get_config() else graph
 
 
-def train(config, model_dir, strategy):
+def train(config, model_dir, strategy, tracker="tensorboard"):
     """Train as the config says, or go on where an earlier call with the same config was stopped.
 
     Args:
         config: config.Config.
         model_dir: str, local or gs://; `checkpoint` tells what comes to lie there.
         strategy: tf.distribute.Strategy.
+        tracker: str, "tensorboard", or "wandb" for Weights & Biases, too.
 
     Returns:
         dict: {"step": int, "finished": bool} and, once finished, the last evaluation, {"raw": {...}, "ema": {...}} as
         `loops.make_evaluator` returns them. Not finished means that a SIGTERM came; all is saved.
 
     Raises:
-        UserError: for data, weights, directory or device that do not fit the config, and when the loss is no longer
-            finite.
+        UserError: for data, weights, directory or device that do not fit the config, a tracker that is not installed
+            or cannot begin, and when the loss is no longer finite.
     """
     import tensorflow as tf
 
     from efficientnet_tf import checkpoint, data, loops, optim, report, sources, transfer
     from efficientnet_tf.config import UserError
 
+    report.require_tracker(tracker)
     # Data, weights and directory first: what is wrong with them shows before anything is built or written.
     train_source = sources.open_source(config.data, config.data.train_split, training=True)
     eval_source = sources.open_source(config.data, config.data.eval_split, training=False)
@@ -126,7 +128,7 @@ def train(config, model_dir, strategy):
         return {kind: evaluator() for kind, evaluator in evaluators.items()}
 
     phase = result = None
-    with report.Report(model_dir, config.model.name, step, total) as log, _StopFlag() as stop:
+    with report.Report(model_dir, config.model.name, step, total, tracker, config) as log, _StopFlag() as stop:
         if initial:
             log.say(initial.message)
         if step:
@@ -166,8 +168,10 @@ def main(args):
     overrides = init_from + cli.overrides(args)
     config = load_config(args.variant, args.recipe, overrides)
     if not args.print_config:
+        from efficientnet_tf import report
         from efficientnet_tf.distribute import create_strategy
 
+        report.require_tracker(args.tracker)
         strategy = create_strategy(args.device, args.tpu, args.replicas)
     if config.train.init_from is not None:
         from efficientnet_tf.transfer import needs_as_overrides
@@ -179,7 +183,7 @@ def main(args):
 
         print(dump_config(config), end="")
         return 0
-    result = train(config, args.model_dir, strategy)
+    result = train(config, args.model_dir, strategy, args.tracker)
     return 0 if result["finished"] else cli.EXIT_RESTART
 
 
@@ -196,6 +200,13 @@ def make_parser():
         "--init_from", help="short for --set train.init_from=...: start from these weights, with a new classifier"
     )
     cli.add_device_arguments(parser)
+    parser.add_argument(
+        "--tracker",
+        default="tensorboard",
+        choices=["tensorboard", "wandb"],
+        help="where to follow the run: TensorBoard's files, always written, or Weights & Biases, too; with "
+        "WANDB_MODE=offline nothing leaves the machine, WANDB_PROJECT names the project",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and end")
     return parser
 
