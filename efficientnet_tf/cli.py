@@ -43,6 +43,12 @@ def add_device_arguments(parser):
     parser.add_argument("--replicas", type=positive_int, default=1, help="with the CPU: logical devices")
 
 
+def device_arguments(args):
+    """Return the flags of `add_device_arguments` as words, for a command that starts another."""
+    tpu = [] if args.tpu is None else [f"--tpu={args.tpu}"]
+    return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}"]
+
+
 def add_config_arguments(parser, recipe="digits"):
     """Add the flags that compose a config."""
     parser.add_argument("--variant", default="b0", help="b0 ... b8, l2, or the path of a variant's YAML")

@@ -283,6 +283,12 @@ def dump_config(config):
     )
 
 
+def dump_variant(spec):
+    """Return a ModelSpec as the text of a variant's YAML; the name is left to the file."""
+    content = spec.model_dump(mode="json", exclude={"name"})
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
 def parse_config(text, where):
     """Read what `dump_config` wrote (an `environment` section beside it is passed over).
 

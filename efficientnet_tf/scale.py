@@ -5,10 +5,8 @@ With --explain, how the published variants follow from the coefficients, and whe
 
 import os
 
-import yaml
-
 from efficientnet_tf import cli
-from efficientnet_tf.config import UserError, load_variant
+from efficientnet_tf.config import UserError, dump_variant, load_variant
 from efficientnet_tf.scaling import Coefficients, compound, implied_phi
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
@@ -96,10 +94,7 @@ def main(args):
         f"uses {shares}; {fit.binding} binds"
     )
     if args.output:
-        content = yaml.safe_dump(
-            spec.model_dump(mode="json", exclude={"name"}), sort_keys=False, default_flow_style=None
-        )
-        _write(args.output, f"# phi {fit.phi:.3f} from {args.baseline}; {fit.binding} binds.\n{content}")
+        _write(args.output, f"# phi {fit.phi:.3f} from {args.baseline}; {fit.binding} binds.\n{dump_variant(spec)}")
         print(f"written to {args.output}: python -m efficientnet_tf.train --variant={args.output} ...")
 
 

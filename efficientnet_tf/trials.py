@@ -1,0 +1,475 @@
+"""Training runs of a list, each done once, by any number of processes or machines: Optuna's storage keeps the list.
+
+A run is a trial that carries the run's name. Processes that start at the same moment may each add one: the
+lowest-numbered trial of a name that has not failed owns the run, the others are pruned. Each run is trained by the
+command train in a process of its own, so that what crashes or runs out of memory is that run alone.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from efficientnet_tf import schema
+from efficientnet_tf.cli import EXIT_RESTART
+from efficientnet_tf.complexity import count_cost
+from efficientnet_tf.config import UserError, diff_config, dump_config, dump_variant, load_config, parse_config
+
+POLL_SECONDS = 0.2
+GRACE = 3  # heartbeats that a process may miss until its run is taken over
+ATTEMPTS = 10  # to open the storage
+LOG_LINES = 8  # of a failed run, kept as its error
+# The command train, but it ends when its standard input does: when the process that started it is gone.
+PROGRAM = (
+    "import os, runpy, threading\n"
+    "threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()\n"
+    "runpy.run_module('efficientnet_tf.train', run_name='__main__', alter_sys=True)\n"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of a list."""
+
+    name: str  # unique in the list; a legal folder name: "width1.4_seed2"
+    spec: schema.ModelSpec
+    labels: dict  # what tells it from the others, scalars, "seed" among them: {"dimension": "width", "seed": 2}
+    overrides: tuple[str, ...] = ()  # "section.key=value" of the recipe, beside train.seed and data.image_size
+
+
+def work(runs, output_dir, *, recipe, storage=None, study_name, overrides=(), train_arguments=(), heartbeat_seconds=60):
+    """Do the runs of a list that nobody has done, until none is left waiting or running elsewhere.
+
+    Any number of processes may call this at once, and any may be killed: a run whose process has told nothing for three
+    heartbeats is taken over and goes on from its checkpoint. A run that fails, by itself or killed for its memory, is
+    recorded with the last lines of its log, and tried again when `work` is called again.
+
+    Args:
+        runs: list of Run; it may have grown since an earlier call.
+        output_dir: str, a folder that all processes share. There come to lie variants/<name>.yaml, the model directory
+            runs/<name> and runs/<name>.log.
+        recipe: str, name or path of a recipe.
+        storage: str, a database URL as Optuna takes it; by default sqlite:///<output_dir>/trials.db.
+        study_name: str, the list's name in the storage.
+        overrides: sequence of str, "section.key=value" for all runs.
+        train_arguments: sequence of str, further flags of the command train: "--device=cpu".
+        heartbeat_seconds: int >= 1, the same in all processes.
+
+    Returns:
+        A list of dict, a finished run each: see `rows`.
+
+    Raises:
+        UserError: when a run of the same name was listed with another config, for a config or a storage that does not
+            work, and where Optuna is missing.
+        SystemExit: with EXIT_RESTART after SIGTERM or Ctrl-C; the run is saved then and waits in the list.
+    """
+    settings = {run.name: _settings(run, overrides) for run in runs}
+    configs = _load_configs(runs, recipe, settings)
+    retried = ("missing", "interrupted", "failed")
+    with (
+        _StopFlag() as stop,
+        _Ledger(output_dir, storage, study_name, heartbeat_seconds) as ledger,
+        _make_bar(len(runs), study_name) as bar,
+    ):
+        while not stop.asked:
+            ledger.tidy()
+            owners = ledger.owners()
+            _refuse_changed(configs, owners)
+            found = {name: _state(owners.get(name)) for name in configs}
+            missing = [name for name, state in found.items() if state in retried]
+            for name in missing:
+                ledger.enqueue(name, dump_config(configs[name]), owners.get(name))
+            retried = ("missing", "interrupted")  # What fails from here on waits for another call.
+            if missing:
+                continue  # Another process may have been quicker: look again who owns what.
+            bar.update(sum(state in ("done", "failed") for state in found.values()) - bar.n)
+            run = next((run for run in runs if found[run.name] == "waiting" and ledger.claim(owners[run.name])), None)
+            if run:
+                arguments = [f"--recipe={recipe}", *(f"--set={text}" for text in settings[run.name]), *train_arguments]
+                _do(run, output_dir, arguments, ledger, owners[run.name], bar, stop)
+            elif {"waiting", "running"} & set(found.values()):
+                bar.set_postfix_str("the rest runs elsewhere", refresh=False)
+                time.sleep(1)
+            else:
+                break
+    if stop.asked:
+        print("stopped by a signal: the same command goes on from here", file=sys.stderr)
+        raise SystemExit(EXIT_RESTART)
+    return rows(runs, output_dir, storage, study_name)
+
+
+def rows(runs, output_dir, storage, study_name):
+    """Return what is known of the finished runs of a list; nothing is run.
+
+    Args:
+        runs: list of Run.
+        output_dir: str, as for `work`.
+        storage: str or None, as for `work`.
+        study_name: str.
+
+    Returns:
+        A list of dict, in the order of the runs: the run's labels, then "run", its name; "depth", "width", "resolution"
+        of its spec; "params" (trainable) and "macs", as the accounting counts them; "top1", "top5", "loss" of the last
+        evaluation, of the averaged weights where there are any, and "raw_top1"; "images_per_second" in training, the
+        median over all loops but the first, which compiles (None where there is no other); "train_seconds", wall clock
+        of all the processes that the run took; "peak_bytes", the most memory that the last of them had resident;
+        "config", path of the run's config.yaml beneath `output_dir`.
+    """
+    owners = _read_owners(output_dir, storage, study_name)
+    return [
+        run.labels | _describe(run) | owners[run.name].user_attrs["result"]
+        for run in runs
+        if _state(owners.get(run.name)) == "done"
+    ]
+
+
+def states(runs, output_dir, storage, study_name):
+    """Return {name of a run: "waiting", "running", "done" or "failed"}; the arguments are those of `rows`.
+
+    A run whose process is gone counts as running until another one takes it over.
+    """
+    owners = _read_owners(output_dir, storage, study_name)
+    found = {run.name: _state(owners.get(run.name)) for run in runs}
+    return {name: "waiting" if state in ("missing", "interrupted") else state for name, state in found.items()}
+
+
+def write_file(path, text):
+    """Write a local file in one go, in a folder that is made: other processes see it whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    with open(temporary, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------------------------------------- the list
+
+
+class _Ledger:
+    """The list in Optuna's storage. A context manager.
+
+    A trial's attributes are "run", "config", its text, "seconds" trained so far, and at the end "result" or "error". A
+    trial that failed without an error was interrupted.
+    """
+
+    def __init__(self, output_dir, storage, study_name, heartbeat_seconds=60):
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            raise UserError("Optuna is not installed: pip install 'efficientnet_tf[study]'") from None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna = optuna
+        if storage is None:
+            os.makedirs(output_dir, exist_ok=True)
+            storage = _default_storage(output_dir)
+        self.heartbeat_seconds = heartbeat_seconds
+        self._storage = _open_storage(storage, heartbeat_seconds)
+        self._study = optuna.create_study(
+            study_name=study_name, storage=self._storage, direction="maximize", load_if_exists=True
+        )
+        self._study_id = self._storage.get_study_id_from_name(study_name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def owners(self):
+        """Return {name of a run: its trial}."""
+        return _owners(self._storage.get_all_trials(self._study_id))
+
+    def tidy(self):
+        """Mark the trials of processes that are gone as failed, and those that a run has too many as pruned."""
+        with _experimental():
+            self._optuna.storages.fail_stale_trials(self._study)
+        trials = self._storage.get_all_trials(self._study_id)
+        owners = _owners(trials)
+        for trial in trials:
+            if trial.state.name == "WAITING" and trial is not owners[trial.user_attrs["run"]] and self.claim(trial):
+                self._finish(trial, "PRUNED")
+
+    def enqueue(self, name, config, before):
+        """Add a trial of a run; `before` is the one that failed, or None."""
+        seconds = before.user_attrs["seconds"] if before else 0.0
+        self._study.enqueue_trial({}, user_attrs={"run": name, "config": config, "seconds": seconds})
+
+    def claim(self, trial):
+        """Return whether a trial that waited is this process's now."""
+        # The heartbeat first: were this process killed between the two, a trial without any would never be missed.
+        self._storage.record_heartbeat(self._id(trial))
+        try:
+            return self._storage.set_trial_state_values(self._id(trial), self._optuna.trial.TrialState.RUNNING)
+        except self._optuna.exceptions.UpdateFinishedTrialError:
+            return False
+
+    def beat(self, trial, seconds):
+        """Tell that a trial goes on; return False where it was taken over, for this process was silent too long."""
+        try:
+            self._storage.set_trial_user_attr(self._id(trial), "seconds", seconds)
+        except self._optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        self._storage.record_heartbeat(self._id(trial))
+        return True
+
+    def complete(self, trial, result):
+        """Record the result of a trial."""
+        self._finish(trial, "COMPLETE", [result["top1"]], result=result)
+
+    def fail(self, trial, **attributes):
+        """Record that a trial failed; without error=text, that it was interrupted."""
+        self._finish(trial, "FAIL", **attributes)
+
+    def _finish(self, trial, state, values=None, **attributes):
+        with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):  # taken over
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(self._id(trial), name, value)
+            self._storage.set_trial_state_values(self._id(trial), self._optuna.trial.TrialState[state], values)
+
+    def _id(self, trial):
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+
+
+def _default_storage(output_dir):
+    return f"sqlite:///{output_dir}/trials.db"
+
+
+@contextlib.contextmanager
+def _experimental():
+    """Silence Optuna's warning that its heartbeat may change."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _open_storage(url, heartbeat_seconds):
+    import optuna
+    import sqlalchemy
+
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            with _experimental():
+                storage = optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=options,
+                    heartbeat_interval=heartbeat_seconds,
+                    grace_period=GRACE * heartbeat_seconds,
+                )
+            break
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+            if not left or isinstance(error, (ImportError, sqlalchemy.exc.ArgumentError)):
+                raise UserError(f"the storage {url} cannot be opened: {error}") from None
+            time.sleep(random.uniform(0.2, 1))  # Processes that start at the same moment make the same tables.
+    if storage.engine.dialect.name == "sqlite":
+        # By itself SQLite locks when a transaction writes, not when it reads what it is to write: two could claim one.
+        sqlalchemy.event.listen(storage.engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
+        sqlalchemy.event.listen(
+            storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+        )
+        storage.remove_session()
+        storage.engine.dispose()
+    return storage
+
+
+def _owners(trials):
+    """Return {name of a run: its trial}: the first that has not failed, else the last. `trials` are in their order."""
+    owners = {}
+    for trial in trials:
+        name = trial.user_attrs["run"]
+        if trial.state.name != "PRUNED" and (name not in owners or owners[name].state.name == "FAIL"):
+            owners[name] = trial
+    return owners
+
+
+def _state(trial):
+    """Return where a run is, by the trial that owns it."""
+    if trial is None:
+        return "missing"
+    if trial.state.name == "FAIL":
+        return "failed" if "error" in trial.user_attrs else "interrupted"
+    return {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done"}[trial.state.name]
+
+
+def _read_owners(output_dir, storage, study_name):
+    if storage is None and not os.path.exists(os.path.join(output_dir, "trials.db")):
+        return {}
+    with _Ledger(output_dir, storage, study_name) as ledger:
+        return ledger.owners()
+
+
+# ------------------------------------------------------------------------------------------------- a run
+
+
+def _settings(run, overrides):
+    """Return the `section.key=value` strings of a run; its seed and its resolution have the last word."""
+    seed, side = run.labels["seed"], run.spec.resolution
+    return [*overrides, *run.overrides, f"train.seed={seed}", f"data.image_size={side}"]
+
+
+def _load_configs(runs, recipe, settings):
+    """Return {name: Config} as training will resolve it."""
+    configs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            if run.name in configs or not re.fullmatch(r"\w[\w.+-]*", run.name):
+                raise ValueError(f"a run's name must be a folder's and its own, received {run.name!r}")
+            variant = os.path.join(folder, f"{run.name}.yaml")
+            write_file(variant, dump_variant(run.spec))
+            configs[run.name] = load_config(variant, recipe, settings[run.name])
+    return configs
+
+
+def _refuse_changed(configs, owners):
+    for name in configs.keys() & owners.keys():
+        text = owners[name].user_attrs["config"]
+        # Parsed, for a key that is new in this version has its default there.
+        changed = text != dump_config(configs[name]) and diff_config(parse_config(text, name), configs[name])
+        if changed:
+            raise UserError(
+                f"run {name} is listed with another config. Take another --output_dir, or undo these changes (there -> "
+                "asked for):\n  " + "\n  ".join(changed)
+            )
+
+
+class _StopFlag:
+    """Turns SIGTERM and Ctrl-C into a flag, so that the run is saved; a second one ends at once. A context manager."""
+
+    def __enter__(self):
+        self.asked = False
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _make_bar(total, name):
+    mininterval = 0.1 if sys.stderr.isatty() else 30  # in a log file, a line every half minute is enough
+    return tqdm(total=total, unit="run", desc=name, dynamic_ncols=True, mininterval=mininterval)
+
+
+def _do(run, output_dir, arguments, ledger, trial, bar, stop):
+    """Train a run whose trial is claimed, and record how it ended."""
+    variant = os.path.join(output_dir, "variants", f"{run.name}.yaml")
+    model_dir = os.path.join(output_dir, "runs", run.name)
+    write_file(variant, dump_variant(run.spec))
+    command = [sys.executable, "-c", PROGRAM, f"--variant={variant}", f"--model_dir={model_dir}", *arguments]
+    started = time.monotonic() - trial.user_attrs["seconds"]
+
+    def beat():
+        bar.set_postfix_str(run.name + _last_accuracy(model_dir))
+        return ledger.beat(trial, time.monotonic() - started)
+
+    log = f"{model_dir}.log"
+    status, peak_bytes = _train(command, log, beat, ledger.heartbeat_seconds, stop)
+    seconds = time.monotonic() - started
+    if status == 0:
+        cost = {"train_seconds": seconds, "peak_bytes": peak_bytes, "config": f"runs/{run.name}/config.yaml"}
+        result = _measure(model_dir) | cost
+        ledger.complete(trial, result)
+        bar.write(f"{run.name}: top-1 {result['top1']:.2%} in {seconds:.0f} s")
+    elif status == EXIT_RESTART or stop.asked or status is None:
+        ledger.fail(trial, seconds=seconds)
+    else:
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        ledger.fail(trial, seconds=seconds, error=f"{how}\n{_last_lines(log)}")
+        bar.write(f"{run.name} failed, {how}; {log} ends so:\n{_last_lines(log)}", file=sys.stderr)
+
+
+def _last_lines(log):
+    with open(log, errors="replace", newline="\n") as file:
+        lines = [line.rstrip().rpartition("\r")[2] for line in file]  # of a progress bar, its last state
+    return "\n".join([line for line in lines if line][-LOG_LINES:])
+
+
+def _train(command, log, beat, heartbeat_seconds, stop):
+    """Run a command until it ends. Killed with this process, stopped by its flag, killed when `beat()` returns False.
+
+    Returns:
+        (exit status, None when it was taken over; peak resident memory in bytes).
+    """
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    with open(log, "ab") as output:
+        # A session of its own, for Ctrl-C is for this process, which passes it on as SIGTERM.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+    asked, due = False, 0.0
+    try:
+        while True:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            if stop.asked and not asked:
+                asked = True
+                os.kill(process.pid, signal.SIGTERM)
+            if time.monotonic() > due:
+                due = time.monotonic() + heartbeat_seconds
+                if not beat():
+                    return None, 0
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+        process.stdin.close()
+
+
+def _read_metrics(model_dir):
+    """Return the lines of metrics.jsonl that are whole."""
+    path = os.path.join(model_dir, "metrics.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.endswith("}\n")]
+
+
+def _last_accuracy(model_dir):
+    """Return how far training is, for the progress bar."""
+    evaluations = [line for line in _read_metrics(model_dir) if line["kind"].startswith("eval/")]
+    return f" {evaluations[-1]['top1']:.1%}" if evaluations else ""
+
+
+def _measure(model_dir):
+    """Return the part of a row that training tells."""
+    lines = _read_metrics(model_dir)
+    last = {line["kind"]: line for line in lines}
+    raw = last["eval/raw"]
+    best = last.get("eval/ema", raw)
+    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"][1:]
+    return {key: best[key] for key in ("top1", "top5", "loss")} | {
+        "raw_top1": raw["top1"],
+        "images_per_second": statistics.median(speeds) if speeds else None,
+    }
+
+
+def _describe(run):
+    """Return the part of a row that the run's spec tells."""
+    total = count_cost(run.spec)["total"]
+    return {
+        "run": run.name,
+        "depth": run.spec.depth,
+        "width": run.spec.width,
+        "resolution": run.spec.resolution,
+        "params": total.trainable_params,
+        "macs": total.macs,
+    }
