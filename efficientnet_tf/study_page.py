@@ -35,13 +35,15 @@ FIELDS = {
     "params": Field("parameters", "M", 1e6),
     "macs": Field("multiply-adds", "B", 1e9),
     "top1": Field("top-1 accuracy", "%", 0.01),
-    "top5": Field("top-5 accuracy", "%", 0.01),
+    "top5": Field("top-5", "%", 0.01),
     "loss": Field("loss"),
-    "raw_top1": Field("top-1 without averaging", "%", 0.01),
+    "raw_top1": Field("raw top-1", "%", 0.01),
     "images_per_second": Field("training rate", "images/s"),
     "train_seconds": Field("training time", "s"),
-    "inference_seconds": Field("time for one image", "ms", 1e-3),
+    "inference_seconds": Field("inference time", "ms", 1e-3),
     "peak_bytes": Field("peak memory", "MiB", 2**20),
+    "paper_macs": Field("paper's multiply-adds", "B", 1e9),
+    "paper_top1": Field("paper's top-1 on ImageNet", "%", 0.01),
 }
 X_AXES = ["macs", "params", "resolution", "images_per_second", "train_seconds", "inference_seconds", "peak_bytes"]
 Y_AXES = ["top1", "loss"]
@@ -57,6 +59,9 @@ class About:
     caveats: tuple[str, ...]
     command: str  # redoes the study
     planned: int  # runs
+    findings: tuple[str, ...] = ()
+    tag: str = "scaling"  # the label that names a point in a picture
+    joined: bool = True  # whether the points of a line are
 
 
 def labels_of(row):
@@ -122,7 +127,7 @@ def write_page(output_dir, about, rows, lines, pictures=("macs",)):
     for x in pictures:
         if any(point[x] is not None for points in lines.values() for point in points):
             drawn.append(f"accuracy_{x}.png")
-            draw(lines, x, fields, about.title).savefig(os.path.join(output_dir, drawn[-1]), dpi=150)
+            draw(about, lines, x, fields).savefig(os.path.join(output_dir, drawn[-1]), dpi=150)
     path = os.path.join(output_dir, "index.html")
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         file.write(make_html(about, rows, lines, fields, ["results.csv", *drawn]))
@@ -143,14 +148,14 @@ def _write_table(path, rows):
         table.writerows(rows)
 
 
-def draw(lines, x, fields, title):
+def draw(about, lines, x, fields=FIELDS):
     """Draw the accuracy over a column, which has a logarithmic axis, in the manner of the paper's figures 3, 4 and 8.
 
     Args:
-        lines: as of `write_page`.
+        about: About.
+        lines: dict, as of `write_page`.
         x: str, a column of FIELDS.
         fields: dict, column to Field.
-        title: str.
 
     Returns:
         A matplotlib.figure.Figure: a line each with its points' means, and bars for their spread.
@@ -158,33 +163,54 @@ def draw(lines, x, fields, title):
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    named = set()
+    named = {}
     for i, (name, points) in enumerate(lines.items()):
         points = [point for point in points if point[x] is not None and point["top1"] is not None]
         xs = [point[x] / fields[x].scale for point in points]
         ys = [point["top1"] / fields["top1"].scale for point in points]
         spreads = [(point["top1_spread"] or 0) / fields["top1"].scale for point in points]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.errorbar(xs, ys, spreads, label=name, capsize=3, markersize=5, linewidth=1.5, **style)
-        for point, at in zip(points, zip(xs, ys, strict=True), strict=True):
-            if point["name"] not in named:  # a network that several lines share has its name once
-                named.add(point["name"])
-                offset = {"xytext": (4, 5), "textcoords": "offset points"}
-                axes.annotate(point["name"], at, fontsize=7, color="dimgray", **offset)
+        style["linestyle"] = "-" if about.joined else "none"
+        axes.errorbar(xs, ys, spreads, label=name, capsize=3, markersize=5, linewidth=1.5, elinewidth=0.8, **style)
+        for point, x_at, y_at in zip(points, xs, ys, strict=True):  # a network that several lines share is named once
+            named.setdefault(point["name"], (point.get(about.tag, point["name"]), (x_at, y_at), style["color"]))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(fields[x].title)
     axes.set_ylabel(fields["top1"].title)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(about.title, fontsize=11)
     axes.grid(alpha=0.3)
     axes.margins(x=0.08, y=0.1)
     if len(lines) > 1:
         axes.legend(fontsize=8)
+    _name_points(axes, named.values())
     return figure
+
+
+def _name_points(axes, named):
+    """Write (text, [x, y], colour) beside the points, where there is room; the others can be read on the page."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # decides where everything lies
+    spots = [axes.transData.transform(at) for _, at, _ in named]
+    taken = [Bbox([spot - 7, spot + 7]) for spot in spots]
+    if axes.get_legend():
+        taken.append(axes.get_legend().get_window_extent())
+    for text, at, colour in named:
+        for across, up in [("left", "bottom"), ("left", "top"), ("right", "bottom"), ("right", "top")]:
+            offset = (6 if across == "left" else -6, 3 if up == "bottom" else -3)
+            style = {"textcoords": "offset points", "fontsize": 7, "color": colour, "ha": across, "va": up}
+            written = axes.annotate(text, at, offset, path_effects=[withStroke(linewidth=2, foreground="w")], **style)
+            box = written.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            written.remove()
 
 
 def make_html(about, rows, lines, fields=FIELDS, files=()):
@@ -192,7 +218,8 @@ def make_html(about, rows, lines, fields=FIELDS, files=()):
 
     Args:
         about: About.
-        rows, lines: as of `write_page`.
+        rows: list of dict, as of `write_page`.
+        lines: dict, as of `write_page`.
         fields: dict, column to Field.
         files: sequence of str, names of files beside the page that it links to.
     """

@@ -60,6 +60,7 @@ ABOUT = study_page.About(
     ("Small images & few of them.", "</script><b>not markup</b>"),
     "python -m efficientnet_tf.study --study=one_dimension",
     planned=12,
+    findings=("Wide is good.",),
 )
 
 
@@ -109,7 +110,7 @@ def test_table_reads_back_as_the_rows(tmp_path):
 
 def test_pictures_have_a_line_each_with_bars_and_the_papers_axes():
     lines = make_lines(make_rows())
-    figure = study_page.draw(lines, "macs", study_page.FIELDS, "A study")
+    figure = study_page.draw(ABOUT, lines, "macs")
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "multiply-adds, B")
     assert axes.get_ylabel() == "top-1 accuracy, %"
@@ -121,6 +122,9 @@ def test_pictures_have_a_line_each_with_bars_and_the_papers_axes():
         (low, high), *_ = [segment[:, 1] for segment in container.lines[2][0].get_segments()]
         assert (low, high) == pytest.approx((90.2 - 0.1 * 7**0.5, 90.2 + 0.1 * 7**0.5))
     assert len(axes.texts) == len(MACS), "a shared network is named once"
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
 def test_pictures_are_drawn_of_what_was_measured(tmp_path):
@@ -210,6 +214,7 @@ def test_page_says_what_it_was_told_and_no_more(visit):
     page = visit(make_rows())
     assert page.title() == page.text_content("h1") == ABOUT.title
     assert page.locator("#caveats li").all_text_contents() == list(ABOUT.caveats)
+    assert page.locator("#findings li").all_text_contents() == ["Wide is good."]
     assert page.text_content("#command") == ABOUT.command
     assert page.text_content("#status") == "12 runs, all done."
     assert page.locator("#files a").all_text_contents() == ["results.csv"]
@@ -222,7 +227,7 @@ def test_axes_switch_to_the_right_numbers(visit):
         "resolution": ([32, 32, 32], "resolution, pixels"),
         "images_per_second": ([900, 450, 300], "training rate, images/s"),
         "train_seconds": ([101, 201, 301], "training time, s"),
-        "inference_seconds": ([8, 6, 4], "time for one image, ms"),
+        "inference_seconds": ([8, 6, 4], "inference time, ms"),
     }
     options = page.eval_on_selector_all("#x option", "options => options.map(option => option.value)")
     assert options == ["macs", *expected], "peak memory was not measured"
@@ -265,9 +270,11 @@ def test_hover_tells_the_network(visit):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.locator("#plot .hovertext").wait_for()
     told = page.locator("#plot .hovertext").text_content()
-    for part in ("width1.4", "multiplier 1.4", "91.20 ± 0.26 %", "15 M", "9 M", "450 images/s", "6 ms", "3 seeds"):
+    for part in ("width1.4", "multiplier 1.4", "91.20 ± 0.26 %", "15 M", "9 M", "450 ± 0 images/s", "6 ms", "3 seeds"):
         assert part in told
     assert "memory" not in told
+    buttons = page.eval_on_selector_all("#plot .modebar-btn", "all => all.map(one => one.dataset.title)")
+    assert "Zoom" in buttons and not [b for b in buttons if "hare" in b or "loud" in b], "nothing is sent anywhere"
 
 
 def test_missing_values_break_nothing(visit):
@@ -300,4 +307,5 @@ def test_page_follows_the_system_into_the_dark(visit):
     background = "document.getElementById('plot').layout.paper_bgcolor"
     assert page.evaluate(background) == "#15181c"
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(f"{background} === '#fff'")
+    page.locator("#plot .main-svg[style*='rgb(255, 255, 255)']").first.wait_for()
+    assert page.evaluate(background) == "#fff"
