@@ -46,7 +46,11 @@ setup(
     python_requires=">=3.11",
     packages=["efficientnet_tf", "efficientnet_tf.configs", "efficientnet_tf.configs.recipes"],
     package_dir={"efficientnet_tf.configs": "configs"},
-    package_data={"efficientnet_tf.configs": ["*.yaml"], "efficientnet_tf.configs.recipes": ["*.yaml"]},
+    package_data={
+        "efficientnet_tf": ["study_page.html"],
+        "efficientnet_tf.configs": ["*.yaml"],
+        "efficientnet_tf.configs.recipes": ["*.yaml"],
+    },
     install_requires=[
         "keras>=3.15,<3.16",
         "tensorflow-datasets>=4.9.7,<5",

@@ -43,10 +43,21 @@ def add_device_arguments(parser):
     parser.add_argument("--replicas", type=positive_int, default=1, help="with the CPU: logical devices")
 
 
-def device_arguments(args):
-    """Return the flags of `add_device_arguments` as words, for a command that starts another."""
+def training_arguments(args):
+    """Return the flags that say where to run and whom to tell as words, for a command that starts `train`."""
     tpu = [] if args.tpu is None else [f"--tpu={args.tpu}"]
-    return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}"]
+    return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}", f"--tracker={args.tracker}"]
+
+
+def add_tracker_argument(parser):
+    """Add the flag that says who, beside metrics.jsonl, is told of a run."""
+    parser.add_argument(
+        "--tracker",
+        default="tensorboard",
+        choices=["tensorboard", "wandb"],
+        help="where to follow the run: TensorBoard's files, always written, or Weights & Biases, too; with "
+        "WANDB_MODE=offline nothing leaves the machine, WANDB_PROJECT names the project",
+    )
 
 
 def add_config_arguments(parser, recipe="digits"):

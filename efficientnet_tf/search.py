@@ -249,7 +249,7 @@ def main(args):
         storage=args.storage,
         study_name="search",
         overrides=cli.overrides(args),
-        train_arguments=cli.device_arguments(args),
+        train_arguments=cli.training_arguments(args),
         heartbeat_seconds=args.heartbeat_seconds,
     )
     scores = rank(candidates, rows)
@@ -305,6 +305,7 @@ def make_parser():
     parser.add_argument("--list", action="store_true", help="print the points and what each gives, and end")
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)
+    cli.add_tracker_argument(parser)
     return parser
 
 

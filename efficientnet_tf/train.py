@@ -200,13 +200,7 @@ def make_parser():
         "--init_from", help="short for --set train.init_from=...: start from these weights, with a new classifier"
     )
     cli.add_device_arguments(parser)
-    parser.add_argument(
-        "--tracker",
-        default="tensorboard",
-        choices=["tensorboard", "wandb"],
-        help="where to follow the run: TensorBoard's files, always written, or Weights & Biases, too; with "
-        "WANDB_MODE=offline nothing leaves the machine, WANDB_PROJECT names the project",
-    )
+    cli.add_tracker_argument(parser)
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and end")
     return parser
 

@@ -31,6 +31,7 @@ def test_wheel_brings_its_configs_and_finds_them(wheel, tmp_path):
         archive.extractall(tmp_path)
     shipped = {p.relative_to(tmp_path / "efficientnet_tf/configs") for p in tmp_path.rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
+    assert (tmp_path / "efficientnet_tf/study_page.html").is_file()
     code = (
         "import efficientnet_tf.config as c; print(c.CONFIG_DIR); print(c.load_config('b4', 'digits').model.resolution)"
     )

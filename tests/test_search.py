@@ -182,7 +182,7 @@ def test_flags_reach_the_runs(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="all 2 runs failed"):
         run(*GRID, f"--output_dir={tmp_path}", "--alpha=1,2", "--gamma=1", "--seeds=2", "--device=tpu", *flags)
     assert [(r.spec.depth, r.labels["seed"]) for r in asked["runs"]] == [(4.0, 0), (4.0, 1)]
-    assert asked["train_arguments"] == ["--device=tpu", "--tpu=local", "--replicas=1"]
+    assert asked["train_arguments"] == ["--device=tpu", "--tpu=local", "--replicas=1", "--tracker=tensorboard"]
     assert (asked["storage"], asked["heartbeat_seconds"], asked["recipe"]) == ("sqlite:///x.db", 7, "smoke")
 
 
