@@ -73,7 +73,7 @@ def training_memory(layers, batch, precision="float32", optimizer="rmsprop", ave
 
 
 def inference_memory(layers, batch, precision="float32"):
-    """Count the peak memory of a forward pass: the two neighbours that are largest together, and a block's input.
+    """Count the peak memory of a forward pass.
 
     Args:
         layers: list of complexity.Layer.
@@ -81,11 +81,12 @@ def inference_memory(layers, batch, precision="float32"):
         precision: str, "float32" or "mixed_bfloat16".
 
     Returns:
-        Memory. Batch norm and activations work in place.
+        Memory. A layer's input and output live together, and beside them the input of a residual until it is added;
+        batch norm and activations, several operations each, hold three tensors of their size.
     """
     weights = sum(layer.params + layer.statistics for layer in layers) * WEIGHT_BYTES
+    elementwise = [3 * layer.elements for layer in layers if layer.kind in ("batch_norm", "activation")]
     moving = [layer for layer in layers if layer.kind not in ("batch_norm", "activation")]
-    # A residual's input lives until it is added: what is held beside each layer and the one before it.
     held, begin = [0] * len(moving), 0
     for i, layer in enumerate(moving):
         if layer.kind == "add":
@@ -94,13 +95,13 @@ def inference_memory(layers, batch, precision="float32"):
             begin = i
         elif layer.part == "stem":
             begin = i
-    peak = max(moving[i - 1].elements + moving[i].elements + held[i] for i in range(1, len(moving)))
+    pairs = (moving[i - 1].elements + moving[i].elements + held[i] for i in range(1, len(moving)))
     return Memory(
         weights=weights,
         optimizer=0,
         average=0,
         gradients=0,
-        activations=batch * peak * PRECISIONS[precision],
+        activations=batch * max(*elementwise, *pairs) * PRECISIONS[precision],
         program=round(len(layers) * FORWARD_PROGRAM_BYTES),
     )
 
