@@ -19,7 +19,7 @@ ATTEMPTS = 10  # to open the storage
 class Ledger:
     """The list in Optuna's storage. A context manager.
 
-    A trial's attributes are "run", "config", its text, "seconds" trained so far, and at the end "result" or "error". A
+    A trial's attributes are "run", "config", its text, "beats" counted, and at the end "result" or "error". A
     trial that failed without an error was interrupted.
     """
 
@@ -61,10 +61,9 @@ class Ledger:
             if trial.state.name == "WAITING" and trial is not owners[trial.user_attrs["run"]] and self.claim(trial):
                 self._finish(trial, "PRUNED")
 
-    def enqueue(self, name, config, before):
-        """Add a trial of a run; `before` is the one that failed, or None."""
-        seconds = before.user_attrs["seconds"] if before else 0.0
-        self._study.enqueue_trial({}, user_attrs={"run": name, "config": config, "seconds": seconds})
+    def enqueue(self, name, config):
+        """Add a trial of a run."""
+        self._study.enqueue_trial({}, user_attrs={"run": name, "config": config})
 
     def claim(self, trial):
         """Return whether a trial that waited is this process's now."""
@@ -75,10 +74,10 @@ class Ledger:
         except self._optuna.exceptions.UpdateFinishedTrialError:
             return False
 
-    def beat(self, trial, seconds):
+    def beat(self, trial, count):
         """Tell that a trial goes on; return False where it was taken over, for this process was silent too long."""
         try:
-            self._storage.set_trial_user_attr(self._id(trial), "seconds", seconds)
+            self._storage.set_trial_user_attr(self._id(trial), "beats", count)
         except self._optuna.exceptions.UpdateFinishedTrialError:
             return False
         self._storage.record_heartbeat(self._id(trial))

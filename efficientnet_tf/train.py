@@ -111,6 +111,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
         except tf.errors.OpError as error:
             failures.check(config.data.max_bad_fraction)
             raise UserError(f"training failed after step {step}: {error.message}") from error
+        seconds = time.perf_counter() - started
         failures.check(config.data.max_bad_fraction)
         if not math.isfinite(loss):
             raise UserError(
@@ -121,7 +122,8 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
             "loss": loss,
             "top1": accuracy,
             "learning_rate": float(state.optimizer.learning_rate),
-            "images_per_second": steps * phase.batch_size / (time.perf_counter() - started),
+            "seconds": seconds,
+            "images_per_second": steps * phase.batch_size / seconds,
         }
 
     def evaluate():

@@ -4,6 +4,7 @@ Each run is trained by the command train in a process of its own, so that what c
 run alone.
 """
 
+import itertools
 import json
 import os
 import re
@@ -84,7 +85,7 @@ def work(runs, output_dir, *, recipe, storage=None, study_name, overrides=(), tr
             found = {name: state_of(owners.get(name)) for name in configs}
             missing = [name for name, state in found.items() if state in retried]
             for name in missing:
-                ledger.enqueue(name, dump_config(configs[name]), owners.get(name))
+                ledger.enqueue(name, dump_config(configs[name]))
             retried = ("missing", "interrupted")  # What fails from here on waits for another call.
             if missing:
                 continue  # Another process may have been quicker: look again who owns what.
@@ -117,9 +118,9 @@ def rows(runs, output_dir, storage, study_name):
         A list of dict, in the order of the runs: the run's labels, then "run", its name; "depth", "width", "resolution"
         of its spec; "classes", and "params" (trainable) and "macs", counted with as many; "top1", "top5", "loss" of the
         last evaluation, of the averaged weights where there are any, and "raw_top1"; "images_per_second" in training,
-        the median over all loops but the first, which compiles (None where there is no other); "train_seconds", wall
-        clock of all the processes that the run took; "peak_bytes", the most memory that the last of them had resident;
-        "config", path of the run's config.yaml beneath `output_dir`.
+        the median over all loops but the first, which compiles (None where there is no other); "train_seconds" of
+        all its loops (not of starting, evaluating and saving); "peak_bytes", the most memory that the last of its
+        processes had resident; "config", path of the run's config.yaml beneath `output_dir`.
     """
     owners = read_owners(output_dir, storage, study_name)
     owners = {name: trial for name, trial in owners.items() if state_of(trial) == "done"}
@@ -209,25 +210,24 @@ def _do(run, output_dir, arguments, ledger, trial, bar, stop):
     model_dir = os.path.join(output_dir, "runs", run.name)
     write_file(variant, dump_variant(run.spec))
     command = [sys.executable, "-c", PROGRAM, f"--variant={variant}", f"--model_dir={model_dir}", *arguments]
-    started = time.monotonic() - trial.user_attrs["seconds"]
+    beats = itertools.count()
 
     def beat():
         bar.set_postfix_str(run.name + _last_accuracy(model_dir))
-        return ledger.beat(trial, time.monotonic() - started)
+        return ledger.beat(trial, next(beats))
 
     log = f"{model_dir}.log"
     status, peak_bytes = _train(command, log, beat, ledger.heartbeat_seconds, stop)
-    seconds = time.monotonic() - started
     if status == 0:
-        cost = {"train_seconds": seconds, "peak_bytes": peak_bytes, "config": f"runs/{run.name}/config.yaml"}
+        cost = {"peak_bytes": peak_bytes, "config": f"runs/{run.name}/config.yaml"}
         result = _measure(model_dir) | cost
         ledger.complete(trial, result)
-        bar.write(f"{run.name}: top-1 {result['top1']:.2%} in {seconds:.0f} s")
+        bar.write(f"{run.name}: top-1 {result['top1']:.2%}, trained for {result['train_seconds']:.0f} s")
     elif status == EXIT_RESTART or stop.asked or status is None:
-        ledger.fail(trial, seconds=seconds)
+        ledger.fail(trial)
     else:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        ledger.fail(trial, seconds=seconds, error=f"{how}\n{_last_lines(log)}")
+        ledger.fail(trial, error=f"{how}\n{_last_lines(log)}")
         bar.write(f"{run.name} failed, {how}; {log} ends so:\n{_last_lines(log)}", file=sys.stderr)
 
 
@@ -290,7 +290,8 @@ def _measure(model_dir):
     last = {line["kind"]: line for line in lines}
     raw = last["eval/raw"]
     best = last.get("eval/ema", raw)
-    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"][1:]
+    loops = [line for line in lines if line["kind"] == "train"]
+    speeds = [line["images_per_second"] for line in loops[1:]]
     with open(os.path.join(model_dir, "classes.txt")) as file:
         classes = sum(1 for _ in file)
     return (
@@ -299,6 +300,7 @@ def _measure(model_dir):
         | {
             "raw_top1": raw["top1"],
             "images_per_second": statistics.median(speeds) if speeds else None,
+            "train_seconds": sum(line["seconds"] for line in loops),
         }
     )
 

@@ -97,15 +97,14 @@ def test_rows_tell_what_the_runs_did(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
     rows = work(runs, tmp_path)
     assert rows == trials.rows(runs, str(tmp_path), None, "list")
-    measured = rows[1].pop("train_seconds"), rows[1].pop("peak_bytes")
-    assert 0.1 < measured[0] < 20 and 5e6 < measured[1] < 1e9
+    assert 5e6 < rows[1].pop("peak_bytes") < 1e9
     cost = complexity.count_cost(runs[1].spec, classes=3)["total"]
     assert rows[1] == {
         **{"dimension": "width", "multiplier": 1.2, "seed": 1, "run": "width1.2_seed1"},
         **{"depth": 1.0, "width": 1.2, "resolution": 36, "classes": 3},
         **{"params": cost.trainable_params, "macs": cost.macs},
         **{"top1": pytest.approx(1 / 1.2 + 0.001), "top5": 0.9, "loss": 2.0},
-        **{"raw_top1": pytest.approx(1 / 1.2 + 0.001 - 0.1), "images_per_second": 20.0},
+        **{"raw_top1": pytest.approx(1 / 1.2 + 0.001 - 0.1), "images_per_second": 20.0, "train_seconds": 2.0},
         "config": "runs/width1.2_seed1/config.yaml",
     }
     trained = config.parse_config((tmp_path / rows[1]["config"]).read_text(), "config")
@@ -179,7 +178,7 @@ def test_trials_that_a_run_has_too_many_are_pruned(tmp_path):
     text = {n: config.dump_config(c) for n, c in trials._load_configs(runs, "smoke", settings).items()}
     with Ledger(str(tmp_path), None, "list") as ledger:
         for run in runs * 3:
-            ledger.enqueue(run.name, text[run.name], None)
+            ledger.enqueue(run.name, text[run.name])
     work(runs, tmp_path)
     assert [len(pids) for pids in begun(tmp_path).values()] == [1, 1]
     assert count_trials(tmp_path) == {(r.name, s): n for r in runs for s, n in (("COMPLETE", 1), ("PRUNED", 2))}
@@ -219,7 +218,7 @@ def test_reading_a_trial_keeps_others_from_changing_it(tmp_path):
 
 def test_a_claimed_trial_has_a_heartbeat_from_the_start(tmp_path):
     with Ledger(str(tmp_path), None, "list") as ledger:
-        ledger.enqueue("x", "config", None)
+        ledger.enqueue("x", "config")
         assert ledger.claim(ledger.owners()["x"]) and not ledger.claim(ledger.owners()["x"])
     connection = sqlite3.connect(tmp_path / "trials.db")
     assert connection.execute("select count(*) from trial_heartbeats").fetchall() == [(1,)]
@@ -283,4 +282,4 @@ def test_a_signal_saves_the_run_and_puts_it_back(tmp_path, number):
     runs = make_runs(1, 2)
     assert trials.states(runs, str(tmp_path), None, "list") == {"width1_seed0": "waiting"}
     (row,) = work(runs, tmp_path)
-    assert row["train_seconds"] > 3  # those of both processes
+    assert row["train_seconds"] == 2.0
