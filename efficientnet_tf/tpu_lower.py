@@ -19,8 +19,13 @@ def _operation_of(tensor):
     return tensor.removeprefix("^").partition(":")[0]
 
 
-def _of_one_replica(graph, roots, given):
-    """Return the GraphDef of what replica 0 computes, down from `roots`; `given` are operations that it gets."""
+def _input_name(tensor):
+    """Return the name of a tensor as a node's input has it, where the first output goes without its number."""
+    return f"{tensor.op.name}:{tensor.value_index}" if tensor.value_index else tensor.op.name
+
+
+def _of_one_replica(graph, roots, given, replicas):
+    """Return the GraphDef of what replica 0 of `replicas` does, down from `roots`; `given` are operations it gets."""
     nodes = {node.name: node for node in graph.as_graph_def().node}
     sources = {}  # output of an operation that only passes on: what it passes on
     for name, node in nodes.items():
@@ -34,9 +39,13 @@ def _of_one_replica(graph, roots, given):
             tensor = sources[tensor]
         return tensor
 
-    result, todo, seen = graph_pb2.GraphDef(), list(roots), set(given)
+    result, todo, seen = graph_pb2.GraphDef(), list(roots), {*given, "all_replicas"}
     result.library.CopyFrom(graph.as_graph_def().library)
     result.versions.CopyFrom(graph.as_graph_def().versions)
+    everyone = tf.make_tensor_proto([list(range(replicas))], tf.int32)
+    group = result.node.add(name="all_replicas", op="Const")
+    group.attr["dtype"].type = everyone.dtype
+    group.attr["value"].tensor.CopyFrom(everyone)
     while todo:
         name = todo.pop()
         if name in seen:
@@ -54,6 +63,7 @@ def _of_one_replica(graph, roots, given):
             new.ClearField("attr")
             new.op, new.attr["T"].type = "XlaAllReduce", kind
             new.attr["reduce_op"].s, new.attr["mode"].s = b"Add", b"CrossReplica"
+            inputs[1] = group.name  # fewer are traced than there are
         elif new.op in ("TPUReplicateMetadata", *_FIRST_INPUT):  # of which only the order remains
             inputs, new.op = [], "NoOp"
             new.ClearField("attr")
@@ -61,17 +71,19 @@ def _of_one_replica(graph, roots, given):
         new.ClearField("input")
         new.input.extend([*inputs, *(f"^{name}" for name in sorted(before))])
         todo += [_operation_of(tensor) for tensor in new.input]
-    return result, follow
+    return result
 
 
-def lower(trace):
+def lower(trace, replicas):
     """Lower the step of a trace to HLO.
 
     Args:
         trace: tpu_trace.Trace.
+        replicas: int >= 1, those of the TPU.
 
     Returns:
-        bytes, a serialised HloModuleProto of one replica: from batch and variables to their new values.
+        bytes, a serialised HloModuleProto of one replica: from batch and variables to sums and new values, each written
+        over the old one.
 
     Raises:
         UserError: for an operation that XLA does not have.
@@ -81,18 +93,19 @@ def lower(trace):
     given = {op.name for op in graph.get_operations() if op.type in ("Placeholder", "IteratorGetNext")}
     result = graph.outputs[3]  # behind two counters and the range's: what the loop sums up
     effects = [op.name for op in graph.control_outputs if op.type.startswith("Assign")]
-    definition, follow = _of_one_replica(graph, [result.op.name, *effects], given)
-    needed = {tensor for node in definition.node for tensor in node.input if _operation_of(tensor) in given}
+    definition = _of_one_replica(graph, [result.op.name, *effects], given, replicas)
+    inputs = {tensor for node in definition.node for tensor in node.input if _operation_of(tensor) in given}
+    inputs = sorted(inputs - {_input_name(t) for t in batch})
 
     def step(*arguments):
-        names = {t.op.name if t.value_index == 0 else t.name: a for t, a in zip(batch, arguments, strict=True)}
-        for tensor in needed - set(names):
-            value = trace.inputs[_operation_of(tensor)]
+        names = dict(zip(map(_input_name, batch), arguments, strict=True))
+        for name in inputs:
+            value = trace.inputs[name]
             if value.dtype == tf.resource:
-                names[tensor] = tf.compat.v1.get_default_graph().capture(value)
-            else:
-                names[tensor] = tf.zeros(value.shape, value.dtype)
-        outputs = [f"{result.op.name}:{result.value_index}", *effects]
+                names[name] = tf.compat.v1.get_default_graph().capture(value)
+            else:  # the loop's counters and sums
+                names[name] = tf.zeros(value.shape, value.dtype)
+        outputs = [result.name, *effects]
         total, *done = tf.import_graph_def(definition, input_map=names, return_elements=outputs, name="")
         with tf.control_dependencies(done):
             return tf.identity(total)
