@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
 
-from efficientnet_tf import checkpoint, data, examples, loops
+from efficientnet_tf import data, examples, loops
 from efficientnet_tf.config import UserError, override_config
 
 # All replicas run one program. Two show what it exchanges, and a run's variables need not lie here eight times.
@@ -48,11 +48,13 @@ def make_strategy(replicas):
     """Create a tf.distribute.TPUStrategy that traces and cannot run.
 
     Args:
-        replicas: int >= 1; as many logical CPUs hold its variables.
+        replicas: int >= 1, those of the TPU; at most TRACED_REPLICAS are made up, and as many logical CPUs hold their
+            variables.
 
     Raises:
         UserError: when TensorFlow has used the CPU before, and it is not divided into as many.
     """
+    replicas = min(replicas, TRACED_REPLICAS)
     cpu = tf.config.list_physical_devices("CPU")[0]
     if len(tf.config.get_logical_device_configuration(cpu) or ()) < replicas:
         try:
@@ -102,40 +104,58 @@ def _trace(loop, dataset_of, strategy, *owners):
     return Trace(function, step, inputs, (loop, batches, *owners))
 
 
-def trace(config, classes, images, replicas, batch, eval_batch):
-    """Trace the loops that `train` runs.
+def _stand_in(config, classes, batch, strategy):
+    """Return a source without images, and the config for the batch of the replicas that are traced."""
+    total = batch * strategy.num_replicas_in_sync
+    sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
+    return examples.from_bytes([b""], [0], map(str, range(classes)), "image"), override_config(config, sizes)
+
+
+def trace_train(config, state, classes, strategy, batch):
+    """Trace the loop with which `train` trains.
 
     Args:
         config: config.Config.
+        state: checkpoint.State, created in the strategy's scope.
         classes: int >= 2.
-        images: int >= 1, size of the training set.
-        replicas: int >= 1, those of the TPU; at most TRACED_REPLICAS of them are traced.
-        batch: int >= 1, images a replica in a training step.
-        eval_batch: int >= 1, the same in an evaluation step.
+        strategy: what `make_strategy` made.
+        batch: int >= 1, images a replica.
 
     Returns:
-        (state, {"train": Trace, "eval": Trace, and with a moving average "eval_average": Trace}).
+        Trace.
     """
-    replicas = min(replicas, TRACED_REPLICAS)
-    sizes = [f"train.batch_size={batch * replicas}", f"eval.batch_size={eval_batch * replicas}", "data.service="]
-    config = override_config(config, sizes)
-    strategy = make_strategy(replicas)
-    state = checkpoint.create_state(config, classes, images, strategy)
-    source = examples.from_bytes([b""], [0], map(str, range(classes)), "image")
+    source, config = _stand_in(config, classes, batch, strategy)
     failures = data.Failures(source)
 
-    def train_batches(context):
+    def dataset_of(context):
         return data.train_dataset(source, config, failures, 0, context)
 
-    def eval_batches(context):
+    return _trace(loops.make_train_loop(state, config, strategy), dataset_of, strategy, state)
+
+
+def trace_eval(config, state, classes, strategy, batch):
+    """Trace the loops with which `train` evaluates.
+
+    Args:
+        config: config.Config.
+        state: checkpoint.State, created in the strategy's scope.
+        classes: int >= 2.
+        strategy: what `make_strategy` made.
+        batch: int >= 1, images a replica.
+
+    Returns:
+        {"raw": Trace, and with a moving average "ema": Trace}.
+    """
+    source, config = _stand_in(config, classes, batch, strategy)
+    failures = data.Failures(source)
+
+    def dataset_of(context):
         return data.eval_dataset(source, config, failures, context)
 
-    traces = {"train": _trace(loops.make_train_loop(state, config, strategy), train_batches, strategy, state)}
-    for kind, logits_of in loops.make_classifiers(state).items():
-        loop = loops.make_eval_loop(logits_of, classes, strategy)
-        name = {"raw": "eval", "ema": "eval_average"}[kind]
-        traces[name] = _trace(loop, eval_batches, strategy, state)
-    return state, traces
+    return {
+        kind: _trace(loops.make_eval_loop(logits_of, classes, strategy), dataset_of, strategy, state)
+        for kind, logits_of in loops.make_classifiers(state).items()
+    }
 
 
 def inspect(trace):
