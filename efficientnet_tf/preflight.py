@@ -3,13 +3,14 @@
 Without a TPU: the steps of `train` are traced by TPUStrategy and compiled by the TPU's own compiler. Nothing is run.
 """
 
+import contextlib
 import json
 import os
 import sys
 from dataclasses import asdict, dataclass
 
 from efficientnet_tf import cli, tpu_compile
-from efficientnet_tf.config import PACKAGE_DIR, UserError, load_config
+from efficientnet_tf.config import PACKAGE_DIR, UserError, environment, load_config
 
 MIB, GIB = 2**20, 2**30
 SUBLANES = 8  # a TPU's registers have eight rows
@@ -268,6 +269,17 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
     return report
 
 
+def _versions():
+    """Return what the numbers depend on, the compiler's version among it, as dict."""
+    from importlib import metadata
+
+    found = environment()
+    for name in ("jaxlib", "libtpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def _float32_bytes(shapes):
     from math import prod
 
@@ -308,16 +320,16 @@ def format_report(report):
             f"{used} of {p['available_bytes'] / GIB:.2f} GiB of a replica's memory.",
         ]
         if not p["fits"]:
-            continue
+            continue  # why stands among the findings
         kinds = ("argument", "temporary", "output", "code")
         parts = ", ".join(f"{kind} {p[f'{kind}_bytes'] / MIB:,.1f}" for kind in kinds)
         lines += [
             f"In MiB: {parts}.",
-            f"{p['bfloat16_convolutions']} of {p['convolutions']} convolutions in bfloat16; after fusion "
-            f"{p['all_reduces']} sums over replicas; {p['flops']:.4g} FLOPs, {p['accessed_bytes']:.4g} bytes accessed.",
+            f"{p['bfloat16_convolutions']} of {p['convolutions']} convolutions in bfloat16; sums over replicas "
+            f"joined into {p['all_reduces']}; {p['flops']:.4g} FLOPs, {p['accessed_bytes']:.4g} bytes accessed.",
             f"At the chip's published peaks {1e3 * p['arithmetic_seconds']:.2f} ms of arithmetic, "
-            f"{1e3 * p['memory_seconds']:.2f} ms of memory, where the compiler counts what it keeps on the chip, too: about "
-            f"{p['images_per_second']:,.0f} images/s, {p['images_per_second_and_host']:,.0f} for each host to read.",
+            f"{1e3 * p['memory_seconds']:.2f} ms of memory (the compiler counts what it keeps on the chip, too): "
+            f"about {p['images_per_second']:,.0f} images/s, {p['images_per_second_and_host']:,.0f} for a host to read.",
         ]
     if r["input"]:
         i = r["input"]
@@ -336,6 +348,16 @@ def format_report(report):
     return "\n".join(lines)
 
 
+def format_markdown(report):
+    """Return a report as a Markdown page that says where it comes from."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["environment"].items())
+    return (
+        f"# {report['variant']} on {report['topology']}, without a TPU\n\n"
+        f"Written by `{report['command']}`.\nNothing was run on a TPU: these are the counts of its compiler.\n\n"
+        f"{versions}\n\n```\n{format_report(report)}\n```"
+    )
+
+
 def main(args):
     """Check the places, then trace and compile; print the report."""
     topology = tpu_compile.parse_topology(args.topology)
@@ -348,7 +370,12 @@ def main(args):
     if data.dir and not data.dir.startswith("gs://") and (data.source == "records" or data.source.startswith("tfds:")):
         findings += check_files(data.dir, data.train_split.partition("[")[0], topology.hosts)
     report = preflight(config, topology, args.classes, args.images, args.fast, args.largest_batch, findings)
-    print(json.dumps(report, indent=1) if args.json else format_report(report))
+    words = [word for word in sys.argv[1:] if word != "--markdown"]
+    report |= {"command": " ".join(["python -m efficientnet_tf.preflight", *words]), "environment": _versions()}
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(format_markdown(report) if args.markdown else format_report(report))
     return 0 if report["ready"] else cli.EXIT_ERROR
 
 
@@ -368,7 +395,9 @@ def make_parser():
     parser.add_argument("--model_dir", help="as train is to get it; only looked at")
     parser.add_argument("--fast", action="store_true", help="end after tracing; needs no compiler")
     parser.add_argument("--largest_batch", action="store_true", help="find the largest batch that fits, by compiling")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print a page, with command and versions")
     return parser
 
 
