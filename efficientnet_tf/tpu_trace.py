@@ -18,9 +18,7 @@ from efficientnet_tf.config import UserError, override_config
 # All replicas run one program. Two show what it exchanges, and a run's variables need not lie here eight times.
 TRACED_REPLICAS = 2
 # What a TPU would have to leave to its host, and stop for.
-HOST = re.compile(
-    "PyFunc|Print|Summary|Assert|Host|Outfeed|Infeed|File|Save|Restore|String|Regex|Lookup|Decode|OutsideCompilation"
-)
+HOST = re.compile("PyFunc|Print|Summary|Assert|Host|Outfeed|Infeed|File|Save|Restore|Lookup|Decode|OutsideCompilation")
 # What makes the shape of its result depend on values.
 DYNAMIC = re.compile("^(Where|Unique.*|BooleanMask|NonMaxSuppression.*|Bincount|ListDiff)$")
 
@@ -172,7 +170,7 @@ def inspect(trace):
     operations = _all_operations(trace.step)
     host = [op for op in operations if HOST.search(op.type)]
     # The one string of a healthy graph: where TPUStrategy is told how the compilation went.
-    strings = [op for op in operations if op.type != "TPUCompilationResult" and _has_string(op) and op not in host]
+    strings = [op for op in operations if op.type != "TPUCompilationResult" and _has_string(op)]
     sums = [op.outputs[0] for op in operations if op.type == "CrossReplicaSum"]
     return {
         "operations": len(operations),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import tensorflow as tf
@@ -106,7 +107,7 @@ def test_each_gradient_is_summed_once_and_all_statistics_in_one(traced):
     ],
 )
 def test_what_a_tpu_cannot_do_is_found(kind, operation, bad):
-    graph = tf.function(lambda x: [bad(x)] and x).get_concrete_function(tf.TensorSpec([8])).graph
+    graph = tf.function(lambda x: [bad(x)] and x, autograph=False).get_concrete_function(tf.TensorSpec([8])).graph
     found = tpu_trace.inspect(tpu_trace.Trace(None, graph, {}, ()))
     assert any(name.endswith(f"({operation})") for name in found[kind]), found
     assert [finding.stops for finding in preflight.check_step("training", found, 0)].count(True) >= 1
@@ -155,6 +156,17 @@ def test_evaluation_compiles(traced):
     program = tpu_compile.compile_hlo(lower(traced, traced.evaluations["ema"]), topology)
     assert program.fits and program.all_reduces == 0
     assert program.convolutions == program.bfloat16_convolutions == 26
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_batch_that_is_too_large_is_found_so_by_the_compiler(traced):
+    topology = tpu_compile.parse_topology("v2:2x2")
+    program = tpu_compile.compile_hlo(lower(traced, traced.trace_train(2**23)), topology)
+    assert not program.fits and "Ran out of memory" in program.message
+    assert 7 * 2**30 < program.available_bytes < 8 * 2**30 < program.used_bytes
+    (finding,) = preflight.check_program("train", asdict(program), "mixed_bfloat16")
+    assert finding.stops
 
 
 def test_without_the_compiler_an_extra_is_named(monkeypatch):
@@ -299,6 +311,21 @@ def test_fast_ends_after_tracing():
     assert report["ready"] and report["findings"] and "programs" not in report  # 15 evaluation images a replica: a note
     assert report["batch"] == {"train": 64, "raw": 120} and report["precision"] == "mixed_bfloat16"
     assert len(report["steps"]["train"]["all_reduces"]) == report["gradients"]["count"] + 1 == 71
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_all_of_it():
+    done = run(
+        "--topology=v5e:1x1", "--recipe=digits", "--batch=8", "--set=eval.batch_size=8", "--largest_batch", "--fast"
+    )
+    assert done.returncode == 1 and "--fast ends before --largest_batch begins" in done.stderr
+    done = run("--topology=v5e:2x2", "--recipe=digits", "--batch=32", "--set=eval.batch_size=32", "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert "--variant=" in done.stdout and "libtpu 0." in done.stdout
+    assert "77 of 77 convolutions in bfloat16; sums over replicas joined into 1;" in done.stdout
+    assert "26 of 26 convolutions in bfloat16" in done.stdout
+    assert "Ready: compiled without a TPU; nothing was run." in done.stdout
 
 
 @pytest.mark.slow
