@@ -1,8 +1,8 @@
 """From a traced step to the program of one replica, as the TPU's compiler reads it: an HLO module.
 
-On a TPU's host TensorFlow does this itself, from the same graph. Here its bridge for XLA does, once the graph has no
-more of TPUStrategy's own nodes: what they mark for replication stays as replica 0 has it, and the sums over replicas
-become XLA's.
+On a TPU's host TensorFlow does this itself, from the same graph. Here its bridge for XLA on the CPU does, once the
+graph has no more of TPUStrategy's own nodes: what they mark for replication stays as replica 0 has it, and the sums
+over replicas become XLA's.
 """
 
 import tensorflow as tf
@@ -74,19 +74,16 @@ def _of_one_replica(graph, roots, given, replicas):
     return result
 
 
-def lower(trace, replicas):
-    """Lower the step of a trace to HLO.
+def make_step(trace, replicas):
+    """Make replica 0's part of a traced step, as a function of its batch.
 
     Args:
         trace: tpu_trace.Trace.
         replicas: int >= 1, those of the TPU.
 
     Returns:
-        bytes, a serialised HloModuleProto of one replica: from batch and variables to sums and new values, each written
-        over the old one.
-
-    Raises:
-        UserError: for an operation that XLA does not have.
+        A tf.function, compiled by XLA where it is called, from the batch to what the loop adds up. It assigns the
+        variables of the trace that lie with replica 0.
     """
     graph = trace.step
     batch = list(trace.batch)
@@ -111,8 +108,25 @@ def lower(trace, replicas):
             return tf.identity(total)
 
     specs = [tf.TensorSpec(t.shape, t.dtype) for t in batch]
+    return tf.function(step, jit_compile=True, autograph=False, input_signature=specs)
+
+
+def lower(trace, replicas):
+    """Lower the step of a trace to HLO.
+
+    Args:
+        trace: tpu_trace.Trace.
+        replicas: int >= 1, those of the TPU.
+
+    Returns:
+        bytes, a serialised HloModuleProto of one replica: from batch and variables to sums and new values, each written
+        over the old one.
+
+    Raises:
+        UserError: for an operation that XLA does not have.
+    """
+    step = make_step(trace, replicas)
     try:
-        compiled = tf.function(step, jit_compile=True, autograph=False, input_signature=specs)
-        return compiled.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
+        return step.experimental_get_compiler_ir(*step.input_signature)(stage="hlo_serialized")
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
         raise UserError(f"the step cannot be compiled by XLA: {str(error)[:500]}") from None

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, distribute, optim, preflight, tpu_compile, tpu_lower, tpu_trace
+from efficientnet_tf import checkpoint, distribute, loops, optim, preflight, tpu_compile, tpu_lower, tpu_trace
 from efficientnet_tf.config import UserError
 
 CLASSES = 10
@@ -132,6 +133,38 @@ def test_the_step_lowers_to_xla(traced):
     assert f"u8[{BATCH},32,32,3]" in text.partition("->")[0]
 
 
+@pytest.mark.slow
+def test_one_replicas_program_is_the_step_of_the_loop():
+    """The program, run by XLA on this CPU, against the loop of a strategy that can run: sums and all variables."""
+    no_masks = ("model.dropout=0.0", "model.drop_connect=0.0")  # XLA draws others
+    options = (
+        "train.precision=float32",
+        "train.batch_size=16",
+        "optimizer.learning_rate=0.5",
+        "schedule.warmup_epochs=0",
+    )
+    config = tiny.load_config(tiny.SHORT, *no_masks, *options)
+    batch = (
+        np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype("uint8"),
+        np.arange(16, dtype="int32") % 10,
+    )
+    strategy = tpu_trace.make_strategy(1)
+    state = checkpoint.create_state(config, CLASSES, 1000, strategy)
+    step = tpu_lower.make_step(tpu_trace.trace_train(config, state, CLASSES, strategy, 16), 1)
+
+    other = tiny.make_strategy(1)
+    expected = checkpoint.create_state(config, CLASSES, 1000, other)
+    batches = tf.data.Dataset.from_tensors(batch).repeat()
+    iterator, loop = tiny.distribute(other, lambda _: batches), loops.make_train_loop(expected, config, other)
+    for _ in range(3):
+        np.testing.assert_allclose(step(*batch), loop(iterator, tf.constant(1)), rtol=1e-4)
+    wanted = tiny.variables_of(expected)
+    for name, variable in tiny.variables_of(state).items():
+        got = tiny.replica_values(variable)[0]
+        np.testing.assert_allclose(got, wanted[name].numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+    assert state.step == 3
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x4", "v6e:2x4"])
@@ -143,7 +176,7 @@ def test_the_tiny_network_compiles(traced, topology):
     assert program.convolutions == program.bfloat16_convolutions >= 3 * 26 - 1  # of images there are no gradients
     assert program.all_reduces == 1
     state_bytes = sum(4 * v.shape.num_elements() for v in tiny.variables_of(traced.state).values())
-    assert state_bytes < program.argument_bytes < 3 * state_bytes  # a TPU's layouts have gaps
+    assert state_bytes < program.argument_bytes < 4 * state_bytes  # a TPU's layouts have gaps
     assert program.output_bytes < program.argument_bytes / 10  # new values take the place of old ones
     assert program.temporary_bytes > 1e6 and program.code_bytes > 1e6 and program.flops > 4e7
     assert program.used_bytes < program.available_bytes < 40 * 2**30
