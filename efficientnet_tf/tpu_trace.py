@@ -19,8 +19,6 @@ from efficientnet_tf.config import UserError, override_config
 TRACED_REPLICAS = 2
 # What a TPU would have to leave to its host, and stop for.
 HOST = re.compile("PyFunc|Print|Summary|Assert|Host|Outfeed|Infeed|File|Save|Restore|Lookup|Decode|OutsideCompilation")
-# What makes the shape of its result depend on values.
-DYNAMIC = re.compile("^(Where|Unique.*|BooleanMask|NonMaxSuppression.*|Bincount|ListDiff)$")
 
 
 class _MadeUpChips(tf.distribute.cluster_resolver.TPUClusterResolver):
@@ -179,7 +177,7 @@ def inspect(trace):
         ],
         "host_operations": [_name(op) for op in host],
         "string_operations": [_name(op) for op in strings],
-        "dynamic_shapes": [_name(op) for op in operations if DYNAMIC.match(op.type) or not _is_static(op)],
+        "dynamic_shapes": [_name(op) for op in operations if not _is_static(op)],
     }
 
 
