@@ -162,10 +162,10 @@ def search_batch(compile_at, start, replicas=1):
             guess = (fits + fails) // 2
             continue
         fits = guess
-        if fails is None:  # what is temporary grows with the batch, about
+        if fails is None:  # what is temporary grows with the batch, about; near the limit the compiler saves on it
             each = max(1, program["temporary_bytes"] / guess)
             more = (program["available_bytes"] - program["used_bytes"]) / each
-            guess += max(1, min(int(more), 3 * guess))
+            guess += max(1, guess // 4, min(int(more), 3 * guess))
         else:
             guess = (fits + fails) // 2
     return {"replica_batch": fits * SUBLANES, "batch": fits * SUBLANES * replicas, "compiled": compiled}
