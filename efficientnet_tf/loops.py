@@ -109,26 +109,21 @@ def make_train_loop(state, config, strategy, graph=None):
     return loop
 
 
-def make_evaluator(logits_of, source, config, strategy, confusion=False):
-    """Make a function that evaluates a classifier on a source; every example counts exactly once.
+def make_eval_loop(logits_of, classes, strategy, several=False, confusion=False):
+    """Make the function that evaluates for some steps without coming back to the host.
 
     Args:
-        logits_of: from images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]; called in a replica.
-        source: sources.Source; one label an example, or several that count as right behind it.
-        config: config.Config.
+        logits_of: as of `make_evaluator`.
+        classes: int >= 2.
         strategy: tf.distribute.Strategy.
+        several: bool; an example has one label and others that count as right behind it.
         confusion: bool; count predictions by class, too.
 
     Returns:
-        A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}: loss
-        is the mean cross-entropy without label smoothing, top1 and top5 are shares in [0, 1]. With several labels
-        beside them "real_examples", those with any, and "real", the share of these whose prediction is among them; with
-        `confusion` int64 [classes, classes] of that name, true classes down, predicted ones across. It raises UserError
-        where an image cannot be decoded, no example has several labels, or logits to be counted by class are NaN.
-
-    Deviates: the official code drops the last, partial batch; here it is filled up and the filling weighs 0.
+        A tf.function from (iterator of (images float32 [B, S, S, C], labels int32 [B] or [B, K], weights float32 [B])
+        for each replica; steps, int32 scalar) to float32 [4, or 6 with `several`, and classes**2 with `confusion`]:
+        sums over all examples, each times its weight.
     """
-    classes, several = len(source.class_names), bool(source.label_shape)
     totals = 4 + 2 * several  # and the confusion matrix, all in one vector: one reduction over replicas a step
 
     def replica_step(images, labels, weights):
@@ -159,6 +154,32 @@ def make_evaluator(logits_of, source, config, strategy, confusion=False):
             sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
         return sums
 
+    return loop
+
+
+def make_evaluator(logits_of, source, config, strategy, confusion=False):
+    """Make a function that evaluates a classifier on a source; every example counts exactly once.
+
+    Args:
+        logits_of: from images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]; called in a replica.
+        source: sources.Source; one label an example, or several that count as right behind it.
+        config: config.Config.
+        strategy: tf.distribute.Strategy.
+        confusion: bool; count predictions by class, too.
+
+    Returns:
+        A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}: loss
+        is the mean cross-entropy without label smoothing, top1 and top5 are shares in [0, 1]. With several labels
+        beside them "real_examples", those with any, and "real", the share of these whose prediction is among them; with
+        `confusion` int64 [classes, classes] of that name, true classes down, predicted ones across. It raises UserError
+        where an image cannot be decoded, no example has several labels, or logits to be counted by class are NaN.
+
+    Deviates: the official code drops the last, partial batch; here it is filled up and the filling weighs 0.
+    """
+    classes, several = len(source.class_names), bool(source.label_shape)
+    totals = 4 + 2 * several
+    loop = make_eval_loop(logits_of, classes, strategy, several, confusion)
+
     def evaluate():
         failures = data.Failures(source)
         batches = strategy.distribute_datasets_from_function(
@@ -184,8 +205,8 @@ def make_evaluator(logits_of, source, config, strategy, confusion=False):
     return evaluate
 
 
-def make_evaluators(state, source, config, strategy):
-    """Return {"raw": ..., "ema": ...}: what `make_evaluator` makes, of a state's weights and of their average."""
+def make_classifiers(state):
+    """Return {"raw": ..., "ema": ...}: `logits_of` of a state's weights and of their average, for `make_evaluator`."""
     model = state.model
 
     def make(trainable, statistics):
@@ -195,9 +216,15 @@ def make_evaluators(state, source, config, strategy):
         def logits_of(images):
             return model.stateless_call(_values(trainable), _values(others), images, training=False)[0]
 
-        return make_evaluator(logits_of, source, config, strategy)
+        return logits_of
 
-    evaluators = {"raw": make(model.trainable_variables, optim.statistics(model))}
+    classifiers = {"raw": make(model.trainable_variables, optim.statistics(model))}
     if state.average:
-        evaluators["ema"] = make(state.average.trainable, state.average.statistics)
-    return evaluators
+        classifiers["ema"] = make(state.average.trainable, state.average.statistics)
+    return classifiers
+
+
+def make_evaluators(state, source, config, strategy):
+    """Return {"raw": ..., "ema": ...}: what `make_evaluator` makes, of a state's weights and of their average."""
+    classifiers = make_classifiers(state)
+    return {kind: make_evaluator(logits_of, source, config, strategy) for kind, logits_of in classifiers.items()}

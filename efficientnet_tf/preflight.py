@@ -1,0 +1,405 @@
+"""Does it train on that TPU? `python -m efficientnet_tf.preflight --variant=b4 --topology=v5e:2x4`.
+
+Without a TPU: the steps of `train` are traced by TPUStrategy and compiled by the TPU's own compiler. Nothing is run.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+
+from efficientnet_tf import cli, tpu_compile
+from efficientnet_tf.config import PACKAGE_DIR, UserError, environment, load_config
+
+MIB, GIB = 2**20, 2**30
+SUBLANES = 8  # a TPU's registers have eight rows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is not as it should be, and what mends it; `stops` where a run would not come to its end."""
+
+    text: str
+    stops: bool = True
+
+
+# --------------------------------------------------------------------------------------------------- findings
+
+
+def check_places(tpu, model_dir, data_dir, hosts):
+    """Return findings about where a run's files lie.
+
+    Args:
+        tpu: str or None, as `train --tpu`.
+        model_dir: str or None.
+        data_dir: str or None.
+        hosts: int, those of the TPU.
+    """
+    findings = []
+    remote = tpu not in (None, "local")
+    for flag, path in (("--model_dir", model_dir), ("--data_dir", data_dir)):
+        if path is None or path.startswith("gs://"):
+            continue
+        if remote:
+            findings.append(Finding(f"{flag}={path} lies on this machine, which --tpu={tpu} cannot see: give gs://..."))
+        elif hosts > 1:
+            findings.append(
+                Finding(
+                    f"{flag}={path}: {hosts} hosts share it only if it is a mounted disk; else give gs://...", False
+                )
+            )
+    return findings
+
+
+def check_files(folder, split, hosts):
+    """Return findings about the record files of a split: each host trains on files of its own."""
+    count = sum(f"{split}-" in name or f"-{split}." in name for _, _, names in os.walk(folder) for name in names)
+    if 0 < count < hosts:
+        text = f"{folder} has {count} record files of {split!r} for {hosts} hosts, each of which reads its own"
+        return [Finding(f"{text}: write more, prepare --shards={8 * hosts}")]
+    return []
+
+
+def check_batch(name, batch, replicas):
+    """Return findings about a batch of all replicas."""
+    if batch % replicas:
+        near = max(1, round(batch / replicas / SUBLANES)) * SUBLANES * replicas
+        return [Finding(f"{name}={batch} cannot be divided among {replicas} replicas: take {near}")]
+    if batch // replicas % SUBLANES:
+        near = -(-batch // replicas // SUBLANES) * SUBLANES * replicas
+        text = f"{name}={batch} gives a replica {batch // replicas} images, no multiple of {SUBLANES}"
+        return [Finding(f"{text}, so that a part of each register is idle: take {near}", False)]
+    return []
+
+
+def check_step(name, step, expected):
+    """Return findings about what `tpu_trace.inspect` told of a step, and the number of sums expected in it."""
+    wrong = {
+        "host_operations": "would have to be left to the host: take them out of the step",
+        "string_operations": "handle strings, which a TPU does not have: take them out of the step",
+        "dynamic_shapes": "have a shape that depends on values, which a TPU cannot compile: pad, and mask",
+    }
+    findings = [
+        Finding(f"{len(step[key])} operations of the {name} step {what} ({', '.join(step[key][:5])})")
+        for key, what in wrong.items()
+        if step[key]
+    ]
+    if len(step["all_reduces"]) != expected:
+        found = len(step["all_reduces"])
+        findings.append(Finding(f"the {name} step sums {found} tensors over replicas, where {expected} are expected"))
+    return findings
+
+
+def check_program(name, program, precision):
+    """Return findings about a compiled step, as dict."""
+    if not program["fits"]:
+        text = f"the {name} step does not fit: {program['message']}"
+        return [Finding(f"{text} Take a smaller --batch, or a slice with more chips; --largest_batch finds what fits")]
+    other = program["convolutions"] - program["bfloat16_convolutions"]
+    if other and precision != "float32":
+        return [
+            Finding(f"{other} of {program['convolutions']} convolutions of the {name} step are not in bfloat16", False)
+        ]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------ numbers
+
+
+def times(program, topology, batch):
+    """Return how fast a compiled step can be at best, by what is published of the chip.
+
+    Args:
+        program: dict of a tpu_compile.Program that fits.
+        topology: tpu_compile.Topology.
+        batch: int, images of all replicas.
+
+    Returns:
+        dict: "arithmetic_seconds", "memory_seconds" and the larger, "bound_seconds"; "images_per_second" at that, and
+        "images_per_second_and_host".
+    """
+    arithmetic = program["flops"] / topology.flops
+    memory = program["accessed_bytes"] / topology.bytes_per_second
+    bound = max(arithmetic, memory)
+    return {
+        "arithmetic_seconds": arithmetic,
+        "memory_seconds": memory,
+        "bound_seconds": bound,
+        "images_per_second": batch / bound,
+        "images_per_second_and_host": batch / bound / topology.hosts,
+    }
+
+
+def measured_input(size, policy, path=PACKAGE_DIR.parent / "docs" / "input_benchmark.json"):
+    """Return what `benchmark` measured for the nearest image size, at most threads, as dict; None without its file."""
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        content = json.load(file)
+    rows = [row for row in content["rows"] if row["policy"] == policy]
+    row = min(rows, key=lambda row: (abs(row["size"] - size), -row["threads"]))
+    return row | {"cpu": content["environment"]["cpu"], "cores": content["environment"]["cores"]}
+
+
+def search_batch(compile_at, start, replicas=1):
+    """Find the largest batch of a replica that fits, a multiple of 8, by compiling.
+
+    Args:
+        compile_at: from a batch to the dict of a tpu_compile.Program.
+        start: int >= 1, where to begin.
+        replicas: int >= 1.
+
+    Returns:
+        dict: "replica_batch" and "batch", 0 where not even 8 fit; "compiled", {batch of a replica: whether it fits}.
+    """
+    fits, fails, guess, compiled = 0, None, max(1, start // SUBLANES), {}
+    while fails is None or fails - fits > 1:
+        program = compile_at(guess * SUBLANES)
+        compiled[guess * SUBLANES] = program["fits"]
+        if not program["fits"]:
+            fails = guess
+            guess = (fits + fails) // 2
+            continue
+        fits = guess
+        if fails is None:  # what is temporary grows with the batch, about; near the limit the compiler saves on it
+            each = max(1, program["temporary_bytes"] / guess)
+            more = (program["available_bytes"] - program["used_bytes"]) / each
+            guess += max(1, guess // 4, min(int(more), 3 * guess))
+        else:
+            guess = (fits + fails) // 2
+    return {"replica_batch": fits * SUBLANES, "batch": fits * SUBLANES * replicas, "compiled": compiled}
+
+
+# ------------------------------------------------------------------------------------------------------- report
+
+
+def preflight(config, topology, classes=1000, images=1_281_167, fast=False, largest_batch=False, findings=()):
+    """Trace the steps of a training run for a TPU, and compile them.
+
+    Args:
+        config: config.Config.
+        topology: tpu_compile.Topology.
+        classes: int >= 2.
+        images: int >= 1, size of the training set.
+        fast: bool; end after tracing.
+        largest_batch: bool; also find the largest batch that fits, by compiling.
+        findings: sequence of Finding, to go on from.
+
+    Returns:
+        dict, of which the JSON is made: the run, "gradients", "steps" as of `tpu_trace.inspect`, "programs" as
+        tpu_compile.Program and `times`, "largest_batch", "input", "findings"; "ready" where none of these stops.
+
+    Raises:
+        UserError: when the compiler is not installed, or fails for another reason than the step.
+    """
+    from tqdm import tqdm
+
+    if not fast:
+        tpu_compile.require()  # said now, not after a minute of tracing
+    from efficientnet_tf import checkpoint, distribute, optim, tpu_trace
+
+    # Of phases the one whose step is largest; the weights are the same for all.
+    config = max((part for _, part in config.phases), key=lambda part: part.train.batch_size * part.image_size**2)
+    train, replicas = config.train, topology.replicas
+    findings = [*findings, *check_batch("train.batch_size", train.batch_size, replicas)]
+    findings += check_batch("eval.batch_size", config.eval.batch_size, replicas)
+    if train.freeze != "none":
+        findings.append(Finding("train.freeze is left aside: here all layers train, which takes more", False))
+    # What cannot be divided is found above; the steps are looked at all the same.
+    batch, eval_batch = (max(1, size // replicas) for size in (train.batch_size, config.eval.batch_size))
+    with tqdm(total=2 if fast else 4, unit="stage", file=sys.stderr) as bar:
+
+        def say(what):
+            bar.set_description(what)
+
+        say("building the state")
+        strategy = tpu_trace.make_strategy(replicas)
+        precision = distribute.dtype_policy(train.precision, strategy)
+        state = checkpoint.create_state(config, classes, images, strategy)
+        gradients = [v.shape for v in state.model.trainable_variables]
+        statistics = optim.statistics(state.model)
+        say("tracing the training step")
+        traces = {"train": tpu_trace.trace_train(config, state, classes, strategy, batch)}
+        bar.update()
+        say("tracing the evaluation step")
+        traces |= tpu_trace.trace_eval(config, state, classes, strategy, eval_batch)
+        bar.update()
+        steps = {name: tpu_trace.inspect(trace) for name, trace in traces.items()}
+        for name, step in steps.items():
+            # A sum for each gradient, and one for all statistics.
+            expected = len(gradients) + (replicas > 1 and bool(statistics)) if name == "train" else 0
+            findings += check_step(name, step, expected)
+        report = {
+            "variant": config.model.name,
+            "image_size": config.image_size,
+            "classes": classes,
+            "precision": precision,
+            "topology": topology.name,
+            "chips": topology.chips,
+            "replicas": replicas,
+            "hosts": topology.hosts,
+            "traced_replicas": strategy.num_replicas_in_sync,
+            "batch": {"train": train.batch_size, "raw": config.eval.batch_size},
+            "replica_batch": {"train": batch, "raw": eval_batch},
+            "gradients": {"count": len(gradients), "bytes": _float32_bytes(gradients)},
+            "statistics_bytes": _float32_bytes(v.shape for v in statistics),
+            "steps": steps,
+            "input": measured_input(config.image_size, config.augment.policy),
+        }
+        if not fast:
+            report["programs"] = {}
+            for name in ("train", "raw"):
+                say(f"compiling the {'training' if name == 'train' else 'evaluation'} step for {topology.name}")
+                program = _compile(traces[name], topology)
+                if program["fits"]:
+                    program |= times(program, topology, report["replica_batch"][name] * replicas)
+                findings += check_program(name, program, precision)
+                report["programs"][name] = program
+                bar.update()
+        if largest_batch and not fast:
+
+            def compile_at(size):
+                say(f"compiling the training step with {size} images a replica")
+                return _compile(tpu_trace.trace_train(config, state, classes, strategy, size), topology)
+
+            report["largest_batch"] = search_batch(compile_at, batch, replicas)
+    report["findings"] = [asdict(finding) for finding in findings]
+    report["ready"] = not any(finding.stops for finding in findings)
+    return report
+
+
+def _versions():
+    """Return what the numbers depend on, the compiler's version among it, as dict."""
+    from importlib import metadata
+
+    found = environment()
+    for name in ("jaxlib", "libtpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _float32_bytes(shapes):
+    from math import prod
+
+    return sum(4 * prod(shape) for shape in shapes)
+
+
+def _compile(trace, topology):
+    from efficientnet_tf import tpu_lower
+
+    return asdict(tpu_compile.compile_hlo(tpu_lower.lower(trace, topology.replicas), topology))
+
+
+def format_report(report):
+    """Return a report as sentences for people."""
+    train, gradients, r = report["steps"]["train"], report["gradients"], report
+    reduced = sum(each["bytes"] for each in train["all_reduces"])
+    host, strings, dynamic = (len(train[key]) for key in ("host_operations", "string_operations", "dynamic_shapes"))
+    lines = [
+        f"{r['variant']}, {r['image_size']} pixels, {r['classes']:,} classes, {r['precision']}, on {r['topology']}: "
+        f"{r['chips']} chips, {r['replicas']} replicas, {r['hosts']} host{'s' * (r['hosts'] > 1)}.",
+        f"Training: {r['batch']['train']:,} images a step, {r['replica_batch']['train']:,} a replica; evaluation: "
+        f"{r['batch']['raw']:,} and {r['replica_batch']['raw']:,}.",
+        "",
+        f"Traced by TPUStrategy, {r['traced_replicas']} of {r['replicas']} equal replicas: "
+        + ", ".join(f"{name} {step['operations']:,} operations" for name, step in r["steps"].items())
+        + ".",
+        f"In the training step {host} operations for the host, {strings} of strings, {dynamic} of dynamic shape.",
+        f"It sums {len(train['all_reduces'])} tensors over replicas, {reduced / MIB:.2f} MiB: {gradients['count']} "
+        f"gradients of {gradients['bytes'] / MIB:.2f} MiB, and {r['statistics_bytes'] / MIB:.2f} MiB of batch norm's "
+        "statistics in one.",
+    ]
+    for name, p in r.get("programs", {}).items():
+        title = {"train": "Training step", "raw": "Evaluation step"}[name]
+        used = f"{p['used_bytes'] / GIB:.2f}" if p["used_bytes"] else "more"
+        lines += [
+            "",
+            f"{title}, compiled by libtpu in {p['seconds']:.0f} s: {'fits' if p['fits'] else 'DOES NOT FIT'}; "
+            f"{used} of {p['available_bytes'] / GIB:.2f} GiB of a replica's memory.",
+        ]
+        if not p["fits"]:
+            continue  # why stands among the findings
+        kinds = ("argument", "temporary", "output", "code")
+        parts = ", ".join(f"{kind} {p[f'{kind}_bytes'] / MIB:,.1f}" for kind in kinds)
+        lines += [
+            f"In MiB: {parts}.",
+            f"{p['bfloat16_convolutions']} of {p['convolutions']} convolutions in bfloat16; sums over replicas "
+            f"joined into {p['all_reduces']}; {p['flops']:.4g} FLOPs, {p['accessed_bytes']:.4g} bytes accessed.",
+            f"At the chip's published peaks {1e3 * p['arithmetic_seconds']:.2f} ms of arithmetic, "
+            f"{1e3 * p['memory_seconds']:.2f} ms of memory (the compiler counts what it keeps on the chip, too): "
+            f"about {p['images_per_second']:,.0f} images/s, {p['images_per_second_and_host']:,.0f} for a host to read.",
+        ]
+    if r["input"]:
+        i = r["input"]
+        lines += [
+            "",
+            f"Input as measured (docs/input_benchmark.json): {i['images_per_second']:,.0f} images/s at {i['size']} "
+            f"pixels, policy {i['policy']}, on {i['cores']} cores ({i['cpu']}).",
+        ]
+    if "largest_batch" in r:
+        found = r["largest_batch"]
+        tried = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in found["compiled"].items())
+        lines += ["", f"Largest batch: {found['replica_batch']:,} a replica, {found['batch']:,} in all ({tried})."]
+    lines += ["", *(f"{'STOPS' if f['stops'] else 'note'}: {f['text']}." for f in r["findings"])]
+    compiled = "compiled" if "programs" in r else "traced, not compiled (--fast)"
+    lines.append(f"{'Ready' if r['ready'] else 'NOT ready'}: {compiled} without a TPU; nothing was run.")
+    return "\n".join(lines)
+
+
+def format_markdown(report):
+    """Return a report as a Markdown page that says where it comes from."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["environment"].items())
+    return (
+        f"# {report['variant']} on {report['topology']}, without a TPU\n\n"
+        f"Written by `{report['command']}`.\nNothing was run on a TPU: these are the counts of its compiler.\n\n"
+        f"{versions}\n\n```\n{format_report(report)}\n```"
+    )
+
+
+def main(args):
+    """Check the places, then trace and compile; print the report."""
+    topology = tpu_compile.parse_topology(args.topology)
+    batch = [] if args.batch is None else [f"train.batch_size={args.batch}"]
+    config = load_config(args.variant, args.recipe, [*batch, *cli.overrides(args)])
+    if args.fast and args.largest_batch:
+        raise UserError("--fast ends before --largest_batch begins: give one of them")
+    data = config.data
+    findings = check_places(args.tpu, args.model_dir, data.dir, topology.hosts)
+    if data.dir and not data.dir.startswith("gs://") and (data.source == "records" or data.source.startswith("tfds:")):
+        findings += check_files(data.dir, data.train_split.partition("[")[0], topology.hosts)
+    report = preflight(config, topology, args.classes, args.images, args.fast, args.largest_batch, findings)
+    words = [word for word in sys.argv[1:] if word != "--markdown"]
+    report |= {"command": " ".join(["python -m efficientnet_tf.preflight", *words]), "environment": _versions()}
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(format_markdown(report) if args.markdown else format_report(report))
+    return 0 if report["ready"] else cli.EXIT_ERROR
+
+
+def make_parser():
+    """Return the command's flags."""
+    parser = cli.make_parser(
+        "preflight",
+        "Trace and compile, without a TPU, what a training run would run on one: whether it fits, what it takes, how "
+        "fast it can be at best, and what would stop it. Exit status 0 only when nothing would.",
+    )
+    cli.add_config_arguments(parser, recipe="imagenet")
+    parser.add_argument("--topology", required=True, help="the slice: v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v5p:2x2x1 ...")
+    parser.add_argument("--batch", type=cli.positive_int, help="short for --set train.batch_size=...: of all replicas")
+    parser.add_argument("--classes", type=cli.positive_int, default=1000, help="those of the data set")
+    parser.add_argument("--images", type=cli.positive_int, default=1_281_167, help="size of the training set")
+    parser.add_argument("--tpu", help="as train is to get it; only paths are checked against it")
+    parser.add_argument("--model_dir", help="as train is to get it; only looked at")
+    parser.add_argument("--fast", action="store_true", help="end after tracing; needs no compiler")
+    parser.add_argument("--largest_batch", action="store_true", help="find the largest batch that fits, by compiling")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print a page, with command and versions")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
