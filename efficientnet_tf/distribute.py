@@ -3,7 +3,9 @@
 The only file that names a device.
 """
 
+import queue
 import socket
+import threading
 
 import keras
 import tensorflow as tf
@@ -64,23 +66,88 @@ def create_strategy(device="auto", tpu=None, replicas=1):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
+# What the errors of TensorFlow's resolver hold, type and message, and what to do then.
+TPU_ADVICE = {
+    "provide a TPU Name": "no TPU is named, neither here nor by KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS, TPU_NAME or TPU_CONFIG: "
+    "give 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470",
+    "TPUs not found": "this TensorFlow finds no TPU there: is it a TPU VM, and is TensorFlow that of the tpu extra, "
+    "pip install 'efficientnet_tf[tpu]', with no other one beside it?",
+    "URLError": "a TPU's name needs Google Cloud's metadata server, which does not answer here: run this on a VM in the "
+    "TPU's project and zone, or give grpc://address:8470",
+    "Google API client": "a TPU's name needs the package cloud-tpu-client: pip install 'efficientnet_tf[tpu]', or give "
+    "grpc://address:8470",
+    "Credentials": "a TPU's name needs credentials for Google Cloud, and there are none: run 'gcloud auth "
+    "application-default login', or give grpc://address:8470",
+    "Could not lookup": "Google Cloud does not show a TPU of this name in this VM's project and zone: compare with "
+    "'gcloud compute tpus list', or give grpc://address:8470",
+    "not yet ready": "the TPU is there but not ready: wait until 'gcloud compute tpus list' says READY",
+}
+
+
 def _tpu_strategy(name):
     """Connect to a TPU. Each way in which that fails becomes one sentence."""
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        if name != "local":
-            for address in resolver.cluster_spec().job_tasks("worker"):  # TensorFlow would wait for it without end
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        if name == "local":
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
+        else:
+            resolver, addresses = _within(CONNECT_SECONDS, lambda: _resolve_tpu(name))
+            for address in addresses:
+                _knock(address)
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # the resolver raises a dozen types, URL errors among them
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UserError(
-            f"--tpu={name or '(empty)'}: no TPU could be reached ({type(error).__name__}: {first[:200]}). Allowed are "
-            "'local' on a TPU VM with the tpu extra installed, the name of a Cloud TPU, or grpc://address:8470"
-        ) from None
+    except Exception as error:  # the resolver raises a dozen types, some of packages that may not be installed
+        told = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        advice = next((advice for part, advice in TPU_ADVICE.items() if part in f"{type(error).__name__}: {error}"), None)
+        if advice is None:
+            advice = "give 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470"
+        raise UserError(f"--tpu={name}: {error if isinstance(error, UserError) else f'{advice} ({told})'}") from None
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _resolve_tpu(name):
+    """Return TensorFlow's resolver of a TPU, and the addresses of its hosts."""
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+    return resolver, resolver.cluster_spec().job_tasks("worker")
+
+
+def _within(seconds, function):
+    """Call a function that may hang; TimeoutError after some seconds, and its thread is left behind."""
+    outcome = queue.SimpleQueue()
+
+    def call():
+        try:
+            outcome.put((function(), None))
+        except Exception as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        value, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise UserError(
+            f"Google Cloud's metadata server or API has not answered within {seconds} seconds: give grpc://address:8470"
+        ) from None
+    if error:
+        raise error
+    return value
+
+
+def _knock(address):
+    """Raise UserError unless a gRPC server answers at "host:port": TensorFlow itself would wait for it without end."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"{address!r} is no address: give grpc://address:8470")
+    check = "is the TPU running, is this its address, and does a firewall let this machine in?"
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # RFC 9113, 3.4
+            head = connection.recv(9, socket.MSG_WAITALL)
+    except TimeoutError:
+        raise UserError(f"{address} has not answered within {CONNECT_SECONDS} seconds: {check}") from None
+    except OSError as error:
+        raise UserError(f"{address} cannot be reached ({error}): {check}") from None
+    if head[3:4] != b"\x04":  # both sides of HTTP/2 begin with a frame of this type
+        raise UserError(f"{address} answers, but not as a TPU does: {check}")
 
 
 def device_type(strategy):

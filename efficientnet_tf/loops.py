@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf import augment, data, distribute, optim
+from efficientnet_tf import augment, batch_norm, data, distribute, optim
 from efficientnet_tf.config import UserError
 
 
@@ -35,12 +35,16 @@ def make_train_loop(state, config, strategy, graph=None):
         A tf.function from (iterator of (images uint8 [B, S, S, C], labels int32 [B]) for each replica; steps, int32
         scalar) to float32 [2]: loss, weight decay included, and top-1 accuracy, means over steps and replicas.
 
+    Raises:
+        UserError: for a `train.batch_norm_group` that the strategy cannot have.
+
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
-    Deviates: batch norm takes each replica's own images; above eight replicas the official code groups them.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
     graph = graph or model
-    replicas = strategy.num_replicas_in_sync
+    replicas, group = strategy.num_replicas_in_sync, batch_norm.group_size(config, strategy)
+    if group > 1:
+        graph = batch_norm.share(graph, group, strategy)
     state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
     trainable = [state_of[v.path] for v in graph.trainable_variables]
     statistics = [state_of[v.path] for v in optim.moving_statistics(graph)]
@@ -87,7 +91,7 @@ def make_train_loop(state, config, strategy, graph=None):
         gradients, moving, metrics = forward_backward(_values(trainable), constants, seed, images, labels)
         optimizer.apply(gradients, trainable)
         if replicas > 1 and statistics:
-            # Each replica has seen its own images. The mean, in one reduction, keeps all of them the same.
+            # Each group of replicas has seen its own images. The mean, in one reduction, keeps all of them the same.
             joined = context.all_reduce("MEAN", tf.concat(moving, axis=0))
             moving = tf.split(joined, sizes)
         for variable, value in zip(statistics, moving, strict=True):

@@ -87,10 +87,13 @@ class Reference:
         return np.mean(losses) + penalty, np.mean(accuracies)
 
 
-@pytest.mark.parametrize(("replicas", "jit"), [(1, "off"), (1, "on"), (2, "off"), (4, "off")])
-def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
-    """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the replicas'), average."""
-    config = tiny.load_config(*STEP, f"train.jit_compile={jit}", *(ONE_BLOCK if replicas == 4 else ()))
+@pytest.mark.parametrize(
+    ("replicas", "jit", "group"), [(1, "off", 1), (1, "on", 1), (2, "off", 1), (4, "off", 1), (4, "off", 2)]
+)
+def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group):
+    """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the groups'), average."""
+    short = ONE_BLOCK if replicas == 4 else ()
+    config = tiny.load_config(*STEP, f"train.jit_compile={jit}", f"train.batch_norm_group={group}", *short)
     strategy = tiny.make_strategy(replicas)
     state = checkpoint.create_state(config, 10, SIZE, strategy)
     reference = Reference(config, state.model)
@@ -98,12 +101,16 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, replicas, 16 // replicas, 32, 32, 3)).astype("uint8")
     labels = rng.integers(0, 10, images.shape[:3]).astype("int32")
+    # To the reference, a group of replicas that share batch norm is one that has all their images.
+    shards = images.reshape(10, replicas // group, -1, 32, 32, 3), labels.reshape(10, replicas // group, -1)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
     iterator = tiny.distribute(strategy, lambda context: batches)
     loop = loops.make_train_loop(state, config, strategy)
     step = 0
     for count in (1, 1, 1, 3, 4):
-        expected = [reference.step(list(zip(images[i], labels[i], strict=True))) for i in range(step, step + count)]
+        expected = [
+            reference.step(list(zip(shards[0][i], shards[1][i], strict=True))) for i in range(step, step + count)
+        ]
         loss, accuracy = loop(iterator, tf.constant(count)).numpy()
         assert loss == pytest.approx(np.mean([e[0] for e in expected]), rel=1e-4)
         assert accuracy == pytest.approx(np.mean([e[1] for e in expected]), abs=1e-6)
