@@ -66,14 +66,15 @@ def create_strategy(device="auto", tpu=None, replicas=1):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
+TPU_NAMES = "give 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470"
 # What the errors of TensorFlow's resolver hold, type and message, and what to do then.
 TPU_ADVICE = {
-    "provide a TPU Name": "no TPU is named, neither here nor by KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS, TPU_NAME or TPU_CONFIG: "
-    "give 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470",
+    "provide a TPU Name": "no TPU is named, neither here nor by KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS, TPU_NAME or "
+    "TPU_CONFIG: " + TPU_NAMES,
     "TPUs not found": "this TensorFlow finds no TPU there: is it a TPU VM, and is TensorFlow that of the tpu extra, "
     "pip install 'efficientnet_tf[tpu]', with no other one beside it?",
-    "URLError": "a TPU's name needs Google Cloud's metadata server, which does not answer here: run this on a VM in the "
-    "TPU's project and zone, or give grpc://address:8470",
+    "URLError": "a TPU's name needs Google Cloud's metadata server, which does not answer here: run this on a VM in "
+    "the TPU's project and zone, or give grpc://address:8470",
     "Google API client": "a TPU's name needs the package cloud-tpu-client: pip install 'efficientnet_tf[tpu]', or give "
     "grpc://address:8470",
     "Credentials": "a TPU's name needs credentials for Google Cloud, and there are none: run 'gcloud auth "
@@ -90,46 +91,45 @@ def _tpu_strategy(name):
         if name == "local":
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
         else:
-            resolver, addresses = _within(CONNECT_SECONDS, lambda: _resolve_tpu(name))
+            resolver, addresses = _resolve_tpu(name)
             for address in addresses:
                 _knock(address)
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
+    except UserError as error:
+        raise UserError(f"--tpu={name}: {error}") from None
     except Exception as error:  # the resolver raises a dozen types, some of packages that may not be installed
-        told = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        advice = next((advice for part, advice in TPU_ADVICE.items() if part in f"{type(error).__name__}: {error}"), None)
-        if advice is None:
-            advice = "give 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470"
-        raise UserError(f"--tpu={name}: {error if isinstance(error, UserError) else f'{advice} ({told})'}") from None
+        told = f"{type(error).__name__}: {error}"
+        advice = next(
+            (advice for part, advice in TPU_ADVICE.items() if part in told), f"no TPU is reached: {TPU_NAMES}"
+        )
+        raise UserError(f"--tpu={name}: {advice} ({told.strip().splitlines()[0][:200]})") from None
     return tf.distribute.TPUStrategy(resolver)
 
 
 def _resolve_tpu(name):
-    """Return TensorFlow's resolver of a TPU, and the addresses of its hosts."""
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
-    return resolver, resolver.cluster_spec().job_tasks("worker")
+    """Return TensorFlow's resolver of a TPU and the addresses of its hosts, or raise what the resolver raises."""
+    answer = queue.SimpleQueue()
 
-
-def _within(seconds, function):
-    """Call a function that may hang; TimeoutError after some seconds, and its thread is left behind."""
-    outcome = queue.SimpleQueue()
-
-    def call():
+    def ask():
         try:
-            outcome.put((function(), None))
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+            answer.put((resolver, resolver.cluster_spec().job_tasks("worker")))
         except Exception as error:
-            outcome.put((None, error))
+            answer.put(error)
 
-    threading.Thread(target=call, daemon=True).start()
+    # TensorFlow asks Google Cloud without a limit of time: a thread can be left behind.
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        value, error = outcome.get(timeout=seconds)
+        found = answer.get(timeout=CONNECT_SECONDS)
     except queue.Empty:
         raise UserError(
-            f"Google Cloud's metadata server or API has not answered within {seconds} seconds: give grpc://address:8470"
+            f"Google Cloud has not told the TPU's address within {CONNECT_SECONDS} seconds: run this on a VM in the "
+            "TPU's project and zone, or give grpc://address:8470"
         ) from None
-    if error:
-        raise error
-    return value
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _knock(address):
@@ -140,7 +140,9 @@ def _knock(address):
     check = "is the TPU running, is this its address, and does a firewall let this machine in?"
     try:
         with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # RFC 9113, 3.4
+            connection.sendall(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+            )  # RFC 9113, 3.4
             head = connection.recv(9, socket.MSG_WAITALL)
     except TimeoutError:
         raise UserError(f"{address} has not answered within {CONNECT_SECONDS} seconds: {check}") from None
