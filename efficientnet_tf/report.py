@@ -121,6 +121,19 @@ class Report:
         sys.stdout.flush()
 
 
+class Silence(contextlib.nullcontext):
+    """Takes the place of a Report where another process, the chief, reports."""
+
+    def train(self, step, values):
+        """Say nothing."""
+
+    def evaluation(self, step, result):
+        """Say nothing."""
+
+    def say(self, line):
+        """Say nothing."""
+
+
 class _Wandb:
     """Tells one run of Weights & Biases every line of metrics.jsonl, however often training was stopped.
 
