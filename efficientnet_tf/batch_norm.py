@@ -18,7 +18,7 @@ def group_size(config, strategy):
         int >= 1, a divisor of the number of replicas.
 
     Raises:
-        UserError: for groups that do not divide the replicas, or that XLA would have to look into.
+        UserError: for groups that do not divide the replicas, or that go with neither XLA nor accumulation.
 
     Source: official code, `TpuBatchNormalization`, for "auto".
     """
@@ -30,6 +30,11 @@ def group_size(config, strategy):
     if replicas % group:
         raise UserError(
             f"train.batch_norm_group={asked}: groups of {group} do not divide {replicas} replicas: give a divisor"
+        )
+    if group > 1 and config.train.accumulate > 1:
+        raise UserError(
+            f"train.batch_norm_group={asked} makes {group} replicas meet, which train.accumulate="
+            f"{config.train.accumulate} cannot: set one of them to 1"
         )
     if group > 1 and distribute.should_jit(config.train.jit_compile, strategy):
         raise UserError(

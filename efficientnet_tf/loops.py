@@ -81,6 +81,23 @@ def make_train_loop(state, config, strategy, graph=None):
     if distribute.should_jit(config.train.jit_compile, strategy):
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
+    def accumulate(weights, constants, seed, images, labels):
+        """Return the means of `forward_backward` over parts of a batch, each as if it were a replica's."""
+        parts = config.train.accumulate
+        if parts == 1:
+            return forward_backward(weights, constants, seed, images, labels)
+
+        def add(sums, part):
+            number, images, labels = part
+            new = forward_backward(weights, constants, seed + tf.stack([0, number * 2**48]), images, labels)
+            return tf.nest.map_structure(tf.add, sums, new)
+
+        split = (tf.reshape(x, [parts, -1, *x.shape[1:]]) for x in (images, labels))
+        zeros = [tf.zeros_like(w) for w in weights], [tf.zeros(v.shape) for v in statistics], tf.zeros([2])
+        # One after the other, for the memory of one.
+        sums = tf.foldl(add, (tf.range(parts, dtype=tf.int64), *split), zeros, parallel_iterations=1)
+        return tf.nest.map_structure(lambda total: total / parts, sums)
+
     def replica_step(images, labels):
         context = tf.distribute.get_replica_context()
         step = tf.convert_to_tensor(optimizer.iterations.value)  # its value now: a cast would give the variable itself
@@ -88,7 +105,7 @@ def make_train_loop(state, config, strategy, graph=None):
         # Masks differ from layer to layer, step to step and replica to replica, and a resumed run draws the same ones.
         seed = tf.stack([config.train.seed + replica * 2**48, step])
         constants = dict(zip(held, _values(held.values()), strict=True))
-        gradients, moving, metrics = forward_backward(_values(trainable), constants, seed, images, labels)
+        gradients, moving, metrics = accumulate(_values(trainable), constants, seed, images, labels)
         optimizer.apply(gradients, trainable)
         if replicas > 1 and statistics:
             # Each group of replicas has seen its own images. The mean, in one reduction, keeps all of them the same.

@@ -216,6 +216,11 @@ class TrainConfig(Section):
     jit_compile: Literal["auto", "on", "off"] = Field(
         "auto", description="XLA for forward and backward pass. auto: on for GPU (TPU always compiles)"
     )
+    accumulate: Count = Field(
+        1,
+        description="parts of a replica's batch that are computed one after the other, in the memory of one; batch "
+        "norm takes each by itself. More than 1 needs batch_norm_group=1",
+    )
     batch_norm_group: Literal["auto", "all"] | Count = Field(
         "auto",
         description="replicas whose images batch norm takes together in training, a divisor of their number, or all. "

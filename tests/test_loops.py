@@ -88,12 +88,17 @@ class Reference:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "jit", "group"), [(1, "off", 1), (1, "on", 1), (2, "off", 1), (4, "off", 1), (4, "off", 2)]
+    ("replicas", "jit", "group", "parts"),
+    [
+        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (4, "off", 1, 1), (4, "off", 2, 1)),
+        *((1, "off", 1, 4), (1, "on", 1, 2), (2, "off", 1, 2)),
+    ],
 )
-def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group):
+def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts):
     """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the groups'), average."""
     short = ONE_BLOCK if replicas == 4 else ()
-    config = tiny.load_config(*STEP, f"train.jit_compile={jit}", f"train.batch_norm_group={group}", *short)
+    settings = f"train.jit_compile={jit}", f"train.batch_norm_group={group}", f"train.accumulate={parts}"
+    config = tiny.load_config(*STEP, *settings, *short)
     strategy = tiny.make_strategy(replicas)
     state = checkpoint.create_state(config, 10, SIZE, strategy)
     reference = Reference(config, state.model)
@@ -101,8 +106,9 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, replicas, 16 // replicas, 32, 32, 3)).astype("uint8")
     labels = rng.integers(0, 10, images.shape[:3]).astype("int32")
-    # To the reference, a group of replicas that share batch norm is one that has all their images.
-    shards = images.reshape(10, replicas // group, -1, 32, 32, 3), labels.reshape(10, replicas // group, -1)
+    # To the reference, images that batch norm takes together are a replica's: those of a group, of a part.
+    count = replicas * parts // group
+    shards = images.reshape(10, count, -1, 32, 32, 3), labels.reshape(10, count, -1)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
     iterator = tiny.distribute(strategy, lambda context: batches)
     loop = loops.make_train_loop(state, config, strategy)
@@ -560,8 +566,29 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert fresh
 
 
+def test_parts_have_masks_of_their_own():
+    """A batch whose images are all the same, in two parts: were the masks the same, it would be the loss of one."""
+    losses = []
+    for parts in (1, 2):
+        config = tiny.load_config(*STEP, *ONE_BLOCK, "model.dropout=0.5", f"train.accumulate={parts}")
+        strategy = tiny.make_strategy(1)
+        state = checkpoint.create_state(config, 10, SIZE, strategy)
+        images = np.random.default_rng(0).integers(0, 256, (1, 8, 32, 32, 3)).astype("uint8").repeat(parts, axis=0)
+        batch = images.reshape(-1, 32, 32, 3), np.zeros(8 * parts, "int32")
+        iterator = tiny.distribute(strategy, lambda context, batch=batch: tf.data.Dataset.from_tensors(batch).repeat())
+        losses.append(loops.make_train_loop(state, config, strategy)(iterator, tf.constant(1)).numpy()[0])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
 def test_batch_that_cannot_be_divided_builds_nothing(tmp_path):
     model_dir = tmp_path / "model"
+    with pytest.raises(
+        UserError, match="train.batch_size=64 cannot be divided into train.accumulate=3 parts on 1 repl"
+    ):
+        train.train(tiny.load_config("train.accumulate=3"), str(model_dir), tiny.make_strategy(1))
+    with pytest.raises(UserError, match="batch_norm_group=all makes 2 replicas meet, which train.accumulate=2 cannot"):
+        together = tiny.load_config("train.accumulate=2", "train.batch_norm_group=all")
+        train.train(together, str(model_dir), tiny.make_strategy(2))
     for override in ("train.batch_size=30", "eval.batch_size=30"):
         with pytest.raises(UserError, match=rf"{override} cannot be divided among 4 replicas: give a multiple of 4"):
             train.train(tiny.load_config(override), str(model_dir), tiny.make_strategy(4))
