@@ -15,7 +15,7 @@ import sklearn.metrics
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, data, evaluate, loops, optim, report, sources, train
+from efficientnet_tf import checkpoint, data, evaluate, loops, optim, report, sources, train, transfer
 from efficientnet_tf.config import UserError
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
@@ -564,6 +564,25 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
         value = reader.get_tensor(f"model/{variable.path.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE")
         np.testing.assert_array_equal(value, variable.numpy())
     assert fresh
+
+
+def test_parts_are_the_whole_where_batch_norm_is_frozen():
+    """Nothing else of the network looks beyond an image: weights, slots and averages of ten steps are the same."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype("uint8")
+    batch, runs = (images, np.arange(16, dtype="int32") % 10), []
+    for parts in (1, 4):
+        config = tiny.load_config(*STEP, f"train.accumulate={parts}")
+        strategy = tiny.make_strategy(1)
+        state = checkpoint.create_state(config, 10, SIZE, strategy)
+        graph = checkpoint.build_for(config, 10)
+        transfer.freeze(graph, "batch_norm")
+        iterator = tiny.distribute(strategy, lambda context: tf.data.Dataset.from_tensors(batch).repeat())
+        losses = loops.make_train_loop(state, config, strategy, graph)(iterator, tf.constant(10)).numpy()
+        runs.append((losses, {name: v.numpy() for name, v in tiny.variables_of(state).items()}))
+    (losses, whole), (losses_in_parts, in_parts) = runs
+    np.testing.assert_allclose(losses_in_parts, losses, rtol=1e-5)
+    for name, value in whole.items():
+        np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_parts_have_masks_of_their_own():
