@@ -36,10 +36,10 @@ def group_size(config, strategy):
             f"train.batch_norm_group={asked} makes {group} replicas meet, which train.accumulate="
             f"{config.train.accumulate} cannot: set one of them to 1"
         )
-    if group > 1 and distribute.should_jit(config.train.jit_compile, strategy):
+    if group > 1 and config.train.jit_compile == "on":
         raise UserError(
-            f"train.batch_norm_group={asked}: XLA cannot compile passes between which {group} replicas meet: "
-            "set train.jit_compile=off"
+            f"train.batch_norm_group={asked} makes {group} replicas meet, which train.jit_compile=on cannot compile: "
+            "set it to auto"
         )
     return group
 

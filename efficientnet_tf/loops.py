@@ -78,7 +78,8 @@ def make_train_loop(state, config, strategy, graph=None):
         hits = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
         return tape.gradient(share, weights), moving, tf.stack([loss, tf.reduce_mean(hits)])
 
-    if distribute.should_jit(config.train.jit_compile, strategy):
+    # A function that XLA compiles by itself cannot wait for other replicas.
+    if group == 1 and distribute.should_jit(config.train.jit_compile, strategy):
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
     def accumulate(weights, constants, seed, images, labels):

@@ -224,7 +224,7 @@ class TrainConfig(Section):
     batch_norm_group: Literal["auto", "all"] | Count = Field(
         "auto",
         description="replicas whose images batch norm takes together in training, a divisor of their number, or all. "
-        "auto: 1 up to 8 replicas; above, an eighth of them, 8 at least. More than 1 needs jit_compile=off on GPUs",
+        "auto: 1 up to 8 replicas; above, an eighth of them, 8 at least. More than 1 does without jit_compile",
     )
     init_from: Annotated[str, Field(min_length=1)] | None = Field(
         None,
