@@ -133,11 +133,18 @@ class Failures:
 
 
 def check_batches(config, replicas):
-    """Raise UserError where a batch cannot be divided among the replicas."""
+    """Raise UserError where a batch cannot be divided among the replicas, or what is theirs into parts."""
     train_sizes = [("train.batch_size", phase.train.batch_size) for _, phase in config.phases]
     for key, size in (*train_sizes, ("eval.batch_size", config.eval.batch_size)):
         if size % replicas:
             raise UserError(f"{key}={size} cannot be divided among {replicas} replicas: give a multiple of {replicas}")
+    parts = config.train.accumulate
+    for key, size in train_sizes:
+        if size % (replicas * parts):
+            raise UserError(
+                f"{key}={size} cannot be divided into train.accumulate={parts} parts on {replicas} replicas: give a "
+                f"multiple of {replicas * parts}"
+            )
 
 
 def example_seed(source, config, position, id_):

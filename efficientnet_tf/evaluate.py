@@ -34,7 +34,7 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
     import tensorflow as tf
 
     from efficientnet_tf import confusion as by_class
-    from efficientnet_tf import files, label_sets, loops, pictures, sources
+    from efficientnet_tf import distribute, files, label_sets, loops, pictures, sources
     from efficientnet_tf.config import UserError, override_config
 
     files.check_output("--per_class", per_class, (".csv", ".json"))
@@ -61,7 +61,9 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
         return tf.gather(logits_of(images), columns, axis=1)
 
     logits = logits_of if names == class_names else logits_of_data
-    result = loops.make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))()
+    evaluator = loops.make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))
+    with distribute.together(strategy):
+        result = evaluator()
     if real_labels:
         check_numbers()
     if len(names) < len(class_names):
@@ -69,12 +71,14 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
     counts = result.pop("confusion", None)
     if per_class:
         result["per_class"] = by_class.per_class(counts, names)
-        by_class.write_per_class(per_class, result["per_class"])
+        if distribute.is_chief(strategy):
+            by_class.write_per_class(per_class, result["per_class"])
     if confusion:
         result["confusion"] = counts.tolist()
         run = os.path.basename(model_dir.rstrip("/"))
         title = f"{run}: top-1 {result['top1']:.2%} on {result['examples']} examples"
-        pictures.save_picture(by_class.draw_confusion(counts, names, title), confusion, "--confusion")
+        if distribute.is_chief(strategy):
+            pictures.save_picture(by_class.draw_confusion(counts, names, title), confusion, "--confusion")
     return result
 
 
@@ -135,17 +139,19 @@ def _lines(result, args):
 def main(args):
     """Evaluate and print."""
     from efficientnet_tf.config import UserError
-    from efficientnet_tf.distribute import create_strategy
+    from efficientnet_tf.distribute import create_strategy, is_chief
 
     if args.folder and args.data_dir:
         raise UserError(
             f"--folder={args.folder} and --data_dir={args.data_dir} both say where the images are: give one"
         )
     overrides = [*(_folder_overrides(args.folder) if args.folder else []), *cli.overrides(args)]
-    strategy = create_strategy(args.device, args.tpu, args.replicas)
+    strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
     result = evaluate_dir(
         args.model_dir, strategy, overrides, args.raw, args.real_labels, args.per_class, args.confusion
     )
+    if not is_chief(strategy):
+        return
     if args.json:
         print(json.dumps(result))
         return

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf import augment, data, distribute, optim
+from efficientnet_tf import augment, batch_norm, data, distribute, optim
 from efficientnet_tf.config import UserError
 
 
@@ -35,12 +35,16 @@ def make_train_loop(state, config, strategy, graph=None):
         A tf.function from (iterator of (images uint8 [B, S, S, C], labels int32 [B]) for each replica; steps, int32
         scalar) to float32 [2]: loss, weight decay included, and top-1 accuracy, means over steps and replicas.
 
+    Raises:
+        UserError: for a `train.batch_norm_group` that the strategy cannot have.
+
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
-    Deviates: batch norm takes each replica's own images; above eight replicas the official code groups them.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
     graph = graph or model
-    replicas = strategy.num_replicas_in_sync
+    replicas, group = strategy.num_replicas_in_sync, batch_norm.group_size(config, strategy)
+    if group > 1:
+        graph = batch_norm.share(graph, group, strategy)
     state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
     trainable = [state_of[v.path] for v in graph.trainable_variables]
     statistics = [state_of[v.path] for v in optim.moving_statistics(graph)]
@@ -74,8 +78,26 @@ def make_train_loop(state, config, strategy, graph=None):
         hits = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
         return tape.gradient(share, weights), moving, tf.stack([loss, tf.reduce_mean(hits)])
 
-    if distribute.should_jit(config.train.jit_compile, strategy):
+    # A function that XLA compiles by itself cannot wait for other replicas.
+    if group == 1 and distribute.should_jit(config.train.jit_compile, strategy):
         forward_backward = tf.function(forward_backward, jit_compile=True)
+
+    def accumulate(weights, constants, seed, images, labels):
+        """Return the means of `forward_backward` over parts of a batch, each as if it were a replica's."""
+        parts = config.train.accumulate
+        if parts == 1:
+            return forward_backward(weights, constants, seed, images, labels)
+
+        def add(sums, part):
+            number, images, labels = part
+            new = forward_backward(weights, constants, seed + tf.stack([0, number * 2**48]), images, labels)
+            return tf.nest.map_structure(tf.add, sums, new)
+
+        split = (tf.reshape(x, [parts, -1, *x.shape[1:]]) for x in (images, labels))
+        zeros = [tf.zeros_like(w) for w in weights], [tf.zeros(v.shape) for v in statistics], tf.zeros([2])
+        # One after the other, for the memory of one.
+        sums = tf.foldl(add, (tf.range(parts, dtype=tf.int64), *split), zeros, parallel_iterations=1)
+        return tf.nest.map_structure(lambda total: total / parts, sums)
 
     def replica_step(images, labels):
         context = tf.distribute.get_replica_context()
@@ -84,10 +106,10 @@ def make_train_loop(state, config, strategy, graph=None):
         # Masks differ from layer to layer, step to step and replica to replica, and a resumed run draws the same ones.
         seed = tf.stack([config.train.seed + replica * 2**48, step])
         constants = dict(zip(held, _values(held.values()), strict=True))
-        gradients, moving, metrics = forward_backward(_values(trainable), constants, seed, images, labels)
+        gradients, moving, metrics = accumulate(_values(trainable), constants, seed, images, labels)
         optimizer.apply(gradients, trainable)
         if replicas > 1 and statistics:
-            # Each replica has seen its own images. The mean, in one reduction, keeps all of them the same.
+            # Each group of replicas has seen its own images. The mean, in one reduction, keeps all of them the same.
             joined = context.all_reduce("MEAN", tf.concat(moving, axis=0))
             moving = tf.split(joined, sizes)
         for variable, value in zip(statistics, moving, strict=True):

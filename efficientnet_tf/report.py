@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import sys
+import threading
 import time
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from efficientnet_tf.config import UserError
 from efficientnet_tf.files import read_text, write_text
 
+STUCK_SECONDS = 600
 SECONDS_IN_MEMORY = 30  # twice as long as wandb says that it keeps lines
 
 
@@ -38,6 +40,8 @@ def require_tracker(tracker):
 
 class Report:
     """Writes the numbers of a run to the screen, to metrics.jsonl and to its trackers. A context manager.
+
+    Where nothing is written for ten minutes within it, and after each ten more, it says that the run may be stuck.
 
     Args:
         model_dir: str.
@@ -70,10 +74,17 @@ class Report:
             mininterval=0.1 if sys.stderr.isatty() else 30,
         )
 
+        self._ended, self._moved = False, threading.Event()
+        self._watch = threading.Thread(target=self._watch_progress, daemon=True)
+
     def __enter__(self):
+        self._watch.start()
         return self
 
     def __exit__(self, *exception):
+        self._ended = True
+        self._moved.set()
+        self._watch.join()
         self._bar.close()
         self._writer.close()
         if self._wandb:
@@ -81,6 +92,7 @@ class Report:
 
     def write(self, step, kind, values):
         """Record values, {name: float}, of a kind ("train", "eval/ema", ...) at a step."""
+        self._moved.set()
         with self._writing():
             with tf.io.gfile.GFile(self._path, "a") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -97,6 +109,19 @@ class Report:
             yield
         except (tf.errors.OpError, OSError) as error:
             raise UserError(f"{self._path} or what lies beside it cannot be written: {str(error)[:300]}") from None
+
+    def _watch_progress(self):
+        idle_seconds = 0
+        while not self._ended:
+            if self._moved.wait(STUCK_SECONDS):
+                self._moved.clear()
+                idle_seconds = 0
+                continue
+            idle_seconds += STUCK_SECONDS
+            self.say(
+                f"no progress for {idle_seconds / 60:g} minutes after step {self._bar.n}: are storage, device and "
+                "other workers within reach? Where steps are just slow, a smaller train.steps_per_loop tells more often"
+            )
 
     def train(self, step, values):
         """Record what the training loop returned, and move the bar to `step`."""
@@ -119,6 +144,19 @@ class Report:
         """Print a line above the bar."""
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+class Silence(contextlib.nullcontext):
+    """Takes the place of a Report where another process, the chief, reports."""
+
+    def train(self, step, values):
+        """Say nothing."""
+
+    def evaluation(self, step, result):
+        """Say nothing."""
+
+    def say(self, line):
+        """Say nothing."""
 
 
 class _Wandb:

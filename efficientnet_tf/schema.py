@@ -216,6 +216,16 @@ class TrainConfig(Section):
     jit_compile: Literal["auto", "on", "off"] = Field(
         "auto", description="XLA for forward and backward pass. auto: on for GPU (TPU always compiles)"
     )
+    accumulate: Count = Field(
+        1,
+        description="parts of a replica's batch that are computed one after the other, in the memory of one; batch "
+        "norm takes each by itself. More than 1 needs batch_norm_group=1",
+    )
+    batch_norm_group: Literal["auto", "all"] | Count = Field(
+        "auto",
+        description="replicas whose images batch norm takes together in training, a divisor of their number, or all. "
+        "auto: 1 up to 8 replicas; above, an eighth of them, 8 at least. More than 1 does without jit_compile",
+    )
     init_from: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="weights that the run starts from: a model directory, an export, or a file as of the command "

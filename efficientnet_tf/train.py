@@ -47,6 +47,26 @@ def graph_of(phase, state, strategy):
     return state.model if graph.get_config() == state.model.get_config() else graph
 
 
+def open_together(model_dir, config, class_names, chief, gather):
+    """Make or check a run's directory: `checkpoint.open_model_dir`, the chief first, then the other workers.
+
+    Raises:
+        UserError: also when the workers do not share the directory.
+    """
+    import tensorflow as tf
+
+    from efficientnet_tf import checkpoint
+    from efficientnet_tf.config import UserError
+
+    if chief:
+        checkpoint.open_model_dir(model_dir, config, class_names)
+    gather(0)
+    if not chief:
+        if not tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
+            raise UserError(f"--model_dir={model_dir}: this worker does not see what the chief has written there")
+        checkpoint.open_model_dir(model_dir, config, class_names)
+
+
 def train(config, model_dir, strategy, tracker="tensorboard"):
     """Train as the config says, or go on where an earlier call with the same config was stopped.
 
@@ -66,7 +86,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint, data, loops, optim, report, sources, transfer
+    from efficientnet_tf import batch_norm, checkpoint, data, distribute, loops, optim, report, sources, transfer
     from efficientnet_tf.config import UserError
 
     report.require_tracker(tracker)
@@ -76,15 +96,21 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     if eval_source.class_names != train_source.class_names:
         raise UserError("the training and the evaluation split have different classes")
     data.check_batches(config, strategy.num_replicas_in_sync)
+    batch_norm.group_size(config, strategy)
     initial, begun = None, tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
     if config.train.init_from is not None and not begun:
         initial = transfer.read_initial(config, train_source.class_names)
-    checkpoint.open_model_dir(model_dir, config, train_source.class_names)
+    chief, gather = distribute.is_chief(strategy), distribute.make_gather(strategy)
+    open_together(model_dir, config, train_source.class_names, chief, gather)
 
     size = train_source.size
     state = checkpoint.create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
     checkpointer = checkpoint.Checkpointer(model_dir, state, config)
     step = saved = checkpointer.restore()
+    if set(gather(step)) != {step}:
+        raise UserError(
+            f"--model_dir={model_dir}: the workers find checkpoints of different steps there, this one {step}"
+        )
     phases = optim.plan_phases(config, size)
     total = phases[-1].end_step
     checkpoint_every = optim.to_steps(config.train.checkpoint_every_epochs, config, size)
@@ -107,7 +133,8 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     def run_loop(steps):
         started = time.perf_counter()
         try:
-            loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
+            with distribute.together(strategy):
+                loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
         except tf.errors.OpError as error:
             failures.check(config.data.max_bad_fraction)
             raise UserError(f"training failed after step {step}: {error.message}") from error
@@ -127,15 +154,17 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
         }
 
     def evaluate():
-        return {kind: evaluator() for kind, evaluator in evaluators.items()}
+        with distribute.together(strategy):
+            return {kind: evaluator() for kind, evaluator in evaluators.items()}
 
     phase = result = None
-    with report.Report(model_dir, config.model.name, step, total, tracker, config) as log, _StopFlag() as stop:
+    log = report.Report(model_dir, config.model.name, step, total, tracker, config) if chief else report.Silence()
+    with log, _StopFlag() as stop:
         if initial:
             log.say(initial.message)
         if step:
             log.say(f"going on from the checkpoint of step {step} of {total}")
-        while step < total and not stop.asked:
+        while step < total and not any(gather(stop.asked)):
             if phase is None or step == phase.end_step:
                 phase = next(p for p in phases if step < p.end_step)
                 batches, loop = start_phase(phase)
@@ -148,18 +177,22 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
                 result = evaluate()
                 log.evaluation(step, result)
             # Last, for what a killed run has told since its checkpoint is told again.
-            if step % checkpoint_every == 0 or step == total:
+            if chief and (step % checkpoint_every == 0 or step == total):
                 saved = checkpointer.save()
-        if saved < step:
+        if chief and saved < step:
             checkpointer.save()
         bad = failures.names()
         if bad:
             log.say(f"{len(bad)} of {size} training images could not be read and were left out: {', '.join(bad[:10])}")
         if step < total:
             log.say(f"stopped by a signal: step {step} of {total} is saved; the same command goes on from there")
+            gather(step)  # a worker that ended now would take the chief, still writing, with it
             return {"step": step, "finished": False}
-        log.say(f"finished: {checkpoint.save_model(model_dir)}")
-    return {"step": step, "finished": True, **(result or evaluate())}
+        if chief:
+            log.say(f"finished: {checkpoint.save_model(model_dir)}")
+        result = result or evaluate()
+        gather(step)
+    return {"step": step, "finished": True, **result}
 
 
 def main(args):
@@ -174,7 +207,7 @@ def main(args):
         from efficientnet_tf.distribute import create_strategy
 
         report.require_tracker(args.tracker)
-        strategy = create_strategy(args.device, args.tpu, args.replicas)
+        strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
     if config.train.init_from is not None:
         from efficientnet_tf.transfer import needs_as_overrides
 

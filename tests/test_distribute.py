@@ -1,9 +1,12 @@
 """Where a run happens: every device that is there is found, every one that is not is one plain sentence."""
 
+import http.server
 import json
+import re
 import socket
 import subprocess
 import sys
+import threading
 
 import keras
 import pytest
@@ -14,40 +17,71 @@ from efficientnet_tf.config import UserError
 
 # In a process of its own, for it splits the CPU, and looks for TPUs, which leaves traces in TensorFlow.
 FRESH = """
-import json, sys, time
+import json, os, sys, time
 import tensorflow as tf
+from efficientnet_tf import distribute
 from efficientnet_tf.config import UserError
-from efficientnet_tf.distribute import create_strategy
 
 told = {}
-strategy = create_strategy("cpu", replicas=3)
+strategy = distribute.create_strategy("cpu", replicas=3)
 told["replicas"] = strategy.num_replicas_in_sync
 told["devices"] = len(tf.config.list_logical_devices("CPU"))
-told["fewer"] = create_strategy("auto", replicas=2).num_replicas_in_sync
-for name, arguments in json.loads(sys.argv[1]).items():
+told["fewer"] = distribute.create_strategy("auto", replicas=2).num_replicas_in_sync
+for name, (environment, arguments) in json.loads(sys.argv[1]).items():
+    distribute.CONNECT_SECONDS = 2 if name.startswith("silent") else 20
+    os.environ |= environment
     start = time.time()
     try:
-        create_strategy(**arguments)
+        distribute.create_strategy(**arguments)
         told[name] = ["no error", 0]
     except UserError as error:
         told[name] = [str(error), time.time() - start]
+    for key in environment:
+        del os.environ[key]
 print(json.dumps(told))
 """
+CLOUD = {"/computeMetadata/v1/project/project-id": b"project", "/computeMetadata/v1/instance/zone": b"zones/zone-a"}
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """Google Cloud's metadata server, as far as it is asked."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(CLOUD[self.path])
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture(scope="module")
 def told():
-    """Return what a fresh process saw: replicas, and {name: [error, seconds]}."""
-    with socket.socket() as closed:
+    """Return what a fresh process saw: replicas, and {name: [error, seconds]}. Nothing leaves this machine."""
+    with (
+        socket.socket() as closed,
+        socket.create_server(("127.0.0.1", 0)) as silent,  # the system takes connections, nobody answers
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as metadata,
+    ):
         closed.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
+        threading.Thread(target=metadata.serve_forever, daemon=True).start()
+        nobody, mute, cloud = (f"127.0.0.1:{s.getsockname()[1]}" for s in (closed, silent, metadata.socket))
         attempts = {
-            "more": {"replicas": 4},
-            "local": {"tpu": "local"},
-            "address": {"tpu": f"grpc://127.0.0.1:{closed.getsockname()[1]}"},
-            "empty": {"device": "tpu"},
+            "more": ({}, {"replicas": 4}),
+            "local": ({}, {"tpu": "local"}),
+            "refused": ({}, {"tpu": f"grpc://{nobody}"}),
+            "silent address": ({}, {"tpu": f"grpc://{mute}"}),
+            "other server": ({}, {"tpu": f"grpc://{cloud}"}),
+            "no port": ({}, {"tpu": "grpc://127.0.0.1:http"}),
+            "empty": ({}, {"device": "tpu"}),
+            "empty, named": ({"TPU_NAME": f"grpc://{nobody}"}, {"tpu": ""}),
+            "off cloud": ({"GCE_METADATA_HOST": nobody}, {"tpu": "my-tpu"}),
+            "silent cloud": ({"GCE_METADATA_HOST": mute}, {"tpu": "my-tpu"}),
+            "no client": ({"GCE_METADATA_HOST": cloud}, {"tpu": "my-tpu"}),
         }
         command = [sys.executable, "-c", FRESH, json.dumps(attempts)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        metadata.shutdown()
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -62,14 +96,54 @@ def test_replicas_after_tensorflow_has_started(told):
 
 
 @pytest.mark.parametrize(
-    ("name", "cause"), [("local", "TPUs not found"), ("address", "refused"), ("empty", "TPU Name")]
+    ("name", "what", "advice"),
+    [
+        ("local", "finds no TPU", r"is TensorFlow that of the tpu extra, pip install 'efficientnet_tf\[tpu\]'"),
+        ("refused", "cannot be reached .*refused", "is the TPU running"),
+        ("silent address", "has not answered within 2 seconds", "is the TPU running.*firewall"),
+        ("other server", "answers, but not as a TPU does", "is this its address"),
+        ("no port", "'127.0.0.1:http' is no address", "grpc://address:8470"),
+        ("empty", "no TPU is named, neither here nor by .*TPU_NAME", "'local' on a TPU VM"),
+        ("empty, named", "cannot be reached .*refused", "is the TPU running"),
+        ("off cloud", "metadata server, which does not answer", "on a VM in the TPU's project"),
+        ("silent cloud", "has not told the TPU's address within 2 seconds", "grpc://address:8470"),
+        ("no client", "needs the package cloud-tpu-client", r"pip install 'efficientnet_tf\[tpu\]'"),
+    ],
 )
-def test_tpu_that_is_not_there(told, name, cause):
+def test_tpu_that_is_not_there(told, name, what, advice):
     message, seconds = told[name]
-    assert message.startswith("--tpu=") and "no TPU could be reached" in message and cause in message
-    assert "'local' on a TPU VM" in message and "grpc://address:8470" in message
-    assert "\n" not in message
-    assert seconds < 20
+    assert re.match(f"--tpu=.*{what}.*{advice}", message), message
+    assert "\n" not in message and len(message) < 450
+    assert seconds < (5 if name.startswith("silent") else 20)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            type("ApplicationDefaultCredentialsError", (Exception,), {})("None."),
+            "gcloud auth application-default login",
+        ),
+        (ValueError("Could not lookup TPU metadata from name 'my-tpu'. Please"), "gcloud compute tpus list"),
+        (RuntimeError('TPU "my-tpu" is not yet ready; state: "CREATING"'), "wait until .* says READY"),
+        (KeyError("ipAddress"), "no TPU is reached: give 'local' on a TPU VM"),
+    ],
+)
+def test_what_google_cloud_says_of_a_tpu(monkeypatch, error, advice):
+    """As TensorFlow's resolver raises it; there is no account to ask with."""
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", fail)
+    with pytest.raises(UserError, match=rf"^--tpu=my-tpu: .*{advice}.* \({type(error).__name__}: "):
+        distribute.create_strategy("tpu", tpu="my-tpu")
+
+
+def test_a_grpc_server_lets_in():
+    """A real one; what follows is TensorFlow's business."""
+    server = tf.distribute.Server({"worker": ["127.0.0.1:0"]}, job_name="worker", task_index=0)
+    distribute._knock(server.target.removeprefix("grpc://"))
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

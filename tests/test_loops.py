@@ -15,7 +15,7 @@ import sklearn.metrics
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, data, evaluate, loops, optim, report, sources, train
+from efficientnet_tf import checkpoint, data, evaluate, loops, optim, report, sources, train, transfer
 from efficientnet_tf.config import UserError
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
@@ -87,10 +87,18 @@ class Reference:
         return np.mean(losses) + penalty, np.mean(accuracies)
 
 
-@pytest.mark.parametrize(("replicas", "jit"), [(1, "off"), (1, "on"), (2, "off"), (4, "off")])
-def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
-    """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the replicas'), average."""
-    config = tiny.load_config(*STEP, f"train.jit_compile={jit}", *(ONE_BLOCK if replicas == 4 else ()))
+@pytest.mark.parametrize(
+    ("replicas", "jit", "group", "parts"),
+    [
+        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (4, "off", 1, 1), (4, "off", 2, 1)),
+        *((1, "off", 1, 4), (1, "on", 1, 2), (2, "off", 1, 2)),
+    ],
+)
+def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts):
+    """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the groups'), average."""
+    short = ONE_BLOCK if replicas == 4 else ()
+    settings = f"train.jit_compile={jit}", f"train.batch_norm_group={group}", f"train.accumulate={parts}"
+    config = tiny.load_config(*STEP, *settings, *short)
     strategy = tiny.make_strategy(replicas)
     state = checkpoint.create_state(config, 10, SIZE, strategy)
     reference = Reference(config, state.model)
@@ -98,12 +106,17 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, replicas, 16 // replicas, 32, 32, 3)).astype("uint8")
     labels = rng.integers(0, 10, images.shape[:3]).astype("int32")
+    # To the reference, images that batch norm takes together are a replica's: those of a group, of a part.
+    count = replicas * parts // group
+    shards = images.reshape(10, count, -1, 32, 32, 3), labels.reshape(10, count, -1)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
     iterator = tiny.distribute(strategy, lambda context: batches)
     loop = loops.make_train_loop(state, config, strategy)
     step = 0
     for count in (1, 1, 1, 3, 4):
-        expected = [reference.step(list(zip(images[i], labels[i], strict=True))) for i in range(step, step + count)]
+        expected = [
+            reference.step(list(zip(shards[0][i], shards[1][i], strict=True))) for i in range(step, step + count)
+        ]
         loss, accuracy = loop(iterator, tf.constant(count)).numpy()
         assert loss == pytest.approx(np.mean([e[0] for e in expected]), rel=1e-4)
         assert accuracy == pytest.approx(np.mean([e[1] for e in expected]), abs=1e-6)
@@ -553,8 +566,48 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert fresh
 
 
+def test_parts_are_the_whole_where_batch_norm_is_frozen():
+    """Nothing else of the network looks beyond an image: weights, slots and averages of ten steps are the same."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype("uint8")
+    batch, runs = (images, np.arange(16, dtype="int32") % 10), []
+    for parts in (1, 4):
+        config = tiny.load_config(*STEP, f"train.accumulate={parts}")
+        strategy = tiny.make_strategy(1)
+        state = checkpoint.create_state(config, 10, SIZE, strategy)
+        graph = checkpoint.build_for(config, 10)
+        transfer.freeze(graph, "batch_norm")
+        iterator = tiny.distribute(strategy, lambda context: tf.data.Dataset.from_tensors(batch).repeat())
+        losses = loops.make_train_loop(state, config, strategy, graph)(iterator, tf.constant(10)).numpy()
+        runs.append((losses, {name: v.numpy() for name, v in tiny.variables_of(state).items()}))
+    (losses, whole), (losses_in_parts, in_parts) = runs
+    np.testing.assert_allclose(losses_in_parts, losses, rtol=1e-5)
+    for name, value in whole.items():
+        np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_parts_have_masks_of_their_own():
+    """A batch whose images are all the same, in two parts: were the masks the same, it would be the loss of one."""
+    losses = []
+    for parts in (1, 2):
+        config = tiny.load_config(*STEP, *ONE_BLOCK, "model.dropout=0.5", f"train.accumulate={parts}")
+        strategy = tiny.make_strategy(1)
+        state = checkpoint.create_state(config, 10, SIZE, strategy)
+        images = np.random.default_rng(0).integers(0, 256, (1, 8, 32, 32, 3)).astype("uint8").repeat(parts, axis=0)
+        batch = images.reshape(-1, 32, 32, 3), np.zeros(8 * parts, "int32")
+        iterator = tiny.distribute(strategy, lambda context, batch=batch: tf.data.Dataset.from_tensors(batch).repeat())
+        losses.append(loops.make_train_loop(state, config, strategy)(iterator, tf.constant(1)).numpy()[0])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
 def test_batch_that_cannot_be_divided_builds_nothing(tmp_path):
     model_dir = tmp_path / "model"
+    with pytest.raises(
+        UserError, match="train.batch_size=64 cannot be divided into train.accumulate=3 parts on 1 repl"
+    ):
+        train.train(tiny.load_config("train.accumulate=3"), str(model_dir), tiny.make_strategy(1))
+    with pytest.raises(UserError, match="batch_norm_group=all makes 2 replicas meet, which train.accumulate=2 cannot"):
+        together = tiny.load_config("train.accumulate=2", "train.batch_norm_group=all")
+        train.train(together, str(model_dir), tiny.make_strategy(2))
     for override in ("train.batch_size=30", "eval.batch_size=30"):
         with pytest.raises(UserError, match=rf"{override} cannot be divided among 4 replicas: give a multiple of 4"):
             train.train(tiny.load_config(override), str(model_dir), tiny.make_strategy(4))

@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_evaluations_are_printed_for_people(tmp_path, capsys):
         "step 20: ema: top-1 50.00%, top-5 100.00%, loss 0.1234 on 360 examples",
         "a line",
     ]
+
+
+def test_a_run_that_is_stuck_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "STUCK_SECONDS", 0.6)
+    with report.Report(str(tmp_path), "tiny", 0, 20) as log:
+        for _ in range(4):  # slow, and never stuck
+            time.sleep(0.2)
+            log.train(10, TRAIN)
+        assert "no progress" not in capsys.readouterr().out
+        time.sleep(1.6)
+        log.train(20, TRAIN)
+    told = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line]
+    assert [line.partition(":")[0] for line in told] == [
+        f"no progress for {minutes} minutes after step 10" for minutes in ("0.01", "0.02")
+    ]
+    assert not log._watch.is_alive()
 
 
 def test_a_failure_inside_keeps_what_was_told(tmp_path):

@@ -1,0 +1,79 @@
+"""Batch norm over several replicas' images: which groups there are, and that the result is that of one device."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from efficientnet_tf import batch_norm, train
+from efficientnet_tf.config import UserError
+
+NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
+ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long
+DIGITS = (ONE_BLOCK, *NO_DROPOUT, "train.batch_size=32", "optimizer.learning_rate=0.016", "schedule.warmup_epochs=0.2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "replicas", "group"),
+    [
+        *(("auto", replicas, 1) for replicas in (1, 2, 4, 8)),
+        *(("auto", replicas, 8) for replicas in (16, 32, 64)),
+        *(("auto", 128, 16), ("auto", 2048, 256)),
+        *(("all", 1, 1), ("all", 2, 2), ("all", 12, 12), (1, 8, 1), (2, 4, 2), (4, 4, 4)),
+    ],
+)
+def test_group_size(asked, replicas, group):
+    """With "auto" as in the official code."""
+    config = tiny.load_config(f"train.batch_norm_group={asked}")
+    assert batch_norm.group_size(config, SimpleNamespace(num_replicas_in_sync=replicas)) == group
+
+
+def test_groups_that_cannot_be(tmp_path):
+    config = tiny.load_config("train.batch_norm_group=3", "train.batch_size=32", "eval.batch_size=32")
+    with pytest.raises(UserError, match="train.batch_norm_group=3: groups of 3 do not divide 4 replicas"):
+        train.train(config, str(tmp_path / "run"), tiny.make_strategy(4))
+    config = tiny.load_config("train.batch_norm_group=all", "train.jit_compile=on")
+    with pytest.raises(
+        UserError, match="train.batch_norm_group=all makes 2 replicas meet, which train.jit_compile=on cannot"
+    ):
+        train.train(config, str(tmp_path / "run"), tiny.make_strategy(2))
+    assert not (tmp_path / "run").exists()
+    for value in ("0", "some", "1.5"):
+        with pytest.raises(UserError, match="train.batch_norm_group"):
+            tiny.load_config(f"train.batch_norm_group={value}")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Return losses and variables of 20 steps on one device."""
+    return _train(1, "auto")
+
+
+def _train(replicas, group):
+    run = tiny.Run(tiny.load_config(*DIGITS, f"train.batch_norm_group={group}"), replicas)
+    losses = run.losses(20)
+    assert {type(layer) for layer in run.state.model.layers if "_bn" in layer.name} == {keras.layers.BatchNormalization}
+    return losses, {name: tiny.replica_values(v) for name, v in tiny.variables_of(run.state).items()}
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_all_replicas_together_are_one_device(one_device, replicas):
+    """Losses, weights, slots, statistics and averages of 20 steps, up to the order of sums."""
+    losses, variables = _train(replicas, "all")
+    expected_losses, expected = one_device
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert max(abs(np.diff(expected_losses))) > 1e-3  # something is learnt
+    for name, values in variables.items():
+        for value in values:
+            np.testing.assert_array_equal(value, values[0], err_msg=name)
+        np.testing.assert_allclose(values[0], expected[name][0], rtol=1e-4, atol=5e-5, err_msg=name)
+
+
+def test_each_replica_for_itself_is_something_else(one_device):
+    """The test above would see it."""
+    losses, variables = _train(2, "auto")
+    assert losses != pytest.approx(one_device[0], rel=1e-4)
+    name = "model/stem_bn/moving_variance"
+    assert np.abs(variables[name][0] / one_device[1][name][0] - 1).max() > 1e-3
