@@ -241,32 +241,39 @@ def _train(command, log, beat, heartbeat_seconds, stop):
     """Run a command until it ends. Killed with this process, stopped by its flag, killed when `beat()` returns False.
 
     Returns:
-        (exit status, None when it was taken over; peak resident memory in bytes).
+        (exit status, None when it was taken over; peak resident memory in bytes, None where the system does not say).
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
     with open(log, "ab") as output:
         # A session of its own, for Ctrl-C is for this process, which passes it on as SIGTERM.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
-    asked, due = False, 0.0
+    asked, due, peak_bytes = False, 0.0, None
     try:
-        while True:
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        while process.poll() is None:
+            peak_bytes = _read_peak(process.pid) or peak_bytes
             if stop.asked and not asked:
                 asked = True
                 os.kill(process.pid, signal.SIGTERM)
             if time.monotonic() > due:
                 due = time.monotonic() + heartbeat_seconds
                 if not beat():
-                    return None, 0
+                    return None, None
             time.sleep(POLL_SECONDS)
+        return process.returncode, peak_bytes
     finally:
-        if process.returncode is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
         process.stdin.close()
+
+
+def _read_peak(pid):
+    """Return the peak resident memory of a process so far, in bytes; None where the system does not say."""
+    # What the system tells of a process that has ended counts the memory of the one that started it, too.
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
 
 
 def _read_metrics(model_dir):

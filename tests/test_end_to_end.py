@@ -275,7 +275,7 @@ def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path):
         (["--set", "data.source=tfds:"], "data.source"),
         (["--recipe=folder"], "needs data.dir"),
         (["--model_dir=/dev/null/run"], "cannot be written"),
-        (["--tpu=local"], "no TPU could be reached"),
+        (["--tpu=local"], "this TensorFlow finds no TPU there"),
         (["--set", "train.batch_size=33", "--device=cpu", "--replicas=2"], "train.batch_size=33 cannot be divided"),
         (["--modeldir=x"], "Did you mean '--model_dir'?"),
     ],
