@@ -2,8 +2,8 @@
 
 A loop is one tf.function around `strategy.run`, its length a tensor: one trace, and no way back to the host between
 steps. The model is called as a pure function of its variables (`stateless_call`). So gradients, batch-norm statistics
-and dropout masks are in this file's hands, where Keras 3 under tf.distribute would keep statistics that differ
-between replicas and give all replicas the same masks.
+and seeds are in this file's hands, where Keras 3 under tf.distribute would keep statistics that differ between replicas
+and give all replicas the same dropout masks.
 """
 
 import math
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf import augment, batch_norm, data, distribute, optim
+from efficientnet_tf import augment, data, distribute, draws, optim, train_graph
 from efficientnet_tf.config import UserError
 
 
@@ -41,10 +41,8 @@ def make_train_loop(state, config, strategy, graph=None):
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
-    graph = graph or model
-    replicas, group = strategy.num_replicas_in_sync, batch_norm.group_size(config, strategy)
-    if group > 1:
-        graph = batch_norm.share(graph, group, strategy)
+    replicas, group = strategy.num_replicas_in_sync, train_graph.group_size(config, strategy)
+    graph = train_graph.make(graph or model, group, strategy)
     state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
     trainable = [state_of[v.path] for v in graph.trainable_variables]
     statistics = [state_of[v.path] for v in optim.moving_statistics(graph)]
@@ -56,11 +54,11 @@ def make_train_loop(state, config, strategy, graph=None):
         """Return gradients, new statistics, and [loss, accuracy]: a function of its arguments alone."""
         # Beside statistics and what is frozen, a Keras model's other variables are its layers' seeds.
         others = [
-            constants[v.path] if v.path in constants else seed + tf.constant([i, 0], tf.int64) * 2**32
+            constants[v.path] if v.path in constants else draws.fork(seed, 1 + i)
             for i, v in enumerate(graph.non_trainable_variables)
         ]
         targets = tf.one_hot(labels, graph.output_shape[-1])
-        images, targets = augment.mix(tf.cast(images, tf.float32), targets, seed + [2**47, 0], config.augment)
+        images, targets = augment.mix(tf.cast(images, tf.float32), targets, seed, config.augment)
         with tf.GradientTape() as tape:
             tape.watch(weights)
             logits, updated = graph.stateless_call(weights, others, images, training=True)
@@ -82,16 +80,20 @@ def make_train_loop(state, config, strategy, graph=None):
     if group == 1 and distribute.should_jit(config.train.jit_compile, strategy):
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
-    def accumulate(weights, constants, seed, images, labels):
+    def accumulate(weights, constants, step, replica, images, labels):
         """Return the means of `forward_backward` over parts of a batch, each as if it were a replica's."""
-        parts = config.train.accumulate
-        if parts == 1:
+        parts, place = config.train.accumulate, replica * images.shape[0]
+
+        def take(number, images, labels):
+            # What is drawn follows from seed, step and place in the batch: a resumed run draws the same.
+            seed = draws.make_seed(config.train.seed, step, place + number * images.shape[0])
             return forward_backward(weights, constants, seed, images, labels)
 
+        if parts == 1:
+            return take(0, images, labels)
+
         def add(sums, part):
-            number, images, labels = part
-            new = forward_backward(weights, constants, seed + tf.stack([0, number * 2**48]), images, labels)
-            return tf.nest.map_structure(tf.add, sums, new)
+            return tf.nest.map_structure(tf.add, sums, take(*part))
 
         split = (tf.reshape(x, [parts, -1, *x.shape[1:]]) for x in (images, labels))
         zeros = [tf.zeros_like(w) for w in weights], [tf.zeros(v.shape) for v in statistics], tf.zeros([2])
@@ -103,10 +105,8 @@ def make_train_loop(state, config, strategy, graph=None):
         context = tf.distribute.get_replica_context()
         step = tf.convert_to_tensor(optimizer.iterations.value)  # its value now: a cast would give the variable itself
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
-        # Masks differ from layer to layer, step to step and replica to replica, and a resumed run draws the same ones.
-        seed = tf.stack([config.train.seed + replica * 2**48, step])
         constants = dict(zip(held, _values(held.values()), strict=True))
-        gradients, moving, metrics = accumulate(_values(trainable), constants, seed, images, labels)
+        gradients, moving, metrics = accumulate(_values(trainable), constants, step, replica, images, labels)
         optimizer.apply(gradients, trainable)
         if replicas > 1 and statistics:
             # Each group of replicas has seen its own images. The mean, in one reduction, keeps all of them the same.

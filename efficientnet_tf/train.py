@@ -86,7 +86,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     """
     import tensorflow as tf
 
-    from efficientnet_tf import batch_norm, checkpoint, data, distribute, loops, optim, report, sources, transfer
+    from efficientnet_tf import checkpoint, data, distribute, loops, optim, report, sources, train_graph, transfer
     from efficientnet_tf.config import UserError
 
     report.require_tracker(tracker)
@@ -96,7 +96,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     if eval_source.class_names != train_source.class_names:
         raise UserError("the training and the evaluation split have different classes")
     data.check_batches(config, strategy.num_replicas_in_sync)
-    batch_norm.group_size(config, strategy)
+    train_graph.group_size(config, strategy)
     initial, begun = None, tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
     if config.train.init_from is not None and not begun:
         initial = transfer.read_initial(config, train_source.class_names)

@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow as tf
 from pillow import OPERATIONS, call_many, check_frequencies, make_images, make_seeds, with_pillow
 
-from efficientnet_tf import augment, image_ops, schema
+from efficientnet_tf import augment, draws, image_ops, schema
 
 # Published: AutoAugment's policy v0, (operation, probability, level) twice a row.
 POLICY_V0 = [
@@ -189,13 +189,17 @@ def test_policy_of_a_config():
 # ------------------------------------------------------------------------------------------------ pairs of images
 
 
+def partners(array):
+    return array[np.arange(len(array)) ^ 1]
+
+
 def mix_halves(batch, seed=0, side=6, **alphas):
-    """Mix noise; the first half of the batch is of class 0, so that every partner is of the other class.
+    """Mix noise; every other image is of class 0, so that every partner is of the other class.
 
     Returns the images, the mixed ones, and each image's weight, taken from its targets.
     """
     images = np.random.default_rng(1).uniform(1, 255, (batch, side, side + 2, 3)).astype(np.float32)
-    own = (np.arange(batch) >= batch // 2).astype(int)
+    own = np.arange(batch) % 2
     seed = tf.constant([seed, 5], tf.int64)
     mixed, targets = augment.mix(images, np.eye(2, dtype=np.float32)[own], seed, schema.AugmentConfig(**alphas))
     np.testing.assert_allclose(np.sum(targets, axis=1), 1, rtol=1e-6)
@@ -206,14 +210,14 @@ def mix_halves(batch, seed=0, side=6, **alphas):
 def test_mixup_weights_are_beta(alpha):
     images, mixed, weights = mix_halves(4000, side=2, mixup=alpha)
     shares = weights[:, None, None, None]
-    np.testing.assert_allclose(mixed, shares * images + (1 - shares) * images[::-1], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(mixed, shares * images + (1 - shares) * partners(images), rtol=1e-4, atol=1e-3)
     assert scipy.stats.kstest(weights, scipy.stats.beta(alpha, alpha).cdf).statistic < 0.03
 
 
 def test_cutmix_pastes_a_rectangle_and_weighs_its_area():
     images, mixed, weights = mix_halves(600, side=16, cutmix=1.0)
     kept = (mixed == images).all(axis=3)
-    np.testing.assert_array_equal(kept | (mixed == images[::-1]).all(axis=3), True)
+    np.testing.assert_array_equal(kept | (mixed == partners(images)).all(axis=3), True)
     np.testing.assert_allclose(weights, kept.mean(axis=(1, 2)), atol=1e-6)
     pasted = ~kept
     rectangle = pasted.any(axis=2)[:, :, None] & pasted.any(axis=1)[:, None, :]
@@ -246,7 +250,7 @@ def test_both_take_turns_by_chance_and_seeds_differ():
     images = tf.constant(np.random.default_rng(1).uniform(1, 255, (4, 5, 5, 1)).astype(np.float32))
     settings = schema.AugmentConfig(mixup=1.0, cutmix=1.0)
     mixed, targets = call_many(lambda seed: augment.mix(images, tf.eye(4), seed, settings), make_seeds(1000))
-    whole = (mixed == images.numpy()) | (mixed == images.numpy()[::-1])
+    whole = (mixed == images.numpy()) | (mixed == partners(images.numpy()))
     pasted = whole.all(axis=(1, 2, 3, 4))
     assert 0.45 < pasted.mean() < 0.55
     assert len(np.unique(targets[~pasted][:, 0, 0])) > 0.85 * (~pasted).sum()
@@ -257,14 +261,33 @@ def test_mix_runs_under_xla(alphas):
     images = np.random.default_rng(1).uniform(1, 255, (6, 5, 4, 3)).astype(np.float32)
     settings, weights = schema.AugmentConfig(**alphas), set()
     compiled = tf.function(lambda seed: augment.mix(images, tf.eye(6), seed, settings), jit_compile=True)
-    for i in range(4):  # XLA draws other numbers than the plain kernels do: held to what a mixture is
+    for i in range(4):
         mixed, targets = (tensor.numpy() for tensor in compiled(tf.constant([i, 1], tf.int64)))
         shares = targets.diagonal()
-        np.testing.assert_allclose(targets, np.diag(shares) + np.diag(1 - shares)[:, ::-1], atol=1e-6)
+        np.testing.assert_allclose(targets, np.diag(shares) + partners(np.diag(1 - shares)), atol=1e-6)
         weights |= set(shares)
-        blended = shares[:, None, None, None] * images + (1 - shares[:, None, None, None]) * images[::-1]
+        blended = shares[:, None, None, None] * images + (1 - shares[:, None, None, None]) * partners(images)
         if not np.allclose(mixed, blended, rtol=1e-4, atol=1e-2):
             kept = (mixed == images).all(axis=3)
-            assert "cutmix" in alphas and (kept | (mixed == images[::-1]).all(axis=3)).all()
+            assert "cutmix" in alphas and (kept | (mixed == partners(images)).all(axis=3)).all()
             np.testing.assert_allclose(shares, kept.mean(axis=(1, 2)), atol=1e-6)
     assert len(weights) > 6
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_a_mixture_does_not_depend_on_how_the_batch_is_shared(alphas):
+    """Two and two of eight images, and the whole; an odd one out is left as it is."""
+    images = np.random.default_rng(1).uniform(1, 255, (8, 5, 4, 3)).astype(np.float32)
+    settings = schema.AugmentConfig(**alphas)
+
+    def mix(start, stop):
+        mixed, targets = augment.mix(images[start:stop], np.eye(8)[start:stop], draws.make_seed(3, 7, start), settings)
+        return np.array(mixed), np.array(targets)
+
+    whole, parts = mix(0, 8), [mix(i, i + 2) for i in range(0, 8, 2)]
+    for i in range(2):
+        np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    assert (whole[0] != images).any(axis=(1, 2, 3)).sum() >= 6
+    alone, _ = mix(0, 5)
+    np.testing.assert_array_equal(alone[:4], whole[0][:4])
+    np.testing.assert_allclose(alone[4], images[4], rtol=1e-6)

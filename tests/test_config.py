@@ -469,8 +469,8 @@ def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_pa
 # From the ground up: a room imports earlier ones alone; a command imports rooms, no other command.
 ROOMS = (
     "schema config files cli scaling complexity memory budget ledger trials studies study_page models image_ops "
-    "augment decoding examples label_sets folders records sources data record_writer optim distribute checkpoint "
-    "weight_names weight_formats weights transfer applications pictures confusion attribution report batch_norm loops "
+    "draws augment decoding examples label_sets folders records sources data record_writer optim distribute checkpoint "
+    "weight_names weight_formats weights transfer applications pictures confusion attribution report train_graph loops "
     "measure tpu_compile tpu_trace tpu_lower"
 ).split()
 COMMANDS = "train evaluate predict export prepare show summary explain benchmark scale search study preflight".split()

@@ -1,5 +1,7 @@
-"""Batch norm over several replicas' images: which groups there are, and that the result is that of one device."""
+"""What training changes in a graph: groups of batch norm, and that any number of replicas is one device."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import keras
@@ -7,12 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from efficientnet_tf import batch_norm, train
+from efficientnet_tf import checkpoint, report, train, train_graph
 from efficientnet_tf.config import UserError
 
-NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
 ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long
-DIGITS = (ONE_BLOCK, *NO_DROPOUT, "train.batch_size=32", "optimizer.learning_rate=0.016", "schedule.warmup_epochs=0.2")
+DRAWN = ("model.dropout=0.3", "model.drop_connect=0.3", "augment.mixup=0.2", "augment.cutmix=0.5")
+DIGITS = (ONE_BLOCK, *DRAWN, "train.batch_size=32", "optimizer.learning_rate=0.016", "schedule.warmup_epochs=0.2")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ DIGITS = (ONE_BLOCK, *NO_DROPOUT, "train.batch_size=32", "optimizer.learning_rat
 def test_group_size(asked, replicas, group):
     """With "auto" as in the official code."""
     config = tiny.load_config(f"train.batch_norm_group={asked}")
-    assert batch_norm.group_size(config, SimpleNamespace(num_replicas_in_sync=replicas)) == group
+    assert train_graph.group_size(config, SimpleNamespace(num_replicas_in_sync=replicas)) == group
 
 
 def test_groups_that_cannot_be(tmp_path):
@@ -77,3 +79,34 @@ def test_each_replica_for_itself_is_something_else(one_device):
     assert losses != pytest.approx(one_device[0], rel=1e-4)
     name = "model/stem_bn/moving_variance"
     assert np.abs(variables[name][0] / one_device[1][name][0] - 1).max() > 1e-3
+
+
+def test_nothing_is_copied_without_need():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
+    assert train_graph.make(model, 1, tiny.make_strategy(1)) is model
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path, monkeypatch):
+    """Stopped by a signal at steps 8 and 16 of 22: examples, weights, slots, averages, results are one device's."""
+    config = tiny.load_config(*DIGITS, "train.batch_norm_group=all", "train.epochs=0.5", "train.steps_per_loop=4")
+    look, stops = report.Report.train, []
+
+    def look_and_stop(log, step, values):
+        look(log, step, values)
+        if step in stops:
+            stops.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(report.Report, "train", look_and_stop)
+    expected = train.train(config, str(tmp_path / "one"), tiny.make_strategy(1))
+    stops += [8, 16]
+    for replicas, result in ((4, {"step": 8, "finished": False}), (2, {"step": 16, "finished": False})):
+        assert train.train(config, str(tmp_path / "moved"), tiny.make_strategy(replicas)) == result
+    result = train.train(config, str(tmp_path / "moved"), tiny.make_strategy(1))
+    assert result["step"] == expected["step"] == 22
+    for kind in ("raw", "ema"):
+        assert result[kind] == pytest.approx(expected[kind], rel=1e-3)
+    one, moved = (checkpoint.load_model(str(tmp_path / name), raw=True)[0] for name in ("one", "moved"))
+    for variable, value in zip(one.weights, moved.weights, strict=True):
+        np.testing.assert_allclose(value, variable, rtol=1e-3, atol=1e-4, err_msg=variable.path)

@@ -1,9 +1,15 @@
-"""Batch norm over the images of several replicas: the graph that training takes then; the model itself stays plain."""
+"""The graph that training takes: a model's own, with layers in it that know of replicas. The model itself stays plain.
+
+Dropout draws by an image's place in the whole batch, so that a run is the same on any number of replicas; batch norm
+may take its mean and variance over the images of several.
+"""
+
+import math
 
 import keras
 import tensorflow as tf
 
-from efficientnet_tf import distribute
+from efficientnet_tf import distribute, draws
 from efficientnet_tf.config import UserError
 
 
@@ -44,28 +50,45 @@ def group_size(config, strategy):
     return group
 
 
-def share(model, group, strategy):
-    """Copy a model for training: its batch norms take mean and variance over the images of a group of replicas.
+def make(model, group, strategy):
+    """Copy a model for training; the model itself where nothing in it would be another layer.
 
     Args:
         model: keras.Model.
-        group: int > 1; replicas i * group ... (i + 1) * group - 1 belong together.
+        group: int >= 1, as of `group_size`; replicas i * group ... (i + 1) * group - 1 belong together.
         strategy: tf.distribute.Strategy.
 
     Returns:
-        A keras.Model with the same names, to be called in a replica; its variables, in the host's memory, lend theirs
-        alone.
+        A keras.Model with the same names, to be called in a replica, whose seeds are those of `draws`; its variables,
+        in the host's memory, lend theirs alone.
     """
+    others = {keras.layers.Dropout: _Dropout}
+    if group > 1:
+        others[keras.layers.BatchNormalization] = _SharedBatchNormalization
+    if not any(type(layer) in others for layer in model.layers):
+        return model
 
     def copy(layer):
-        if not isinstance(layer, keras.layers.BatchNormalization):
-            return layer.from_config(layer.get_config())
-        shared = _SharedBatchNormalization.from_config(layer.get_config())
-        shared.group, shared.groups = group, strategy.num_replicas_in_sync // group
-        return shared
+        new = others.get(type(layer), type(layer)).from_config(layer.get_config())
+        if isinstance(new, _SharedBatchNormalization):
+            new.group, new.groups = group, strategy.num_replicas_in_sync // group
+        return new
 
     with distribute.on_host():
         return keras.models.clone_model(model, clone_function=copy)
+
+
+class _Dropout(keras.layers.Dropout):
+    """Keras's dropout, but that an image's mask follows from the image's place in the batch."""
+
+    def call(self, inputs, training=False):
+        if not training or not self.rate:
+            return inputs
+        sides = zip(self.noise_shape or inputs.shape, inputs.shape, strict=True)
+        shape = [whole if side is None else side for side, whole in sides]
+        numbers = draws.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
+        scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
+        return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
 
 
 class _SharedBatchNormalization(keras.layers.BatchNormalization):
