@@ -13,6 +13,7 @@ Random state and input position need no room of their own: masks, crops and orde
 import contextlib
 import os
 import re
+from concurrent import futures
 from dataclasses import dataclass
 
 import keras
@@ -167,7 +168,7 @@ def _read_newest(model_dir, checkpoint):
 
 
 class Checkpointer:
-    """Saves and restores a State in a model directory.
+    """Saves and restores a State in a model directory; as a context it ends when what it writes is written.
 
     A checkpoint counts once its index file is there, which TensorFlow writes last; its blocks carry checksums.
     """
@@ -176,8 +177,22 @@ class Checkpointer:
         self.model_dir = model_dir
         self.state = state
         self._keep = config.train.keep_checkpoints
-        text = tf.Variable(config_lib.dump_config(config), trainable=False)
-        self._checkpoint = tf.train.Checkpoint(config=text, **_variables(state))
+        self._parts = {"config": tf.Variable(config_lib.dump_config(config), trainable=False), **_variables(state)}
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self.wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            logging.error("%s", error)  # beside what has ended the run
+        finally:
+            self._writer.shutdown()
 
     def restore(self):
         """Restore the newest whole checkpoint; return its step, 0 where there is none.
@@ -185,20 +200,44 @@ class Checkpointer:
         Raises:
             UserError: when there are checkpoints and all are damaged.
         """
-        return _read_newest(self.model_dir, self._checkpoint) or 0
+        return _read_newest(self.model_dir, tf.train.Checkpoint(**self._parts)) or 0
 
-    def save(self):
+    def save(self, background=False):
         """Write a checkpoint of the current step, then delete the oldest beyond `train.keep_checkpoints`.
+
+        Args:
+            background: bool; write what the variables hold now while they change: `wait` tells how it went.
 
         Returns:
             int, the step.
 
         Raises:
-            UserError: when it cannot be written; the ones before it are whole.
+            UserError: when it, or the one begun before it, cannot be written; the ones before are whole.
         """
-        step, folder = self.state.step, os.path.join(self.model_dir, "checkpoints")
+        self.wait()
+        with distribute.on_host():
+            # A value read is a tensor of its own: whoever changes the variable leaves it alone.
+            values = tf.nest.map_structure(lambda v: tf.Variable(tf.identity(v), trainable=False), self._parts)
+        step = self.state.step
+        self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values))
+        if not background:
+            self.wait()
+        return step
+
+    def wait(self, only_if_done=False):
+        """Wait until the checkpoint that `save` began is written; or merely look whether that has failed.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if self._writing and (self._writing.done() or not only_if_done):
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step, values):
+        folder = os.path.join(self.model_dir, "checkpoints")
         try:
-            self._checkpoint.write(os.path.join(folder, f"step-{step}"))
+            values.write(os.path.join(folder, f"step-{step}"))
             # For tf.train.latest_checkpoint; here nothing reads it.
             write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
             self._delete_old(folder)
@@ -207,7 +246,6 @@ class Checkpointer:
                 f"checkpoint of step {step} cannot be written to {self.model_dir} "
                 f"({str(error)[:300]}). The checkpoints before it are whole: mend this and start the same command again"
             ) from None
-        return step
 
     def _delete_old(self, folder):
         """Delete all but the newest checkpoints, parts of a killed write too; index files, which count, first."""

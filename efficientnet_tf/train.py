@@ -159,7 +159,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
 
     phase = result = None
     log = report.Report(model_dir, config.model.name, step, total, tracker, config) if chief else report.Silence()
-    with log, _StopFlag() as stop:
+    with checkpointer, log, _StopFlag() as stop:
         if initial:
             log.say(initial.message)
         if step:
@@ -171,6 +171,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
             until = [every - step % every for every in (checkpoint_every, eval_every)]
             steps = min(config.train.steps_per_loop, phase.end_step - step, *until)
             values = run_loop(steps)
+            checkpointer.wait(only_if_done=True)
             step += steps
             log.train(step, values)
             if step % eval_every == 0 or step == total:
@@ -178,9 +179,10 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
                 log.evaluation(step, result)
             # Last, for what a killed run has told since its checkpoint is told again.
             if chief and (step % checkpoint_every == 0 or step == total):
-                saved = checkpointer.save()
+                saved = checkpointer.save(background=True)
         if chief and saved < step:
             checkpointer.save()
+        checkpointer.wait()
         bad = failures.names()
         if bad:
             log.say(f"{len(bad)} of {size} training images could not be read and were left out: {', '.join(bad[:10])}")

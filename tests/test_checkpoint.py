@@ -4,6 +4,8 @@ import contextlib
 import os
 import resource
 import shutil
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import keras
@@ -334,6 +336,52 @@ def test_checkpoints_that_cannot_be_a_folder(tmp_path):
     checkpointer = checkpoint.Checkpointer(str(tmp_path), make_state(config), config)
     with pytest.raises(UserError, match="checkpoint of step 0 cannot be written"):
         checkpointer.save()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_in_the_background_the_values_of_that_step_are_written(tmp_path, replicas):
+    """Whatever becomes of the variables before the writing begins, by assignment or in place."""
+    config, gate = make_config(), threading.Event()
+    state = make_state(config, replicas)
+    with checkpoint.Checkpointer(str(tmp_path), state, config) as checkpointer:
+        fill(state, 5, seed=5)
+        expected = values(state)
+        checkpointer._writer.submit(gate.wait)
+        assert checkpointer.save(background=True) == 5
+        for variable in tiny.variables_of(state).values():
+            variable.assign_add(tf.ones_like(variable))
+        fill(state, 6, seed=6)
+        checkpointer.wait(only_if_done=True)
+        assert not folder_of(tmp_path).exists()
+        gate.set()
+        checkpointer.wait()
+        assert checkpointer.restore() == 5
+    assert_same(state, expected)
+
+
+def test_what_goes_wrong_in_the_background_is_said(tmp_path, caplog):
+    config = make_config()
+    folder_of(tmp_path).write_text("a file is in the way")
+
+    def begin():
+        checkpointer = checkpoint.Checkpointer(str(tmp_path), make_state(config), config)
+        checkpointer.save(background=True)
+        futures.wait([checkpointer._writing])
+        return checkpointer
+
+    message = "checkpoint of step 0 cannot be written"
+    for act in (
+        lambda c: c.wait(),
+        lambda c: c.wait(only_if_done=True),
+        lambda c: c.save(),
+        lambda c: c.__exit__(None),
+    ):
+        with pytest.raises(UserError, match=message):
+            act(begin())
+    # What has ended a run is what the user reads, and this beside it.
+    with pytest.raises(ZeroDivisionError), begin():
+        raise ZeroDivisionError
+    assert message in caplog.text
 
 
 def test_text_is_replaced_in_one_go(tmp_path):
