@@ -290,6 +290,11 @@ def should_jit(jit_compile, strategy):
     return jit_compile == "on"
 
 
+def replica_count(strategy):
+    """Return the number of a strategy's replicas; of one that is traced alone, those of the TPU that it stands for."""
+    return getattr(strategy, "stands_for", strategy.num_replicas_in_sync)
+
+
 def on_host():
     """Return a context in which variables are made in the host's memory."""
     return tf.device("CPU:0")

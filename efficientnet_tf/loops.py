@@ -41,7 +41,7 @@ def make_train_loop(state, config, strategy, graph=None):
     Source: paper, section 5.2, and the official code; the items of the recipe stand in `optim`.
     """
     model, optimizer, average = state.model, state.optimizer, state.average
-    replicas, group = strategy.num_replicas_in_sync, train_graph.group_size(config, strategy)
+    replicas, group = distribute.replica_count(strategy), train_graph.group_size(config, strategy)
     graph = train_graph.make(graph or model, group, strategy)
     state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
     trainable = [state_of[v.path] for v in graph.trainable_variables]

@@ -197,7 +197,7 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
 
     if not fast:
         tpu_compile.require()  # said now, not after a minute of tracing
-    from efficientnet_tf import checkpoint, distribute, optim, tpu_trace
+    from efficientnet_tf import checkpoint, distribute, optim, tpu_lower, tpu_trace, train_graph
 
     # Of phases the one whose step is largest; the weights are the same for all.
     config = max((part for _, part in config.phases), key=lambda part: part.train.batch_size * part.image_size**2)
@@ -219,6 +219,9 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
         state = checkpoint.create_state(config, classes, images, strategy)
         gradients = [v.shape for v in state.model.trainable_variables]
         statistics = optim.statistics(state.model)
+        # A sum for each gradient, one for all statistics; and of a batch norm over a group two, there and back.
+        group = train_graph.group_size(config, strategy)
+        sums = len(gradients) + (replicas > 1 and bool(statistics)) + (group > 1) * len(statistics)
         say("tracing the training step")
         traces = {"train": tpu_trace.trace_train(config, state, classes, strategy, batch)}
         bar.update()
@@ -227,8 +230,7 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
         bar.update()
         steps = {name: tpu_trace.inspect(trace) for name, trace in traces.items()}
         for name, step in steps.items():
-            # A sum for each gradient, and one for all statistics.
-            expected = len(gradients) + (replicas > 1 and bool(statistics)) if name == "train" else 0
+            expected = sums if name == "train" else 0
             findings += check_step(name, step, expected)
         report = {
             "variant": config.model.name,
@@ -242,6 +244,7 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
             "traced_replicas": strategy.num_replicas_in_sync,
             "batch": {"train": train.batch_size, "raw": config.eval.batch_size},
             "replica_batch": {"train": batch, "raw": eval_batch},
+            "batch_norm_group": group,
             "gradients": {"count": len(gradients), "bytes": _float32_bytes(gradients)},
             "statistics_bytes": _float32_bytes(v.shape for v in statistics),
             "steps": steps,
@@ -251,13 +254,18 @@ def preflight(config, topology, classes=1000, images=1_281_167, fast=False, larg
             report["programs"] = {}
             for name in ("train", "raw"):
                 say(f"compiling the {'training' if name == 'train' else 'evaluation'} step for {topology.name}")
-                program = _compile(traces[name], topology)
+                try:
+                    program = _compile(traces[name], topology)
+                except tpu_lower.Unsupported as error:
+                    text = f"the {name} step has an operation that XLA, and a TPU with it, does not: take it out:"
+                    findings.append(Finding(f"{text} {error}"))
+                    continue
                 if program["fits"]:
                     program |= times(program, topology, report["replica_batch"][name] * replicas)
                 findings += check_program(name, program, precision)
                 report["programs"][name] = program
                 bar.update()
-        if largest_batch and not fast:
+        if largest_batch and "train" in report.get("programs", {}):
 
             def compile_at(size):
                 say(f"compiling the training step with {size} images a replica")
@@ -294,7 +302,7 @@ def _compile(trace, topology):
 
 def format_report(report):
     """Return a report as sentences for people."""
-    train, gradients, r = report["steps"]["train"], report["gradients"], report
+    train, gradients, group, r = report["steps"]["train"], report["gradients"], report["batch_norm_group"], report
     reduced = sum(each["bytes"] for each in train["all_reduces"])
     host, strings, dynamic = (len(train[key]) for key in ("host_operations", "string_operations", "dynamic_shapes"))
     lines = [
@@ -309,7 +317,8 @@ def format_report(report):
         f"In the training step {host} operations for the host, {strings} of strings, {dynamic} of dynamic shape.",
         f"It sums {len(train['all_reduces'])} tensors over replicas, {reduced / MIB:.2f} MiB: {gradients['count']} "
         f"gradients of {gradients['bytes'] / MIB:.2f} MiB, and {r['statistics_bytes'] / MIB:.2f} MiB of batch norm's "
-        "statistics in one.",
+        "statistics in one"
+        + (f"; two more for each batch norm, over groups of {group} replicas." if group > 1 else "."),
     ]
     for name, p in r.get("programs", {}).items():
         title = {"train": "Training step", "raw": "Evaluation step"}[name]

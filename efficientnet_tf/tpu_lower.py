@@ -10,6 +10,11 @@ from tensorflow.core.framework import graph_pb2
 
 from efficientnet_tf.config import UserError
 
+
+class Unsupported(UserError):
+    """XLA has no such operation."""
+
+
 # What takes one value for each replica: the first is replica 0's. AllToAll hands out replica 0's step counter.
 _FIRST_INPUT = ("TPUReplicatedInput", "TPUReplicatedOutput", "AllToAll")
 
@@ -123,10 +128,10 @@ def lower(trace, replicas):
         over the old one.
 
     Raises:
-        UserError: for an operation that XLA does not have.
+        Unsupported: for an operation that XLA does not have.
     """
     step = make_step(trace, replicas)
     try:
         return step.experimental_get_compiler_ir(*step.input_signature)(stage="hlo_serialized")
-    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-        raise UserError(f"the step cannot be compiled by XLA: {str(error)[:500]}") from None
+    except (tf.errors.OpError, ValueError) as error:  # the bridge says it with a ValueError
+        raise Unsupported(str(error)[:500]) from None

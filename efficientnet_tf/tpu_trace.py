@@ -50,17 +50,18 @@ def make_strategy(replicas):
     Raises:
         UserError: when TensorFlow has used the CPU before, and it is not divided into as many.
     """
-    replicas = min(replicas, TRACED_REPLICAS)
+    traced = min(replicas, TRACED_REPLICAS)
     cpu = tf.config.list_physical_devices("CPU")[0]
-    if len(tf.config.get_logical_device_configuration(cpu) or ()) < replicas:
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) < traced:
         try:
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * traced)
         except RuntimeError:
             raise UserError("a TPU's step must be traced before TensorFlow has used the CPU") from None
-    strategy = tf.distribute.TPUStrategy(_MadeUpChips(replicas))
-    places = [[f"/job:localhost/replica:0/task:0/device:CPU:{i}"] for i in range(replicas)]
+    strategy = tf.distribute.TPUStrategy(_MadeUpChips(traced))
+    places = [[f"/job:localhost/replica:0/task:0/device:CPU:{i}"] for i in range(traced)]
     strategy.extended._tpu_devices = np.array(places, dtype=object)
     strategy._enable_packed_variable_in_eager_mode = False  # it would place them on the devices that are not there
+    strategy.stands_for = replicas  # which decides about groups of batch norm
     return strategy
 
 

@@ -28,7 +28,7 @@ def group_size(config, strategy):
 
     Source: official code, `TpuBatchNormalization`, for "auto".
     """
-    asked, replicas = config.train.batch_norm_group, strategy.num_replicas_in_sync
+    asked, replicas = config.train.batch_norm_group, distribute.replica_count(strategy)
     if asked == "auto":
         group = 1 if replicas <= 8 else max(8, replicas // 8)
     else:
@@ -71,7 +71,7 @@ def make(model, group, strategy):
     def copy(layer):
         new = others.get(type(layer), type(layer)).from_config(layer.get_config())
         if isinstance(new, _SharedBatchNormalization):
-            new.group, new.groups = group, strategy.num_replicas_in_sync // group
+            new.group, new.groups = group, distribute.replica_count(strategy) // group
         return new
 
     with distribute.on_host():

@@ -33,7 +33,7 @@ def complete(path):
     """Compile what the file lacks; write it after each report."""
     reports = load(path)
     known = {(r["variant"], r["topology"]): r for r in reports}
-    with tqdm([(v, chip) for v in VARIANTS for chip in SLICES]) as cells:
+    with tqdm([(v, chip) for chip in SLICES for v in VARIANTS]) as cells:
         for variant, chip in cells:
             for layout in SLICES[chip]:
                 topology = f"{chip}:{layout}"

@@ -92,6 +92,50 @@ def test_each_gradient_is_summed_once_and_all_statistics_in_one(traced):
         assert tpu_trace.inspect(trace)["all_reduces"] == []
 
 
+def test_above_eight_replicas_batch_norm_is_over_groups():
+    """As `train` would do it there: a sum of moments for each of them, and one of their gradients."""
+    config = tiny.load_config(tiny.SHORT)
+    strategy = tpu_trace.make_strategy(32)
+    assert strategy.num_replicas_in_sync == 2 and distribute.replica_count(strategy) == 32
+    state = checkpoint.create_state(config, CLASSES, 1000, strategy)
+    sums = tpu_trace.inspect(tpu_trace.trace_train(config, state, CLASSES, strategy, BATCH))["all_reduces"]
+    norms = len(optim.statistics(state.model)) // 2
+    assert len(sums) == len(state.model.trainable_variables) + 1 + 2 * norms
+    # Mean and mean square of each of four groups of eight.
+    assert [4, 2, 8] in [each["shape"] for each in sums]
+
+
+def test_what_xla_does_not_have_is_found(traced, monkeypatch):
+    strategy = traced.strategy
+
+    @tf.function(autograph=True)
+    def loop(iterator, steps):
+        sums = tf.zeros([4])
+        for _ in tf.range(steps):
+            sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
+        return sums
+
+    def replica_step(images, labels, weights):
+        eigenvalues, _ = tf.linalg.eig(images[0, :4, :4, 0])
+        return tf.math.real(eigenvalues) + tf.reduce_sum(weights + tf.cast(labels, tf.float32))
+
+    monkeypatch.setattr(loops, "make_eval_loop", lambda *_: loop)
+    trace = tpu_trace.trace_eval(traced.config, traced.state, CLASSES, strategy, EVAL_BATCH)["raw"]
+    with pytest.raises(tpu_lower.Unsupported, match="Eig"):
+        tpu_lower.lower(trace, 8)
+    # The command goes on: it is a finding.
+    monkeypatch.setattr(tpu_trace, "trace_eval", lambda *_: {"raw": trace})
+    monkeypatch.setattr(tpu_trace, "make_strategy", lambda replicas: strategy)
+    monkeypatch.setattr(tpu_compile, "require", lambda: None)
+    compiled = asdict(tpu_compile.Program(True, 2**34, 2**30, flops=1.0, accessed_bytes=1.0))
+    monkeypatch.setattr(tpu_compile, "compile_hlo", lambda *_: tpu_compile.Program(**compiled))
+    report = preflight.preflight(traced.config, tpu_compile.parse_topology("v5e:2x4"), CLASSES, 1000)
+    (finding,) = (f for f in report["findings"] if f["stops"])
+    assert "XLA, and a TPU with it, does not" in finding["text"] and "Eig" in finding["text"]
+    assert list(report["programs"]) == ["train"] and not report["ready"]
+    assert "NOT ready" in preflight.format_report(report)
+
+
 @pytest.mark.parametrize(
     ("kind", "operation", "bad"),
     [
