@@ -7,7 +7,7 @@ arithmetic. What it needs beside them (the traced program and its kernels, updat
 from dataclasses import dataclass
 
 PRECISIONS = {"float32": 4, "mixed_bfloat16": 2}  # bytes of an activation
-SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2}  # numbers that an optimiser keeps for each weight
+SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2, "lamb": 2}  # numbers that an optimiser keeps for each weight
 WEIGHT_BYTES = 4  # variables are float32 in either precision
 # Measured by `summary --measure` on B0 to B3: what a layer's trace and kernels take, forward and backward; and how many
 # copies of the weights, beside the gradients, are on their way into the variables at once.
@@ -53,7 +53,7 @@ def training_memory(layers, batch, precision="float32", optimizer="rmsprop", ave
         layers: list of complexity.Layer.
         batch: int >= 0, images a replica.
         precision: str, "float32" or "mixed_bfloat16".
-        optimizer: str, "rmsprop", "sgd" or "adamw".
+        optimizer: str, a key of SLOTS.
         average: bool, whether a moving average is kept.
 
     Returns:

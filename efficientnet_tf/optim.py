@@ -155,6 +155,9 @@ def learning_rate(config, size):
     )
 
 
+_DECOUPLED = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}
+
+
 def create_optimizer(config, model, size):
     """Make the optimiser of a run and its slots.
 
@@ -164,8 +167,11 @@ def create_optimizer(config, model, size):
         size: int, number of training images.
 
     Returns:
-        A built keras.optimizers.Optimizer. Of the three, AdamW alone decays weights by itself; for the others the
-        decay is a term of the loss (`weight_penalty`).
+        A built keras.optimizers.Optimizer. AdamW and LAMB decay weights by themselves; for the others the decay is a
+        term of the loss (`weight_penalty`).
+
+    Source: You et al., "Large batch optimization for deep learning", ICLR 2020, for LAMB.
+    Deviates there, with Keras: the decay stands beside the update, not within what a layer's trust ratio scales.
     """
     settings, rate = config.optimizer, learning_rate(config, size)
     if settings.name == "rmsprop":
@@ -173,7 +179,7 @@ def create_optimizer(config, model, size):
     elif settings.name == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=settings.momentum)
     else:
-        optimizer = keras.optimizers.AdamW(
+        optimizer = _DECOUPLED[settings.name](
             rate,
             weight_decay=settings.weight_decay,
             beta_1=settings.momentum,
@@ -191,7 +197,7 @@ def weight_penalty(config, values):
 
     Source: paper, section 5.2; official code: 1e-5 times `tf.nn.l2_loss`, batch norm excluded.
     """
-    if config.optimizer.name == "adamw" or not config.optimizer.weight_decay:
+    if config.optimizer.name in _DECOUPLED or not config.optimizer.weight_decay:
         return 0.0
     return config.optimizer.weight_decay / 2 * sum(ops.sum(ops.square(v)) for v in values)
 

@@ -175,13 +175,13 @@ class AugmentConfig(Section):
 class OptimizerConfig(Section):
     """What moves the weights."""
 
-    name: Literal["rmsprop", "sgd", "adamw"] = Field("rmsprop", description="the optimiser")
+    name: Literal["rmsprop", "sgd", "adamw", "lamb"] = Field("rmsprop", description="the optimiser")
     learning_rate: Positive = Field(0.016, description="peak rate for 256 images a step; scaled with the batch")
-    momentum: Fraction = Field(0.9, description="rmsprop, sgd: momentum; adamw: beta 1")
-    rho: Fraction = Field(0.9, description="rmsprop: decay of the mean square; adamw: beta 2")
-    epsilon: Positive = Field(1e-3, description="rmsprop (inside the root) and adamw")
+    momentum: Fraction = Field(0.9, description="rmsprop, sgd: momentum; adamw, lamb: beta 1")
+    rho: Fraction = Field(0.9, description="rmsprop: decay of the mean square; adamw, lamb: beta 2")
+    epsilon: Positive = Field(1e-3, description="rmsprop (inside the root), adamw, lamb")
     weight_decay: NonNegative = Field(
-        1e-5, description="rmsprop, sgd: factor of sum(v^2)/2 in the loss; adamw: decoupled. Not on batch norm"
+        1e-5, description="rmsprop, sgd: factor of sum(v^2)/2 in the loss; adamw, lamb: decoupled. Not on batch norm"
     )
 
 

@@ -85,7 +85,12 @@ def steps_in(model_dir):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("optimizer.name=adamw", "train.ema_decay=0"), ("optimizer.name=sgd", "train.precision=mixed_bfloat16")],
+    [
+        (),
+        ("optimizer.name=adamw", "train.ema_decay=0"),
+        ("optimizer.name=sgd", "train.precision=mixed_bfloat16"),
+        ("optimizer.name=lamb",),
+    ],
 )
 def test_every_variable_comes_back_bit_for_bit(tmp_path, overrides):
     config = make_config(*overrides)

@@ -183,7 +183,7 @@ MISTAKES = [
     ("train.batch_size=0", "--set: train.batch_size:", ["greater than or equal to 1", "received 0"]),
     ("model.dropout=1", "--set: model.dropout:", ["less than 1", "received 1"]),
     ("train.keep_checkpoints=1", "--set: train.keep_checkpoints:", ["greater than or equal to 2", "received 1"]),
-    ("optimizer.name=lion", "--set: optimizer.name:", ["'rmsprop', 'sgd' or 'adamw'", "received 'lion'"]),
+    ("optimizer.name=lion", "--set: optimizer.name:", ["'rmsprop', 'sgd', 'adamw' or 'lamb'", "received 'lion'"]),
     ("data.channels=2", "--set: data.channels:", ["1 or 3", "received 2"]),
     (
         "data.source=imagnet",
@@ -383,7 +383,7 @@ VALUES = {
     "data.channels": st.sampled_from([1, 3]),
     "augment.crop_area": st.tuples(st.floats(1e-3, 1), st.floats(1e-3, 1)).map(sorted),
     "augment.flip": st.booleans(),
-    "optimizer.name": st.sampled_from(["rmsprop", "sgd", "adamw"]),
+    "optimizer.name": st.sampled_from(["rmsprop", "sgd", "adamw", "lamb"]),
     "optimizer.learning_rate": positives,
     "optimizer.weight_decay": st.just(0.0) | positives,
     "schedule.name": st.sampled_from(["exponential", "cosine", "constant"]),

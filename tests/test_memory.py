@@ -13,7 +13,7 @@ from efficientnet_tf import complexity, config, memory
 
 OPTIONS = {
     "precision": st.sampled_from(["float32", "mixed_bfloat16"]),
-    "optimizer": st.sampled_from(["rmsprop", "sgd", "adamw"]),
+    "optimizer": st.sampled_from(["rmsprop", "sgd", "adamw", "lamb"]),
     "average": st.booleans(),
 }
 

@@ -65,7 +65,7 @@ def make_model():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.BatchNormalization()])
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw"])
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw", "lamb"])
 def test_settings_reach_the_optimizer(name):
     """The second step tells momentum and epsilon apart; the reference is keras's own, with the numbers spelt out."""
     settings = {"learning_rate": 0.02, "momentum": 0.7, "rho": 0.6, "epsilon": 0.01, "weight_decay": 0.3}
@@ -82,6 +82,7 @@ def test_settings_reach_the_optimizer(name):
         "rmsprop": lambda: optim.RMSprop(rate, rho=0.6, momentum=0.7, epsilon=0.01),
         "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.7),
         "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=0.3, beta_1=0.7, beta_2=0.6, epsilon=0.01),
+        "lamb": lambda: keras.optimizers.Lamb(rate, weight_decay=0.3, beta_1=0.7, beta_2=0.6, epsilon=0.01),
     }[name]()
     keras.utils.set_random_seed(0)
     first, second = make_model(), make_model()
@@ -100,8 +101,9 @@ def test_settings_reach_the_optimizer(name):
     np.testing.assert_array_equal(kernels[0][0].numpy(), kernels[1][0].numpy())
 
 
-def test_adamw_leaves_batch_norm_alone():
-    run = tiny.load_config("optimizer.name=adamw", "optimizer.weight_decay=0.5", "schedule.warmup_epochs=0")
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_decay_leaves_batch_norm_alone(optimizer):
+    run = tiny.load_config(f"optimizer.name={optimizer}", "optimizer.weight_decay=0.5", "schedule.warmup_epochs=0")
     model = make_model()
     for variable in model.trainable_variables:
         variable.assign(keras.ops.ones_like(variable))
@@ -236,7 +238,7 @@ def test_weight_penalty():
     for name in ("rmsprop", "sgd"):
         run = tiny.load_config(f"optimizer.name={name}", "optimizer.weight_decay=1e-5")
         assert float(optim.weight_penalty(run, values)) == pytest.approx(1e-5 * squares / 2, rel=1e-6)
-    for override in ("optimizer.name=adamw", "optimizer.weight_decay=0"):
+    for override in ("optimizer.name=adamw", "optimizer.name=lamb", "optimizer.weight_decay=0"):
         assert float(optim.weight_penalty(tiny.load_config(override), values)) == 0
 
 
