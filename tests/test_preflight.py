@@ -15,6 +15,7 @@ from efficientnet_tf import checkpoint, distribute, loops, optim, preflight, tpu
 from efficientnet_tf.config import UserError
 
 CLASSES = 10
+ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"
 BATCH, EVAL_BATCH = 8, 16  # of a replica
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -246,6 +247,25 @@ def test_a_batch_that_is_too_large_is_found_so_by_the_compiler(traced):
     assert finding.stops
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_the_largest_batch_is_found_by_the_compiler():
+    """Eight images more do not fit."""
+    config = tiny.load_config(ONE_BLOCK, "data.image_size=2048")
+    topology, strategy = tpu_compile.parse_topology("v5e:1x1"), tpu_trace.make_strategy(1)
+    state = checkpoint.create_state(config, CLASSES, 1000, strategy)
+
+    def compile_at(batch):
+        trace = tpu_trace.trace_train(config, state, CLASSES, strategy, batch)
+        return asdict(tpu_compile.compile_hlo(lower(None, trace, 1), topology))
+
+    found = preflight.search_batch(compile_at, 32)
+    largest, compiled = found["replica_batch"], found["compiled"]
+    assert largest == found["batch"] >= 8
+    assert compiled[largest] and not compiled[largest + 8]
+    assert all(fits == (batch <= largest) for batch, fits in compiled.items())
+
+
 def test_without_the_compiler_an_extra_is_named(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
@@ -255,6 +275,7 @@ def test_without_the_compiler_an_extra_is_named(monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_broken_program_is_one_plain_error():
     with pytest.raises(UserError, match="TPU's compiler failed for v5e:1x1"):
         tpu_compile.compile_hlo(b"no program", tpu_compile.parse_topology("v5e:1x1"))
