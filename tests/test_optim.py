@@ -144,6 +144,22 @@ def test_slots_survive_a_saved_model_and_a_second_build(tmp_path):
 # --------------------------------------------------------------------------------------------------- schedule
 
 
+def test_a_batch_of_65536_has_the_schedule_of_2048():
+    """ImageNet's 350 epochs in 6,842 steps: 32 times the rate at the same epoch, warm-up and stairs where they were."""
+    size, small, large = (
+        1_281_167,
+        *(tiny.load_config(f"train.batch_size={b}", recipe="imagenet") for b in (2048, 65536)),
+    )
+    assert [optim.plan_phases(c, size)[-1].end_step for c in (small, large)] == [218_949, 6_842]
+    schedules = [optim.learning_rate(c, size) for c in (small, large)]
+    steps = np.arange(6_842)
+    # One step of the large batch is 32 of the small one: the same images have been seen.
+    small_rates, large_rates = rates(schedules[0], steps * 32), rates(schedules[1], steps)
+    np.testing.assert_allclose(large_rates, 32 * np.array(small_rates), rtol=1e-5)
+    warmup, peak = 5 * size / 65536, 0.016 * 65536 / 256
+    assert large_rates[97:99] == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)  # its end is a step down
+
+
 def test_durations_become_steps():
     run = tiny.load_config("train.batch_size=64")
     assert optim.steps_per_epoch(run, 1437) == 1437 / 64
