@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from efficientnet_tf import checkpoint, distribute, weights
 from efficientnet_tf.config import UserError
-from efficientnet_tf.weight_formats import needs_of, read_weights
+from efficientnet_tf.stored_weights import needs_of
+from efficientnet_tf.weight_formats import read_weights
 from efficientnet_tf.weight_names import model_variables, variable_paths
 
 

@@ -1,53 +1,21 @@
-"""What a weight file holds, whoever wrote it, in this package's names and layouts.
+"""Reads a weight file, whoever wrote it: known by its content, read by its format's own library.
 
-A format is known by its content. It is read by its own library: h5py, TensorFlow, safetensors, torch. What its
-numbers need to give the right answers (how pixels are normalised, how convolutions pad, how images are cropped) is
-part of what is read.
+What its numbers need to give the right answers (how pixels are normalised, how convolutions pad, how images are
+cropped) is part of what is read.
 """
 
 import json
 import os
 import re
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
+from efficientnet_tf import keras_weights
 from efficientnet_tf.config import UserError
-from efficientnet_tf.weight_names import layers_of, model_variables, official_names, timm_names
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-NORMALIZATIONS = {
-    "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
-    "advprop": {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)},
-}
-CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # of this package's .weights.h5: the config as YAML
-CONFIG_ENTRY = "efficientnet_tf.yaml"  # the same in the archive of a converted .keras
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a weight file holds.
-
-    Attributes:
-        format: what it was recognised as, for messages.
-        values: {path of this package's variable: array}; what has no place here keeps the name it has in the file.
-        needs: {"section.key": value} of the config with which these numbers give the right answers; what is not in it
-            is the variant's own.
-        notes: what was decided on the way, sentences for the user.
-    """
-
-    format: str
-    values: dict
-    needs: dict = field(default_factory=dict)
-    notes: tuple = ()
-
-
-def needs_of(config):
-    """Return what decides a model's answers beside its weights: {"section.key": value}."""
-    model = {f"model.{key}": getattr(config.model, key) for key in ("mean", "std", "batch_norm_epsilon", "padding")}
-    data = {f"data.{key}": getattr(config.data, key) for key in ("channels", "crop_padding", "interpolation")}
-    return model | data | {"data.image_size": config.image_size}
+from efficientnet_tf.stored_weights import NORMALIZATIONS, Stored, needs_of, put
+from efficientnet_tf.weight_names import model_variables, official_names, timm_names
 
 
 def read_weights(path, variables, *, average=True, normalization=None, padding=None):
@@ -111,27 +79,20 @@ def _recognise(path):
     with open(path, "rb") as file:
         head = file.read(16)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _read_h5
+        return keras_weights.read_h5
     if head[8:9] == b"{":
         return _read_safetensors
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: a damaged zip archive")
         with zipfile.ZipFile(path) as archive:
-            return _read_keras if "model.weights.h5" in archive.namelist() else _read_torch
+            return keras_weights.read_keras if "model.weights.h5" in archive.namelist() else _read_torch
     if head.startswith(b"\x80"):
         return _read_torch
     raise UserError(
         f"{path}: of no known format; known are .h5 and .keras of Keras, safetensors and .pth of timm, TensorFlow 1 "
         "checkpoints, and this package's model directories and exports"
     )
-
-
-def _put(values, name, array):
-    """Add an array under its name; two that mean the same variable are an error, not the last one's."""
-    if name in values:
-        raise ValueError(f"it has {name} twice")
-    values[name] = array
 
 
 # --------------------------------------------------------------------------------------------------- this package
@@ -161,130 +122,6 @@ def _read_export(path, variables, **_):
         if v.path in model_variables(model)
     }
     return Stored("an export", values, needs_of(config))
-
-
-# ---------------------------------------------------------------------------------------------------------- Keras
-
-
-_KERAS_VARIABLES = {
-    "Dense": ("kernel", "bias"),
-    "Conv": ("kernel", "bias"),
-    "BatchNorm": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "Normalization": ("mean", "variance", "count"),
-}
-
-
-def _keras_layer_kind(layer):
-    if layer.startswith("normalization"):
-        return "Normalization"
-    if layer.endswith("bn"):
-        return "BatchNorm"
-    return "Dense" if layer == "predictions" else "Conv"
-
-
-def _keras3_values(group, variables):
-    """Read Keras 3's weights: a group a layer, named by class and count, with the layer's name as an attribute."""
-    by_class = {"conv2d": [], "depthwise_conv2d": [], "batch_normalization": [], "dense": []}
-    for layer in (layer for layers in layers_of(variables).values() for layer in layers):
-        kind = _keras_layer_kind(layer)
-        kind = {"Dense": "dense", "BatchNorm": "batch_normalization"}.get(kind, "conv2d")
-        by_class["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
-    values = {}
-    for key, entry in group.items():
-        stored = entry["vars"] if "vars" in entry else {}
-        if not len(stored):
-            continue
-        # Keras before 3.4 states no names: the layers of a class are counted in the order of the network.
-        kind, count = re.fullmatch(r"(.*?)(?:_(\d+))?", key).groups()
-        counted = by_class.get(kind, [])
-        count = int(count or 0)
-        layer = stored.attrs.get("name") or (counted[count] if count < len(counted) else key)
-        names = _KERAS_VARIABLES[_keras_layer_kind(layer)]
-        for number, array in stored.items():
-            index = int(number)
-            _put(values, f"{layer}/{names[index] if index < len(names) else number}", np.asarray(array))
-    return values
-
-
-def _legacy_values(group):
-    """Read Keras 2's weights: a group a layer, by name, with its arrays at any depth below."""
-    values = {}
-
-    def read(name, item):
-        if hasattr(item, "shape"):  # an array; the rest are groups
-            layer, _, inner = name.partition("/")
-            variable = inner.rpartition("/")[2].partition(":")[0].removeprefix("depthwise_")
-            _put(values, f"{layer}/{variable}", np.asarray(item))
-
-    group.visititems(read)
-    return values
-
-
-def _read_h5(path, variables, **_):
-    import h5py
-
-    with h5py.File(path) as file:
-        text = file.attrs.get(CONFIG_ATTRIBUTE)
-        group = file["model_weights"] if "model_weights" in file else file
-        if "layers" in group:
-            values, what = _keras3_values(group["layers"], variables), "Keras weights"
-        elif any(name.startswith("layer_names") for name in group.attrs):
-            values, what = _legacy_values(group), "Keras weights, legacy format"
-        else:
-            raise UserError(f"{path}: an HDF5 file without Keras weights; it has {sorted(group)[:10]}")
-    if text is not None:
-        return Stored("this package's weights", values, _needs_of_config(text, path))
-    return _with_keras_normalization(what, values)
-
-
-def _needs_of_config(text, path):
-    """Return everything that decides a model's answers, from a whole config."""
-    from efficientnet_tf.config import parse_config
-
-    return needs_of(parse_config(text, path))
-
-
-def _with_keras_normalization(what, values):
-    """Turn the variables of keras.applications' Normalization layer into the mean and deviation that they mean."""
-    layers = {name.partition("/")[0] for name in values if name.startswith("normalization")}
-    if not layers:
-        return Stored(what, values)
-    layer = min(layers)
-    mean, variance = (np.ravel(values[f"{layer}/{name}"]).astype(float) for name in ("mean", "variance"))
-    values = {name: value for name, value in values.items() if not name.startswith(f"{layer}/")}
-    std, notes = np.sqrt(variance), ()
-    if len(std) == 3 and np.allclose(variance, IMAGENET_STD, rtol=1e-3):
-        # The released weights have the deviation where the variance belongs; keras.applications mends it, for
-        # weights='imagenet' alone, by a layer that is in no weight file: it divides by sqrt(std) once more.
-        std = variance
-        notes = ("the released ImageNet weights: divided by sqrt(std) once more, as keras.applications does",)
-    needs = {"model.mean": tuple((255 * mean).tolist()), "model.std": tuple((255 * std).tolist())}
-    return Stored(f"{what} of keras.applications", values, needs, notes)
-
-
-def _read_keras(path, variables, **_):
-    """Read a whole Keras model: Keras loads it, and its own layers tell what they do to a pixel."""
-    import keras
-
-    model = keras.models.load_model(path, compile=False)
-    values = {name: np.asarray(v) for name, v in model_variables(model).items()}
-    stem = next((layer for layer in model.layers if layer.name in ("stem_conv_pad", "stem_conv")), None)
-    if stem is None:
-        raise UserError(f"{path}: a Keras model without a layer stem_conv is no EfficientNet of this package or Keras")
-    before = keras.Model(model.inputs[0], stem.input)
-    shape = [side or 8 for side in model.inputs[0].shape[1:]]
-    black, white = (np.asarray(before(np.full([1, *shape], v, "float32")))[0, 0, 0].astype(float) for v in (0, 255))
-    std = 255 / (white - black)
-    values = {name: value for name, value in values.items() if not name.startswith("normalization")}
-    norm = model.get_layer("stem_bn")
-    padding = "symmetric" if model.get_layer("stem_conv").padding == "valid" else "same"
-    if any(layer.__class__.__name__ == "Normalization" for layer in model.layers):
-        padding = "same"  # keras.applications pads in layers of its own, the way that "same" does
-    with zipfile.ZipFile(path) as archive:
-        stated = CONFIG_ENTRY in archive.namelist()
-        needs = _needs_of_config(archive.read(CONFIG_ENTRY).decode(), path) if stated else {}
-    needs |= {"model.mean": tuple((-black * std).tolist()), "model.std": tuple(std.tolist())}
-    return Stored("a Keras model", values, needs | {"model.batch_norm_epsilon": norm.epsilon, "model.padding": padding})
 
 
 # ------------------------------------------------------------------------------------------------ TensorFlow 1, timm
@@ -319,7 +156,7 @@ def _read_tf1(path, variables, average=True, **_):
         plain = name.removesuffix(shadow)
         local = re.sub(r"^.*?(?=(stem|head|blocks_\d+)/)", "", plain)
         local = re.sub(r"/batch_normalization", "/tpu_batch_normalization", local)
-        _put(values, ours.get(local, plain), reader.get_tensor(name))
+        put(values, ours.get(local, plain), reader.get_tensor(name))
     notes = (f"{'moving averages' if averaged else 'raw weights'} taken; {left} other variables of the training left",)
     return Stored("a TensorFlow 1 checkpoint of the official code", values, {}, notes)
 
@@ -413,8 +250,8 @@ def _timm_needs(settings):
 _NAMES = {
     _read_model_dir: "a model directory",
     _read_export: "an export of this package",
-    _read_h5: "Keras weights",
-    _read_keras: "a Keras model",
+    keras_weights.read_h5: "Keras weights",
+    keras_weights.read_keras: "a Keras model",
     _read_tf1: "a TensorFlow checkpoint",
     _read_safetensors: "safetensors",
     _read_torch: "a torch file",

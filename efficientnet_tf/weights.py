@@ -13,7 +13,8 @@ import numpy as np
 
 from efficientnet_tf import cli
 from efficientnet_tf.config import UserError
-from efficientnet_tf.weight_formats import CONFIG_ATTRIBUTE, CONFIG_ENTRY, read_weights
+from efficientnet_tf.stored_weights import CONFIG_ATTRIBUTE, CONFIG_ENTRY
+from efficientnet_tf.weight_formats import read_weights
 from efficientnet_tf.weight_names import model_variables, variable_paths
 
 STEM, HEAD = "stem_conv/kernel", ("predictions/kernel", "predictions/bias")
@@ -43,7 +44,7 @@ def load_weights(
         padding: None for what the file says, "same" or "symmetric", which a bare timm file does not say.
 
     Returns:
-        weight_formats.Stored: what was recognised and decided. The model's normalisation is set to what the weights
+        stored_weights.Stored: what was recognised and decided. The model's normalisation is set to what the weights
         were trained with.
 
     Raises:
@@ -154,7 +155,7 @@ def convert(variant, path, output, *, overrides=(), classes=None, reset_head=Fal
         **options: average, normalization, padding, as of `load_weights`.
 
     Returns:
-        (weight_formats.Stored, config.Config).
+        (stored_weights.Stored, config.Config).
 
     Raises:
         UserError: as `load_weights`; and when the output exists or cannot be written.

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, distribute, loops, optim, preflight, tpu_compile, tpu_lower, tpu_trace
+from efficientnet_tf import checkpoint, distribute, findings, loops, optim, preflight, tpu_compile, tpu_lower, tpu_trace
 from efficientnet_tf.config import UserError
 
 CLASSES = 10
@@ -156,7 +156,7 @@ def test_what_a_tpu_cannot_do_is_found(kind, operation, bad):
     graph = tf.function(lambda x: [bad(x)] and x, autograph=False).get_concrete_function(tf.TensorSpec([8])).graph
     found = tpu_trace.inspect(tpu_trace.Trace(None, graph, {}, ()))
     assert any(name.endswith(f"({operation})") for name in found[kind]), found
-    assert [finding.stops for finding in preflight.check_step("training", found, 0)].count(True) >= 1
+    assert [finding.stops for finding in findings.check_step("training", found, 0)].count(True) >= 1
 
 
 # ---------------------------------------------------------------------------------------------------- compiled
@@ -243,7 +243,7 @@ def test_a_batch_that_is_too_large_is_found_so_by_the_compiler(traced):
     program = tpu_compile.compile_hlo(lower(traced, traced.trace_train(2**23)), topology)
     assert not program.fits and "Ran out of memory" in program.message
     assert 7 * 2**30 < program.available_bytes < 8 * 2**30 < program.used_bytes
-    (finding,) = preflight.check_program("train", asdict(program), "mixed_bfloat16")
+    (finding,) = findings.check_program("train", asdict(program), "mixed_bfloat16")
     assert finding.stops
 
 
@@ -281,7 +281,7 @@ def test_a_broken_program_is_one_plain_error():
         tpu_compile.compile_hlo(b"no program", tpu_compile.parse_topology("v5e:1x1"))
 
 
-# ---------------------------------------------------------------------------------------------------- findings
+# ---------------------------------------------------------------------------------------------------- numbers
 
 
 @pytest.mark.parametrize(
@@ -319,53 +319,6 @@ def test_the_larger_of_two_times_counts():
     slice_of_pod = tpu_compile.parse_topology("v5e:4x4")
     told = preflight.times({"flops": 197e12, "accessed_bytes": 1.0}, slice_of_pod, 100)
     assert (told["images_per_second"], told["images_per_second_and_host"]) == pytest.approx((100, 25))
-
-
-@pytest.mark.parametrize(
-    ("batch", "stops", "instead"),
-    [(64, None, None), (1024, None, None), (60, True, "take 64"), (72, False, "take 128")],
-)
-def test_batch(batch, stops, instead):
-    findings = preflight.check_batch("train.batch_size", batch, replicas=8)
-    assert [finding.stops for finding in findings] == ([] if stops is None else [stops])
-    assert all(finding.text.endswith(instead) for finding in findings)
-
-
-@pytest.mark.parametrize(
-    ("tpu", "hosts", "path", "stops"),
-    [
-        (None, 1, "runs", []),
-        ("local", 1, "runs", []),
-        ("local", 4, "runs", [False]),
-        ("my-tpu", 1, "runs", [True]),
-        ("grpc://10.0.0.2:8470", 1, "/data", [True]),
-        ("my-tpu", 4, "gs://bucket/runs", []),
-        ("my-tpu", 4, None, []),
-    ],
-)
-def test_places(tpu, hosts, path, stops):
-    assert [finding.stops for finding in preflight.check_places(tpu, path, None, hosts)] == stops
-    (*_, data_finding) = [None, *preflight.check_places(tpu, None, path, hosts)]
-    assert data_finding is None if not stops else f"--data_dir={path}" in data_finding.text
-
-
-def test_fewer_files_than_hosts(tmp_path):
-    for i in range(3):
-        (tmp_path / f"train-{i:05d}-of-00003").touch()
-        (tmp_path / f"validation-{i:05d}-of-00003").touch()
-    assert preflight.check_files(tmp_path, "train", 2) == preflight.check_files(tmp_path, "train", 3) == []
-    (finding,) = preflight.check_files(tmp_path, "train", 4)
-    assert finding.stops and "has 3 record files of 'train' for 4 hosts" in finding.text
-
-
-def test_what_does_not_fit_stops():
-    program = {"fits": False, "message": "Ran out of memory."}
-    (finding,) = preflight.check_program("train", program, "mixed_bfloat16")
-    assert finding.stops and "Ran out of memory." in finding.text and "--largest_batch" in finding.text
-    program = {"fits": True, "convolutions": 10, "bfloat16_convolutions": 8}
-    (finding,) = preflight.check_program("train", program, "mixed_bfloat16")
-    assert not finding.stops and finding.text.startswith("2 of 10 convolutions")
-    assert preflight.check_program("train", program, "float32") == []
 
 
 @pytest.mark.parametrize("start", [1, 8, 64, 1000])
