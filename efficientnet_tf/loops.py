@@ -204,11 +204,9 @@ def make_evaluator(logits_of, source, config, strategy, confusion=False):
 
     def evaluate():
         failures = data.Failures(source)
-        batches = strategy.distribute_datasets_from_function(
-            lambda context: data.eval_dataset(source, config, failures, context)
-        )
+        batches = distribute.iterate(strategy, lambda context: data.eval_dataset(source, config, failures, context))
         steps = tf.constant(data.eval_steps(source, config))
-        sums = loop(iter(batches), steps).numpy().astype(float)
+        sums = loop(batches, steps).numpy().astype(float)
         count, loss, top1, top5, *real = sums[:totals]
         failures.check(max_fraction=0)
         if count != source.size:

@@ -90,8 +90,11 @@ class Reference:
 @pytest.mark.parametrize(
     ("replicas", "jit", "group", "parts"),
     [
-        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (4, "off", 1, 1), (4, "off", 2, 1)),
-        *((1, "off", 1, 4), (1, "on", 1, 2), (2, "off", 1, 2)),
+        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (4, "off", 2, 1), (1, "off", 1, 4)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((4, "off", 1, 1), (1, "on", 1, 2), (2, "off", 1, 2))
+        ),
     ],
 )
 def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts):

@@ -60,7 +60,7 @@ def _train(replicas, group):
     return losses, {name: tiny.replica_values(v) for name, v in tiny.variables_of(run.state).items()}
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_replicas_together_are_one_device(one_device, replicas):
     """Losses, weights, slots, statistics and averages of 20 steps, up to the order of sums."""
     losses, variables = _train(replicas, "all")

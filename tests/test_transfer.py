@@ -208,7 +208,7 @@ def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp
         ("body", 1, ["optimizer.name=adamw"]),
         ("body", 2, []),
         ("batch_norm", 1, ["train.precision=mixed_bfloat16"]),
-        ("batch_norm", 2, ["optimizer.name=adamw"]),
+        pytest.param("batch_norm", 2, ["optimizer.name=adamw"], marks=pytest.mark.slow),
         ("none", 2, []),
     ],
 )

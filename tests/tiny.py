@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from efficientnet_tf import checkpoint, data, loops, optim, sources
 from efficientnet_tf import config as config_lib
+from efficientnet_tf import distribute as distribute_lib
 
 _strategies = itertools.count(1)
 
@@ -33,11 +34,8 @@ def make_strategy(replicas):
 
 
 def distribute(strategy, make_dataset):
-    """Return an iterator of what `make_dataset`, a function of the input context, makes for each host.
-
-    It may end slowly: TensorFlow's autotuning thread now and then misses that, and is waited for, up to a minute.
-    """
-    return iter(strategy.distribute_datasets_from_function(make_dataset))
+    """Return an iterator of what `make_dataset`, a function of the input context, makes for each host."""
+    return distribute_lib.iterate(strategy, make_dataset)
 
 
 def replica_values(variable):
