@@ -8,9 +8,11 @@ Beside the network it holds three texts, by which `evaluate` knows it: config.ya
     .xml, .bin   rt_info, section efficientnet_tf
 """
 
+import contextlib
 import importlib
 import logging
 import os
+import sys
 import tempfile
 import threading
 import warnings
@@ -22,6 +24,7 @@ from unittest import mock
 import numpy as np
 
 from efficientnet_tf.config import UserError
+from efficientnet_tf.int8 import fingerprint, float_region, kernels_of
 
 TEXTS = ("config.yaml", "classes.txt", "precision")
 
@@ -108,49 +111,6 @@ def _no_telemetry():
     return mock.patch.dict(os.environ, CI="true", NNCF_CI="1")
 
 
-# ------------------------------------------------------------------------------------------------- layers kept in float
-
-
-def _fingerprint(kernel):
-    """Return what tells a kernel from others however an exporter has laid it out."""
-    return np.sort(np.asarray(kernel, np.float32), axis=None).tobytes()
-
-
-def _layer_of(model):
-    """Return {fingerprint: name} of a Keras model's convolutions and dense layers."""
-    return {_fingerprint(layer.kernel): layer.name for layer in model.layers if hasattr(layer, "kernel")}
-
-
-def _float_region(operations, keep):
-    """Return the operations that compute in float where some layers shall: theirs, and all up to the next layers.
-
-    A layer whose input or output is rounded to int8 beforehand would have nothing left to keep.
-
-    Args:
-        operations: {name: ([names of the operations it reads], name of its layer; None for what has no kernel)}.
-        keep: sequence of str, layers.
-
-    Returns:
-        set of str.
-    """
-    readers = {name: [] for name in operations}
-    for name, (reads, _) in operations.items():
-        for other in reads:
-            readers[other].append(name)
-    region = {name for name, (_, layer) in operations.items() if layer in keep}
-    lost = set(keep) - {operations[name][1] for name in region}
-    if lost:
-        raise RuntimeError(f"not found in the exported graph: {', '.join(sorted(lost))}")
-    for ways in ({name: reads for name, (reads, _) in operations.items()}, readers):
-        front = [name for name, (_, layer) in operations.items() if layer in keep]
-        while front:
-            for name in ways[front.pop()]:
-                if operations[name][1] is None and name not in region:
-                    region.add(name)
-                    front.append(name)
-    return region
-
-
 # ------------------------------------------------------------------------------------------------- LiteRT
 
 
@@ -184,13 +144,13 @@ def _litert_partly_float(converter, model, keep_float):
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset
         )
-        region = _float_region(_litert_operations(debugger.calibrated_model, _layer_of(model)), keep_float)
+        region = float_region(_litert_operations(debugger.calibrated_model, kernels_of(model)), keep_float)
         debugger.options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=sorted(region))
         return debugger.get_nondebug_quantized_model()
 
 
 def _litert_operations(content, layer_of):
-    """Return the `operations` of `_float_region`, each by the name of the tensor that it makes."""
+    """Return the `operations` of `int8.float_region`, each by the name of the tensor that it makes."""
     from ai_edge_litert import schema_py_generated as schema
 
     network = schema.ModelT.InitFromPackedBuf(content, 0)
@@ -203,7 +163,7 @@ def _litert_operations(content, layer_of):
     def layer(operator):
         data = [network.buffers[graph.tensors[i].buffer].data for i in operator.inputs if i >= 0 and i not in maker]
         kernels = [np.asarray(d, np.uint8).view(np.float32) for d in data if d is not None and len(d) % 4 == 0]
-        return next((layer_of[f] for f in map(_fingerprint, kernels) if f in layer_of), None)
+        return next((layer_of[f] for f in map(fingerprint, kernels) if f in layer_of), None)
 
     return {name(o): ([name(maker[i]) for i in o.inputs if i in maker], layer(o)) for o in graph.operators}
 
@@ -214,8 +174,10 @@ def _open_litert(path):
     # The runner takes batches of any size; a path would be read as long as the interpreter lives.
     with open(path, "rb") as file:
         runner = Interpreter(model_content=file.read(), num_threads=_threads()).get_signature_runner()
-    with zipfile.ZipFile(path) as archive:
-        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    texts = {}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            texts = {name: archive.read(name).decode() for name in archive.namelist()}
     return lambda images: runner(image=images)["logits"], texts
 
 
@@ -240,18 +202,18 @@ def _write_onnx(model, path, precision, calibration, keep_float, texts):
 
         network = convert_float_to_float16(network, keep_io_types=True)
     if precision == "int8":
-        operations = _onnx_operations(network.graph, _layer_of(model))
-        network = _quantise(network, [{"image": image} for image in calibration], _float_region(operations, keep_float))
+        operations = _onnx_operations(network.graph, kernels_of(model))
+        network = _quantise(network, [{"image": image} for image in calibration], float_region(operations, keep_float))
     onnx.helper.set_model_props(network, texts)
     onnx.save(network, path)
 
 
 def _onnx_operations(graph, layer_of):
-    """Return the `operations` of `_float_region`."""
+    """Return the `operations` of `int8.float_region`."""
     import onnx
 
     maker = {output: node.name for node in graph.node for output in node.output}
-    kernels = {tensor.name: _fingerprint(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+    kernels = {tensor.name: fingerprint(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
 
     def layer(node):
         return next((layer_of[kernels[i]] for i in node.input if kernels.get(i) in layer_of), None)
@@ -283,8 +245,8 @@ def _write_openvino(model, path, precision, calibration, keep_float, texts):
         model.export(path, format="openvino", verbose=False)
     network = openvino.Core().read_model(path)
     if precision == "int8":
-        operations = _openvino_operations(network, _layer_of(model))
-        network = _quantise(network, calibration, _float_region(operations, keep_float))
+        operations = _openvino_operations(network, kernels_of(model))
+        network = _quantise(network, calibration, float_region(operations, keep_float))
     for name, text in texts.items():
         network.set_rt_info(text, ["efficientnet_tf", name])
     # The file that was read lies under the same name, and its weights are in use.
@@ -296,7 +258,7 @@ def _write_openvino(model, path, precision, calibration, keep_float, texts):
 
 
 def _openvino_operations(network, layer_of):
-    """Return the `operations` of `_float_region`."""
+    """Return the `operations` of `int8.float_region`."""
     nodes = [node for node in network.get_ordered_ops() if node.get_type_name() not in ("Constant", "Result")]
     known = {node.get_friendly_name() for node in nodes}
 
@@ -307,7 +269,7 @@ def _openvino_operations(network, layer_of):
 
     def layer(node):
         inputs = [constant(value.get_node()) for value in node.input_values()]
-        return next((layer_of[f] for f in map(_fingerprint, inputs) if f in layer_of), None)
+        return next((layer_of[f] for f in map(fingerprint, inputs) if f in layer_of), None)
 
     def reads(node):
         names = [value.get_node().get_friendly_name() for value in node.input_values()]
@@ -320,8 +282,9 @@ def _open_openvino(path):
     import openvino
 
     network = openvino.Core().read_model(path)
-    texts = {name: network.get_rt_info(["efficientnet_tf", name]).astype(str) for name in TEXTS}
-    hint = HINTS.get(texts["precision"])
+    keys = {name: ["efficientnet_tf", name] for name in TEXTS}
+    texts = {name: network.get_rt_info(key).astype(str) for name, key in keys.items() if network.has_rt_info(key)}
+    hint = HINTS.get(texts.get("precision"))
     compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
     return lambda images: compiled(images)[0], texts
 
@@ -335,13 +298,14 @@ def _quantise(network, calibration, float_operations):
         import nncf
 
     nncf.set_log_level(logging.ERROR)
-    return nncf.quantize(
-        network,
-        nncf.Dataset(calibration),
-        preset=nncf.QuantizationPreset.MIXED,  # for swish, whose range is not symmetric
-        subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=sorted(float_operations)),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(
+            network,
+            nncf.Dataset(calibration),
+            preset=nncf.QuantizationPreset.MIXED,  # for swish, whose range is not symmetric
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(names=sorted(float_operations)),
+        )
 
 
 FORMATS = {

@@ -72,7 +72,8 @@ def export_file(
                 "written"
             )
         if not result["agreement"] >= AGREEMENT:
-            told = _say_losses(folded, calibration, compared, keep_float) if precision == "int8" else ""
+            exhausted = len(calibration) < calibration_images
+            told = _say_losses(folded, calibration, compared, keep_float, exhausted) if precision == "int8" else ""
             raise UserError(
                 f"run by {kind.name} in {precision}, the network's top-1 is that of the Keras model on "
                 f"{result['agreement']:.1%} of {result['images']} images, less than {AGREEMENT:.0%}; {output} was not "
@@ -156,8 +157,8 @@ def _compare_file(model, path, images):
     }
 
 
-def _say_losses(model, calibration, images, keep_float):
-    """Return lines about the layers that lose most in int8, and what to do."""
+def _say_losses(model, calibration, images, keep_float, exhausted):
+    """Return lines about the layers that lose most in int8, and what to do; `exhausted`: there are no more images."""
     from efficientnet_tf import int8
 
     losses = int8.measure_losses(model, [image[None] for image in calibration], images[:PROBED])
@@ -166,8 +167,12 @@ def _say_losses(model, calibration, images, keep_float):
     return (
         "\nThese layers lose most, each in int8 alone (error of the logits in shares of their standard deviation):\n"
         + "\n".join(lines)
-        + f"\nLeave them in float: --keep_float={','.join([*keep_float, *worst])}\n"
-        f"or show it more images: --calibration_images={4 * len(calibration)} (now {len(calibration)})"
+        + f"\nLeave some in float: --keep_float={','.join([*keep_float, *worst])}"
+        + (
+            f"\nAll {len(calibration)} training images have been used to calibrate"
+            if exhausted
+            else f"\nor calibrate on more images: --calibration_images={4 * len(calibration)} (now {len(calibration)})"
+        )
     )
 
 

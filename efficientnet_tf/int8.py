@@ -1,4 +1,4 @@
-"""What int8 does to a network: which layers lose most by it, simulated in Keras, whatever the runtime."""
+"""What int8 does to a network, whatever the runtime: which layers lose most by it, and what stays float with one."""
 
 import keras
 import numpy as np
@@ -94,3 +94,48 @@ def _round_kernel(kernel, layer):
     others = tuple(axis for axis in range(kernel.ndim) if axis != channel)
     step = np.maximum(np.abs(kernel).max(axis=others, keepdims=True) / 127, 1e-12)
     return np.round(kernel / step) * step
+
+
+# ------------------------------------------------------------------------------------------------- layers kept in float
+
+
+def fingerprint(kernel):
+    """Return what tells a kernel from others however an exporter has laid it out."""
+    return np.sort(np.asarray(kernel, np.float32), axis=None).tobytes()
+
+
+def kernels_of(model):
+    """Return {fingerprint: name} of a model's convolutions and dense layers."""
+    return {fingerprint(model.get_layer(name).kernel): name for name in layers_with_weights(model)}
+
+
+def float_region(operations, keep):
+    """Return the operations of an exported network that compute in float for some layers to do so.
+
+    They are the layers' own and all before and behind them up to the next layers: what had been rounded to int8 on its
+    way to a layer would leave nothing to keep.
+
+    Args:
+        operations: {name: ([names of the operations that it reads], name of its layer; None where it has no kernel)}.
+        keep: sequence of str, layers.
+
+    Returns:
+        set of str.
+    """
+    own = {name for name, (_, layer) in operations.items() if layer in keep}
+    lost = set(keep) - {operations[name][1] for name in own}
+    if lost:
+        raise RuntimeError(f"not found in the exported network: {', '.join(sorted(lost))}")
+    before = {name: reads for name, (reads, _) in operations.items()}
+    behind = {name: [] for name in operations}
+    for name, reads in before.items():
+        for other in reads:
+            behind[other].append(name)
+    region = set(own)
+    for ways in (before, behind):
+        front = list(own)
+        while front:
+            new = {name for name in ways[front.pop()] if operations[name][1] is None} - region
+            region |= new
+            front.extend(new)
+    return region

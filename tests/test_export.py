@@ -260,6 +260,18 @@ def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, su
     assert export.export_file(wild, path, "int8", 40, remedy[:2])["agreement"] >= 0.98
 
 
+def test_what_stays_float_with_a_layer():
+    """Of a -> b -> (c, d -> e) -> f with kernels in a, d and f: what lies between the layers, in no other branch."""
+    operations = {"a": ([], "A"), "b": (["a"], None), "c": (["b"], None), "d": (["b"], "D"), "e": (["d"], None)}
+    operations |= {"f": (["c", "e"], "F"), "g": (["f"], None)}
+    assert int8.float_region(operations, ["D"]) == {"b", "d", "e"}
+    assert int8.float_region(operations, ["A"]) == {"a", "b", "c"}
+    assert int8.float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
+    assert int8.float_region(operations, []) == set()
+    with pytest.raises(RuntimeError, match="not found in the exported network: X"):
+        int8.float_region(operations, ["A", "X"])
+
+
 @pytest.mark.slow
 def test_losses_are_those_of_each_layer_alone(wild):
     model, config, _ = checkpoint.load_model(wild)
@@ -328,7 +340,7 @@ def test_a_file_that_differs_is_not_moved(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", artefacts.FORMATS)
-def test_broken_and_foreign_files(float32, suffix, tmp_path):
+def test_broken_files(float32, suffix, tmp_path):
     path = tmp_path / f"net{suffix}"
     with pytest.raises(UserError, match="is not a file"):
         artefacts.open_artefact(str(path))
@@ -337,14 +349,30 @@ def test_broken_and_foreign_files(float32, suffix, tmp_path):
         artefacts.open_artefact(str(path))
 
 
-def test_a_network_without_texts_is_foreign(float32, tmp_path):
-    import onnx
+def strip(path, stripped):
+    """Write a file of export without what it knows of its run."""
+    if path.suffix == ".onnx":
+        import onnx
 
-    network = onnx.load(float32[".onnx"][0])
-    del network.metadata_props[:]
-    onnx.save(network, tmp_path / "net.onnx")
+        network = onnx.load(path)
+        del network.metadata_props[:]
+        onnx.save(network, stripped)
+    elif path.suffix == ".xml":
+        import openvino
+
+        network = openvino.Core().read_model(path)
+        openvino.save_model(openvino.Model(network.outputs, network.get_parameters()), stripped)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            start = archive.infolist()[0].header_offset
+        stripped.write_bytes(path.read_bytes()[:start])
+
+
+@pytest.mark.parametrize("suffix", artefacts.FORMATS)
+def test_a_network_of_others_is_refused(float32, suffix, tmp_path):
+    strip(Path(float32[suffix][0]), tmp_path / f"net{suffix}")
     with pytest.raises(UserError, match="was not written by export: it holds no config.yaml, classes.txt, precision"):
-        evaluate.evaluate_dir(str(tmp_path / "net.onnx"), tiny.make_strategy(1))
+        evaluate.evaluate_dir(str(tmp_path / f"net{suffix}"), tiny.make_strategy(1))
 
 
 @pytest.mark.slow
