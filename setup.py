@@ -20,7 +20,7 @@ EXTRAS = {
     # The TPU's compiler, for machines without a TPU: with tensorflow-tpu it does not go together.
     "preflight": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52"],
     "litert": ["ai-edge-litert>=2.1,<3"],
-    "onnx": ["onnx>=1.18,<2", "tf2onnx>=1.17,<2", "onnxruntime>=1.22,<2", "nncf>=3.0,<4"],
+    "onnx": ["onnx>=1.18,<2", "tf2onnx>=1.17,<2", "onnxruntime>=1.22,<2"],
     "openvino": ["openvino>=2025.4", "nncf>=3.0,<4"],
     "wandb": ["wandb>=0.20,<1"],
     "test": [

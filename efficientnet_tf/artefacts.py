@@ -203,9 +203,41 @@ def _write_onnx(model, path, precision, calibration, keep_float, texts):
         network = convert_float_to_float16(network, keep_io_types=True)
     if precision == "int8":
         operations = _onnx_operations(network.graph, kernels_of(model))
-        network = _quantise(network, [{"image": image} for image in calibration], float_region(operations, keep_float))
+        network = _quantise_onnx(network, path, calibration, float_region(operations, keep_float))
     onnx.helper.set_model_props(network, texts)
     onnx.save(network, path)
+
+
+def _quantise_onnx(network, path, calibration, float_operations):
+    """Return a network whose weights (a channel each) and activations are int8, but for some operations.
+
+    By ONNX Runtime's own quantiser: it has convolutions from int8 to int8 alone, so that it runs what NNCF makes of the
+    network, swish and biases in float, slower than float32.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        images = iter(calibration)
+
+        def get_next(self):
+            image = next(self.images, None)
+            return None if image is None else {"image": image}
+
+    logging.disable(logging.WARNING)  # it advises to fold what is folded
+    try:
+        quantization.quantize_static(
+            network,
+            path,
+            Reader(),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=sorted(float_operations),
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    return onnx.load(path)
 
 
 def _onnx_operations(graph, layer_of):
@@ -246,7 +278,7 @@ def _write_openvino(model, path, precision, calibration, keep_float, texts):
     network = openvino.Core().read_model(path)
     if precision == "int8":
         operations = _openvino_operations(network, kernels_of(model))
-        network = _quantise(network, calibration, float_region(operations, keep_float))
+        network = _quantise_openvino(network, calibration, float_region(operations, keep_float))
     for name, text in texts.items():
         network.set_rt_info(text, ["efficientnet_tf", name])
     # The file that was read lies under the same name, and its weights are in use.
@@ -289,11 +321,8 @@ def _open_openvino(path):
     return lambda images: compiled(images)[0], texts
 
 
-# ------------------------------------------------------------------------------------------------- int8 by NNCF
-
-
-def _quantise(network, calibration, float_operations):
-    """Return an ONNX or OpenVINO network whose weights (a channel each) and activations are int8, but for some."""
+def _quantise_openvino(network, calibration, float_operations):
+    """Return a network whose weights (a channel each) and activations are int8, but for some operations."""
     with _no_telemetry():
         import nncf
 
@@ -324,7 +353,7 @@ FORMATS = {
         extra="onnx",
         precisions=("float32", "float16", "int8"),
         writes=("onnx", "tf2onnx", "onnxruntime"),
-        quantises=("nncf",),
+        quantises=(),
         runs="onnxruntime",
         write=_write_onnx,
         open=_open_onnx,

@@ -133,9 +133,10 @@ def float_region(operations, keep):
             behind[other].append(name)
     region = set(own)
     for ways in (before, behind):
-        front = list(own)
+        reached, front = set(own), list(own)
         while front:
-            new = {name for name in ways[front.pop()] if operations[name][1] is None} - region
-            region |= new
+            new = {name for name in ways[front.pop()] if operations[name][1] is None} - reached
+            reached |= new
             front.extend(new)
+        region |= reached
     return region

@@ -261,12 +261,13 @@ def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, su
 
 
 def test_what_stays_float_with_a_layer():
-    """Of a -> b -> (c, d -> e) -> f with kernels in a, d and f: what lies between the layers, in no other branch."""
+    """Of a -> b -> (h; c, d -> e -> f -> g) with kernels in a, d and f: what lies between those layers."""
     operations = {"a": ([], "A"), "b": (["a"], None), "c": (["b"], None), "d": (["b"], "D"), "e": (["d"], None)}
-    operations |= {"f": (["c", "e"], "F"), "g": (["f"], None)}
+    operations |= {"f": (["c", "e"], "F"), "g": (["f"], None), "h": (["b"], None)}
     assert int8.float_region(operations, ["D"]) == {"b", "d", "e"}
-    assert int8.float_region(operations, ["A"]) == {"a", "b", "c"}
+    assert int8.float_region(operations, ["A"]) == {"a", "b", "c", "h"}
     assert int8.float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
+    assert int8.float_region(operations, ["A", "F"]) == {"a", "b", "c", "e", "f", "g", "h"}
     assert int8.float_region(operations, []) == set()
     with pytest.raises(RuntimeError, match="not found in the exported network: X"):
         int8.float_region(operations, ["A", "X"])
