@@ -19,6 +19,9 @@ EXTRAS = {
     "study": ["optuna>=4.5,<6", "plotly>=6,<8", "matplotlib>=3.9,<4"],
     # The TPU's compiler, for machines without a TPU: with tensorflow-tpu it does not go together.
     "preflight": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52"],
+    "litert": ["ai-edge-litert>=2.1,<3"],
+    "onnx": ["onnx>=1.18,<2", "tf2onnx>=1.17,<2", "onnxruntime>=1.22,<2"],
+    "openvino": ["openvino>=2025.4", "nncf>=3.0,<4"],
     "wandb": ["wandb>=0.20,<1"],
     "test": [
         "pytest>=8,<10",
@@ -31,6 +34,12 @@ EXTRAS = {
         "plotly>=6,<8",
         "matplotlib>=3.9,<4",
         "wandb>=0.20,<1",
+        "ai-edge-litert>=2.1,<3",
+        "onnx>=1.18,<2",
+        "tf2onnx>=1.17,<2",
+        "onnxruntime>=1.22,<2",
+        "openvino>=2025.4",
+        "nncf>=3.0,<4",
         "playwright>=1.50,<2",
         "ruff==0.17.6",
         "setuptools>=64",

@@ -239,6 +239,32 @@ def eval_dataset(source, config, failures, context):
     return _finish(examples.batch(per_replica, drop_remainder=True).map(weigh))
 
 
+def sample_images(source, config, failures, count):
+    """Read some images of a split, spread over it and always the same ones, as evaluation sees them.
+
+    Args:
+        source: sources.Source.
+        config: config.Config.
+        failures: Failures, filled while the images are read; what it holds is left out.
+        count: int >= 1; all images where the split has no more.
+
+    Returns:
+        A dataset of float32 [S, S, C].
+    """
+    blank = (tf.zeros((config.image_size, config.image_size, config.data.channels)),)
+
+    def convert(_position, _id, payload):
+        return (eval_image(source.load(payload)[0], config),)
+
+    def drop_failed(_positions, ids, images, ok):
+        failures.record(tf.boolean_mask(ids, ~ok))
+        return tf.boolean_mask(images, ok)
+
+    order = Order(batch=1, shuffle=True, steps=min(count, source.size))
+    examples = map_or_blank(source.stream(order), convert, blank)
+    return _finish(examples.batch(config.eval.batch_size).map(drop_failed).unbatch())
+
+
 def _on_service(batches, address):
     """Let a tf.data service's workers make the batches: each step is made by one of them, whoever comes first.
 

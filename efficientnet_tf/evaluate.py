@@ -7,12 +7,13 @@ from efficientnet_tf import cli
 
 
 def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None, per_class=None, confusion=None):
-    """Evaluate a model directory or an exported SavedModel on the evaluation split that its config names.
+    """Evaluate a model directory or an exported model on the evaluation split that its config names.
 
     Where the data has some of the model's classes only, their logits alone compete, as is usual for ImageNet-A and -R.
 
     Args:
-        model_dir: str, a model directory, or a SavedModel written by `efficientnet_tf.export`.
+        model_dir: str, a model directory, or what `efficientnet_tf.export` has written: a SavedModel, or a file for
+            another runtime, which then runs it on the CPU.
         strategy: tf.distribute.Strategy.
         overrides: sequence of `section.key=value` for the sections data and eval.
         raw: bool; evaluate the weights instead of their average.
@@ -82,33 +83,42 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
     return result
 
 
-def _config_dir(model_dir):
-    """Return where config and class names lie, and whether it is an exported model's."""
+def _is_exported(path):
+    """Tell a SavedModel, or a file for another runtime, from a model directory."""
     import tensorflow as tf
 
-    exported = tf.io.gfile.exists(os.path.join(model_dir, "saved_model.pb"))
-    return (os.path.join(model_dir, "assets") if exported else model_dir), exported
+    from efficientnet_tf import artefacts
+
+    return artefacts.format_of(path) is not None or tf.io.gfile.exists(os.path.join(path, "saved_model.pb"))
 
 
 def _load(model_dir, raw):
     """Return (function from images to logits, config, class names) of a model directory or an exported model."""
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint
-    from efficientnet_tf.config import UserError
+    from efficientnet_tf import artefacts, checkpoint
+    from efficientnet_tf.config import UserError, parse_config
 
-    folder, exported = _config_dir(model_dir)
-    if not exported:
+    if not _is_exported(model_dir):
         model, config, class_names = checkpoint.load_model(model_dir, raw)
         return lambda images: model(images, training=False), config, class_names
     if raw:
         raise UserError("--raw: an exported model holds the average only")
-    loaded = tf.saved_model.load(model_dir)
+    if artefacts.format_of(model_dir):
+        run, texts = artefacts.open_artefact(model_dir)
+        class_names = texts["classes.txt"].splitlines()
+
+        def logits_of_file(images):
+            logits = tf.numpy_function(run, [images], tf.float32)
+            return tf.ensure_shape(logits, [None, len(class_names)])
+
+        return logits_of_file, parse_config(texts["config.yaml"], model_dir), class_names
+    loaded, assets = tf.saved_model.load(model_dir), os.path.join(model_dir, "assets")
 
     def logits_of(images):
         return loaded.signatures["serving_default"](image=images)["logits"]
 
-    return logits_of, checkpoint.read_config(folder), checkpoint.read_classes(folder)
+    return logits_of, checkpoint.read_config(assets), checkpoint.read_classes(assets)
 
 
 def _folder_overrides(folder):
@@ -157,8 +167,12 @@ def main(args):
         return
     from efficientnet_tf import checkpoint, report
 
-    averaged = checkpoint.read_config(_config_dir(args.model_dir)[0]).train.ema_decay and not args.raw
-    print(report.summary("ema" if averaged else "raw", result))
+    if _is_exported(args.model_dir):
+        kind = "exported"
+    else:
+        averaged = checkpoint.read_config(args.model_dir).train.ema_decay and not args.raw
+        kind = "ema" if averaged else "raw"
+    print(report.summary(kind, result))
     for line in _lines(result, args):
         print(line)
 
@@ -166,7 +180,7 @@ def main(args):
 def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
-    parser.add_argument("--model_dir", required=True, help="a model directory, or a SavedModel written by export")
+    parser.add_argument("--model_dir", required=True, help="a model directory, or what export has written")
     parser.add_argument("--raw", action="store_true", help="evaluate the weights, not their moving average")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
