@@ -212,6 +212,16 @@ def _read_hlo(hlo):
     for op in copies:
         op.results[0].replace_all_uses_with(op.operands[0])
         op.erase()
+    # That an argument is written over is said of the argument itself: so it stays true when all are one tuple.
+    main = next(op for op in module.body.operations if op.operation.attributes["sym_name"].value == "main")
+    notes = [{} for _ in main.arguments]
+    for entry in module.operation.attributes["mhlo.input_output_alias"]:
+        (output,) = entry["output_index"]
+        notes[entry["alias"]["parameter_number"].value]["tf.aliasing_output"] = ir.IntegerAttr.get(
+            ir.IntegerType.get_signless(32), output
+        )
+    del module.operation.attributes["mhlo.input_output_alias"]
+    main.operation.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(note) for note in notes])
     return module
 
 
@@ -222,6 +232,8 @@ def _compile(module, devices):
 
     options = xla_client.CompileOptions()
     options.num_replicas, options.num_partitions = len(devices), 1
+    # A chip takes some three thousand arguments one by one; TensorFlow gives it a tuple of them.
+    options.parameter_is_tupled_arguments = True
     options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id] for device in devices]))
     try:
         return devices[0].client.compile(module, _jax.DeviceList(tuple(devices)), options)
