@@ -90,10 +90,10 @@ class Reference:
 @pytest.mark.parametrize(
     ("replicas", "jit", "group", "parts"),
     [
-        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (4, "off", 2, 1), (1, "off", 1, 4)),
+        *((1, "off", 1, 1), (1, "on", 1, 1), (2, "off", 1, 1), (1, "off", 1, 4)),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in ((4, "off", 1, 1), (1, "on", 1, 2), (2, "off", 1, 2))
+            for case in ((4, "off", 1, 1), (4, "off", 2, 1), (1, "on", 1, 2), (2, "off", 1, 2))
         ),
     ],
 )
