@@ -1,144 +1,102 @@
-"""Measure speed: `python -m efficientnet_tf.benchmark --mode=input`.
+"""Measure speed: `python -m efficientnet_tf.benchmark --mode=train --variant=b0,b1 --compare=keras`.
 
-Everything that is compared is measured in turns, in one run; the table has medians and the spread over the rounds.
+Everything that is compared is measured in turns, in one run, after a turn that does not count; the table has medians
+and the spread over the turns. `--mode=input` measures how fast training images come (`input_speed`); `train` and
+`infer` how fast networks are, beside what others make of the same and beside the machine's limits (`contestants`).
 """
 
+import contextlib
+import itertools
 import json
 import os
-import platform
 import statistics
 import sys
-import time
+from dataclasses import replace
 
-from efficientnet_tf import cli
+from efficientnet_tf import cli, contestants
+from efficientnet_tf.contestants import Contestant, Setting
+from efficientnet_tf.machine import hardware
 
-POLICIES = ("decode", "none", "randaugment", "autoaugment")
-
-
-def make_photos(count):
-    """Return JPEG files like ImageNet's, about 500x375 pixels and 110 kB, cut from scikit-learn's two photos."""
-    import numpy as np
-    import tensorflow as tf
-    from sklearn.datasets import load_sample_images
-
-    photos, rng = load_sample_images().images, np.random.default_rng(0)
-    files = []
-    for _ in range(count):
-        photo = photos[rng.integers(len(photos))]
-        height, width = (int(side * rng.uniform(0.55, 1.0)) for side in photo.shape[:2])
-        y, x = rng.integers(photo.shape[0] - height + 1), rng.integers(photo.shape[1] - width + 1)
-        shape = (375, 500) if rng.random() < 0.75 else (500, 375)
-        image = tf.image.resize(photo[y : y + height, x : x + width], shape, "bicubic")
-        image += rng.normal(0, 6, (*shape, 1))  # a sensor's grain, for a file of the usual size
-        files.append(tf.io.encode_jpeg(tf.saturate_cast(image, tf.uint8), quality=92).numpy())
-    return files
+LIMITS, OTHERS = ("product", "copy"), ("keras", "timm")
 
 
-def _input_pipeline(source, config, policy):
-    """Return a data set of image counts: what training reads, or, for "decode", its random crops merely decoded."""
-    import tensorflow as tf
-
-    from efficientnet_tf import data, decoding
-    from efficientnet_tf.config import override_config
-    from efficientnet_tf.examples import Order
-
-    if policy != "decode":
-        config = override_config(config, [f"augment.policy={policy}"])
-        batches = data.train_dataset(source, config, data.Failures(source), 0, tf.distribute.InputContext())
-        return batches.map(lambda images, labels: tf.shape(images)[0])
-
-    def decode(position, index, payload):
-        def window(shape):
-            fallback = decoding.center_window(shape, config.image_size, config.data.crop_padding)
-            return decoding.random_window(shape, tf.stack([position, index]), config.augment, fallback)
-
-        image = decoding.decode_window(source.load(payload)[0], config.data.channels, window)
-        return tf.shape(image)[0]
-
-    order = Order(batch=config.train.batch_size, shuffle=True)
-    sizes = source.stream(order).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return sizes.batch(config.train.batch_size).map(tf.size).prefetch(tf.data.AUTOTUNE)
-
-
-def _start(pipeline, threads):
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = threads
-    options.threading.max_intra_op_parallelism = 1
-    return pipeline.with_options(options).as_numpy_iterator()
-
-
-def _wait_until_idle():
-    """Let the pipelines that are not read fill their buffers: they would take processor time from the one that is."""
-    busy = True
-    while busy:
-        used = time.process_time()
-        time.sleep(0.1)
-        busy = time.process_time() - used > 0.02
-
-
-def _images_per_second(iterator, warmup, seconds):
-    """Read for `warmup` seconds, which empties what was made ahead, and then for `seconds`, which count."""
-    _wait_until_idle()
-    start = time.perf_counter()
-    while time.perf_counter() - start < warmup:
-        next(iterator)
-    start, images = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        images += next(iterator)
-    return images / (time.perf_counter() - start)
-
-
-def measure_input(sizes, threads, rounds, seconds, photos=256):
-    """Measure the training input: decoding alone, crop + resize + mirror, and each policy on top of it.
+def measure_networks(
+    mode, variants, batches, compare, rounds, seconds, sizes=(None,), threads=(None,), precision="float32"
+):
+    """Measure networks, each beside the same network of others, and beside the machine.
 
     Args:
-        sizes: sequence of int, image sides in pixels.
-        threads: sequence of int, threads of tf.data.
-        rounds: int >= 1, turns that everything is measured in.
-        seconds: float > 0, length of a measurement; half as long goes before it.
-        photos: int >= 1, number of different images.
+        mode: str, "train" or "infer": steps of `train`'s loop, or forward passes.
+        variants: sequence of str.
+        batches: sequence of int >= 1.
+        compare: sequence of str, others of `contestants.CONTESTANTS`: "keras", "timm".
+        rounds: int >= 1, turns that count.
+        seconds: float > 0, length of a measurement; a step at least.
+        sizes: sequence of int or None, image sides in pixels; None for a variant's own.
+        threads: sequence of int or None, of TensorFlow and torch; None for all.
+        precision: str, "float32" or "mixed_bfloat16".
 
     Yields:
-        dict: size, threads, policy, images_per_second (median), low, high, of_decode (share of the rate of decoding
-        alone), of_none (share of the rate without a policy).
+        dict: variant, size, batch, threads, contestant; images_per_second (median), low, high; of_NAME, the share of
+        the rate of each that is compared; of_product, the share of the arithmetic of a product of large matrices;
+        milliseconds, of a batch; peak_mib, of the whole process; start_seconds, from its beginning to the end of its
+        first step; product_gflops and copy_gb_per_second, the machine's limits as measured between.
+
+    Raises:
+        UserError: when a contestant cannot run.
     """
     from tqdm import tqdm
 
-    from efficientnet_tf import config as config_lib
-    from efficientnet_tf import examples
+    from efficientnet_tf.config import load_variant
 
-    source = examples.from_bytes(make_photos(photos), [i % 10 for i in range(photos)], "0123456789", "photo")
-    total = len(sizes) * len(threads) * (rounds + 1) * len(POLICIES)
-    with tqdm(total=total, unit="measurement", file=sys.stderr) as bar:
-        for size in sizes:
-            config = config_lib.load_config("b0", "imagenet", [f"data.image_size={size}", "train.batch_size=32"])
-            for count in threads:
-                bar.set_description(f"{size} pixels, {count} threads")
-                iterators = {policy: _start(_input_pipeline(source, config, policy), count) for policy in POLICIES}
-                rates = {policy: [] for policy in POLICIES}
+    names = ["efficientnet_tf", *compare]
+    cases = [
+        Setting("", mode, variant, size or load_variant(variant).resolution, batch, precision, count)
+        for variant, size, batch, count in itertools.product(variants, sizes, batches, threads)
+    ]
+    with tqdm(total=len(cases) * (rounds + 1) * len([*LIMITS, *names]), unit="measurement", file=sys.stderr) as bar:
+        for case in cases:
+            bar.set_description(f"{case.variant}, {case.size} pixels, batch {case.batch}")
+            with contextlib.ExitStack() as stack:
+                runners = {
+                    name: stack.enter_context(Contestant(replace(case, contestant=name))) for name in (*LIMITS, *names)
+                }
+                taken = {name: [] for name in runners}
                 for turn in range(rounds + 1):
-                    for policy, iterator in iterators.items():
-                        rate = _images_per_second(iterator, seconds / 2, seconds)
-                        if turn:  # the first turn is for tf.data, which finds its settings by trying
-                            rates[policy].append(rate)
+                    for name, runner in runners.items():
+                        step = runner.run(seconds)
+                        if turn:
+                            taken[name].append(step)
                         bar.update()
-                yield from _summarise(size, count, rates)
+                yield from _rows(case, names, runners, taken)
 
 
-def _summarise(size, threads, rates):
-    median = {policy: statistics.median(values) for policy, values in rates.items()}
-    for policy, values in rates.items():
+def _rows(case, names, runners, taken):
+    from efficientnet_tf import complexity
+    from efficientnet_tf.config import load_variant
+
+    median = {name: statistics.median(steps) for name, steps in taken.items()}
+    # Of each multiply-add two operations; there and back about three times as many.
+    flops = 2 * complexity.count_cost(load_variant(case.variant), case.size)["total"].macs
+    flops *= case.batch * (3 if case.mode == "train" else 1)
+    product = 2 * contestants.PRODUCT**3 / median["product"]
+    for name in names:
         yield {
-            "size": size,
-            "threads": threads,
-            "policy": policy,
-            "images_per_second": round(median[policy], 1),
-            "low": round(min(values), 1),
-            "high": round(max(values), 1),
-            "of_decode": round(median[policy] / median["decode"], 3),
-            "of_none": round(median[policy] / median["none"], 3),
+            "variant": case.variant,
+            "size": case.size,
+            "batch": case.batch,
+            "threads": case.threads or hardware()["cores"],
+            "contestant": name,
+            "images_per_second": round(case.batch / median[name], 2),
+            "low": round(case.batch / max(taken[name]), 2),
+            "high": round(case.batch / min(taken[name]), 2),
+            **{f"of_{other}": round(median[other] / median[name], 3) for other in names[1:]},
+            "of_product": round(flops / median[name] / product, 3),
+            "milliseconds": round(1e3 * median[name], 2),
+            "peak_mib": runners[name].peak_bytes and round(runners[name].peak_bytes / 2**20),
+            "start_seconds": round(runners[name].start_seconds, 1),
+            "product_gflops": round(product / 1e9),
+            "copy_gb_per_second": round(2 * contestants.COPIED_BYTES / median["copy"] / 1e9, 1),
         }
 
 
@@ -149,7 +107,9 @@ def format_table(rows):
     def text(key, value):
         if key.startswith("of_"):
             return f"{value:.0%}"
-        return f"{value:,.0f}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        return str(value)
 
     lines = [[key.replace("_", " ") for key in header], *([text(key, row[key]) for key in header] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -158,30 +118,40 @@ def format_table(rows):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def hardware():
-    """Return what the numbers depend on: the processor's name, and how many of its cores this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
-    except OSError:  # not Linux
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": name, "cores": cores}
+def _measure(args):
+    if args.mode == "input":
+        from efficientnet_tf.input_speed import measure_input
+
+        sizes, threads = args.sizes or [224, 380, 600], args.threads or [1, 2, 4]
+        return measure_input(sizes, threads, args.rounds, args.seconds)
+    return measure_networks(
+        args.mode,
+        args.variant,
+        args.batch,
+        args.compare,
+        args.rounds,
+        args.seconds,
+        args.sizes or [None],
+        args.threads or [None],
+        args.precision,
+    )
 
 
 def main(args):
     """Measure, print the table, write the JSON; stopped by Ctrl-C, print what is complete."""
-    from efficientnet_tf.config import UserError, environment
+    from efficientnet_tf.config import UserError, environment, nearest
 
     folder = os.path.dirname(os.path.abspath(args.output or ""))
     if args.output and (os.path.isdir(args.output) or not os.access(folder, os.W_OK)):
         # Said now, not after minutes of measuring.
         raise UserError(f"--output={args.output} cannot be written: expected a file's path in an existing folder")
+    for name in args.compare:
+        if name not in OTHERS:
+            raise UserError(f"--compare={name}: allowed are {', '.join(OTHERS)}.{nearest(name, OTHERS)}")
     stated = environment() | hardware()  # of what is measured: the tree may change while it runs
     rows, stopped = [], False
     try:
-        for row in measure_input(args.sizes, args.threads, args.rounds, args.seconds):
+        for row in _measure(args):
             rows.append(row)
     except KeyboardInterrupt:
         stopped = True
@@ -197,9 +167,30 @@ def main(args):
 def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser("benchmark", "Measure speed; what is compared is measured in turns, in one run.")
-    parser.add_argument("--mode", default="input", choices=["input"], help="input: decoding and augmenting")
-    parser.add_argument("--sizes", type=cli.positive_ints, default=[224, 380, 600], help="image sides, pixels: 224,380")
-    parser.add_argument("--threads", type=cli.positive_ints, default=[1, 2, 4], help="threads: 1,2,4")
+    parser.add_argument(
+        "--mode",
+        default="input",
+        choices=["input", "train", "infer"],
+        help="input: decoding and augmenting; train: the training step; infer: the forward pass",
+    )
+    parser.add_argument("--variant", type=cli.names, default=["b0"], metavar="NAME,...", help="networks: b0,b1")
+    parser.add_argument("--batch", type=cli.positive_ints, default=[32], help="images a step: 1,32")
+    parser.add_argument(
+        "--compare",
+        type=cli.names,
+        default=[],
+        metavar="NAME,...",
+        help=f"the same networks of others, where they are installed: {', '.join(OTHERS)}",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=cli.positive_ints,
+        help="image sides, pixels: 224,380; by default a variant's own, and of the input 224,380,600",
+    )
+    parser.add_argument(
+        "--threads", type=cli.positive_ints, help="threads: 1,2,4; by default all, and of the input 1,2,4"
+    )
+    parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="of the networks")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns that count, after one that does not")
     parser.add_argument("--seconds", type=cli.positive_number, default=3.0, help="length of a measurement")
     parser.add_argument("--output", help="JSON file to write, with hardware and versions")

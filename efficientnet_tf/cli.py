@@ -93,6 +93,11 @@ def positive_ints(text):
     return [positive_int(part) for part in text.split(",")]
 
 
+def names(text):
+    """Parse a flag that names several things: b0,b1."""
+    return [name for name in text.split(",") if name]
+
+
 def positive_number(text):
     """Parse a flag that measures: 2.5, 1.8e9."""
     value = float(text)

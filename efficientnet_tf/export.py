@@ -224,11 +224,6 @@ def main(args):
     )
 
 
-def names(text):
-    """Parse a flag that lists names: stem_conv,top_conv."""
-    return [name for name in text.split(",") if name]
-
-
 def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser(
@@ -254,7 +249,7 @@ def make_parser():
         help="for int8: training images that show the range of each activation",
     )
     parser.add_argument(
-        "--keep_float", type=names, default=[], metavar="LAYER,...", help="for int8: layers that stay in float"
+        "--keep_float", type=cli.names, default=[], metavar="LAYER,...", help="for int8: layers that stay in float"
     )
     parser.add_argument(
         "--images", type=cli.positive_int, default=1000, help="images of the evaluation split to compare on, at most"

@@ -1,6 +1,5 @@
 """What a network takes on this machine, measured: time of a forward pass, time and peak memory of training steps."""
 
-import contextlib
 import statistics
 import time
 
@@ -8,34 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf import checkpoint, distribute, loops, models
+from efficientnet_tf.machine import resident_bytes, watching_peak
 
 IMAGES = 100_000  # as if of a data set: the schedule asks how many
-
-
-def _status(key):
-    """Return a figure of /proc/self/status in bytes, None where there is none (not Linux)."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith(key)).split()[1]) * 1024
-    return None
-
-
-def resident_bytes():
-    """Return how much memory this process holds now, in bytes; None where the system does not say."""
-    return _status("VmRSS:")
-
-
-@contextlib.contextmanager
-def _watching_peak():
-    """Give a list that will hold this process's peak memory within the block, in bytes, or None."""
-    peak = []
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts again from what is held now
-        yield peak
-        peak.append(_status("VmHWM:"))
-    except OSError:
-        yield peak
-        peak.append(None)
 
 
 def inference_seconds(spec, size=None, batch=1, classes=1000, channels=3, rounds=10):
@@ -86,7 +60,7 @@ def training_step(config, strategy, classes=1000, steps=3):
     batches = distribute.iterate(strategy, lambda _: tf.data.Dataset.from_tensors(examples).repeat())
     loop.get_concrete_function(batches, tf.constant(1))  # what tracing takes for itself is not the steps' peak
     seconds = []
-    with _watching_peak() as peak:
+    with watching_peak() as peak:
         for _ in range(steps + 1):
             start = time.perf_counter()
             loop(batches, tf.constant(1)).numpy()

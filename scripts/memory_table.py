@@ -11,8 +11,8 @@ import sys
 
 from tqdm import tqdm
 
-from efficientnet_tf.benchmark import hardware
 from efficientnet_tf.config import environment
+from efficientnet_tf.machine import hardware
 
 VARIANTS = ("b0", "b1", "b2", "b3")
 BATCHES = (8, 16, 32)
