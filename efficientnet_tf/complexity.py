@@ -63,8 +63,8 @@ class _Trace:
     def __init__(self, spec, side, channels):
         self.layers = []
         self.part, self.side, self.channels = "stem", side, channels
-        # The gradient of swish needs its input, which is batch norm's output; that of relu its own output.
-        self.norm_is_kept = spec.activation == "swish"
+        # The gradient of swish needs its input, that of relu its own output.
+        self.sum_is_kept = spec.activation == "swish"
 
     def note(self, name, kind, variables=(), params=0, statistics=0, macs=0, kernel=1, stride=1, kept=True):
         """Add a layer that leaves what `side` and `channels` say now."""
@@ -85,9 +85,8 @@ class _Trace:
         self.note(name, "depthwise", ("kernel",), weights, 0, weights * self.side * self.side, kernel, stride)
 
     def batch_norm(self, name, activation=True):
-        """Batch norm and what acts on it; without an activation, what follows keeps its own output."""
-        kept = activation and self.norm_is_kept
-        self.note(name, "batch_norm", NORM_VARIABLES, 2 * self.channels, 2 * self.channels, kept=kept)
+        """Batch norm, whose output is computed again or kept by what follows, and what acts on it."""
+        self.note(name, "batch_norm", NORM_VARIABLES, 2 * self.channels, 2 * self.channels, kept=False)
         if activation:
             self.note(name.removesuffix("bn") + "activation", "activation")
 
@@ -136,7 +135,7 @@ def _bottleneck(trace, block):
     trace.batch_norm(f"{name}_bn")
     trace.conv(f"{name}_project_conv", block.out_channels)
     trace.batch_norm(f"{name}_project_bn", activation=False)
-    trace.note(f"{name}_add", "add", kept=trace.norm_is_kept)
+    trace.note(f"{name}_add", "add", kept=trace.sum_is_kept)
     trace.note(f"{name}_output", "activation")
 
 

@@ -22,10 +22,10 @@ def _has_xla():
         return False
 
 
-def _compiled(function):
+def compiled(function):
     """Compile a function of tensors, where that can be done; its results are the same either way."""
-    compiled = tf.function(function, autograph=False, jit_compile=True)
-    return functools.wraps(function)(lambda *tensors: (compiled if _has_xla() else function)(*tensors))
+    by_xla = tf.function(function, autograph=False, jit_compile=True)
+    return functools.wraps(function)(lambda *tensors: (by_xla if _has_xla() else function)(*tensors))
 
 
 # -------------------------------------------------------------------------------------------------- value by value
@@ -41,16 +41,16 @@ def _bins(image):
     return tf.cast(_rows(image), tf.int32) + tf.tile(256 * tf.range(image.shape[-1]), [tf.shape(image)[1]])
 
 
-@_compiled
+@compiled
 def _look_up(image, table):
     """Replace each value v of channel c by table[c, v]; uint8 [C, 256]."""
     return tf.reshape(tf.gather(tf.reshape(table, [-1]), _bins(image)), tf.shape(image))
 
 
-_compiled_bins = _compiled(_bins)
+compiled_bins = compiled(_bins)
 
 
-@_compiled
+@compiled
 def _extremes(image):
     """Return the least and the greatest value of each channel, uint8 [C] both."""
     rows, channels = _rows(image), image.shape[-1]
@@ -71,9 +71,7 @@ def autocontrast(image):
 def equalize(image):
     """Flatten each channel's histogram (ImageOps.equalize)."""
     channels = image.shape[-1]
-    counts = tf.histogram_fixed_width(
-        _compiled_bins(image), [0, channels * 256], channels * 256
-    )  # faster than bincount
+    counts = tf.histogram_fixed_width(compiled_bins(image), [0, channels * 256], channels * 256)  # faster than bincount
     counts = tf.reshape(counts, [channels, 256])
     last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)
     step = (tf.reduce_sum(counts, axis=1) - tf.gather(counts, last, batch_dims=1))[:, None] // 255
@@ -92,13 +90,13 @@ def posterize(image, bits):
     return tf.bitwise.bitwise_and(image, tf.cast(mask, tf.uint8))
 
 
-@_compiled
+@compiled
 def solarize(image, threshold):
     """Invert the values from `threshold`, int32 scalar in [0, 256], upwards (ImageOps.solarize)."""
     return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
 
 
-@_compiled
+@compiled
 def solarize_add(image, addition):
     """Add `addition`, int32 scalar in [0, 128), to the values below 128."""
     return tf.where(image < 128, image + tf.cast(addition, tf.uint8), image)
@@ -127,14 +125,14 @@ def _grey(image):
     return tf.bitwise.right_shift(red * 19595 + green * 38470 + blue * 7471 + 2**15, 16)
 
 
-@_compiled
+@compiled
 def color(image, factor):
     """Less or more colour (ImageEnhance.Color); `factor` float32 scalar, as of the next three."""
     grey = tf.repeat(_grey(image), image.shape[-1], axis=1)
     return tf.reshape(_blend(grey, _rows(image), factor), tf.shape(image))
 
 
-@_compiled
+@compiled
 def contrast(image, factor):
     """Less or more contrast (ImageEnhance.Contrast). The official code takes a wrong mean; Pillow's is right."""
     grey = tf.cast(_grey(image), tf.int64)
@@ -143,13 +141,13 @@ def contrast(image, factor):
     return _blend(tf.cast(mean, tf.int32), image, factor)
 
 
-@_compiled
+@compiled
 def brightness(image, factor):
     """Darker or brighter (ImageEnhance.Brightness)."""
     return _blend(0, image, factor)
 
 
-@_compiled
+@compiled
 def _sharpen(rows, factor, channels):
     wide = tf.cast(rows, tf.int32)
     column = wide[:-2] + wide[1:-1] + wide[2:]
@@ -196,7 +194,7 @@ def affine(image, matrix):
     return tf.gather(with_fill, tf.where(inside, y * width + x, height * width))
 
 
-@_compiled
+@compiled
 def rotate(image, degrees):
     """Turn anticlockwise about the centre (Image.rotate)."""
     size = tf.cast(tf.shape(image), tf.float64)
@@ -206,25 +204,25 @@ def rotate(image, degrees):
     return affine(image, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
 
-@_compiled
+@compiled
 def shear_x(image, amount):
     """Shift each row by `amount` of its height above the lower one's."""
     return affine(image, (1.0, amount, 0.0, 0.0, 1.0, 0.0))
 
 
-@_compiled
+@compiled
 def shear_y(image, amount):
     """Shift each column by `amount` of its distance from the left."""
     return affine(image, (1.0, 0.0, 0.0, amount, 1.0, 0.0))
 
 
-@_compiled
+@compiled
 def translate_x(image, pixels):
     """Shift to the left by `pixels`."""
     return affine(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0))
 
 
-@_compiled
+@compiled
 def translate_y(image, pixels):
     """Shift upwards by `pixels`."""
     return affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels))
@@ -233,7 +231,7 @@ def translate_y(image, pixels):
 # ------------------------------------------------------------------------------------------------------ rectangles
 
 
-@_compiled
+@compiled
 def _paste(image, patch, window):
     """Put `patch`, uint8 [H, W * C] or [1, 1], into a window, int32 [4], which may reach beyond the image."""
     top, left, height, width = tf.unstack(window)

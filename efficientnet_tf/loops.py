@@ -42,7 +42,7 @@ def make_train_loop(state, config, strategy, graph=None):
     """
     model, optimizer, average = state.model, state.optimizer, state.average
     replicas, group = distribute.replica_count(strategy), train_graph.group_size(config, strategy)
-    graph = train_graph.make(graph or model, group, strategy)
+    graph = train_graph.make(graph or model, config, strategy)
     state_of = {v.path: v for v in (*model.trainable_variables, *optim.statistics(model))}
     trainable = [state_of[v.path] for v in graph.trainable_variables]
     statistics = [state_of[v.path] for v in optim.moving_statistics(graph)]

@@ -20,7 +20,7 @@ UPDATES = 2
 class Memory:
     """Bytes by purpose."""
 
-    weights: int  # with batch norm's statistics
+    weights: int  # with batch norm's statistics; in training twice, for the graph that training takes has its own
     optimizer: int  # its slots
     average: int  # the moving average of weights and statistics
     gradients: int  # and updates in flight
@@ -38,11 +38,10 @@ def kept_bytes(layers, precision="float32"):
 
     Args:
         layers: sequence of complexity.Layer, the network or a part of it.
-        precision: str, "float32" or "mixed_bfloat16", in which Keras computes batch norm in float32: what goes into it
-            is kept in 4 bytes.
+        precision: str, "float32" or "mixed_bfloat16"; pixels and logits are float32 in either.
     """
     size = PRECISIONS[precision]
-    bytes_of = {"normalization": 4, "convolution": 4, "depthwise": 4, "dense": 4}
+    bytes_of = {"normalization": 4, "dense": 4}
     return sum(layer.elements * bytes_of.get(layer.kind, size) for layer in layers if layer.kept)
 
 
@@ -57,17 +56,18 @@ def training_memory(layers, batch, precision="float32", optimizer="rmsprop", ave
         average: bool, whether a moving average is kept.
 
     Returns:
-        Memory. Activations are those kept for the backward pass, and one more of the largest, a gradient.
+        Memory. Activations are those kept for the backward pass, and three more of the largest: the gradients that
+        come to a layer, pass its activation, and leave it.
     """
     params, statistics = sum(layer.params for layer in layers), sum(layer.statistics for layer in layers)
     weights = (params + statistics) * WEIGHT_BYTES
     largest = max(layer.elements for layer in layers) * PRECISIONS[precision]
     return Memory(
-        weights=weights,
+        weights=2 * weights,
         optimizer=params * WEIGHT_BYTES * SLOTS[optimizer],
         average=weights * average,
         gradients=params * WEIGHT_BYTES * (1 + UPDATES),
-        activations=batch * (kept_bytes(layers, precision) + largest),
+        activations=batch * (kept_bytes(layers, precision) + 3 * largest),
         program=round(len(layers) * PROGRAM_BYTES),
     )
 

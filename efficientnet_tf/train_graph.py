@@ -1,7 +1,8 @@
 """The graph that training takes: a model's own, with layers in it that know of replicas. The model itself stays plain.
 
 Dropout draws by an image's place in the whole batch, so that a run is the same on any number of replicas; batch norm
-may take its mean and variance over the images of several.
+may take its mean and variance over the images of several; and on a processor the layers that take most of the time are
+those of `fused`.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import keras
 import tensorflow as tf
 
-from efficientnet_tf import distribute, draws
+from efficientnet_tf import distribute, draws, fused
 from efficientnet_tf.config import UserError
 
 
@@ -50,32 +51,56 @@ def group_size(config, strategy):
     return group
 
 
-def make(model, group, strategy):
+def make(model, config, strategy):
     """Copy a model for training; the model itself where nothing in it would be another layer.
 
     Args:
         model: keras.Model.
-        group: int >= 1, as of `group_size`; replicas i * group ... (i + 1) * group - 1 belong together.
+        config: config.Config.
         strategy: tf.distribute.Strategy.
 
     Returns:
         A keras.Model with the same names, to be called in a replica, whose seeds are those of `draws`; its variables,
         in the host's memory, lend theirs alone.
+
+    Raises:
+        UserError: for a `train.batch_norm_group` that the strategy cannot have.
     """
-    others = {keras.layers.Dropout: _Dropout}
+    group = group_size(config, strategy)
+    others, activated = {keras.layers.Dropout: _Dropout}, set()
+    # XLA fuses by itself; other devices have not been measured.
+    if distribute.device_type(strategy) == "CPU" and not distribute.should_jit(config.train.jit_compile, strategy):
+        others |= {keras.layers.BatchNormalization: _BatchNormalization, keras.layers.DepthwiseConv2D: _DepthwiseConv2D}
+        activated = _activated(model) if group == 1 else set()
     if group > 1:
         others[keras.layers.BatchNormalization] = _SharedBatchNormalization
     if not any(type(layer) in others for layer in model.layers):
         return model
 
     def copy(layer):
-        new = others.get(type(layer), type(layer)).from_config(layer.get_config())
+        settings = layer.get_config()
+        if layer.name in activated and isinstance(layer, keras.layers.Activation):
+            settings["activation"] = "linear"
+        new = others.get(type(layer), type(layer)).from_config(settings)
         if isinstance(new, _SharedBatchNormalization):
             new.group, new.groups = group, distribute.replica_count(strategy) // group
+        elif isinstance(new, _BatchNormalization):
+            new.swish = layer.name in activated
         return new
 
     with distribute.on_host():
         return keras.models.clone_model(model, clone_function=copy)
+
+
+def _activated(model):
+    """Return the names of batch norms that train and of the swish behind each."""
+    names = set()
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.silu:
+            before = layer.input._keras_history.operation
+            if isinstance(before, keras.layers.BatchNormalization) and before.trainable and len(layer.input.shape) == 4:
+                names |= {before.name, layer.name}
+    return names
 
 
 class _Dropout(keras.layers.Dropout):
@@ -89,6 +114,30 @@ class _Dropout(keras.layers.Dropout):
         numbers = draws.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
         scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
         return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
+
+
+class _BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch norm, and the swish behind it, by `fused`."""
+
+    swish = False
+
+    def call(self, inputs, training=None, mask=None):
+        if not training or not self.trainable or len(inputs.shape) != 4:
+            return super().call(inputs, training=training, mask=mask)
+        gamma, beta = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
+        outputs, mean, variance = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.swish)
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + new * (1 - self.momentum))
+        return outputs
+
+
+class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras's, by `fused`."""
+
+    def call(self, inputs):
+        if self.padding != "same":
+            return super().call(inputs)
+        return fused.depthwise_conv(inputs, tf.cast(self.kernel, inputs.dtype), self.strides[0])
 
 
 class _SharedBatchNormalization(keras.layers.BatchNormalization):

@@ -1,7 +1,7 @@
-"""Compare predicted with measured training memory: `python scripts/memory_table.py [docs/memory.json]`.
+"""Compare predicted with measured training memory: `python scripts/memory_table.py [docs/memory.json [ROUNDS]]`.
 
-Each network and batch is measured by `efficientnet_tf.summary --measure`, in three processes. What counts is their
-median: TensorFlow runs operations as they become ready, and in an unlucky order more outputs are held at once.
+Each network and batch is measured by `efficientnet_tf.summary --measure`, in three processes, or ROUNDS. What counts is
+their median: TensorFlow runs operations as they become ready, and in an unlucky order more outputs are held at once.
 """
 
 import json
@@ -28,11 +28,11 @@ def measure(variant, batch):
     return told["memory"]["training"]["total"], told["measured"]["train_peak_bytes"]
 
 
-def main(output):
+def main(output, rounds=ROUNDS):
     """Measure all, in turns; print the table, write it."""
     stated = environment() | hardware()
     cells = [(variant, batch) for variant in VARIANTS for batch in BATCHES]
-    told = [(cell, *measure(*cell)) for cell in tqdm(cells * ROUNDS)]
+    told = [(cell, *measure(*cell)) for cell in tqdm(cells * int(rounds))]
     rows = []
     print("| variant | batch | predicted MiB | measured MiB | | lowest and highest |\n|---|--:|--:|--:|--:|--:|")
     for variant, batch in cells:
@@ -45,8 +45,8 @@ def main(output):
             f"| {variant} | {batch} | {sizes} | {predicted / peak - 1:+.1%} | {low / 2**20:,.0f}, {high / 2**20:,.0f} |"
         )
     with open(output, "w") as file:
-        json.dump({"environment": stated, "rows": rows}, file, indent=1)
+        json.dump({"environment": stated, "rounds": int(rounds), "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "docs/memory.json")
+    main(*(sys.argv[1:] or ["docs/memory.json"]))
