@@ -43,13 +43,21 @@ def complete(path):
                     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                     if not done.stdout:
                         sys.exit(f"{' '.join(command)} failed, exit status {done.returncode}")
-                    known[variant, topology] = json.loads(done.stdout)
+                    known[variant, topology] = brief(json.loads(done.stdout))
                     unfinished = path.with_suffix(".unfinished")
                     unfinished.write_text(json.dumps({"reports": list(known.values())}, indent=1) + "\n")
                     unfinished.replace(path)
                 if known[variant, topology]["programs"]["train"]["fits"]:
                     break
     return list(known.values())
+
+
+def brief(report):
+    """Return a report without the shape of every sum over replicas."""
+    for step in report["steps"].values():
+        sums = step["all_reduces"]
+        step["all_reduces"] = {"count": len(sums), "bytes": sum(each["bytes"] for each in sums)}
+    return report
 
 
 def row_of(report):
@@ -67,7 +75,7 @@ def row_of(report):
         f"{train['used_bytes'] / GIB:.2f} of {train['available_bytes'] / GIB:.2f}",
         ", ".join(parts),
         f"{train['bfloat16_convolutions']} of {train['convolutions']}",
-        f"{len(sums)} in {train['all_reduces']}, {sum(s['bytes'] for s in sums) / MIB:.1f}",
+        f"{sums['count']} in {train['all_reduces']}, {sums['bytes'] / MIB:.1f}",
         f"{train['flops'] / 1e12:.2f}",
         f"{1e3 * train['arithmetic_seconds']:.1f}, {1e3 * train['memory_seconds']:.1f}",
         f"{train['images_per_second_and_host']:,.0f}",
@@ -100,20 +108,24 @@ def page(reports):
     fits = [r for r in reports if r["programs"]["train"]["fits"]]
     cannot = ("host_operations", "string_operations", "dynamic_shapes")
     clean = not any(step[kind] for report in reports for step in report["steps"].values() for kind in cannot)
+    done = {(r["variant"], r["topology"].partition(":")[0]) for r in fits}
+    missing = [f"{v} for {chip}" for chip in SLICES for v in VARIANTS if (v, chip) not in done]
     seconds = sorted(report["programs"]["train"]["seconds"] for report in fits)
     return f"""# The family on TPUs, without a TPU
 
 Written by `python scripts/preflight_table.py`, each row by
-`python -m {" ".join(command_of("VARIANT", "SLICE"))}`. Nothing was run on a TPU: these are the
-counts of its compiler for one step of one replica, of training unless the title says otherwise. The times are what the
-chip's published peaks allow, no promise; the compiler's count of bytes has those in it that it keeps on the chip, so
-that the one by memory is too long.
+
+    python -m {" ".join(command_of("VARIANT", "SLICE"))}
+
+Nothing was run on a TPU: these are the counts of its compiler for one step of one replica, of training unless the title
+says otherwise. The times are what the chip's published peaks allow, no promise; the compiler's count of bytes has those
+in it that it keeps on the chip, so that the one by memory is too long.
 
 {chr(10).join(f"| {' | '.join(cells)} |" for cells in lines)}
 
 Of {len(reports)} traced runs {"none has" if clean else "SOME HAVE"} an operation for the host, a string or a dynamic \
 shape in its steps. Compiling a training
-step took {seconds[0]:.0f} to {seconds[-1]:.0f} s.
+step took {seconds[0]:.0f} to {seconds[-1]:.0f} s.{f" Not compiled yet: {', '.join(missing)}." if missing else ""}
 
 Findings:
 
