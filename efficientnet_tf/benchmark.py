@@ -2,7 +2,8 @@
 
 Everything that is compared is measured in turns, in one run, after a turn that does not count; the table has medians
 and the spread over the turns. `--mode=input` measures how fast training images come (`input_speed`); `train` and
-`infer` how fast networks are, beside what others make of the same and beside the machine's limits (`contestants`).
+`infer` how fast networks are, beside what others make of the same and beside the machine's limits (`contestants`);
+`export` how fast the files are that `export` writes for other runtimes.
 """
 
 import contextlib
@@ -26,14 +27,14 @@ def measure_networks(
     """Measure networks, each beside the same network of others, and beside the machine.
 
     Args:
-        mode: str, "train" or "infer": steps of `train`'s loop, or forward passes.
+        mode: str, "train", "infer" or "export": steps of `train`'s loop, or forward passes; of exported files, too.
         variants: sequence of str.
         batches: sequence of int >= 1.
         compare: sequence of str, others of `contestants.CONTESTANTS`: "keras", "timm".
         rounds: int >= 1, turns that count.
         seconds: float > 0, length of a measurement; a step at least.
         sizes: sequence of int or None, image sides in pixels; None for a variant's own.
-        threads: sequence of int or None, of TensorFlow and torch; None for all.
+        threads: sequence of int or None, cores to run on; None for all.
         precision: str, "float32" or "mixed_bfloat16".
 
     Yields:
@@ -49,7 +50,7 @@ def measure_networks(
 
     from efficientnet_tf.config import load_variant
 
-    names = ["efficientnet_tf", *compare]
+    names = ["efficientnet_tf", *compare, *(contestants.EXPORTS if mode == "export" else ())]
     cases = [
         Setting("", mode, variant, size or load_variant(variant).resolution, batch, precision, count)
         for variant, size, batch, count in itertools.product(variants, sizes, batches, threads)
@@ -90,7 +91,7 @@ def _rows(case, names, runners, taken):
             "images_per_second": round(case.batch / median[name], 2),
             "low": round(case.batch / max(taken[name]), 2),
             "high": round(case.batch / min(taken[name]), 2),
-            **{f"of_{other}": round(median[other] / median[name], 3) for other in names[1:]},
+            **{f"of_{other}": round(median[other] / median[name], 3) for other in names[1:] if other in OTHERS},
             "of_product": round(flops / median[name] / product, 3),
             "milliseconds": round(1e3 * median[name], 2),
             "peak_mib": runners[name].peak_bytes and round(runners[name].peak_bytes / 2**20),
@@ -170,8 +171,9 @@ def make_parser():
     parser.add_argument(
         "--mode",
         default="input",
-        choices=["input", "train", "infer"],
-        help="input: decoding and augmenting; train: the training step; infer: the forward pass",
+        choices=["input", "train", "infer", "export"],
+        help="input: decoding and augmenting; train: the training step; infer: the forward pass; "
+        "export: the forward pass of exported files",
     )
     parser.add_argument("--variant", type=cli.names, default=["b0"], metavar="NAME,...", help="networks: b0,b1")
     parser.add_argument("--batch", type=cli.positive_ints, default=[32], help="images a step: 1,32")
@@ -188,7 +190,9 @@ def make_parser():
         help="image sides, pixels: 224,380; by default a variant's own, and of the input 224,380,600",
     )
     parser.add_argument(
-        "--threads", type=cli.positive_ints, help="threads: 1,2,4; by default all, and of the input 1,2,4"
+        "--threads",
+        type=cli.positive_ints,
+        help="cores to run on: 1,2,4; by default all; of the input threads, by default 1,2,4",
     )
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="of the networks")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns that count, after one that does not")

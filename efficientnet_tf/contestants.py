@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 
@@ -32,7 +33,7 @@ class Setting:
     size: int = 224
     batch: int = 32
     precision: str = "float32"
-    threads: int | None = None  # all cores that the process may use, by default
+    threads: int | None = None  # cores to run on; all, by default
 
 
 class Contestant:
@@ -45,9 +46,7 @@ class Contestant:
 
     def __enter__(self):
         command = [sys.executable, "-m", "efficientnet_tf.contestants", json.dumps(asdict(self.setting))]
-        environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-        if self.setting.threads:
-            environment |= dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), str(self.setting.threads))
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         self._errors = open(os.memfd_create("errors"), "w+")  # noqa: SIM115, closed with the process
         started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -163,8 +162,6 @@ def _timm(setting):
     import timm
     import torch
 
-    if setting.threads:
-        torch.set_num_threads(setting.threads)
     train, dtype = setting.mode == "train", getattr(torch, setting.precision.removeprefix("mixed_"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, labels = (torch.from_numpy(array).to(device) for array in _examples(setting))
@@ -218,7 +215,41 @@ def _copy(_):
     return run
 
 
-CONTESTANTS = {"efficientnet_tf": _ours, "keras": _keras, "timm": _timm, "product": _product, "copy": _copy}
+def _exported(setting):
+    """Run the forward pass of a file that `export` would write; its weights are random."""
+    import keras
+    import numpy as np
+
+    from efficientnet_tf import artefacts, folding, models
+
+    runtime, precision = setting.contestant.split(":")
+    kind = artefacts.FORMATS[RUNTIMES[runtime]]
+    artefacts.require(kind, precision)
+    images = _examples(setting)[0].astype(np.float32)
+    model = folding.fold_batch_norm(models.build_model(setting.variant, CLASSES, images.shape[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
+        named = keras.Model(model.input, {"logits": model.output})
+        kind.write(named, path, precision, images[:8, None], (), dict.fromkeys(artefacts.TEXTS, precision))
+        logits_of, _ = artefacts.open_artefact(path)
+
+    def run(steps):
+        for _ in range(steps):
+            logits_of(images)
+
+    return run
+
+
+RUNTIMES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
+EXPORTS = (
+    *("litert:float32", "litert:float16", "litert:dynamic", "litert:int8"),
+    *("onnx:float32", "onnx:int8"),
+    *("openvino:float32", "openvino:bfloat16", "openvino:int8"),
+)
+CONTESTANTS = {
+    **{"efficientnet_tf": _ours, "keras": _keras, "timm": _timm, "product": _product, "copy": _copy},
+    **dict.fromkeys(EXPORTS, _exported),
+}
 
 
 def main(text):
@@ -226,6 +257,8 @@ def main(text):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print
     setting = Setting(**json.loads(text))
+    if setting.threads and hasattr(os, "sched_setaffinity"):  # every library counts by it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
     run = CONTESTANTS[setting.contestant](setting)
     run(1)
     print(json.dumps({"ready": True}), file=answers, flush=True)

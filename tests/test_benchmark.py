@@ -95,6 +95,14 @@ def test_networks_table_and_json(tmp_path, capsys, mode):
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2
 
 
+@pytest.mark.slow
+def test_exported_files_are_contestants(tmp_path):
+    output = tmp_path / "exported.json"
+    run("--mode=export", "--sizes=32", "--batch=2", "--rounds=1", "--seconds=0.01", f"--output={output}")
+    names = [row["contestant"] for row in json.loads(output.read_text())["rows"]]
+    assert names == ["efficientnet_tf", *contestants.EXPORTS]
+
+
 def test_a_contestant_that_cannot_run_says_why():
     setting = contestants.Setting("keras", variant="b9", size=32, batch=1)
     with pytest.raises(UserError, match="keras ended with status 1: .*EfficientNetB9"), contestants.Contestant(setting):
