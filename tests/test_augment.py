@@ -264,7 +264,7 @@ def test_mix_runs_under_xla(alphas):
     for i in range(4):
         mixed, targets = (tensor.numpy() for tensor in compiled(tf.constant([i, 1], tf.int64)))
         shares = targets.diagonal()
-        np.testing.assert_allclose(targets, np.diag(shares) + partners(np.diag(1 - shares)), atol=1e-6)
+        np.testing.assert_allclose(targets, np.diag(shares) + partners(np.diag(1 - shares).T).T, atol=1e-6)
         weights |= set(shares)
         blended = shares[:, None, None, None] * images + (1 - shares[:, None, None, None]) * partners(images)
         if not np.allclose(mixed, blended, rtol=1e-4, atol=1e-2):
@@ -281,7 +281,9 @@ def test_a_mixture_does_not_depend_on_how_the_batch_is_shared(alphas):
     settings = schema.AugmentConfig(**alphas)
 
     def mix(start, stop):
-        mixed, targets = augment.mix(images[start:stop], np.eye(8)[start:stop], draws.make_seed(3, 7, start), settings)
+        mixed, targets = augment.mix(
+            images[start:stop], np.eye(8, dtype=np.float32)[start:stop], draws.make_seed(3, 7, start), settings
+        )
         return np.array(mixed), np.array(targets)
 
     whole, parts = mix(0, 8), [mix(i, i + 2) for i in range(0, 8, 2)]
