@@ -7,19 +7,21 @@
 # A SIGTERM or SIGINT to this script goes to the command, whose status this script then has.
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '2,7s/^# //p' "$0"; exit 2; }
-tries=${TRIES:-8} pause=${PAUSE:-10} short=0 asked=
-trap 'asked=1; kill -TERM "$child" 2>/dev/null' TERM INT
+tries=${TRIES:-8} pause=${PAUSE:-10} short=0 signals=0 child=
+trap 'signals=$((signals + 1)); [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 while true; do
-  started=$SECONDS
+  started=$SECONDS status=127
   "$@" &
   child=$!
-  wait "$child"
-  status=$?
-  while kill -0 "$child" 2>/dev/null; do  # a signal has ended the waiting, not the command
+  [ "$signals" = 0 ] || kill -TERM "$child"  # one that came before the line above
+  while true; do
+    seen=$signals
     wait "$child"
-    status=$?
+    code=$?
+    [ "$code" = 127 ] || status=$code  # 127 of a second waiting: its status is known
+    [ "$seen" != "$signals" ] || break  # a signal has ended the waiting, not the command
   done
-  [ -z "$asked" ] || exit "$status"
+  [ "$signals" = 0 ] || exit "$status"
   if [ "$status" != 75 ] && [ "$status" -le 128 ]; then
     exit "$status"
   fi
@@ -38,5 +40,5 @@ while true; do
   sleep "$wait_for" &
   child=$!
   wait "$child"
-  [ -z "$asked" ] || exit "$status"
+  [ "$signals" = 0 ] || exit "$status"
 done
