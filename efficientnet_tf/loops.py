@@ -102,6 +102,9 @@ def make_train_loop(state, config, strategy, graph=None):
         return tf.nest.map_structure(lambda total: total / parts, sums)
 
     def replica_step(images, labels):
+        if images.shape[0] is None:  # what the iterators of several workers say
+            size = config.train.batch_size // replicas
+            images, labels = (tf.ensure_shape(x, [size, *x.shape[1:]]) for x in (images, labels))
         context = tf.distribute.get_replica_context()
         step = tf.convert_to_tensor(optimizer.iterations.value)  # its value now: a cast would give the variable itself
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
