@@ -340,12 +340,12 @@ def test_transfer_recipes_are_20000_steps_of_sets_that_are_there(name):
 
 
 def test_few_images_do_not_collapse(digits, trained):
-    """Ten images a class in batches of ten; chance would be 0.2, other seeds come to 0.57 to 0.84."""
+    """Ten images a class in batches of ten; chance would be 0.2, other seeds come to 0.74 to 0.84."""
     recipe = config_lib.load_config("b0", "finetune", ["data.dir=x", f"train.init_from={trained}"]).train.phases
     assert [phase.set["train.freeze"] for phase in recipe] == ["body", "batch_norm"]
     phases = "train.phases=[{until: 0.3, set: {train.freeze: body}}, {until: 1.0, set: {train.freeze: batch_norm}}]"
     # A momentum of 0.99, as the variants have: statistics that were not frozen would lag behind weights this quick.
-    rate = ("optimizer.learning_rate=0.2", "optimizer.weight_decay=1e-5", "model.batch_norm_momentum=0.99")
+    rate = ("optimizer.learning_rate=0.1", "optimizer.weight_decay=1e-5", "model.batch_norm_momentum=0.99")
     config = new_config(
         digits, trained, *rate, phases, "model.drop_connect=0.0", "train.epochs=40", "augment.crop_area=[0.8, 1.0]"
     )
@@ -354,4 +354,4 @@ def test_few_images_do_not_collapse(digits, trained):
     evaluate_raw = loops.make_evaluators(state, source, config, tiny.make_strategy(1))["raw"]
     for phase in optim.plan_phases(config, 50):
         steps(phase.end_step - phase.first_step, phase)
-    assert evaluate_raw()["top1"] > 0.5
+    assert evaluate_raw()["top1"] > 0.6
