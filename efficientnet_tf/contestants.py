@@ -47,7 +47,7 @@ class Contestant:
     def __enter__(self):
         command = [sys.executable, "-m", "efficientnet_tf.contestants", json.dumps(asdict(self.setting))]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        self._errors = open(os.memfd_create("errors"), "w+")  # noqa: SIM115, closed with the process
+        self._errors = tempfile.TemporaryFile("w+")
         started = time.perf_counter()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment

@@ -96,16 +96,18 @@ def _kernel_gradient(x, gradient, size, stride):
 
     if size <= FAST_COLUMNS:
         return columns(x, size, "SAME")
-    (above, below), (left, _) = (
-        (max(0, (after - 1) * stride + size - before) // 2, -(-max(0, (after - 1) * stride + size - before) // 2))
+    # What "SAME" adds to rows and columns: half before, and behind, where an odd one goes, too.
+    rows, cols = (
+        max(0, (after - 1) * stride + size - before)
         for before, after in zip(x.shape[1:3], gradient.shape[1:3], strict=True)
     )
     width, reach, parts, done = x.shape[2], (gradient.shape[2] - 1) * stride + FAST_COLUMNS, [], 0
     # The last columns overlap those before them, rather than being fewer: the ends of x need no cutting then.
     for first in (*range(0, size - FAST_COLUMNS, FAST_COLUMNS), size - FAST_COLUMNS):
-        start, stop = first - left, first - left + reach
+        start = first - cols // 2
+        stop = start + reach
         seen = x[:, :, max(0, start) : min(stop, width)]
-        seen = tf.pad(seen, [[0, 0], [above, below], [max(0, -start), max(0, stop - width)], [0, 0]])
+        seen = tf.pad(seen, [[0, 0], [rows // 2, rows - rows // 2], [max(0, -start), max(0, stop - width)], [0, 0]])
         parts.append(columns(seen, FAST_COLUMNS, "VALID")[:, done - first :])
         done = first + FAST_COLUMNS
     return tf.concat(parts, axis=1)

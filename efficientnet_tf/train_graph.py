@@ -123,7 +123,8 @@ class _BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         if not training or not self.trainable or len(inputs.shape) != 4:
-            return super().call(inputs, training=training, mask=mask)
+            outputs = super().call(inputs, training=training, mask=mask)
+            return keras.activations.silu(outputs) if self.swish else outputs
         gamma, beta = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
         outputs, mean, variance = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.swish)
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):

@@ -86,6 +86,19 @@ def test_nothing_is_copied_without_need():
     assert train_graph.make(model, tiny.load_config(), tiny.make_strategy(1)) is model
 
 
+def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train():
+    """The swish that batch norm has taken over is there in evaluation, too."""
+    config, strategy = tiny.load_config(ONE_BLOCK), tiny.make_strategy(1)
+    model = checkpoint.build_for(config, 10)
+    graph = train_graph.make(model, config, strategy)
+    weights = {v.path: v for v in model.variables}
+    for variable in graph.variables:
+        if "seed" not in variable.path:
+            variable.assign(weights[variable.path])
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path, monkeypatch):
     """Stopped by a signal at steps 8 and 16 of 22: examples, weights, slots, averages, results are one device's."""
