@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from efficientnet_tf import cli, contestants
 from efficientnet_tf.contestants import Contestant, Setting
-from efficientnet_tf.machine import hardware
+from efficientnet_tf.machine import cores, hardware
 
 LIMITS, OTHERS = ("product", "copy"), ("keras", "timm")
 
@@ -86,7 +86,7 @@ def _rows(case, names, runners, taken):
             "variant": case.variant,
             "size": case.size,
             "batch": case.batch,
-            "threads": case.threads or hardware()["cores"],
+            "threads": case.threads or cores(),
             "contestant": name,
             "images_per_second": round(case.batch / median[name], 2),
             "low": round(case.batch / max(taken[name]), 2),

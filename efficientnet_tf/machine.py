@@ -5,6 +5,11 @@ import os
 import platform
 
 
+def cores():
+    """Return how many cores this process may use, int."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def hardware():
     """Return what the numbers depend on: the processor's name, and how many of its cores this process may use."""
     name = platform.processor() or platform.machine()
@@ -13,8 +18,7 @@ def hardware():
             name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
     except OSError:  # not Linux
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": name, "cores": cores}
+    return {"cpu": name, "cores": cores()}
 
 
 def _status(key):

@@ -13,7 +13,7 @@ import tiny
 from test_end_to_end import error_of
 from test_end_to_end import run as command
 
-from efficientnet_tf import artefacts, checkpoint, data, evaluate, export, folding, int8, sources
+from efficientnet_tf import artefacts, checkpoint, data, evaluate, export, folding, int8, litert_files, sources
 from efficientnet_tf import config as config_lib
 from efficientnet_tf.config import UserError
 from efficientnet_tf.models import build_model
@@ -120,7 +120,7 @@ def constant_products(path):
         inputs = [[v.get_node() for v in n.input_values()] for n in nodes if n.get_type_name() == "Multiply"]
         return sum(any(node.get_type_name() == "Constant" for node in both) for both in inputs)
     with open(path, "rb") as file:
-        operations = artefacts._litert_operations(file.read(), {})
+        operations = litert_files._operations(file.read(), {})
     return sum(len(reads) < 2 for name, (reads, _) in operations.items() if re.search(r"/[mM]ul$", name))
 
 
