@@ -1,7 +1,8 @@
-"""Operations that train fast on a processor: batch norm with its activation, and depthwise convolutions.
+"""Layers in a row, each as one operation that trains fast on a processor.
 
-Time goes into passes over memory there. Keras writes batch norm out in a dozen; TensorFlow's own kernel takes few, and
-the gradient of the activation, compiled by XLA, one more. What waits for the backward pass is the input alone.
+Time goes into passes over memory there, of which Keras's layers take dozens. So the gradient computes again what
+follows from a layer's input, value by value, by XLA; squeeze-and-excite belongs to the batch norm before it; and behind
+a 1x1 convolution batch norm comes out of sums over the convolution's input, which is smaller than its output.
 """
 
 import tensorflow as tf
@@ -9,14 +10,7 @@ import tensorflow as tf
 from efficientnet_tf.image_ops import compiled
 
 FAST_COLUMNS = 3  # up to so many of a depthwise kernel its gradient is fast in TensorFlow 2.21
-
-
-@compiled
-def _swish_gradient(x, scale, shift, gradient):
-    """Return the gradient of swish(z) for z = x * scale + shift, times `gradient`, as x; z is not stored."""
-    z = tf.cast(x, tf.float32) * scale + shift
-    gate = tf.sigmoid(z)
-    return tf.cast(tf.cast(gradient, tf.float32) * gate * (1 + z * (1 - gate)), x.dtype)
+MANY_ROWS, PARTS = 400, 16  # by XLA, so many rows and more add up fast where parts of them are added first
 
 
 def batch_norm(x, gamma, beta, epsilon, swish):
@@ -34,26 +28,210 @@ def batch_norm(x, gamma, beta, epsilon, swish):
     """
 
     @tf.custom_gradient
-    def normalise(x, gamma, beta):
-        y, mean, unbiased, *kept = tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
-        )
-        count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
-        variance = unbiased * (count - 1) / count
+    def run(x, gamma, beta):
+        y, mean, variance, normalise_gradient = _normalise(x, gamma, beta, epsilon)
 
         def backward(gradient, *_):
             if swish:
-                scale = gamma * tf.math.rsqrt(variance + epsilon)
-                gradient = _swish_gradient(x, scale, beta - mean * scale, gradient)
-            reserved = {f"reserve_space_{i}": value for i, value in enumerate(kept, 1)}
-            gradients = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=gradient, x=x, scale=gamma, epsilon=epsilon, is_training=True, **reserved
-            )
-            return gradients[:3]
+                gradient = _swish_gradient(x, *_as_product(mean, variance, gamma, beta, epsilon), gradient)
+            return normalise_gradient(gradient)
 
         return (y * tf.sigmoid(y) if swish else y, mean, variance), backward
 
-    return normalise(x, gamma, beta)
+    return run(x, gamma, beta)
+
+
+def batch_norm_squeeze_excite(x, gamma, beta, epsilon, gate_of, weights):
+    """Normalise as `batch_norm` with swish, then scale each channel by a gate, computed from the channels' means.
+
+    Args:
+        x: float32 or bfloat16 [B, H, W, C].
+        gamma: float32 [C].
+        beta: float32 [C].
+        epsilon: float > 0.
+        gate_of: function from (means [B, 1, 1, C], weights) to gates [B, 1, 1, C], all as x.
+        weights: sequence of tensors.
+
+    Returns:
+        As `batch_norm`.
+    """
+    pixels = x.shape[1] * x.shape[2]
+
+    @tf.custom_gradient
+    def run(x, gamma, beta, *weights):
+        normal, mean, variance, normalise_gradient = _normalise(x, gamma, beta, epsilon)
+        with tf.GradientTape() as tape:
+            squeezed = _squeeze(normal)
+            tape.watch((squeezed, *weights))
+            gate = gate_of(squeezed, weights)
+
+        def backward(gradient, *_):
+            product = _as_product(mean, variance, gamma, beta, epsilon)
+            of_gate = _gate_gradient(x, *product, gradient)
+            of_squeezed, *of_weights = tape.gradient(gate, (squeezed, *weights), output_gradients=of_gate)
+            gradient = _gated_swish_gradient(x, *product, gradient, gate, of_squeezed / pixels)
+            return *normalise_gradient(gradient), *of_weights
+
+        return (_excite(normal, gate), mean, variance), backward
+
+    return run(x, gamma, beta, *weights)
+
+
+def conv_batch_norm_swish(x, kernel, gamma, beta, epsilon):
+    """Convolve by 1x1, normalise as `batch_norm`, and apply swish.
+
+    The convolution is linear. So the mean and the variance of what it gives follow from the mean m and the covariance K
+    of x: W'm and diag(W'KW); batch norm becomes part of the kernel; and its gradient is taken out of sums that the
+    kernel's gradient needs anyway. What is normalised is never written, nor read.
+
+    Args:
+        x: float32 [B, H, W, I].
+        kernel: float32 [1, 1, I, O]; faster than layer by layer where O is larger than I.
+        gamma: float32 [O].
+        beta: float32 [O].
+        epsilon: float > 0.
+
+    Returns:
+        As `batch_norm`: outputs [B, H, W, O]; of the convolution's outputs, mean and variance.
+    """
+
+    @tf.custom_gradient
+    def run(x, kernel, gamma, beta):
+        weights, count = kernel[0, 0], tf.cast(tf.size(x) // x.shape[3], tf.float32)
+        center = _sum_rows(x) / count
+        centered = x - center
+        spread = tf.matmul(_sum_products(centered, centered) / count, weights)
+        mean, variance = tf.linalg.matvec(weights, center, transpose_a=True), tf.reduce_sum(weights * spread, axis=0)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        z = _convolve(centered, weights * (gamma * inverse), beta)
+
+        def backward(gradient, *_):
+            gradient = _swish_gradient(z, 1.0, 0.0, gradient)
+            products = _sum_products(centered, gradient)
+            of_beta, of_gamma = _sum_rows(gradient), inverse * tf.reduce_sum(weights * products, axis=0)
+            scale = gamma * inverse
+            of_weights = scale * (products - spread * (inverse * of_gamma))
+            back = tf.matmul(weights * (-scale * inverse * of_gamma / count), weights, transpose_b=True)
+            shift = tf.linalg.matvec(weights, -scale * of_beta / count)
+            of_x = _convolve(gradient, tf.transpose(weights * scale), shift) + tf.nn.conv2d(
+                centered, back[None, None], 1, "SAME"
+            )
+            return of_x, of_weights[None, None], of_gamma, of_beta
+
+        return (z * tf.sigmoid(z), mean, variance), backward
+
+    return run(x, kernel, gamma, beta)
+
+
+def _normalise(x, gamma, beta, epsilon):
+    """Return batch norm by TensorFlow's kernel: outputs, mean, variance, and the function for its gradients."""
+    y, mean, unbiased, *kept = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    )
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+
+    def gradients(gradient):
+        reserved = {f"reserve_space_{i}": value for i, value in enumerate(kept, 1)}
+        return tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=gradient, x=x, scale=gamma, epsilon=epsilon, is_training=True, **reserved
+        )[:3]
+
+    return y, mean, unbiased * (count - 1) / count, gradients
+
+
+def _as_product(mean, variance, gamma, beta, epsilon):
+    """Return scale and shift, float32 [C], by which batch norm is x * scale + shift."""
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    return scale, beta - mean * scale
+
+
+def _convolve(x, weights, bias=None):
+    """Multiply the channels of [B, H, W, I] by [I, O], and add [O]."""
+    y = tf.nn.conv2d(x, weights[None, None], 1, "SAME")
+    return y if bias is None else tf.nn.bias_add(y, bias)
+
+
+def _sum_products(x, y):
+    """Return the sum over rows of the products of each channel of [B, H, W, I] with each of [B, H, W, O]: [I, O]."""
+    # TensorFlow's fastest product of matrices with many rows and few columns.
+    return tf.raw_ops.Conv2DBackpropFilter(
+        input=x, filter_sizes=[1, 1, x.shape[3], y.shape[3]], out_backprop=y, strides=[1, 1, 1, 1], padding="VALID"
+    )[0, 0]
+
+
+def _sum_rows(x):
+    """Return the sum over all but channels, [C]; as a product several times as fast as `tf.reduce_sum`."""
+    rows = tf.reshape(x, [-1, x.shape[3]])
+    return tf.matmul(tf.ones([1, tf.shape(rows)[0]]), rows)[0]
+
+
+# ------------------------------------------------------------------------------------ value by value, compiled by XLA
+
+
+def _sigmoid(z):
+    """Return 1 / (1 + exp(-z)), the exponential written as exp(-z / 16)**16: within 1e-6 of it."""
+    # XLA counts no arithmetic in an exponential, and gives what has little of it the square root of the cores.
+    power = tf.exp(z * (-1 / 16))
+    for _ in range(4):
+        power = power * power
+    return 1 / (1 + power)
+
+
+def _swish(z):
+    return z * _sigmoid(z)
+
+
+def _swish_slope(z):
+    gate = _sigmoid(z)
+    return gate * (1 + z * (1 - gate))
+
+
+def _sum_pixels(function, *images):
+    """Return the sums over pixels [B, 1, 1, C] of what a function computes from the values of [B, H, W, C]."""
+    pixels = images[0].shape[1] * images[0].shape[2]
+    rows = [tf.cast(tf.reshape(image, [-1, pixels, image.shape[3]]), tf.float32) for image in images]
+    values, rest = [], rows
+    if pixels >= MANY_ROWS:
+        size = pixels // PARTS
+        values.append(sum(function(*(r[:, i * size : (i + 1) * size] for r in rows)) for i in range(PARTS)))
+        rest = [r[:, PARTS * size :] for r in rows]
+    return sum(tf.reduce_sum(value, axis=1)[:, None, None] for value in (*values, function(*rest)))
+
+
+@compiled
+def _swish_gradient(x, scale, shift, gradient):
+    """Return the gradient of swish(z) for z = x * scale + shift, times `gradient`."""
+    slope = _swish_slope(tf.cast(x, tf.float32) * scale + shift)
+    return tf.cast(tf.cast(gradient, tf.float32) * slope, x.dtype)
+
+
+@compiled
+def _gated_swish_gradient(x, scale, shift, gradient, gate, of_squeezed):
+    """Return `_swish_gradient` behind a gate and a mean over pixels, both [B, 1, 1, C]."""
+    gradient, gate, of_squeezed = (tf.cast(t, tf.float32) for t in (gradient, gate, of_squeezed))
+    slope = _swish_slope(tf.cast(x, tf.float32) * scale + shift)
+    return tf.cast((gradient * gate + of_squeezed) * slope, x.dtype)
+
+
+@compiled
+def _squeeze(z):
+    """Return the means of swish(z) over pixels, [B, 1, 1, C]."""
+    return tf.cast(_sum_pixels(_swish, z) / (z.shape[1] * z.shape[2]), z.dtype)
+
+
+@compiled
+def _excite(z, gate):
+    """Return swish(z) times a gate [B, 1, 1, C]."""
+    return tf.cast(_swish(tf.cast(z, tf.float32)) * tf.cast(gate, tf.float32), z.dtype)
+
+
+@compiled
+def _gate_gradient(x, scale, shift, gradient):
+    """Return the gradient of a gate behind swish(x * scale + shift), [B, 1, 1, C]."""
+    return tf.cast(_sum_pixels(lambda x, g: _swish(x * scale + shift) * g, x, gradient), x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ depthwise
 
 
 def depthwise_conv(x, kernel, stride):
@@ -94,20 +272,15 @@ def _kernel_gradient(x, gradient, size, stride):
             padding=padding,
         )
 
-    if size <= FAST_COLUMNS:
+    if size <= FAST_COLUMNS or stride > 1:
         return columns(x, size, "SAME")
-    # What "SAME" adds to rows and columns: half before, and behind, where an odd one goes, too.
-    rows, cols = (
-        max(0, (after - 1) * stride + size - before)
-        for before, after in zip(x.shape[1:3], gradient.shape[1:3], strict=True)
-    )
-    width, reach, parts, done = x.shape[2], (gradient.shape[2] - 1) * stride + FAST_COLUMNS, [], 0
+    width, before, parts, done = x.shape[2], (size - 1) // 2, [], 0
     # The last columns overlap those before them, rather than being fewer: the ends of x need no cutting then.
     for first in (*range(0, size - FAST_COLUMNS, FAST_COLUMNS), size - FAST_COLUMNS):
-        start = first - cols // 2
-        stop = start + reach
+        start = first - before
+        stop = start + width + FAST_COLUMNS - 1
         seen = x[:, :, max(0, start) : min(stop, width)]
-        seen = tf.pad(seen, [[0, 0], [rows // 2, rows - rows // 2], [max(0, -start), max(0, stop - width)], [0, 0]])
+        seen = tf.pad(seen, [[0, 0], [before, size - 1 - before], [max(0, -start), max(0, stop - width)], [0, 0]])
         parts.append(columns(seen, FAST_COLUMNS, "VALID")[:, done - first :])
         done = first + FAST_COLUMNS
     return tf.concat(parts, axis=1)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from efficientnet_tf.config import Config
@@ -116,6 +117,27 @@ class RMSprop(keras.optimizers.RMSprop):
         super().build(variables)
         for slot in self._velocities:
             slot.assign(ops.ones_like(slot))
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update a variable and its slots, by TensorFlow's one operation for what Keras does in fifteen."""
+        if not self.momentum:
+            return super().update_step(gradient, variable, learning_rate)
+        index = self._get_variable_index(variable)
+        tf.raw_ops.ResourceApplyRMSProp(
+            var=_handle(variable),
+            ms=_handle(self._velocities[index]),
+            mom=_handle(self._momentums[index]),
+            lr=ops.cast(learning_rate, variable.dtype),
+            rho=self.rho,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            grad=ops.cast(gradient, variable.dtype),
+        )
+
+
+def _handle(variable):
+    """Return what TensorFlow's operations take for a variable, Keras's or its own, here the replica's copy of it."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
 
 
 def decayed_variables(model):
@@ -235,4 +257,5 @@ class MovingAverage:
         keep = ops.minimum(self.decay, (1 + step) / (10 + step))
         for average, value in zip(self.trainable + self.statistics, [*trainable, *statistics], strict=True):
             if value is not None:
-                average.assign(average + (1 - keep) * (ops.convert_to_tensor(value) - average))
+                delta = ops.convert_to_tensor(average) - ops.convert_to_tensor(value)
+                tf.raw_ops.ResourceApplyGradientDescent(var=_handle(average), alpha=1 - keep, delta=delta)

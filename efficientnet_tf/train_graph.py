@@ -67,40 +67,117 @@ def make(model, config, strategy):
         UserError: for a `train.batch_norm_group` that the strategy cannot have.
     """
     group = group_size(config, strategy)
-    others, activated = {keras.layers.Dropout: _Dropout}, set()
-    # XLA fuses by itself; other devices have not been measured.
-    if distribute.device_type(strategy) == "CPU" and not distribute.should_jit(config.train.jit_compile, strategy):
-        others |= {keras.layers.BatchNormalization: _BatchNormalization, keras.layers.DepthwiseConv2D: _DepthwiseConv2D}
-        activated = _activated(model) if group == 1 else set()
+    others, rows = {keras.layers.Dropout: _Dropout}, {}
     if group > 1:
         others[keras.layers.BatchNormalization] = _SharedBatchNormalization
-    if not any(type(layer) in others for layer in model.layers):
+    # XLA fuses by itself; other devices have not been measured.
+    if distribute.device_type(strategy) == "CPU" and not distribute.should_jit(config.train.jit_compile, strategy):
+        others[keras.layers.DepthwiseConv2D] = _DepthwiseConv2D
+        rows = {} if group > 1 else {layer.name: row for row in _rows(model) for layer in row}
+    if not rows and not any(type(layer) in others for layer in model.layers):
         return model
 
     def copy(layer):
-        settings = layer.get_config()
-        if layer.name in activated and isinstance(layer, keras.layers.Activation):
-            settings["activation"] = "linear"
-        new = others.get(type(layer), type(layer)).from_config(settings)
+        new = others.get(type(layer), type(layer)).from_config(layer.get_config())
+        if layer.name in rows and layer.weights:
+            new.build(layer.input.shape)  # here, so that variables keep their paths
         if isinstance(new, _SharedBatchNormalization):
             new.group, new.groups = group, distribute.replica_count(strategy) // group
-        elif isinstance(new, _BatchNormalization):
-            new.swish = layer.name in activated
         return new
 
+    copies = {}
+
+    def call(layer, inputs, *more, **settings):
+        if layer.name not in rows:
+            return layer(inputs, *more, **settings)
+        copies[layer.name] = layer
+        names = [member.name for member in rows[layer.name]]
+        if layer.name != names[-1]:
+            return inputs  # on to the last, which all of them wait for
+        return _Row([copies.pop(name) for name in names])(keras.tree.flatten(inputs)[0])
+
     with distribute.on_host():
-        return keras.models.clone_model(model, clone_function=copy)
+        return keras.models.clone_model(model, clone_function=copy, call_function=call)
 
 
-def _activated(model):
-    """Return the names of batch norms that train and of the swish behind each."""
-    names = set()
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.silu:
-            before = layer.input._keras_history.operation
-            if isinstance(before, keras.layers.BatchNormalization) and before.trainable and len(layer.input.shape) == 4:
-                names |= {before.name, layer.name}
-    return names
+def _rows(model):
+    """Return lists of layers that `_Row` can stand for, each batch norm that trains with those around it."""
+    readers = {layer.name: [node.operation for node in layer._outbound_nodes] for layer in model.layers}
+
+    def is_swish(layer):
+        return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.silu
+
+    rows = []
+    for norm in model.layers:
+        if not isinstance(norm, keras.layers.BatchNormalization) or not norm.trainable or len(norm.input.shape) != 4:
+            continue
+        before, after = norm.input._keras_history.operation, readers[norm.name]
+        row = [norm]
+        if len(after) == 1 and is_swish(after[0]):
+            row += after
+            excite = [layer for layer in readers[after[0].name] if isinstance(layer, keras.layers.Multiply)]
+            if excite:
+                expand = excite[0].input[1]._keras_history.operation
+                reduce = expand.input._keras_history.operation
+                row += [reduce.input._keras_history.operation, reduce, expand, *excite]
+            elif _is_widening(before):
+                row = [before, *row]
+        rows.append(row)
+    return rows
+
+
+def _is_widening(layer):
+    return (
+        isinstance(layer, keras.layers.Conv2D)
+        and (layer.kernel_size, layer.strides, layer.groups, layer.use_bias) == ((1, 1), (1, 1), 1, False)
+        and layer.activation is keras.activations.linear
+        and layer.input.shape[-1] < layer.filters
+        and layer.compute_dtype == "float32"
+    )
+
+
+class _Row(keras.layers.Layer):
+    """Layers one after the other as one operation of `fused`: batch norm, and what there is before and behind it.
+
+    Either a 1x1 convolution, batch norm, swish; or batch norm, swish, and the four layers of squeeze-and-excite; or
+    batch norm with swish or alone.
+    """
+
+    def __init__(self, row):
+        super().__init__(name=f"{row[0].name}_to_{row[-1].name}", dtype=row[0].dtype_policy)
+        self.conv = row.pop(0) if isinstance(row[0], keras.layers.Conv2D) else None
+        self.norm, *rest = row
+        self.swish, self.squeeze_excite = rest[:1], rest[1:]
+
+    def call(self, x, training=None):
+        if not training:
+            return self._one_by_one(x)
+        norm, epsilon = self.norm, self.norm.epsilon
+        gamma, beta = tf.cast(norm.gamma, tf.float32), tf.cast(norm.beta, tf.float32)
+        if self.conv:
+            x, *moments = fused.conv_batch_norm_swish(x, tf.cast(self.conv.kernel, x.dtype), gamma, beta, epsilon)
+        elif self.squeeze_excite:
+            _, reduce, expand, _ = self.squeeze_excite
+
+            def gate_of(means, weights):
+                inner, _ = reduce.stateless_call(weights[:2], [], means)
+                return expand.stateless_call(weights[2:], [], inner)[0]
+
+            weights = [tf.cast(v, x.dtype) for v in (*reduce.weights, *expand.weights)]
+            x, *moments = fused.batch_norm_squeeze_excite(x, gamma, beta, epsilon, gate_of, weights)
+        else:
+            x, *moments = fused.batch_norm(x, gamma, beta, epsilon, bool(self.swish))
+        for moving, new in zip((norm.moving_mean, norm.moving_variance), moments, strict=True):
+            moving.assign(moving * norm.momentum + new * (1 - norm.momentum))
+        return x
+
+    def _one_by_one(self, x):
+        for layer in (*filter(None, [self.conv]), self.norm, *self.swish):
+            x = layer(x)
+        if self.squeeze_excite:
+            squeeze, reduce, expand, excite = self.squeeze_excite
+            x = excite([x, expand(reduce(squeeze(x)))])
+        return x
 
 
 class _Dropout(keras.layers.Dropout):
@@ -114,22 +191,6 @@ class _Dropout(keras.layers.Dropout):
         numbers = draws.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
         scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
         return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
-
-
-class _BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch norm, and the swish behind it, by `fused`."""
-
-    swish = False
-
-    def call(self, inputs, training=None, mask=None):
-        if not training or not self.trainable or len(inputs.shape) != 4:
-            outputs = super().call(inputs, training=training, mask=mask)
-            return keras.activations.silu(outputs) if self.swish else outputs
-        gamma, beta = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
-        outputs, mean, variance = fused.batch_norm(inputs, gamma, beta, self.epsilon, self.swish)
-        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + new * (1 - self.momentum))
-        return outputs
 
 
 class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):

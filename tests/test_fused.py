@@ -59,6 +59,105 @@ def test_batch_norm_in_bfloat16(swish):
         np.testing.assert_allclose(tf.cast(ours_, tf.float64) / scale, wanted / scale, rtol=0.02, atol=0.02)
 
 
+def rest(x, w1, b1, w2, b2):
+    """Squeeze-and-excite, one value after the other."""
+    means = tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+    inner = tf.nn.conv2d(means, w1, 1, "SAME") + b1
+    return x * tf.sigmoid(tf.nn.conv2d(inner * tf.sigmoid(inner), w2, 1, "SAME") + b2)
+
+
+def gradients(function, arguments, weight):
+    """Return what a function returns, and the gradients of sum(its first output * weight)."""
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        y, *more = function(*arguments)
+    return y, *more, *tape.gradient(y, arguments, output_gradients=weight)
+
+
+def gate_of(means, weights):
+    inner = tf.nn.conv2d(means, weights[0], 1, "SAME") + weights[1]
+    return tf.sigmoid(tf.nn.conv2d(inner * tf.sigmoid(inner), weights[2], 1, "SAME") + weights[3])
+
+
+# XLA compiles for each shape: few of them, below and above MANY_ROWS.
+@given(shape=st.sampled_from([(4, 1, 1, 3), (3, 2, 3, 1), (2, 5, 7, 9), (2, 25, 17, 4)]), seed=st.integers(0, 99))
+@settings(max_examples=16)
+def test_squeeze_and_excite_and_its_gradients(shape, seed):
+    x, gamma, beta, weight = draw(shape, seed)
+    rng, channels, inner = np.random.default_rng(seed), shape[-1], 2
+    shapes = (1, 1, channels, inner), (inner,), (1, 1, inner, channels), (channels,)
+    arguments = x, gamma, beta, *(tf.constant(rng.normal(0, 0.7, shape), tf.float32) for shape in shapes)
+
+    def expected(x, gamma, beta, *weights):
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+        return rest(y * tf.sigmoid(y), *weights), mean, variance
+
+    def got(x, gamma, beta, *weights):
+        return fused.batch_norm_squeeze_excite(x, gamma, beta, EPSILON, gate_of, weights)
+
+    wide = [tf.cast(t, tf.float64) for t in arguments]
+    wanted = gradients(expected, wide, tf.cast(weight, tf.float64))
+    for ours_, want in zip(gradients(got, arguments, weight), wanted, strict=True):
+        np.testing.assert_allclose(ours_, want, rtol=1e-3, atol=3e-4)
+
+
+@given(
+    sizes=st.sampled_from([((2, 2, 3), 1, 2), ((3, 5, 4), 4, 12), ((4, 1, 2), 6, 3), ((2, 9, 9), 5, 20)]),
+    offset=st.sampled_from([0.0, 3.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_convolution_with_batch_norm_and_its_gradients(sizes, offset, seed):
+    """Also far from zero, where a variance from sums of squares would be lost."""
+    (shape, narrow, wide), rng = sizes, np.random.default_rng(seed)
+    x = tf.constant(rng.normal(offset, 1, (*shape, narrow)), tf.float32)
+    kernel = tf.constant(rng.normal(0, narrow**-0.5, (1, 1, narrow, wide)), tf.float32)
+    gamma, beta = (tf.constant(rng.normal(1, 0.5, wide), tf.float32) for _ in range(2))
+    weight = rng.normal(size=(*shape, wide))
+
+    def expected(x, kernel, gamma, beta):
+        x = tf.nn.conv2d(x, kernel, 1, "SAME")
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+        return y * tf.sigmoid(y), mean, variance
+
+    arguments = x, kernel, gamma, beta
+    got = gradients(lambda *a: fused.conv_batch_norm_swish(*a, EPSILON), arguments, tf.constant(weight, tf.float32))
+    wanted = gradients(expected, [tf.cast(t, tf.float64) for t in arguments], tf.constant(weight))
+    for ours_, want in zip(got, wanted, strict=True):
+        scale = max(1.0, np.abs(want).max())
+        np.testing.assert_allclose(ours_ / scale, want / scale, rtol=1e-3, atol=2e-4)
+
+
+def test_the_sigmoid_of_the_gradients_is_one():
+    z = np.concatenate([np.linspace(-80, 200, 4001), np.linspace(-1, 1, 1001)]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(
+            fused._sigmoid(tf.constant(z)), 1 / (1 + np.exp(-z.astype(float))), rtol=3e-6, atol=1e-30
+        )
+
+
+def test_what_is_normalised_behind_a_convolution_is_never_written():
+    x, kernel = tf.ones([2, 6, 6, 4]), tf.ones([1, 1, 4, 8])
+    vector = tf.ones([8])
+    graph = (
+        tf.function(
+            lambda: gradients(
+                lambda *a: fused.conv_batch_norm_swish(*a, EPSILON), (x, kernel, vector, vector), tf.ones([2, 6, 6, 8])
+            ),
+            autograph=False,
+        )
+        .get_concrete_function()
+        .graph
+    )
+    wide = [op for op in graph.get_operations() if any(o.shape == [2, 6, 6, 8] for o in op.outputs)]
+    # The convolution with the batch norm's scale in its kernel, its offset, swish; in the gradient, swish's.
+    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN")) == [
+        *("BiasAdd", "Conv2D", "Mul", "PartitionedCall", "Sigmoid")
+    ]
+
+
 def test_batch_norm_keeps_its_input_alone():
     """Of the forward pass neither the normalised values nor the gate are read by the backward pass."""
     x, gamma, beta, weight = draw((2, 6, 6, 8))

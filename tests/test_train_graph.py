@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from efficientnet_tf import checkpoint, report, train, train_graph
@@ -86,17 +87,61 @@ def test_nothing_is_copied_without_need():
     assert train_graph.make(model, tiny.load_config(), tiny.make_strategy(1)) is model
 
 
-def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train():
-    """The swish that batch norm has taken over is there in evaluation, too."""
-    config, strategy = tiny.load_config(ONE_BLOCK), tiny.make_strategy(1)
+@pytest.fixture(scope="module")
+def copied():
+    """Return a model, its copy for training with the same weights, and images."""
+    config, strategy = tiny.load_config(ONE_BLOCK, "model.dropout=0"), tiny.make_strategy(1)
     model = checkpoint.build_for(config, 10)
     graph = train_graph.make(model, config, strategy)
     weights = {v.path: v for v in model.variables}
     for variable in graph.variables:
         if "seed" not in variable.path:
             variable.assign(weights[variable.path])
-    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    return model, graph, np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+
+
+def test_rows_of_layers_are_one_operation_each(copied):
+    model, graph, _ = copied
+    assert [layer.name for layer in graph.layers if isinstance(layer, train_graph._Row)] == [
+        "stem_bn_to_stem_activation",
+        "block1a_expand_conv_to_block1a_expand_activation",
+        "block1a_bn_to_block1a_se_excite",
+        "block1a_project_bn_to_block1a_project_bn",
+        "top_conv_to_top_activation",
+    ]
+    assert {v.path for v in model.trainable_variables} == {v.path for v in graph.trainable_variables}
+
+
+def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train(copied):
+    """What a row does in training it does in evaluation, too."""
+    model, graph, images = copied
     np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_the_copy_for_training_trains_as_the_model(copied):
+    """The same outputs, the same gradients, the same statistics."""
+    results = []
+    for network in copied[:2]:
+        trainable = {v.path: tf.constant(v.numpy()) for v in sorted(network.trainable_variables, key=lambda v: v.path)}
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            logits, others = network.stateless_call(
+                [trainable[v.path] for v in network.trainable_variables],
+                [v.numpy() for v in network.non_trainable_variables],
+                copied[2],
+                training=True,
+            )
+        gradients = tape.gradient(logits, trainable, output_gradients=tf.reshape(tf.cos(tf.range(20.0)), [2, 10]))
+        moved = {v.path: o for v, o in zip(network.non_trainable_variables, others, strict=True)}
+        results.append((logits, gradients, {p: o for p, o in moved.items() if "moving" in p}))
+    (logits, gradients, moved), (other_logits, other_gradients, other_moved) = results
+    np.testing.assert_allclose(logits, other_logits, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == other_gradients.keys() and moved.keys() == other_moved.keys()
+    for path, value in (gradients | moved).items():
+        scale = np.abs(value).max() + 1e-3  # what goes before batch norm has no gradient but rounding
+        np.testing.assert_allclose(
+            (other_gradients | other_moved)[path] / scale, value / scale, atol=2e-3, err_msg=path
+        )
 
 
 @pytest.mark.slow
