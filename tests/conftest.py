@@ -13,6 +13,14 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+LONGEST = ("test_end_to_end", "test_loops", "test_weights")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest: workers take whole files, and one that came last would be alone in it."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_collection_finish():
     """Split the CPU into four logical devices, for tests of replicas: TensorFlow is imported by now, but not used."""
     if "tensorflow" in sys.modules:

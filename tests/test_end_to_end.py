@@ -1,5 +1,9 @@
-"""The commands as a user runs them: real processes, real files."""
+"""The commands as a user runs them: real files, and each command as a real process.
 
+What a command does a second time, and need not be a process for, is done in this one.
+"""
+
+import importlib
 import json
 import os
 import random
@@ -17,6 +21,9 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from efficientnet_tf import checkpoint, data, evaluate, predict
+from efficientnet_tf.config import UserError
+
 TINY = str(Path(__file__).parent / "tiny.yaml")
 DIGITS = ["--variant", TINY, "--recipe=digits"]
 
@@ -31,6 +38,12 @@ def run(command, *arguments, timeout=240, **options):
         check=False,
         **options,
     )
+
+
+def run_here(command, *arguments):
+    """Do what `python -m efficientnet_tf.<command>` does, in this process; return the exit status, None for 0."""
+    module = importlib.import_module(f"efficientnet_tf.{command}")
+    return module.main(module.make_parser().parse_args([*map(str, arguments)]))
 
 
 def error_of(done):
@@ -112,8 +125,9 @@ def test_data_of_other_classes_are_refused(photos, photos_run, tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "val" / name).mkdir(parents=True)
         os.link(photos / "val/flower/0.jpg", tmp_path / "val" / name / "0.jpg")
-    done = run("evaluate", f"--model_dir={photos_run}", f"--data_dir={tmp_path}")
-    assert "the data has the 3 classes flower, temple, tower, ..., the model 2: flower, temple" in error_of(done)
+    message = r"the data has the 3 classes flower, temple, tower, \.\.\., the model 2: flower, temple"
+    with pytest.raises(UserError, match=message):
+        run_here("evaluate", f"--model_dir={photos_run}", f"--data_dir={tmp_path}")
 
 
 def test_predict_names_what_it_cannot_read_and_does_the_rest(photos, photos_run, tmp_path):
@@ -132,11 +146,9 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(photos, photos_run,
 
 def test_predict_agrees_with_the_saved_keras_model(photos, photos_run):
     """The .keras file loads without custom objects, and predict says what it says."""
-    from efficientnet_tf import checkpoint, data
-
     path = photos / "val/temple/0.jpg"
-    done = run("predict", f"--model_dir={photos_run}", "--json", path)
-    said = {label["label"]: label["probability"] for label in json.loads(done.stdout)["labels"]}
+    [(_, answer)] = predict.predict(str(photos_run), [str(path)])
+    said = dict(answer)
     model = keras.models.load_model(photos_run / "model.keras")
     image = data.eval_image(tf.io.read_file(str(path)), checkpoint.read_config(str(photos_run)))
     logits = model(image[None]).numpy()[0].astype(float)
@@ -162,9 +174,11 @@ def test_export_serves_pixels_and_files(photos, photos_run, tmp_path):
     np.testing.assert_allclose(tf.reduce_sum(answer["probabilities"], axis=1), 1, atol=1e-5)
 
     # The export is evaluated like the run it comes from, and is not written over.
-    evaluated = [run("evaluate", f"--model_dir={d}", "--json").stdout for d in (output, photos_run)]
-    assert json.loads(evaluated[0]) == pytest.approx(json.loads(evaluated[1]), abs=1e-5)
-    assert "is not an empty folder" in error_of(run("export", f"--model_dir={photos_run}", f"--output={output}"))
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    evaluated = [evaluate.evaluate_dir(str(folder), strategy) for folder in (output, photos_run)]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
+    with pytest.raises(UserError, match="is not an empty folder"):
+        run_here("export", f"--model_dir={photos_run}", f"--output={output}")
 
 
 # With all that could depend on where a run was interrupted: policy, mixing, and phases of other sizes and batches.
@@ -208,9 +222,9 @@ def _steps_told(model_dir):
         return []
 
 
-def test_sigterm_saves_says_so_and_exits_with_its_own_status(tmp_path):
+def test_sigterm_saves_says_so_and_exits_with_its_own_status(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = [*DIGITS, "--set", "train.epochs=4", "--set", "train.steps_per_loop=2"]
+    arguments = [*DIGITS, "--set", "train.epochs=2", "--set", "train.steps_per_loop=2"]
     command = [sys.executable, "-m", "efficientnet_tf.train", *arguments, f"--model_dir={stopped}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while not _steps_told(stopped):
@@ -225,15 +239,17 @@ def test_sigterm_saves_says_so_and_exits_with_its_own_status(tmp_path):
     assert_same_run(whole, stopped)
 
     # Finished: the same command again trains no more and says the same; another config is refused with its diff.
-    before = variables(stopped)
-    assert run("train", *arguments, f"--model_dir={stopped}").returncode == 0
+    before, told = variables(stopped), _steps_told(stopped)
+    assert run_here("train", *arguments, f"--model_dir={stopped}") == 0
     assert all(np.array_equal(before[name], value) for name, value in variables(stopped).items())
-    message = error_of(run("train", *DIGITS, "--set", "train.epochs=5", f"--model_dir={stopped}"))
-    assert "train.epochs: 4.0 -> 5.0" in message and "another config" in message
-    message = error_of(run("train", "--variant=b0", *arguments[2:], f"--model_dir={stopped}"))
-    assert "model.name: 'tiny' -> 'b0'" in message
+    assert _steps_told(stopped) == told and "finished: " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"(?s)another config.*train\.epochs: 2\.0 -> 5\.0"):
+        run_here("train", *DIGITS, "--set", "train.epochs=5", f"--model_dir={stopped}")
+    with pytest.raises(UserError, match=r"model\.name: 'tiny' -> 'b0'"):
+        run_here("train", "--variant=b0", *arguments[2:], f"--model_dir={stopped}")
 
 
+@pytest.mark.slow  # test_loops does it without a process
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     huge = ["optimizer.learning_rate=1e30", "schedule.warmup_epochs=0.2", "train.checkpoint_every_epochs=0.05"]
     arguments = [*DIGITS, *(word for text in huge for word in ("--set", text)), "--set", "train.steps_per_loop=1"]
@@ -243,7 +259,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     assert all(np.isfinite(value).all() for value in saved if value.dtype.kind == "f")
 
 
-def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path):
+def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path, capsys):
+    """In this process; test_broken starts processes."""
     root = tmp_path / "data"
     for split in ("train", "val"):
         for name in ("flower", "temple"):
@@ -252,18 +269,18 @@ def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path):
                 os.link(path, root / split / name / path.name)
     (root / "train/flower/zero.jpg").write_bytes(b"")
     (root / "train/temple/text.jpg").write_text("a text file")
-    arguments = [f"--variant={TINY}", "--recipe=folder", f"--data_dir={root}", "--set", "train.epochs=4"]
-    arguments += ["--set", "train.batch_size=10", "--set", "data.image_size=32"]
-    message = error_of(run("train", *arguments, f"--model_dir={tmp_path / 'strict'}"))
-    assert "zero.jpg" in message or "text.jpg" in message
-    assert "data.max_bad_fraction=0.001" in message
-    done = run("train", *arguments, "--set", "data.max_bad_fraction=0.1", f"--model_dir={tmp_path / 'lenient'}")
-    assert done.returncode == 0, done.stderr
-    assert "2 of 50 training images could not be read" in done.stdout
-    assert "zero.jpg" in done.stdout and "text.jpg" in done.stdout
+    arguments = [f"--variant={TINY}", "--recipe=folder", f"--data_dir={root}", "--set", "train.epochs=1"]
+    arguments += ["--set", "train.batch_size=10", "--set", "data.image_size=32", "--set", "schedule.warmup_epochs=0"]
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction=0\.001 .*(zero|text)\.jpg"):
+        run_here("train", *arguments, f"--model_dir={tmp_path / 'strict'}")
+    lenient = f"--model_dir={tmp_path / 'lenient'}"
+    assert run_here("train", *arguments, "--set", "data.max_bad_fraction=0.1", lenient) == 0
+    said = capsys.readouterr().out
+    assert "2 of 50 training images could not be read" in said
+    assert "zero.jpg" in said and "text.jpg" in said
     (root / "val/flower/zero.jpg").write_bytes(b"")
-    message = error_of(run("evaluate", f"--model_dir={tmp_path / 'lenient'}"))
-    assert "1 of 17 images cannot be read" in message and "zero.jpg" in message
+    with pytest.raises(UserError, match=r"1 of 17 images cannot be read.*zero\.jpg"):
+        run_here("evaluate", lenient)
 
 
 @pytest.mark.parametrize(

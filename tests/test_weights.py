@@ -305,15 +305,21 @@ def converted(tmp_path_factory):
     overrides = ["data.image_size=64", "data.crop_padding=8"]
     for name in ("b0.weights.h5", "b0.keras", "b0"):
         weights.convert("b0", source, str(folder / name), overrides=overrides)
-    command = [sys.executable, "-m", "efficientnet_tf.export", f"--model_dir={folder / 'b0'}"]
-    subprocess.run([*command, f"--output={folder / 'exported'}"], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def exported(converted):
+    """Return that folder with the export of the network, too: what slow tests alone need."""
+    command = [sys.executable, "-m", "efficientnet_tf.export", f"--model_dir={converted / 'b0'}"]
+    subprocess.run([*command, f"--output={converted / 'exported'}"], check=True, capture_output=True)
+    return converted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["b0.weights.h5", "b0.keras", "b0", "exported"])
-def test_own_formats(name, converted, theirs, ours, pixels):
-    stored = load_weights(ours, str(converted / name))
+def test_own_formats(name, exported, theirs, ours, pixels):
+    stored = load_weights(ours, str(exported / name))
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
     assert stored.needs["data.crop_padding"] == 8 and stored.needs["data.image_size"] == 64
 
