@@ -97,10 +97,11 @@ def compare_exports(folder, digits=None, flags=()):
 
 # ------------------------------------------------------------------------------------------------- the page
 
-ABOUT = """What stands in one table was measured in turns, in one run: medians, and the lowest and highest. `of keras` is
-the share of the rate of keras.applications in a plain graph, `of timm` of timm's with torch.compile, `of product` the
-share of the arithmetic of a product of large matrices in the same run. With `--longest_step` cases are left out whose
-step would take longer even at that product's rate; others, where the memory that is predicted for them was not there."""
+ABOUT = """What stands in one table was measured in turns, in one run: medians, and the lowest and highest. `of
+keras` is the share of the rate of keras.applications in a plain graph, `of timm` of timm's with
+torch.compile, `of product` the share of the arithmetic of a product of large matrices in the same run.
+With `--longest_step` cases are left out whose step would take longer even at that product's rate;
+others, where the memory predicted for them was not there."""
 TEXTS = {
     "train_b0": "## Training, B0",
     "train_b4": "## Training, B4",
