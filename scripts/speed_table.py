@@ -148,7 +148,7 @@ def deployment(rows, folder):
     for row in rows:
         found = table.setdefault(row["contestant"], {"format": row["contestant"]} | columns([row], "file_mib")[0])
         found[f"images/s at batch {row['batch']}"] = row["images_per_second"]
-        found[f"lowest to highest at {row['batch']}"] = f"{row['low']:.4g} to {row['high']:.4g}"
+        found[f"lowest to highest at {row['batch']}"] = f"{row['low']:,.1f} to {row['high']:,.1f}"
     if any("file_mib" in row for row in table.values()):
         for name, row in table.items():
             share = told.get(name, {}).get("agreement")
