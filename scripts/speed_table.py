@@ -16,7 +16,7 @@ from pathlib import Path
 from efficientnet_tf import speed_picture
 from efficientnet_tf.benchmark import format_table
 from efficientnet_tf.config import environment
-from efficientnet_tf.contestants import EXPORTS, RUNTIMES
+from efficientnet_tf.contestants import EXPORTS, PACKAGES, RUNTIMES
 
 FAMILY = ",".join(f"b{i}" for i in range(8))
 QUICK = ["--rounds=2", "--seconds=0.5"]  # where there are many cases
@@ -83,7 +83,8 @@ def compare_exports(folder, digits=None, flags=()):
             ]
             done = run([*words, "--json", *flags], check=False, capture_output=True)
             if done.returncode:  # too little agreement is a result, too
-                rows.append({"contestant": name, "error": done.stderr.strip().rpartition("error: ")[2]})
+                error = done.stderr.strip().rpartition("error: ")[2].replace(f"{scratch}/", "")
+                rows.append({"contestant": name, "error": error})
             else:
                 told = json.loads(done.stdout.splitlines()[-1])
                 rows.append({"contestant": name} | {key: told[key] for key in ("images", "difference", "agreement")})
@@ -91,7 +92,7 @@ def compare_exports(folder, digits=None, flags=()):
         f"python -m {shlex.join(DIGITS)} --model_dir=runs/digits",
         "python -m efficientnet_tf.export --model_dir=runs/digits --output=FILE --precision=PRECISION --json",
     ]
-    report = {"commands": commands, "environment": environment(), "rows": rows}
+    report = {"commands": commands, "environment": environment(*PACKAGES), "rows": rows}
     (folder / "agreement.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
