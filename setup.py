@@ -17,6 +17,7 @@ EXTRAS = {
     "weights": ["safetensors>=0.4,<1"],
     "beam": ["apache-beam>=2.60,<3"],
     "study": ["optuna>=4.5,<6", "plotly>=6,<8", "matplotlib>=3.9,<4"],
+    "picture": ["matplotlib>=3.9,<4"],
     # The TPU's compiler, for machines without a TPU: with tensorflow-tpu it does not go together.
     "preflight": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52"],
     "litert": ["ai-edge-litert>=2.1,<3"],

@@ -16,13 +16,23 @@ from dataclasses import replace
 
 from efficientnet_tf import cli, contestants
 from efficientnet_tf.contestants import Contestant, Setting
-from efficientnet_tf.machine import cores, hardware
+from efficientnet_tf.machine import available_bytes, cores, hardware
 
 LIMITS, OTHERS = ("product", "copy"), ("keras", "timm")
 
 
 def measure_networks(
-    mode, variants, batches, compare, rounds, seconds, sizes=(None,), threads=(None,), precision="float32"
+    mode,
+    variants,
+    batches,
+    compare,
+    rounds,
+    seconds,
+    sizes=(None,),
+    threads=(None,),
+    precision="float32",
+    longest_step=None,
+    skipped=None,
 ):
     """Measure networks, each beside the same network of others, and beside the machine.
 
@@ -36,12 +46,18 @@ def measure_networks(
         sizes: sequence of int or None, image sides in pixels; None for a variant's own.
         threads: sequence of int or None, cores to run on; None for all.
         precision: str, "float32" or "mixed_bfloat16".
+        longest_step: float > 0 or None, seconds; a step whose arithmetic would take longer at the rate of the product
+            of large matrices is skipped.
+        skipped: list or None; what is not measured is added, a dict each: variant, size, batch, threads, reason. So
+            are cases whose predicted memory this machine does not have, and those that a signal ended.
 
     Yields:
-        dict: variant, size, batch, threads, contestant; images_per_second (median), low, high; of_NAME, the share of
-        the rate of each that is compared; of_product, the share of the arithmetic of a product of large matrices;
-        milliseconds, of a batch; peak_mib, of the whole process; start_seconds, from its beginning to the end of its
-        first step; product_gflops and copy_gb_per_second, the machine's limits as measured between.
+        dict: variant, size, batch, threads, contestant, gmacs, multiply-adds of an image in billions;
+        images_per_second (median), low, high; of_NAME, the share of the rate of each that is compared; of_product, the
+        share of the arithmetic of a product of large matrices; milliseconds, of a batch; peak_mib, of the whole
+        process; start_seconds, from its beginning to the end of its first step; first_step_seconds, of these, tracing
+        included; product_gflops and copy_gb_per_second, the machine's limits as measured between. With "export" also
+        file_mib, None for networks that are no file.
 
     Raises:
         UserError: when a contestant cannot run.
@@ -51,54 +67,110 @@ def measure_networks(
     from efficientnet_tf.config import load_variant
 
     names = ["efficientnet_tf", *compare, *(contestants.EXPORTS if mode == "export" else ())]
+    kind = "train" if mode == "train" else "infer"
     cases = [
-        Setting("", mode, variant, size or load_variant(variant).resolution, batch, precision, count)
-        for variant, size, batch, count in itertools.product(variants, sizes, batches, threads)
+        Setting("", kind, variant, size or load_variant(variant).resolution, batch, precision, count)
+        for count, variant, size, batch in itertools.product(threads, variants, sizes, batches)
     ]
-    with tqdm(total=len(cases) * (rounds + 1) * len([*LIMITS, *names]), unit="measurement", file=sys.stderr) as bar:
-        for case in cases:
-            bar.set_description(f"{case.variant}, {case.size} pixels, batch {case.batch}")
-            with contextlib.ExitStack() as stack:
-                runners = {
-                    name: stack.enter_context(Contestant(replace(case, contestant=name))) for name in (*LIMITS, *names)
-                }
-                taken = {name: [] for name in runners}
-                for turn in range(rounds + 1):
-                    for name, runner in runners.items():
-                        step = runner.run(seconds)
-                        if turn:
-                            taken[name].append(step)
-                        bar.update()
-                yield from _rows(case, names, runners, taken)
+    turns = (rounds + 1) * len([*LIMITS, *names])
+    with tqdm(total=len(cases) * turns, unit="measurement", file=sys.stderr) as bar:
+        for _, group in itertools.groupby(cases, lambda case: case.threads):
+            group = list(group)
+            with _started(group[0], LIMITS) as limits:
+                for case in group:
+                    bar.set_description(f"{case.variant}, {case.size} pixels, batch {case.batch}")
+                    end = bar.n + turns
+                    reason = _too_large(case, names) or _too_long(case, limits["product"], longest_step)
+                    try:
+                        if not reason:
+                            with _started(case, names) as runners:
+                                runners = limits | runners
+                                taken = contestants.take_turns(runners, rounds, seconds, bar.update)
+                                yield from _rows(case, names, runners, taken, mode == "export")
+                    except contestants.Killed as error:
+                        reason = str(error)
+                    if reason:
+                        told = {key: getattr(case, key) for key in ("variant", "size", "batch")}
+                        told |= {"threads": case.threads or cores(), "reason": reason}
+                        line = "skipped: {variant}, {size} pixels, batch {batch}, {threads} thread{s}: {reason}"
+                        bar.write(line.format(**told, s="s" * (told["threads"] > 1)), sys.stderr)
+                        if skipped is not None:
+                            skipped.append(told)
+                        bar.update(end - bar.n)
 
 
-def _rows(case, names, runners, taken):
-    from efficientnet_tf import complexity
+@contextlib.contextmanager
+def _started(case, names):
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(Contestant(replace(case, contestant=name))) for name in names}
+
+
+def _layers(case):
+    from efficientnet_tf.complexity import list_layers
     from efficientnet_tf.config import load_variant
 
+    return list_layers(load_variant(case.variant), case.size, contestants.CLASSES)
+
+
+def _too_large(case, names):
+    """Return why a case would not fit into memory, all processes at once, or None."""
+    from efficientnet_tf.memory import inference_memory, training_memory
+
+    predict = training_memory if case.mode == "train" else inference_memory
+    needed = len(names) * (predict(_layers(case), case.batch, case.precision).total + contestants.PROCESS_BYTES)
+    available = available_bytes()
+    if available is None or needed <= available:
+        return None
+    processes = f"{len(names)} processes" if len(names) > 1 else "one process"
+    return f"{processes} would take {needed / 2**30:.1f} GiB, of {available / 2**30:.1f} GiB available"
+
+
+def _too_long(case, product, longest_step):
+    """Return why a step would take too long, or None."""
+    if longest_step is None:
+        return None
+    rate = 2 * contestants.PRODUCT**3 / product.run(0)
+    seconds = _operations(case) / rate
+    if seconds <= longest_step:
+        return None
+    return f"a step would take {seconds:.2g} s at the rate of a matrix product, longer than {longest_step:g} s"
+
+
+def _operations(case):
+    """Return the operations of a step."""
+    return contestants.operations_of(case.mode) * case.batch * sum(layer.macs for layer in _layers(case))
+
+
+def _rows(case, names, runners, taken, with_files):
     median = {name: statistics.median(steps) for name, steps in taken.items()}
-    # Of each multiply-add two operations; there and back about three times as many.
-    flops = 2 * complexity.count_cost(load_variant(case.variant), case.size)["total"].macs
-    flops *= case.batch * (3 if case.mode == "train" else 1)
     product = 2 * contestants.PRODUCT**3 / median["product"]
     for name in names:
+        facts = runners[name].facts
         yield {
             "variant": case.variant,
             "size": case.size,
             "batch": case.batch,
             "threads": case.threads or cores(),
             "contestant": name,
+            "gmacs": round(sum(layer.macs for layer in _layers(case)) / 1e9, 4),
             "images_per_second": round(case.batch / median[name], 2),
             "low": round(case.batch / max(taken[name]), 2),
             "high": round(case.batch / min(taken[name]), 2),
             **{f"of_{other}": round(median[other] / median[name], 3) for other in names[1:] if other in OTHERS},
-            "of_product": round(flops / median[name] / product, 3),
+            "of_product": round(_operations(case) / median[name] / product, 3),
             "milliseconds": round(1e3 * median[name], 2),
-            "peak_mib": runners[name].peak_bytes and round(runners[name].peak_bytes / 2**20),
+            **({"file_mib": _mib(facts.get("file_bytes"), 1)} if with_files else {}),
+            "peak_mib": _mib(facts["peak_bytes"]),
             "start_seconds": round(runners[name].start_seconds, 1),
+            "first_step_seconds": round(facts["first_step_seconds"], 1),
             "product_gflops": round(product / 1e9),
             "copy_gb_per_second": round(2 * contestants.COPIED_BYTES / median["copy"] / 1e9, 1),
         }
+
+
+def _mib(count, digits=None):
+    """Return bytes in MiB; None, which is not told, stays None."""
+    return None if count is None else round(count / 2**20, digits)
 
 
 def format_table(rows):
@@ -110,7 +182,7 @@ def format_table(rows):
             return f"{value:.0%}"
         if isinstance(value, float):
             return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        return str(value)
+        return "" if value is None else str(value)
 
     lines = [[key.replace("_", " ") for key in header], *([text(key, row[key]) for key in header] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -119,7 +191,7 @@ def format_table(rows):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _measure(args):
+def _measure(args, skipped):
     if args.mode == "input":
         from efficientnet_tf.input_speed import measure_input
 
@@ -135,24 +207,32 @@ def _measure(args):
         args.sizes or [None],
         args.threads or [None],
         args.precision,
+        args.longest_step,
+        skipped,
     )
 
 
 def main(args):
-    """Measure, print the table, write the JSON; stopped by Ctrl-C, print what is complete."""
+    """Measure, print the table, write the JSON and the picture; stopped by Ctrl-C, print what is complete."""
+    from efficientnet_tf import speed_picture
     from efficientnet_tf.config import UserError, environment, nearest
 
-    folder = os.path.dirname(os.path.abspath(args.output or ""))
-    if args.output and (os.path.isdir(args.output) or not os.access(folder, os.W_OK)):
-        # Said now, not after minutes of measuring.
-        raise UserError(f"--output={args.output} cannot be written: expected a file's path in an existing folder")
+    # Said now, not after minutes of measuring.
+    for flag, path in (("--output", args.output), ("--picture", args.picture)):
+        folder = os.path.dirname(os.path.abspath(path or ""))
+        if path and (os.path.isdir(path) or not os.access(folder, os.W_OK)):
+            raise UserError(f"{flag}={path} cannot be written: expected a file's path in an existing folder")
+    if args.picture:
+        if args.mode == "input":
+            raise UserError("--picture draws networks: it goes with --mode=train, infer or export, received input")
+        speed_picture.check("--picture", args.picture)
     for name in args.compare:
         if name not in OTHERS:
             raise UserError(f"--compare={name}: allowed are {', '.join(OTHERS)}.{nearest(name, OTHERS)}")
-    stated = environment() | hardware()  # of what is measured: the tree may change while it runs
-    rows, stopped = [], False
+    stated = environment(*contestants.PACKAGES) | hardware()  # of what is measured: the tree may change while it runs
+    rows, skipped, stopped = [], [], False
     try:
-        for row in _measure(args):
+        for row in _measure(args, skipped):
             rows.append(row)
     except KeyboardInterrupt:
         stopped = True
@@ -162,7 +242,12 @@ def main(args):
         raise UserError("stopped before all was measured" + (f"; {args.output} was not written" * bool(args.output)))
     if args.output:
         with open(args.output, "w") as file:
-            json.dump({"mode": args.mode, "environment": stated, "rows": rows}, file, indent=1)
+            report = {"mode": args.mode, "command": cli.format_command(make_parser(), args), "environment": stated}
+            json.dump(report | {"rows": rows, "skipped": skipped}, file, indent=1)
+    if not rows:
+        raise UserError("nothing was measured: each case was skipped")
+    if args.picture:
+        speed_picture.draw(rows, args.mode).savefig(args.picture, dpi=150)
 
 
 def make_parser():
@@ -197,7 +282,16 @@ def make_parser():
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="of the networks")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns that count, after one that does not")
     parser.add_argument("--seconds", type=cli.positive_number, default=3.0, help="length of a measurement")
+    parser.add_argument(
+        "--longest_step",
+        type=cli.positive_number,
+        metavar="SECONDS",
+        help="skip what would take longer for a step, even at the rate of a matrix product; by default nothing",
+    )
     parser.add_argument("--output", help="JSON file to write, with hardware and versions")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="picture to draw, .png or .svg: multiply-adds against the time of an image"
+    )
     return parser
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 
 from absl import app, logging
@@ -115,6 +116,31 @@ def overrides(args):
     """Return the `section.key=value` strings that the flags of `add_override_arguments` describe."""
     data_dir = [] if args.data_dir is None else [f"data.dir={json.dumps(args.data_dir)}"]
     return data_dir + args.overrides
+
+
+def format_command(parser, args, required=(), omitted=()):
+    """Return the command that flags came from, for a shell; what has its default is left out.
+
+    Args:
+        parser: as of `make_parser`.
+        args: what it has parsed.
+        required: sequence of str, the flags that have no default, as words.
+        omitted: sequence of str, names of flags that are not told.
+    """
+    words = [parser.prog, *required]
+    defaults = vars(parser.parse_args(list(required)))
+    for name, value in vars(args).items():
+        if name in omitted or value == defaults[name]:
+            continue
+        if name == "overrides":
+            words += [f"--set {shlex.quote(text)}" for text in value]
+            continue
+        if isinstance(value, dict):
+            value = [f"{key}:{part:g}" for key, part in value.items()]
+        if isinstance(value, list):
+            value = ",".join(part if isinstance(part, str) else f"{part:g}" for part in value)
+        words.append(f"--{name}={shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def run(main, parser, argv=None):

@@ -265,10 +265,10 @@ def override_config(config, overrides):
 # --------------------------------------------------------------------------------------------------- files
 
 
-def environment():
-    """Return versions and git commit as a mapping: what, beside the config, decided a run."""
+def environment(*others):
+    """Return versions and git commit as a mapping: what, beside the config, decided a run; of `others` as well."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("efficientnet_tf", "keras", "tensorflow", "tensorflow-cpu", "tensorflow-tpu", "numpy"):
+    for package in ("efficientnet_tf", "keras", "tensorflow", "tensorflow-cpu", "tensorflow-tpu", "numpy", *others):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 Each has a process of its own, so that threads, memory and start are its own, too; the parent lets them run in turns.
 A process gets a Setting as its argument, tells when its first step is done, and from then on reads numbers of steps, a
-line each, and answers each with what they took.
+line each, and answers each with what they took. What is known of it beside time comes with every answer (`facts`).
 """
 
 import contextlib
@@ -19,8 +19,11 @@ from efficientnet_tf.machine import peak_bytes
 
 IMAGES = 100_000  # as if of a data set: the schedule asks how many
 CLASSES = 1000
+SMOOTHING = 0.1  # of labels, as the recipe `imagenet` has it
 PRODUCT = 2048  # side of the matrices whose product is the limit of arithmetic
 COPIED_BYTES = 2**28
+PROCESS_BYTES = 2**29  # what a process takes before it has a network, about: TensorFlow, torch
+PACKAGES = ("torch", "timm", "ai-edge-litert", "onnxruntime", "openvino")  # whose versions matter beside this one's
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,24 @@ class Setting:
     threads: int | None = None  # cores to run on; all, by default
 
 
+class Killed(UserError):
+    """A contestant that a signal has ended: the system's, when memory ran out, as a rule."""
+
+
 class Contestant:
-    """A process that does steps when it is told to; a context, which ends it."""
+    """A process that does steps when it is told to; a context, which ends it.
+
+    Attributes:
+        setting: Setting.
+        start_seconds: float, from the beginning of the process to the end of its first step.
+        facts: dict; "first_step_seconds", of these, tracing and compiling included; "peak_bytes", memory of the whole
+            process, None where the system does not say; of an exported file "file_bytes"; of jax and timm "device", its
+            name, and "device_peak_bytes", None on a CPU.
+    """
 
     def __init__(self, setting):
         self.setting = setting
-        self.start_seconds = self.peak_bytes = None
+        self.start_seconds, self.facts = None, {}
         self._step_seconds = 1.0
 
     def __enter__(self):
@@ -71,17 +86,47 @@ class Contestant:
             self._process.wait()
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{self.setting.contestant} ended with status {self._process.returncode}: {last[:300]}")
-        return json.loads(line)
+            status = self._process.returncode
+            kind = Killed if status < 0 else UserError
+            raise kind(f"{self.setting.contestant} ended with status {status}: {last[:300]}")
+        told = json.loads(line)
+        self.facts |= told["facts"]
+        return told["seconds"]
 
     def run(self, seconds):
         """Let it do steps for about so many seconds, one at least; return the seconds of one."""
         steps = max(1, round(seconds / self._step_seconds))
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
-        told = self._answer()
-        self.peak_bytes, self._step_seconds = told["peak_bytes"], told["seconds"] / steps
+        self._step_seconds = self._answer() / steps
         return self._step_seconds
+
+
+def operations_of(mode):
+    """Return the operations for each multiply-add of a network: two, and in training, there and back, three times."""
+    return 6 if mode == "train" else 2
+
+
+def take_turns(runners, rounds, seconds, after_each=lambda: None):
+    """Let contestants run one after the other, again and again; the first turn does not count.
+
+    Args:
+        runners: dict, name to Contestant.
+        rounds: int >= 1, turns that count.
+        seconds: float > 0, length of a measurement; a step at least.
+        after_each: function, called after each measurement.
+
+    Returns:
+        dict, name to the seconds of a step in each turn.
+    """
+    taken = {name: [] for name in runners}
+    for turn in range(rounds + 1):
+        for name, runner in runners.items():
+            step = runner.run(seconds)
+            if turn:
+                taken[name].append(step)
+            after_each()
+    return taken
 
 
 # ------------------------------------------------------------------------------------- in the process of its own
@@ -158,15 +203,20 @@ def _keras(setting):
 
 
 def _timm(setting):
-    """Torch's networks, compiled, channels last."""
+    """Torch's networks, compiled, channels last, with as much dropout as ours."""
     import timm
     import torch
 
+    from efficientnet_tf.config import load_variant
+
+    spec = load_variant(setting.variant)
     train, dtype = setting.mode == "train", getattr(torch, setting.precision.removeprefix("mixed_"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
     images, labels = (torch.from_numpy(array).to(device) for array in _examples(setting))
-    model = timm.create_model(f"tf_efficientnet_{setting.variant}").to(device, memory_format=torch.channels_last)
-    model.train(train)
+    rates = {"drop_rate": spec.dropout, "drop_path_rate": spec.drop_connect}
+    model = timm.create_model(f"tf_efficientnet_{setting.variant}", **rates)
+    model = model.to(device, memory_format=torch.channels_last).train(train)
     compiled = torch.compile(model)
     optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9)
 
@@ -181,10 +231,70 @@ def _timm(setting):
                 logits = forward().float()
                 if train:
                     optimizer.zero_grad()
-                    torch.nn.functional.cross_entropy(logits, labels.long()).backward()
+                    loss = torch.nn.functional.cross_entropy(logits, labels.long(), label_smoothing=SMOOTHING)
+                    loss.backward()
                     optimizer.step()
-                logits.sum().item()
+        if gpu:
+            torch.cuda.synchronize()
 
+    def facts():
+        if not gpu:
+            return {"device": device, "device_peak_bytes": None}
+        return {"device": torch.cuda.get_device_name(), "device_peak_bytes": torch.cuda.max_memory_allocated()}
+
+    run.facts = facts
+    return run
+
+
+def _jax(setting):
+    """This package's network on Keras's JAX backend, where TensorFlow need not be; a step is one compiled program."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # most of a GPU's memory, which others want, too
+    import jax
+    import keras
+
+    from efficientnet_tf import models
+
+    keras.config.set_dtype_policy(setting.precision)
+    examples = jax.device_put(_examples(setting))
+    model = models.build_model(setting.variant, CLASSES, examples[0].shape[1:])
+    state = [
+        [variable.value for variable in part] for part in (model.trainable_variables, model.non_trainable_variables)
+    ]
+
+    def infer(state, images, _):
+        return state, model.stateless_call(*state, images, training=False)[0]
+
+    def train(state, images, labels):
+        def loss_of(weights, others):
+            logits, others = model.stateless_call(weights, others, images, training=True)
+            targets = jax.nn.one_hot(labels, CLASSES)
+            losses = keras.losses.categorical_crossentropy(targets, logits, True, SMOOTHING)
+            return losses.mean(), others
+
+        weights, others, slots = state
+        (loss, others), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, others)
+        weights, slots = optimizer.stateless_apply(slots, gradients, weights)
+        return [weights, others, slots], loss
+
+    if setting.mode == "train":
+        optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        state.append([variable.value for variable in optimizer.variables])
+    step = jax.jit(train if setting.mode == "train" else infer, donate_argnums=0)  # new values in the old one's memory
+
+    def run(steps):
+        nonlocal state
+        for _ in range(steps):
+            state, result = step(state, *examples)
+        result.block_until_ready()
+
+    def facts():
+        device = jax.devices()[0]
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        return {"device": device.device_kind, "device_peak_bytes": peak}
+
+    run.facts = facts
     return run
 
 
@@ -231,12 +341,14 @@ def _exported(setting):
         path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
         named = keras.Model(model.input, {"logits": model.output})
         kind.write(named, path, precision, images[:8, None], (), dict.fromkeys(artefacts.TEXTS, precision))
+        size = sum(file.stat().st_size for file in os.scandir(folder))
         logits_of, _ = artefacts.open_artefact(path)
 
     def run(steps):
         for _ in range(steps):
             logits_of(images)
 
+    run.facts = lambda: {"file_bytes": size}
     return run
 
 
@@ -247,7 +359,7 @@ EXPORTS = (
     *("openvino:float32", "openvino:bfloat16", "openvino:int8"),
 )
 CONTESTANTS = {
-    **{"efficientnet_tf": _ours, "keras": _keras, "timm": _timm, "product": _product, "copy": _copy},
+    **{"efficientnet_tf": _ours, "keras": _keras, "timm": _timm, "jax": _jax, "product": _product, "copy": _copy},
     **dict.fromkeys(EXPORTS, _exported),
 }
 
@@ -260,13 +372,14 @@ def main(text):
     if setting.threads and hasattr(os, "sched_setaffinity"):  # every library counts by it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
     run = CONTESTANTS[setting.contestant](setting)
-    run(1)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
+    facts, steps = {}, 1
+    while steps:
         started = time.perf_counter()
-        run(int(line))
-        told = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-        print(json.dumps(told), file=answers, flush=True)
+        run(steps)
+        seconds = time.perf_counter() - started
+        facts = {"first_step_seconds": seconds} | facts | getattr(run, "facts", dict)() | {"peak_bytes": peak_bytes()}
+        print(json.dumps({"seconds": seconds, "facts": facts}), file=answers, flush=True)
+        steps = int(sys.stdin.readline() or 0)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ OpenVINO (`artefacts`), any other name is the folder of a SavedModel (`saved_mod
 and compared with the Keras model before it lies under its name.
 """
 
+import json
 import os
 import tempfile
 
@@ -35,8 +36,8 @@ def export_file(
         overrides: sequence of `section.key=value` for the sections data and eval: where the images are.
 
     Returns:
-        dict: "images", how many were compared; "difference", the largest of a logit; "agreement", the share of images
-        with the same top-1; "bytes", of what was written.
+        dict: "images", how many were compared; "difference", the largest of a logit; "greatest", the greatest logit;
+        "agreement", the share of images with the same top-1; "bytes", of what was written.
 
     Raises:
         UserError: when `output` exists or cannot be written; for a precision that the format does not have, a layer
@@ -206,6 +207,9 @@ def main(args):
                 f"in {', '.join(artefacts.FORMATS)} ask for other formats"
             )
         difference = saved_model.export_saved_model(args.model_dir, args.output)
+        if args.json:
+            print(json.dumps({"output": args.output, "precision": args.precision, "difference": difference}))
+            return
         print(f"exported to {args.output}; reloaded in a fresh process, its logits differ by at most {difference:.2g}")
         return
     result = export_file(
@@ -217,6 +221,9 @@ def main(args):
         args.images,
         cli.overrides(args),
     )
+    if args.json:
+        print(json.dumps({"output": args.output, "precision": args.precision, **result}))
+        return
     print(
         f"exported to {args.output} ({args.precision}, {result['bytes'] / 1e6:.1f} MB); run by {kind.name} on "
         f"{result['images']} images of the evaluation split, its logits differ by at most {result['difference']:.2g}, "
@@ -254,6 +261,7 @@ def make_parser():
     parser.add_argument(
         "--images", type=cli.positive_int, default=1000, help="images of the evaluation split to compare on, at most"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     cli.add_override_arguments(parser)
     return parser
 

@@ -21,21 +21,26 @@ def hardware():
     return {"cpu": name, "cores": cores()}
 
 
-def _status(key):
-    """Return a figure of /proc/self/status in bytes, None where there is none (not Linux)."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
+def _figure(key, path="/proc/self/status"):
+    """Return a figure of a file of the system in bytes, None where there is none (not Linux)."""
+    with contextlib.suppress(OSError, StopIteration), open(path) as file:
         return int(next(line for line in file if line.startswith(key)).split()[1]) * 1024
     return None
 
 
+def available_bytes():
+    """Return how much memory is left before the system swaps or kills, in bytes; None where it does not say."""
+    return _figure("MemAvailable:", "/proc/meminfo")
+
+
 def resident_bytes():
     """Return how much memory this process holds now, in bytes; None where the system does not say."""
-    return _status("VmRSS:")
+    return _figure("VmRSS:")
 
 
 def peak_bytes():
     """Return the most memory that this process has held, in bytes; None where the system does not say."""
-    return _status("VmHWM:")
+    return _figure("VmHWM:")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import fcntl
 import importlib.util
 import json
 import os
-import shlex
 import subprocess
 import sys
 
@@ -109,20 +108,8 @@ def _caveats(points, args):
 
 def format_command(args):
     """Return the command that redoes a study; without the database, whose address may hold a password."""
-    words = [f"python -m efficientnet_tf.study --study={args.study}"]
-    defaults = vars(make_parser().parse_args([f"--study={args.study}"]))
-    for name, value in vars(args).items():
-        if name in ("list", "report", "storage", "heartbeat_seconds") or value == defaults[name]:
-            continue
-        if name == "overrides":
-            words += [f"--set {shlex.quote(text)}" for text in value]
-            continue
-        if isinstance(value, dict):
-            value = [f"{key}:{part:g}" for key, part in value.items()]
-        if isinstance(value, list):
-            value = ",".join(part if isinstance(part, str) else f"{part:g}" for part in value)
-        words.append(f"--{name}={shlex.quote(str(value))}")
-    return " ".join(words)
+    required = [f"--study={args.study}"]
+    return cli.format_command(make_parser(), args, required, ("list", "report", "storage", "heartbeat_seconds"))
 
 
 # ------------------------------------------------------------------------------------------------- the command

@@ -1,8 +1,13 @@
-"""The wrappers that start a training again, with real processes: a stand-in for the command, and one for gcloud."""
+"""The wrappers that start a training again, with real processes: a stand-in for the command, and one for gcloud.
 
+And what measures speed: the pages that are written, never how quick something was.
+"""
+
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -106,3 +111,64 @@ def test_a_preempted_tpu_is_made_anew(tmp_path, statuses, status):
     log = (tmp_path / "log").read_text()
     assert "--accelerator-type=v3-8 --version=tpu-ubuntu2204-base --spot --zone=z" in log
     assert r"efficientnet_tf.train --tpu=local --variant=b4 --set a=b\ c --zone=z" in log
+
+
+def test_the_page_of_speed_is_written_from_its_files(tmp_path):
+    folder = tmp_path / "speed"
+    folder.mkdir()
+    row = {"variant": "b0", "size": 224, "batch": 8, "threads": 4, "contestant": "efficientnet_tf", "gmacs": 0.39}
+    row |= {"images_per_second": 100.0, "low": 90.0, "high": 110.0, "of_product": 0.2, "milliseconds": 80.0}
+    row |= {"peak_mib": 900, "start_seconds": 7.5, "first_step_seconds": 1.5, "product_gflops": 500}
+    report = {"command": "python -m efficientnet_tf.benchmark --mode=infer", "environment": {"cpu": "a", "cores": 4}}
+    left_out = [{"variant": "b7", "size": 600, "batch": 64, "threads": 1, "reason": "a step would take 37 s"}]
+
+    def write(name, mode, rows, skipped=()):
+        content = report | {"mode": mode, "rows": rows, "skipped": list(skipped)}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+    grown = [row | {"variant": f"b{i}", "gmacs": 0.39 * 2**i, "threads": t} for t in (1, 4) for i in range(3)]
+    write("scale_infer", "infer", grown[1:], left_out)
+    exported = [
+        row | {"batch": b, "contestant": c, "file_mib": 20.5} for b in (1, 32) for c in ("onnx:int8", "onnx:float32")
+    ]
+    write("deploy", "export", exported)
+    agreement = [{"contestant": "onnx:float32", "images": 360, "difference": 1e-6, "agreement": 0.9975}]
+    agreement += [{"contestant": "onnx:int8", "error": "run by ONNX Runtime in int8, ... less than 98%"}]
+    (folder / "agreement.json").write_text(json.dumps({"commands": ["python -m ..."], "rows": agreement}))
+    done = subprocess.run([sys.executable, SCRIPTS / "speed_table.py", folder, "--page"], check=False)
+    assert done.returncode == 0 and (folder / "scale_infer.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "speed.md").read_text()
+    tables = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")] for line in page.splitlines() if "|" in line
+    }
+    assert tables["onnx:float32"][2:3] == ["360"]  # the last table that has it
+    assert "below 98 %: not written" in page and "99.75%" in page and "20.5" in page
+    assert "- b7 at 600 pixels, batch 64, threads 1: a step would take 37 s" in page
+    assert "    python -m efficientnet_tf.benchmark --mode=infer\n" in page and "![" in page
+    assert "Not measured yet: train_b0, train_b4, deploy_bfloat16" in page
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_measures_without_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('not here')")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    words = ["--contestants=jax", "--variants=b0", "--sizes=32", "--batch=2", "--seconds=0.01", "--rounds=1"]
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "gpu_benchmark.py", *words, f"--output={tmp_path / 'gpu.json'}"],
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["environment"]["jax"] and [row["mode"] for row in report["rows"]] == ["train", "infer"]
+    for row in report["rows"]:
+        assert (row["contestant"], row["device"], row["device_peak_mib"]) == ("jax", "cpu", None)
+        assert 0 < row["low"] <= row["images_per_second"] <= row["high"]
+
+
+def test_the_gpu_benchmark_checks_its_flags():
+    words = [sys.executable, SCRIPTS / "gpu_benchmark.py", "--contestants=jaks"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == "error: --contestants=jaks: allowed are jax, timm\n"

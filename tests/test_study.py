@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_command_on_the_page_redoes_the_study_and_holds_no_password():
     assert command.startswith("python -m efficientnet_tf.study --study=family ")
     assert not re.search("phis|widths|networks|device", command), "what is the default is not said"
     assert "secret" not in command and "report" not in command
-    words = study.shlex.split(command)[3:]
+    words = shlex.split(command)[3:]
     assert study.make_parser().parse_args(words) == parse(*flags)
 
 
