@@ -13,6 +13,9 @@ import tensorflow as tf
 from efficientnet_tf import distribute, draws, fused
 from efficientnet_tf.config import UserError
 
+# Fewer values stay in the caches: their passes over memory do not pay for the tenth of a second that XLA takes a shape.
+MANY_VALUES = 2**20
+
 
 def group_size(config, strategy):
     """Return how many replicas share batch norm's statistics: `train.batch_norm_group` as a number.
@@ -140,7 +143,7 @@ class _Row(keras.layers.Layer):
     """Layers one after the other as one operation of `fused`: batch norm, and what there is before and behind it.
 
     Either a 1x1 convolution, batch norm, swish; or batch norm, swish, and the four layers of squeeze-and-excite; or
-    batch norm with swish or alone.
+    batch norm with swish or alone. Where there are fewer than MANY_VALUES, layer by layer.
     """
 
     def __init__(self, row):
@@ -150,8 +153,9 @@ class _Row(keras.layers.Layer):
         self.swish, self.squeeze_excite = rest[:1], rest[1:]
 
     def call(self, x, training=None):
-        if not training:
-            return self._one_by_one(x)
+        channels = self.conv.filters if self.conv else x.shape[-1]
+        if not training or math.prod([*x.shape[:-1], channels]) < MANY_VALUES:
+            return self._one_by_one(x, training)
         norm, epsilon = self.norm, self.norm.epsilon
         gamma, beta = tf.cast(norm.gamma, tf.float32), tf.cast(norm.beta, tf.float32)
         if self.conv:
@@ -171,9 +175,10 @@ class _Row(keras.layers.Layer):
             moving.assign(moving * norm.momentum + new * (1 - norm.momentum))
         return x
 
-    def _one_by_one(self, x):
-        for layer in (*filter(None, [self.conv]), self.norm, *self.swish):
-            x = layer(x)
+    def _one_by_one(self, x, training):
+        x = self.norm(self.conv(x) if self.conv else x, training=training)
+        for swish in self.swish:
+            x = swish(x)
         if self.squeeze_excite:
             squeeze, reduce, expand, excite = self.squeeze_excite
             x = excite([x, expand(reduce(squeeze(x)))])

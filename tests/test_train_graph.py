@@ -118,8 +118,10 @@ def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train(copi
     np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
 
 
-def test_the_copy_for_training_trains_as_the_model(copied):
-    """The same outputs, the same gradients, the same statistics."""
+@pytest.mark.parametrize("many", [0, train_graph.MANY_VALUES])
+def test_the_copy_for_training_trains_as_the_model(copied, many, monkeypatch):
+    """The same outputs, the same gradients, the same statistics, as one operation and layer by layer."""
+    monkeypatch.setattr(train_graph, "MANY_VALUES", many)
     results = []
     for network in copied[:2]:
         trainable = {v.path: tf.constant(v.numpy()) for v in sorted(network.trainable_variables, key=lambda v: v.path)}
