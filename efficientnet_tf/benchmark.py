@@ -14,9 +14,10 @@ import statistics
 import sys
 from dataclasses import replace
 
-from efficientnet_tf import cli, contestants
-from efficientnet_tf.contestants import Contestant, Setting
+from efficientnet_tf import cli, contestants, turns
+from efficientnet_tf.contestants import Setting
 from efficientnet_tf.machine import available_bytes, cores, hardware
+from efficientnet_tf.turns import Contestant
 
 LIMITS, OTHERS = ("product", "copy"), ("keras", "timm")
 
@@ -72,22 +73,22 @@ def measure_networks(
         Setting("", kind, variant, size or load_variant(variant).resolution, batch, precision, count)
         for count, variant, size, batch in itertools.product(threads, variants, sizes, batches)
     ]
-    turns = (rounds + 1) * len([*LIMITS, *names])
-    with tqdm(total=len(cases) * turns, unit="measurement", file=sys.stderr) as bar:
+    measurements = (rounds + 1) * len([*LIMITS, *names])
+    with tqdm(total=len(cases) * measurements, unit="measurement", file=sys.stderr) as bar:
         for _, group in itertools.groupby(cases, lambda case: case.threads):
             group = list(group)
             with _started(group[0], LIMITS) as limits:
                 for case in group:
                     bar.set_description(f"{case.variant}, {case.size} pixels, batch {case.batch}")
-                    end = bar.n + turns
+                    end = bar.n + measurements
                     reason = _too_large(case, names) or _too_long(case, limits["product"], longest_step)
                     try:
                         if not reason:
                             with _started(case, names) as runners:
                                 runners = limits | runners
-                                taken = contestants.take_turns(runners, rounds, seconds, bar.update)
+                                taken = turns.take_turns(runners, rounds, seconds, bar.update)
                                 yield from _rows(case, names, runners, taken, mode == "export")
-                    except contestants.Killed as error:
+                    except turns.Killed as error:
                         reason = str(error)
                     if reason:
                         told = {key: getattr(case, key) for key in ("variant", "size", "batch")}
@@ -117,7 +118,7 @@ def _too_large(case, names):
     from efficientnet_tf.memory import inference_memory, training_memory
 
     predict = training_memory if case.mode == "train" else inference_memory
-    needed = len(names) * (predict(_layers(case), case.batch, case.precision).total + contestants.PROCESS_BYTES)
+    needed = len(names) * (predict(_layers(case), case.batch, case.precision).total + turns.PROCESS_BYTES)
     available = available_bytes()
     if available is None or needed <= available:
         return None
@@ -138,7 +139,7 @@ def _too_long(case, product, longest_step):
 
 def _operations(case):
     """Return the operations of a step."""
-    return contestants.operations_of(case.mode) * case.batch * sum(layer.macs for layer in _layers(case))
+    return turns.operations_of(case.mode) * case.batch * sum(layer.macs for layer in _layers(case))
 
 
 def _rows(case, names, runners, taken, with_files):

@@ -1,20 +1,18 @@
 """What is timed against each other: networks in training or inference, and the machine's own limits.
 
-Each has a process of its own, so that threads, memory and start are its own, too; the parent lets them run in turns.
-A process gets a Setting as its argument, tells when its first step is done, and from then on reads numbers of steps, a
-line each, and answers each with what they took. What is known of it beside time comes with every answer (`facts`).
+Each has a process of its own, so that threads, memory and start are its own, too; `turns` is the other end. A process
+gets a Setting as its argument, tells when its first step is done, and from then on reads numbers of steps, a line each,
+and answers each with what they took. What is known of it beside time comes with every answer (`facts`).
 """
 
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from efficientnet_tf.config import UserError
 from efficientnet_tf.machine import peak_bytes
 
 IMAGES = 100_000  # as if of a data set: the schedule asks how many
@@ -22,7 +20,6 @@ CLASSES = 1000
 SMOOTHING = 0.1  # of labels, as the recipe `imagenet` has it
 PRODUCT = 2048  # side of the matrices whose product is the limit of arithmetic
 COPIED_BYTES = 2**28
-PROCESS_BYTES = 2**29  # what a process takes before it has a network, about: TensorFlow, torch
 PACKAGES = ("torch", "timm", "ai-edge-litert", "onnxruntime", "openvino")  # whose versions matter beside this one's
 
 
@@ -37,99 +34,6 @@ class Setting:
     batch: int = 32
     precision: str = "float32"
     threads: int | None = None  # cores to run on; all, by default
-
-
-class Killed(UserError):
-    """A contestant that a signal has ended: the system's, when memory ran out, as a rule."""
-
-
-class Contestant:
-    """A process that does steps when it is told to; a context, which ends it.
-
-    Attributes:
-        setting: Setting.
-        start_seconds: float, from the beginning of the process to the end of its first step.
-        facts: dict; "first_step_seconds", of these, tracing and compiling included; "peak_bytes", memory of the whole
-            process, None where the system does not say; of an exported file "file_bytes"; of jax and timm "device", its
-            name, and "device_peak_bytes", None on a CPU.
-    """
-
-    def __init__(self, setting):
-        self.setting = setting
-        self.start_seconds, self.facts = None, {}
-        self._step_seconds = 1.0
-
-    def __enter__(self):
-        command = [sys.executable, "-m", "efficientnet_tf.contestants", json.dumps(asdict(self.setting))]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        self._errors = tempfile.TemporaryFile("w+")
-        started = time.perf_counter()
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
-        )
-        try:
-            self._answer()
-        except BaseException:
-            self.__exit__()
-            raise
-        self.start_seconds = time.perf_counter() - started
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
-            status = self._process.returncode
-            kind = Killed if status < 0 else UserError
-            raise kind(f"{self.setting.contestant} ended with status {status}: {last[:300]}")
-        told = json.loads(line)
-        self.facts |= told["facts"]
-        return told["seconds"]
-
-    def run(self, seconds):
-        """Let it do steps for about so many seconds, one at least; return the seconds of one."""
-        steps = max(1, round(seconds / self._step_seconds))
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        self._step_seconds = self._answer() / steps
-        return self._step_seconds
-
-
-def operations_of(mode):
-    """Return the operations for each multiply-add of a network: two, and in training, there and back, three times."""
-    return 6 if mode == "train" else 2
-
-
-def take_turns(runners, rounds, seconds, after_each=lambda: None):
-    """Let contestants run one after the other, again and again; the first turn does not count.
-
-    Args:
-        runners: dict, name to Contestant.
-        rounds: int >= 1, turns that count.
-        seconds: float > 0, length of a measurement; a step at least.
-        after_each: function, called after each measurement.
-
-    Returns:
-        dict, name to the seconds of a step in each turn.
-    """
-    taken = {name: [] for name in runners}
-    for turn in range(rounds + 1):
-        for name, runner in runners.items():
-            step = runner.run(seconds)
-            if turn:
-                taken[name].append(step)
-            after_each()
-    return taken
-
-
-# ------------------------------------------------------------------------------------- in the process of its own
 
 
 def _examples(setting):

@@ -4,8 +4,8 @@ import importlib.util
 import statistics
 
 from efficientnet_tf.config import UserError
-from efficientnet_tf.contestants import operations_of
 from efficientnet_tf.study_page import CORNERS, MARKERS, name_points
+from efficientnet_tf.turns import operations_of
 
 # Okabe and Ito's, told apart by the colour-blind, too; without yellow, which is lost on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

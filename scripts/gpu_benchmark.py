@@ -16,12 +16,13 @@ import sys
 
 from tqdm import tqdm
 
-from efficientnet_tf import cli, contestants
+from efficientnet_tf import cli, turns
 from efficientnet_tf.benchmark import format_table
 from efficientnet_tf.complexity import count_cost
 from efficientnet_tf.config import UserError, environment, load_variant
-from efficientnet_tf.contestants import Contestant, Setting
+from efficientnet_tf.contestants import Setting
 from efficientnet_tf.machine import hardware
+from efficientnet_tf.turns import Contestant
 
 NAMES = ("jax", "timm")
 PACKAGES = ("jax", "jaxlib", "torch", "timm")
@@ -43,9 +44,9 @@ def measure(mode, variant, size, batch, args, bar):
         for name in args.contestants:
             setting = Setting(name, mode, variant, size, batch, args.precision)
             runners[name] = stack.enter_context(Contestant(setting))
-        taken = contestants.take_turns(runners, args.rounds, args.seconds, bar.update)
+        taken = turns.take_turns(runners, args.rounds, args.seconds, bar.update)
     median = {name: statistics.median(steps) for name, steps in taken.items()}
-    operations = contestants.operations_of(mode) * batch * count_cost(load_variant(variant), size)["total"].macs
+    operations = turns.operations_of(mode) * batch * count_cost(load_variant(variant), size)["total"].macs
     rows = []
     for name, runner in runners.items():
         peak = runner.facts["device_peak_bytes"]

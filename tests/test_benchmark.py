@@ -7,7 +7,7 @@ import re
 import PIL.Image
 import pytest
 
-from efficientnet_tf import benchmark, contestants, input_speed, speed_picture
+from efficientnet_tf import benchmark, contestants, input_speed, speed_picture, turns
 from efficientnet_tf.config import UserError
 
 
@@ -183,7 +183,7 @@ class Runner:
 
     def run(self, _):
         if self.setting.batch == self.dies and self.setting.contestant == "efficientnet_tf":
-            raise contestants.Killed("efficientnet_tf ended with status -9: no message")
+            raise turns.Killed("efficientnet_tf ended with status -9: no message")
         return 0.5
 
 
@@ -214,16 +214,16 @@ def test_what_cannot_be_measured_is_told_and_does_not_end_the_table(
 
 def test_a_contestant_that_cannot_run_says_why():
     setting = contestants.Setting("keras", variant="b9", size=32, batch=1)
-    with pytest.raises(UserError, match="keras ended with status 1: .*EfficientNetB9"), contestants.Contestant(setting):
+    with pytest.raises(UserError, match="keras ended with status 1: .*EfficientNetB9"), turns.Contestant(setting):
         pass
 
 
 def test_a_contestant_that_is_killed_is_an_error():
-    with contestants.Contestant(contestants.Setting("copy")) as runner:
+    with turns.Contestant(contestants.Setting("copy")) as runner:
         assert runner.run(0.01) > 0 and runner.start_seconds > runner.facts["first_step_seconds"] > 0
         assert runner.facts["peak_bytes"] > contestants.COPIED_BYTES
         runner._process.kill()
-        with pytest.raises(contestants.Killed, match="copy ended with status -9"):
+        with pytest.raises(turns.Killed, match="copy ended with status -9"):
             runner.run(0.01)
 
 

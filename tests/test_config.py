@@ -472,7 +472,7 @@ ROOMS = (
     "image_ops draws augment decoding examples label_sets folders records sources data record_writer optim distribute "
     "checkpoint weight_names stored_weights keras_weights weight_formats weights transfer applications pictures "
     "confusion attribution report fused train_graph loops input_speed measure folding int8 litert_files onnx_files "
-    "openvino_files artefacts contestants speed_picture saved_model findings tpu_compile tpu_trace tpu_lower"
+    "openvino_files artefacts contestants turns speed_picture saved_model findings tpu_compile tpu_trace tpu_lower"
 ).split()
 COMMANDS = "train evaluate predict export prepare show summary explain benchmark scale search study preflight".split()
 TREES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
