@@ -143,7 +143,7 @@ class _Row(keras.layers.Layer):
     """Layers one after the other as one operation of `fused`: batch norm, and what there is before and behind it.
 
     Either a 1x1 convolution, batch norm, swish; or batch norm, swish, and the four layers of squeeze-and-excite; or
-    batch norm with swish or alone. Where there are fewer than MANY_VALUES, layer by layer.
+    batch norm with swish or alone. Where there are fewer than MANY_VALUES, batch norm alone.
     """
 
     def __init__(self, row):
@@ -153,12 +153,15 @@ class _Row(keras.layers.Layer):
         self.swish, self.squeeze_excite = rest[:1], rest[1:]
 
     def call(self, x, training=None):
-        channels = self.conv.filters if self.conv else x.shape[-1]
-        if not training or math.prod([*x.shape[:-1], channels]) < MANY_VALUES:
-            return self._one_by_one(x, training)
         norm, epsilon = self.norm, self.norm.epsilon
+        if not training:
+            return self._behind(norm(self._before(x), training=False))
         gamma, beta = tf.cast(norm.gamma, tf.float32), tf.cast(norm.beta, tf.float32)
-        if self.conv:
+        channels = self.conv.filters if self.conv else x.shape[-1]
+        if math.prod([*x.shape[:-1], channels]) < MANY_VALUES:
+            x, *moments = fused.batch_norm(self._before(x), gamma, beta, epsilon, swish=False)
+            x = self._behind(x)
+        elif self.conv:
             x, *moments = fused.conv_batch_norm_swish(x, tf.cast(self.conv.kernel, x.dtype), gamma, beta, epsilon)
         elif self.squeeze_excite:
             _, reduce, expand, _ = self.squeeze_excite
@@ -175,8 +178,10 @@ class _Row(keras.layers.Layer):
             moving.assign(moving * norm.momentum + new * (1 - norm.momentum))
         return x
 
-    def _one_by_one(self, x, training):
-        x = self.norm(self.conv(x) if self.conv else x, training=training)
+    def _before(self, x):
+        return self.conv(x) if self.conv else x
+
+    def _behind(self, x):
         for swish in self.swish:
             x = swish(x)
         if self.squeeze_excite:
