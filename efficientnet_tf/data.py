@@ -285,4 +285,8 @@ def _on_service(batches, address):
 def _finish(dataset):
     options = tf.data.Options()
     options.deterministic = True
+    # What would find out how many cores to take may sleep through the end of an iterator, up to a minute: TensorFlow
+    # 2.21 wakes it before the end is marked. All of them are right from the start, for there is one parallel step.
+    options.autotune.enabled = False
+    options.autotune.initial_parallelism = 2**31 - 1  # no more than there are cores
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
