@@ -58,7 +58,7 @@ def _ours(setting):
         return _forward(model, examples[0])
     state = checkpoint.create_state(settings, CLASSES, IMAGES, strategy)
     loop = loops.make_train_loop(state, settings, strategy)
-    batches = distribute.iterate(strategy, lambda _: tf.data.Dataset.from_tensors(examples).repeat())
+    batches = iter(distribute.batches(strategy, lambda _: tf.data.Dataset.from_tensors(examples).repeat()))
     return lambda steps: loop(batches, tf.constant(steps)).numpy()
 
 

@@ -290,8 +290,8 @@ def should_jit(jit_compile, strategy):
     return jit_compile == "on"
 
 
-def iterate(strategy, make_dataset):
-    """Return an iterator over what each host reads, a batch for every replica at a time.
+def batches(strategy, make_dataset):
+    """Return what gives, with `iter`, an iterator over what each host reads, a batch for every replica at a time.
 
     Args:
         strategy: tf.distribute.Strategy.
@@ -300,8 +300,8 @@ def iterate(strategy, make_dataset):
     if isinstance(strategy, tf.distribute.OneDeviceStrategy) and device_type(strategy) == "CPU":
         # There is nowhere to bring the batches, and the iterator that brings them may take a minute to end: TensorFlow
         # wakes its tuning thread before it has marked the end, and where that looks too early, it sleeps again.
-        return iter(make_dataset(tf.distribute.InputContext()))
-    return iter(strategy.distribute_datasets_from_function(make_dataset))
+        return make_dataset(tf.distribute.InputContext())
+    return strategy.distribute_datasets_from_function(make_dataset)
 
 
 def replica_count(strategy):

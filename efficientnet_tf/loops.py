@@ -6,6 +6,7 @@ and seeds are in this file's hands, where Keras 3 under tf.distribute would keep
 and give all replicas the same dropout masks.
 """
 
+import functools
 import math
 
 import keras
@@ -101,6 +102,7 @@ def make_train_loop(state, config, strategy, graph=None):
         sums = tf.foldl(add, (tf.range(parts, dtype=tf.int64), *split), zeros, parallel_iterations=1)
         return tf.nest.map_structure(lambda total: total / parts, sums)
 
+    @tf.autograph.experimental.do_not_convert  # it would rewrite all the code below, Keras's, too: seconds
     def replica_step(images, labels):
         if images.shape[0] is None:  # what the iterators of several workers say
             size = config.train.batch_size // replicas
@@ -151,6 +153,7 @@ def make_eval_loop(logits_of, classes, strategy, several=False, confusion=False)
     """
     totals = 4 + 2 * several  # and the confusion matrix, all in one vector: one reduction over replicas a step
 
+    @tf.autograph.experimental.do_not_convert
     def replica_step(images, labels, weights):
         labels, right = (labels[:, 0], labels[:, 1:]) if several else (labels, None)
         logits = tf.cast(logits_of(images), tf.float32)
@@ -205,11 +208,15 @@ def make_evaluator(logits_of, source, config, strategy, confusion=False):
     totals = 4 + 2 * several
     loop = make_eval_loop(logits_of, classes, strategy, several, confusion)
 
+    failures = data.Failures(source)
+
+    @functools.cache  # tracing it takes half a second, each time that a run evaluates
+    def batches():
+        return distribute.batches(strategy, lambda context: data.eval_dataset(source, config, failures, context))
+
     def evaluate():
-        failures = data.Failures(source)
-        batches = distribute.iterate(strategy, lambda context: data.eval_dataset(source, config, failures, context))
         steps = tf.constant(data.eval_steps(source, config))
-        sums = loop(batches, steps).numpy().astype(float)
+        sums = loop(iter(batches()), steps).numpy().astype(float)
         count, loss, top1, top5, *real = sums[:totals]
         failures.check(max_fraction=0)
         if count != source.size:

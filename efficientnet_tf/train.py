@@ -121,7 +121,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     def start_phase(phase):
         """Return the batches from the current step on, and the loop that trains on them."""
         first = step - phase.first_step
-        batches = distribute.iterate(
+        batches = distribute.batches(
             strategy,
             lambda context: data.train_dataset(
                 train_source, phase.config, failures, first, context, phase.first_position
@@ -129,7 +129,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
         )
         plain = phase.config == config and config.train.freeze == "none"
         graph = None if plain else graph_of(phase, state, strategy)
-        return batches, loops.make_train_loop(state, phase.config, strategy, graph)
+        return iter(batches), loops.make_train_loop(state, phase.config, strategy, graph)
 
     def run_loop(steps):
         started = time.perf_counter()

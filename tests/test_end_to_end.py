@@ -233,9 +233,9 @@ def test_sigterm_saves_says_so_and_exits_with_its_own_status(tmp_path, capsys):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "is saved; the same command goes on from there" in output
-    done = run("train", *arguments, f"--model_dir={stopped}")
-    assert done.returncode == 0 and "going on from the checkpoint of step" in done.stdout
-    assert run("train", *arguments, f"--model_dir={whole}").returncode == 0
+    for model_dir in (stopped, whole):
+        assert run_here("train", *arguments, f"--model_dir={model_dir}") == 0
+    assert "going on from the checkpoint of step" in capsys.readouterr().out
     assert_same_run(whole, stopped)
 
     # Finished: the same command again trains no more and says the same; another config is refused with its diff.

@@ -35,7 +35,7 @@ def make_strategy(replicas):
 
 def distribute(strategy, make_dataset):
     """Return an iterator of what `make_dataset`, a function of the input context, makes for each host."""
-    return distribute_lib.iterate(strategy, make_dataset)
+    return iter(distribute_lib.batches(strategy, make_dataset))
 
 
 def replica_values(variable):
