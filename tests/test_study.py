@@ -328,6 +328,7 @@ def test_a_real_study(tmp_path):
         assert "learning_rate: " + str(row["learning_rate"]) in (tmp_path / row["config"]).read_text()
 
 
+@pytest.mark.slow  # test_summary measures, too
 def test_inference_is_measured_by_the_summary(tmp_path):
     variant = tmp_path / "small.yaml"
     variant.write_text(f"baseline: {TINY}\nwidth: 0.5\n")
