@@ -5,6 +5,8 @@ follows from a layer's input, value by value, by XLA; squeeze-and-excite belongs
 a 1x1 convolution batch norm comes out of sums over the convolution's input, which is smaller than its output.
 """
 
+import math
+
 import tensorflow as tf
 
 from efficientnet_tf.image_ops import compiled
@@ -17,7 +19,7 @@ def batch_norm(x, gamma, beta, epsilon, swish):
     """Normalise by the batch's own mean and variance, scale, shift, and apply swish or nothing.
 
     Args:
-        x: float32 or bfloat16 [B, H, W, C].
+        x: float32 or bfloat16 [B, H, W, C], its shape known.
         gamma: float32 [C].
         beta: float32 [C].
         epsilon: float > 0.
@@ -45,7 +47,7 @@ def batch_norm_squeeze_excite(x, gamma, beta, epsilon, gate_of, weights):
     """Normalise as `batch_norm` with swish, then scale each channel by a gate, computed from the channels' means.
 
     Args:
-        x: float32 or bfloat16 [B, H, W, C].
+        x: float32 or bfloat16 [B, H, W, C], its shape known.
         gamma: float32 [C].
         beta: float32 [C].
         epsilon: float > 0.
@@ -85,7 +87,7 @@ def conv_batch_norm_swish(x, kernel, gamma, beta, epsilon):
     kernel's gradient needs anyway. What is normalised is never written, nor read.
 
     Args:
-        x: float32 [B, H, W, I].
+        x: float32 [B, H, W, I], its shape known.
         kernel: float32 [1, 1, I, O]; faster than layer by layer where O is larger than I.
         gamma: float32 [O].
         beta: float32 [O].
@@ -97,7 +99,7 @@ def conv_batch_norm_swish(x, kernel, gamma, beta, epsilon):
 
     @tf.custom_gradient
     def run(x, kernel, gamma, beta):
-        weights, count = kernel[0, 0], tf.cast(tf.size(x) // x.shape[3], tf.float32)
+        weights, count = tf.reshape(kernel, kernel.shape[2:]), _row_count(x)
         center = _sum_rows(x) / count
         centered = x - center
         spread = tf.matmul(_sum_products(centered, centered) / count, weights)
@@ -128,7 +130,7 @@ def _normalise(x, gamma, beta, epsilon):
     y, mean, unbiased, *kept = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
-    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    count = _row_count(x)
 
     def gradients(gradient):
         reserved = {f"reserve_space_{i}": value for i, value in enumerate(kept, 1)}
@@ -159,10 +161,15 @@ def _sum_products(x, y):
     )[0, 0]
 
 
+def _row_count(x):
+    """Return how many rows [C] there are in [B, H, W, C]."""
+    return math.prod(x.shape[:3])
+
+
 def _sum_rows(x):
     """Return the sum over all but channels, [C]; as a product several times as fast as `tf.reduce_sum`."""
-    rows = tf.reshape(x, [-1, x.shape[3]])
-    return tf.matmul(tf.ones([1, tf.shape(rows)[0]]), rows)[0]
+    rows = tf.reshape(x, [_row_count(x), x.shape[3]])
+    return tf.reshape(tf.matmul(tf.ones([1, rows.shape[0]]), rows), [-1])
 
 
 # ------------------------------------------------------------------------------------ value by value, compiled by XLA

@@ -221,7 +221,7 @@ def weight_penalty(config, values):
     """
     if config.optimizer.name in _DECOUPLED or not config.optimizer.weight_decay:
         return 0.0
-    return config.optimizer.weight_decay / 2 * sum(ops.sum(ops.square(v)) for v in values)
+    return config.optimizer.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in values])
 
 
 class MovingAverage:
@@ -254,8 +254,8 @@ class MovingAverage:
             statistics: the same.
         """
         step = ops.cast(step, "float32")
-        keep = ops.minimum(self.decay, (1 + step) / (10 + step))
+        share = 1 - ops.minimum(self.decay, (1 + step) / (10 + step))
         for average, value in zip(self.trainable + self.statistics, [*trainable, *statistics], strict=True):
             if value is not None:
                 delta = ops.convert_to_tensor(average) - ops.convert_to_tensor(value)
-                tf.raw_ops.ResourceApplyGradientDescent(var=_handle(average), alpha=1 - keep, delta=delta)
+                tf.raw_ops.ResourceApplyGradientDescent(var=_handle(average), alpha=share, delta=delta)
