@@ -259,6 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     assert all(np.isfinite(value).all() for value in saved if value.dtype.kind == "f")
 
 
+@pytest.mark.slow  # test_broken does it, too
 def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path, capsys):
     """In this process; test_broken starts processes."""
     root = tmp_path / "data"

@@ -152,12 +152,12 @@ def test_a_batch_of_65536_has_the_schedule_of_2048():
     )
     assert [optim.plan_phases(c, size)[-1].end_step for c in (small, large)] == [218_949, 6_842]
     schedules = [optim.learning_rate(c, size) for c in (small, large)]
-    steps = np.arange(6_842)
+    steps = np.unique([*range(0, 6_842, 10), *range(90, 110)])
     # One step of the large batch is 32 of the small one: the same images have been seen.
     small_rates, large_rates = rates(schedules[0], steps * 32), rates(schedules[1], steps)
     np.testing.assert_allclose(large_rates, 32 * np.array(small_rates), rtol=1e-5)
     warmup, peak = 5 * size / 65536, 0.016 * 65536 / 256
-    assert large_rates[97:99] == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)  # its end is a step down
+    assert np.array(large_rates)[(steps == 97) | (steps == 98)] == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)  # its end is a step down
 
 
 def test_durations_become_steps():

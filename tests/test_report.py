@@ -228,6 +228,7 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_and_repeats_nothing(offline,
     assert exits == [1, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch):
     """The process is gone before wandb has written what it holds in memory."""
     program = (

@@ -141,6 +141,7 @@ def test_a_broken_image_is_recorded(address, tmp_path):
         failures.check(1e-3)
 
 
+@pytest.mark.slow
 def test_training_over_the_service(address, tmp_path):
     run = tiny.load_config(
         *(f"data.service={address}", "train.epochs=0.5", "schedule.warmup_epochs=0", "train.ema_decay=0.0", tiny.SHORT)
