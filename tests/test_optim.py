@@ -157,7 +157,8 @@ def test_a_batch_of_65536_has_the_schedule_of_2048():
     small_rates, large_rates = rates(schedules[0], steps * 32), rates(schedules[1], steps)
     np.testing.assert_allclose(large_rates, 32 * np.array(small_rates), rtol=1e-5)
     warmup, peak = 5 * size / 65536, 0.016 * 65536 / 256
-    assert np.array(large_rates)[(steps == 97) | (steps == 98)] == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)  # its end is a step down
+    around = np.array(large_rates)[(steps == 97) | (steps == 98)]  # warm-up's end is a step down
+    assert around == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)
 
 
 def test_durations_become_steps():
