@@ -21,8 +21,8 @@ from efficientnet_tf.contestants import EXPORTS, PACKAGES, RUNTIMES
 FAMILY = ",".join(f"b{i}" for i in range(8))
 QUICK = ["--rounds=2", "--seconds=0.5"]  # where there are many cases
 PARTS = {
-    "train_b0": ["--mode=train", "--variant=b0", "--batch=32", "--compare=keras,timm", "--rounds=5"],
-    "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=5"],
+    "train_b0": ["--mode=train", "--variant=b0", "--batch=32", "--compare=keras,timm", "--rounds=9"],
+    "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=9"],
     "deploy": ["--mode=export", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--rounds=5", "--seconds=1"],
     "deploy_bfloat16": [
         *("--mode=infer", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--precision=mixed_bfloat16"),
@@ -166,8 +166,8 @@ def grid(rows, key):
     table = {}
     for row in rows:
         names = columns([row], "variant", "size", "gmacs")[0]
-        found = table.setdefault(row["variant"], names | {f"{b}, threads {t}": None for b, t in cells})
-        found[f"{row['batch']}, threads {row['threads']}"] = row[key]
+        found = table.setdefault(row["variant"], names | {f"batch {b}, threads {t}": None for b, t in cells})
+        found[f"batch {row['batch']}, threads {row['threads']}"] = row[key]
     return sorted(table.values(), key=lambda row: row["gmacs"])
 
 
@@ -176,7 +176,7 @@ def tables(name, rows, folder):
     if name.startswith("deploy"):
         return [format_table(deployment(rows, folder))]
     if name.startswith("scale"):
-        parts = ["By batch and threads:", format_table(grid(rows, "milliseconds"))]
+        parts = [format_table(grid(rows, "milliseconds"))]
         parts += ["Peak memory of the process, MiB:", format_table(grid(rows, "peak_mib"))]
         return [*parts, "Start, seconds to the end of the first step:", format_table(grid(rows, "start_seconds"))]
     if name == "start":
