@@ -12,7 +12,7 @@ import tensorflow as tf
 from efficientnet_tf.image_ops import compiled
 
 FAST_COLUMNS = 3  # up to so many of a depthwise kernel its gradient is fast in TensorFlow 2.21
-MANY_ROWS, PARTS = 400, 4  # by XLA, so many rows and more add up fast where parts of them are added first
+MANY_ROWS, PARTS = 400, 8  # by XLA, so many rows and more add up fast where parts of them are added first
 
 
 def batch_norm(x, gamma, beta, epsilon, swish):
