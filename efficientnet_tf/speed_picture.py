@@ -39,8 +39,8 @@ def draw(rows, mode, title=QUESTION):
 
     Returns:
         A matplotlib.figure.Figure: a line for each contestant, and for each batch and number of threads where there
-        are several; dotted, for each number of threads, the time that an image's arithmetic takes in a product of
-        large matrices.
+        are several, a colour for what computes and a marker for each batch; dotted, for each number of threads, the
+        time that an image's arithmetic takes in a product of large matrices.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -49,8 +49,11 @@ def draw(rows, mode, title=QUESTION):
     axes = figure.subplots()
     slowest = {}  # where a network is named: above it there is room
     lines = _lines(rows)
-    for i, (label, points) in enumerate(lines.items()):
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+    computing, batches = (list(dict.fromkeys(keys)) for keys in zip(*((key[:2], key[2]) for key in lines), strict=True))
+    for key, (label, points) in lines.items():
+        colour = computing.index(key[:2])
+        marker = batches.index(key[2]) if len(batches) > 1 else colour
+        style = {"color": COLOURS[colour % len(COLOURS)], "marker": MARKERS[marker % len(MARKERS)], "markersize": 5}
         axes.plot(*zip(*(at for _, at in points), strict=True), label=label, linewidth=1.5, **style)
         for name, at in points:
             slowest[name] = max(at, slowest.get(name, at), key=lambda at: at[1])
@@ -69,7 +72,7 @@ def draw(rows, mode, title=QUESTION):
     axes.grid(alpha=0.3)
     axes.margins(x=0.08, y=0.1)
     figure.legend(loc="outside right upper", fontsize=8)
-    others = [at for points in lines.values() for _, at in points]
+    others = [at for _, points in lines.values() for _, at in points]
     # More multiply-adds take more time: left above a point its line leaves room.
     name_points(axes, [(name, at, "black") for name, at in slowest.items()], others, [("right", "bottom"), *CORNERS])
     return figure
@@ -81,16 +84,18 @@ def _several(rows, *keys):
 
 
 def _lines(rows):
-    """Return {label: [(network, (billions of multiply-adds, milliseconds of an image))]}, in the order of the rows."""
+    """Return {(contestant, threads, batch): (label, [(network, (billions of multiply-adds, ms of an image))])}."""
     told = _several(rows, "batch", "threads")
     sized = len({(row["variant"], row["size"]) for row in rows}) > len({row["variant"] for row in rows})
     lines = {}
-    for row in sorted(rows, key=lambda row: row["gmacs"]):
+    for row in rows:  # their order is the legend's
         label = ", ".join([row["contestant"], *(_count(key, row[key]) for key in told)])
         name = f"{row['variant']}, {row['size']}" if sized else row["variant"]
-        lines.setdefault(label, []).append((name, (row["gmacs"], row["milliseconds"] / row["batch"])))
-    order = dict.fromkeys((row["contestant"], *(row[key] for key in told)) for row in rows)
-    return {label: lines[label] for label in (", ".join([c, *map(_count, told, n)]) for c, *n in order)}
+        _, points = lines.setdefault((row["contestant"], row["threads"], row["batch"]), (label, []))
+        points.append((name, (row["gmacs"], row["milliseconds"] / row["batch"])))
+    for _, points in lines.values():
+        points.sort(key=lambda point: point[1])
+    return lines
 
 
 def _count(key, count):

@@ -140,10 +140,14 @@ def test_the_picture_holds_the_rows_numbers():
 
 def test_each_batch_and_number_of_threads_has_a_line():
     rows = [ROW | {"batch": batch, "threads": threads} for batch in (1, 8) for threads in (1, 4)]
-    drawn = [line.get_label() for line in speed_picture.draw(rows, "infer").axes[0].lines]
+    lines = speed_picture.draw(rows, "infer").axes[0].lines
+    drawn = [line.get_label() for line in lines]
     told = ["batch 1, 1 thread", "batch 1, 4 threads", "batch 8, 1 thread", "batch 8, 4 threads"]
     assert drawn[:4] == [f"efficientnet_tf, {text}" for text in told]
     assert drawn[4:] == ["matrix product, 1 thread: 500 GFLOP/s", "matrix product, 4 threads: 500 GFLOP/s"]
+    colours, markers = [line.get_color() for line in lines[:4]], [line.get_marker() for line in lines[:4]]
+    assert colours[:2] == colours[2:] and colours[0] != colours[1]
+    assert markers[0] == markers[1] != markers[2] == markers[3]
 
 
 @pytest.mark.parametrize(
