@@ -75,7 +75,7 @@ def make(model, config, strategy):
         others[keras.layers.BatchNormalization] = _SharedBatchNormalization
     # XLA fuses by itself; other devices have not been measured.
     if distribute.device_type(strategy) == "CPU" and not distribute.should_jit(config.train.jit_compile, strategy):
-        others[keras.layers.DepthwiseConv2D] = _DepthwiseConv2D
+        others |= {keras.layers.Conv2D: _Conv2D, keras.layers.DepthwiseConv2D: _DepthwiseConv2D}
         rows = {} if group > 1 else {layer.name: row for row in _rows(model) for layer in row}
     if not rows and not any(type(layer) in others for layer in model.layers):
         return model
@@ -201,6 +201,15 @@ class _Dropout(keras.layers.Dropout):
         numbers = draws.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
         scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
         return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
+
+
+class _Conv2D(keras.layers.Conv2D):
+    """Keras's, where it is by 1x1 by `fused`."""
+
+    def convolution_op(self, inputs, kernel):
+        if (self.kernel_size, self.strides, self.groups) != ((1, 1), (1, 1), 1):
+            return super().convolution_op(inputs, kernel)
+        return fused.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
 
 
 class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):

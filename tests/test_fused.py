@@ -151,10 +151,10 @@ def test_what_is_normalised_behind_a_convolution_is_never_written():
         .get_concrete_function()
         .graph
     )
-    wide = [op for op in graph.get_operations() if any(o.shape == [2, 6, 6, 8] for o in op.outputs)]
+    wide = [op for op in graph.get_operations() if any(o.shape.num_elements() == 2 * 6 * 6 * 8 for o in op.outputs)]
     # The convolution with the batch norm's scale in its kernel, its offset, swish; in the gradient, swish's.
-    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN")) == [
-        *("BiasAdd", "Conv2D", "Mul", "PartitionedCall", "Sigmoid")
+    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN", "Reshape")) == [
+        *("BiasAdd", "MatMul", "Mul", "PartitionedCall", "Sigmoid")
     ]
 
 
@@ -167,6 +167,32 @@ def test_batch_norm_keeps_its_input_alone():
     (gate,) = (op for op in norm.outputs[0].consumers() if op.type == "Sigmoid")
     assert [op.type for op in gate.outputs[0].consumers()] == ["Mul"]
     assert [op.type for op in graph.get_operations()].count("FusedBatchNormGradV3") == 1
+
+
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    filters=st.integers(1, 40),
+    dtype=st.sampled_from([tf.float32, tf.bfloat16]),
+    known=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_pointwise_convolution_and_its_gradients(shape, filters, dtype, known):
+    rng = np.random.default_rng(0)
+    arguments = [tf.constant(rng.normal(size=s), dtype) for s in (shape, (1, 1, shape[-1], filters))]
+    weight = tf.constant(rng.normal(size=(*shape[:3], filters)), dtype)
+    signature = [tf.TensorSpec(shape if known else (None, None, None, shape[3]), dtype), tf.TensorSpec(None, dtype)]
+
+    @tf.function(input_signature=signature)
+    def got(x, kernel):
+        kernel = tf.ensure_shape(kernel, arguments[1].shape)
+        return gradients(lambda *a: [fused.pointwise_conv(*a)], (x, kernel), weight)
+
+    wide = [tf.cast(t, tf.float64) for t in arguments]
+    wanted = gradients(lambda *a: [tf.nn.conv2d(*a, 1, "SAME")], wide, tf.cast(weight, tf.float64))
+    tolerance = 1e-5 if dtype == tf.float32 else 0.02
+    for ours_, want in zip(got(*arguments), wanted, strict=True):
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(tf.cast(ours_, tf.float64) / scale, want / scale, rtol=tolerance, atol=tolerance)
 
 
 @given(
