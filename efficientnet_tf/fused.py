@@ -247,18 +247,7 @@ def pointwise_conv(x, kernel):
     Returns:
         [B, H, W, O].
     """
-
-    @tf.custom_gradient
-    def convolve(x, kernel):
-        weights = tf.reshape(kernel, kernel.shape[2:])
-
-        def backward(gradient):
-            of_kernel = _sum_products(x, gradient)
-            return _multiply(gradient, tf.transpose(weights)), tf.reshape(of_kernel, kernel.shape)
-
-        return _multiply(x, weights), backward
-
-    return convolve(x, kernel)
+    return _multiply(x, tf.reshape(kernel, kernel.shape[2:]))
 
 
 def depthwise_conv(x, kernel, stride):
