@@ -129,10 +129,15 @@ def _rows(model):
     return rows
 
 
+def _is_pointwise(conv):
+    return (conv.kernel_size, conv.strides, conv.groups) == ((1, 1), (1, 1), 1)
+
+
 def _is_widening(layer):
     return (
         isinstance(layer, keras.layers.Conv2D)
-        and (layer.kernel_size, layer.strides, layer.groups, layer.use_bias) == ((1, 1), (1, 1), 1, False)
+        and _is_pointwise(layer)
+        and not layer.use_bias
         and layer.activation is keras.activations.linear
         and layer.input.shape[-1] < layer.filters
         and layer.compute_dtype == "float32"
@@ -207,7 +212,7 @@ class _Conv2D(keras.layers.Conv2D):
     """Keras's, where it is by 1x1 by `fused`."""
 
     def convolution_op(self, inputs, kernel):
-        if (self.kernel_size, self.strides, self.groups) != ((1, 1), (1, 1), 1):
+        if not _is_pointwise(self):
             return super().convolution_op(inputs, kernel)
         return fused.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
 
