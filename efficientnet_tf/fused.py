@@ -5,6 +5,7 @@ follows from a layer's input, value by value, by XLA; squeeze-and-excite belongs
 a 1x1 convolution batch norm comes out of sums over the convolution's input, which is smaller than its output.
 """
 
+import itertools
 import math
 
 import tensorflow as tf
@@ -261,7 +262,7 @@ def depthwise_conv(x, kernel, stride):
     Returns:
         [B, ceil(H / stride), ceil(W / stride), C].
     """
-    size, strides = kernel.shape[0], [1, stride, stride, 1]
+    strides = [1, stride, stride, 1]
 
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -269,20 +270,27 @@ def depthwise_conv(x, kernel, stride):
             of_input = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
                 input_sizes=tf.shape(x), filter=kernel, out_backprop=gradient, strides=strides, padding="SAME"
             )
-            padding = {"padding": "SAME"}
-            # oneDNN, slow at such kernels, takes no padding told by numbers. TensorFlow 2.21's own code does, at up
-            # to four times the rate; but what is bfloat16 it adds up in that, too, and oneDNN in float32.
-            if (size > 3 or stride > 1) and x.dtype == tf.float32:
-                sides = [_same_padding(x.shape[axis], gradient.shape[axis], size, stride) for axis in (1, 2)]
-                padding = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, *sides[0], *sides[1], 0, 0]}
-            of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-                input=x, filter_sizes=kernel.shape, out_backprop=gradient, strides=strides, **padding
-            )
-            return of_input, of_kernel
+            return of_input, _kernel_gradient(x, gradient, kernel.shape, strides)
 
         return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME"), backward
 
     return convolve(x, kernel)
+
+
+def _kernel_gradient(x, gradient, shape, strides):
+    """Return the gradient of a depthwise kernel [K, K, C, 1], as x."""
+    seen, padding = (x, gradient), {"padding": "SAME"}
+    if shape[0] > 3 or strides[1] > 1:
+        # oneDNN, slow at such kernels, takes no padding told by numbers. TensorFlow 2.21's own code does, at up to four
+        # times the rate; it adds up in the dtype that it is given.
+        seen = (tf.cast(t, tf.float32) for t in seen)
+        sides = (_same_padding(x.shape[i], gradient.shape[i], shape[0], strides[i]) for i in (1, 2))
+        padding = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, *itertools.chain(*sides), 0, 0]}
+    seen, written = seen
+    of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=seen, filter_sizes=shape, out_backprop=written, strides=strides, **padding
+    )
+    return tf.cast(of_kernel, x.dtype)
 
 
 def _same_padding(read, written, size, stride):

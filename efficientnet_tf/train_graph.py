@@ -129,18 +129,18 @@ def _rows(model):
     return rows
 
 
-def _is_pointwise(conv):
-    return (conv.kernel_size, conv.strides, conv.groups) == ((1, 1), (1, 1), 1)
+def _is_product(conv):
+    """Tell whether a convolution is a product of matrices, and faster as one: in bfloat16 it is not."""
+    return (conv.kernel_size, conv.strides, conv.groups) == ((1, 1), (1, 1), 1) and conv.compute_dtype == "float32"
 
 
 def _is_widening(layer):
     return (
         isinstance(layer, keras.layers.Conv2D)
-        and _is_pointwise(layer)
+        and _is_product(layer)
         and not layer.use_bias
         and layer.activation is keras.activations.linear
         and layer.input.shape[-1] < layer.filters
-        and layer.compute_dtype == "float32"
     )
 
 
@@ -209,10 +209,10 @@ class _Dropout(keras.layers.Dropout):
 
 
 class _Conv2D(keras.layers.Conv2D):
-    """Keras's, where it is by 1x1 by `fused`."""
+    """Keras's, but where it is a product of matrices by `fused`."""
 
     def convolution_op(self, inputs, kernel):
-        if not _is_pointwise(self):
+        if not _is_product(self):
             return super().convolution_op(inputs, kernel)
         return fused.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
 
