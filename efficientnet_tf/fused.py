@@ -5,14 +5,14 @@ follows from a layer's input, value by value, by XLA; squeeze-and-excite belongs
 a 1x1 convolution batch norm comes out of sums over the convolution's input, which is smaller than its output.
 """
 
+import itertools
 import math
 
 import tensorflow as tf
 
 from efficientnet_tf.image_ops import compiled
 
-FAST_COLUMNS = 3  # up to so many of a depthwise kernel its gradient is fast in TensorFlow 2.21
-MANY_ROWS, PARTS = 400, 8  # by XLA, so many rows and more add up fast where parts of them are added first
+PARTS = 8  # by XLA, rows add up two to three times as fast where so many parts of them are added first
 
 
 def batch_norm(x, gamma, beta, epsilon, swish):
@@ -105,7 +105,7 @@ def conv_batch_norm_swish(x, kernel, gamma, beta, epsilon):
         spread = tf.matmul(_sum_products(centered, centered) / count, weights)
         mean, variance = tf.linalg.matvec(weights, center, transpose_a=True), tf.reduce_sum(weights * spread, axis=0)
         inverse = tf.math.rsqrt(variance + epsilon)
-        z = _convolve(centered, weights * (gamma * inverse), beta)
+        z = _multiply(centered, weights * (gamma * inverse), beta)
 
         def backward(gradient, *_):
             gradient = _swish_gradient(z, 1.0, 0.0, gradient)
@@ -115,9 +115,7 @@ def conv_batch_norm_swish(x, kernel, gamma, beta, epsilon):
             of_weights = scale * (products - spread * (inverse * of_gamma))
             back = tf.matmul(weights * (-scale * inverse * of_gamma / count), weights, transpose_b=True)
             shift = tf.linalg.matvec(weights, -scale * of_beta / count)
-            of_x = _convolve(gradient, tf.transpose(weights * scale), shift) + tf.nn.conv2d(
-                centered, back[None, None], 1, "SAME"
-            )
+            of_x = _multiply(gradient, tf.transpose(weights * scale), shift) + _multiply(centered, back)
             return of_x, of_weights[None, None], of_gamma, of_beta
 
         return (z * tf.sigmoid(z), mean, variance), backward
@@ -147,18 +145,18 @@ def _as_product(mean, variance, gamma, beta, epsilon):
     return scale, beta - mean * scale
 
 
-def _convolve(x, weights, bias=None):
+def _multiply(x, weights, bias=None):
     """Multiply the channels of [B, H, W, I] by [I, O], and add [O]."""
-    y = tf.nn.conv2d(x, weights[None, None], 1, "SAME")
-    return y if bias is None else tf.nn.bias_add(y, bias)
+    y = tf.matmul(tf.reshape(x, [-1, x.shape[3]]), weights)
+    if bias is not None:
+        y = tf.nn.bias_add(y, bias)
+    sizes = x.shape[:3] if x.shape.is_fully_defined() else tf.unstack(tf.shape(x)[:3])
+    return tf.reshape(y, [*sizes, weights.shape[1]])
 
 
 def _sum_products(x, y):
     """Return the sum over rows of the products of each channel of [B, H, W, I] with each of [B, H, W, O]: [I, O]."""
-    # TensorFlow's fastest product of matrices with many rows and few columns.
-    return tf.raw_ops.Conv2DBackpropFilter(
-        input=x, filter_sizes=[1, 1, x.shape[3], y.shape[3]], out_backprop=y, strides=[1, 1, 1, 1], padding="VALID"
-    )[0, 0]
+    return tf.matmul(*(tf.reshape(t, [-1, t.shape[3]]) for t in (x, y)), transpose_a=True)
 
 
 def _row_count(x):
@@ -176,11 +174,12 @@ def _sum_rows(x):
 
 
 def _sigmoid(z):
-    """Return 1 / (1 + exp(-z)), the exponential written as exp(-z / 16)**16: within 1e-6 of it."""
-    # XLA counts no arithmetic in an exponential, and gives what has little of it the square root of the cores.
-    power = tf.exp(z * (-1 / 16))
-    for _ in range(4):
-        power = power * power
+    """Return 1 / (1 + exp(-z)), the exponential written as exp(-z / 8)**8: within 1e-6 of it."""
+    # XLA counts no arithmetic in an exponential, and gives what has little of it the square root of the cores. That is
+    # why the power is not taken by squares, either: of three products the gradient of swish would have too few.
+    power = root = tf.exp(z * (-1 / 8))
+    for _ in range(7):
+        power = power * root
     return 1 / (1 + power)
 
 
@@ -197,12 +196,10 @@ def _sum_pixels(function, *images):
     """Return the sums over pixels [B, 1, 1, C] of what a function computes from the values of [B, H, W, C]."""
     pixels = images[0].shape[1] * images[0].shape[2]
     rows = [tf.cast(tf.reshape(image, [-1, pixels, image.shape[3]]), tf.float32) for image in images]
-    values, rest = [], rows
-    if pixels >= MANY_ROWS:
-        size = pixels // PARTS
-        values.append(sum(function(*(r[:, i * size : (i + 1) * size] for r in rows)) for i in range(PARTS)))
-        rest = [r[:, PARTS * size :] for r in rows]
-    return sum(tf.reduce_sum(value, axis=1)[:, None, None] for value in (*values, function(*rest)))
+    size = pixels // PARTS
+    parts = sum(function(*(r[:, i * size : (i + 1) * size] for r in rows)) for i in range(PARTS))
+    rest = function(*(r[:, PARTS * size :] for r in rows))
+    return sum(tf.reduce_sum(value, axis=1)[:, None, None] for value in (parts, rest))
 
 
 @compiled
@@ -238,7 +235,20 @@ def _gate_gradient(x, scale, shift, gradient):
     return tf.cast(_sum_pixels(lambda x, g: _swish(x * scale + shift) * g, x, gradient), x.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------------ depthwise
+# ------------------------------------------------------------------------------------------- convolutions by themselves
+
+
+def pointwise_conv(x, kernel):
+    """Convolve by 1x1, as products of matrices: up to half as fast again as TensorFlow's convolution.
+
+    Args:
+        x: [B, H, W, I].
+        kernel: [1, 1, I, O], as x.
+
+    Returns:
+        [B, H, W, O].
+    """
+    return _multiply(x, tf.reshape(kernel, kernel.shape[2:]))
 
 
 def depthwise_conv(x, kernel, stride):
@@ -260,34 +270,30 @@ def depthwise_conv(x, kernel, stride):
             of_input = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
                 input_sizes=tf.shape(x), filter=kernel, out_backprop=gradient, strides=strides, padding="SAME"
             )
-            return of_input, _kernel_gradient(x, gradient, kernel.shape[0], stride)
+            return of_input, _kernel_gradient(x, gradient, kernel.shape, strides)
 
         return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME"), backward
 
     return convolve(x, kernel)
 
 
-def _kernel_gradient(x, gradient, size, stride):
-    """Return the gradient of a depthwise kernel [size, size, C, 1], some columns at a time."""
+def _kernel_gradient(x, gradient, shape, strides):
+    """Return the gradient of a depthwise kernel [K, K, C, 1], as x."""
+    seen, padding = (x, gradient), {"padding": "SAME"}
+    if shape[0] > 3 or strides[1] > 1:
+        # oneDNN, slow at such kernels, takes no padding told by numbers. TensorFlow 2.21's own code does, at up to four
+        # times the rate; it adds up in the dtype that it is given.
+        seen = (tf.cast(t, tf.float32) for t in seen)
+        sides = (_same_padding(x.shape[i], gradient.shape[i], shape[0], strides[i]) for i in (1, 2))
+        padding = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, *itertools.chain(*sides), 0, 0]}
+    seen, written = seen
+    of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=seen, filter_sizes=shape, out_backprop=written, strides=strides, **padding
+    )
+    return tf.cast(of_kernel, x.dtype)
 
-    def columns(x, count, padding):
-        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-            input=x,
-            filter_sizes=[size, count, x.shape[3], 1],
-            out_backprop=gradient,
-            strides=[1, stride, stride, 1],
-            padding=padding,
-        )
 
-    if size <= FAST_COLUMNS or stride > 1:
-        return columns(x, size, "SAME")
-    width, before, parts, done = x.shape[2], (size - 1) // 2, [], 0
-    # The last columns overlap those before them, rather than being fewer: the ends of x need no cutting then.
-    for first in (*range(0, size - FAST_COLUMNS, FAST_COLUMNS), size - FAST_COLUMNS):
-        start = first - before
-        stop = start + width + FAST_COLUMNS - 1
-        seen = x[:, :, max(0, start) : min(stop, width)]
-        seen = tf.pad(seen, [[0, 0], [before, size - 1 - before], [max(0, -start), max(0, stop - width)], [0, 0]])
-        parts.append(columns(seen, FAST_COLUMNS, "VALID")[:, done - first :])
-        done = first + FAST_COLUMNS
-    return tf.concat(parts, axis=1)
+def _same_padding(read, written, size, stride):
+    """Return how many zeros "SAME" puts before and behind a side."""
+    total = max(0, (written - 1) * stride + size - read)
+    return total // 2, total - total // 2

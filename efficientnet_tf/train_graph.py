@@ -75,7 +75,7 @@ def make(model, config, strategy):
         others[keras.layers.BatchNormalization] = _SharedBatchNormalization
     # XLA fuses by itself; other devices have not been measured.
     if distribute.device_type(strategy) == "CPU" and not distribute.should_jit(config.train.jit_compile, strategy):
-        others[keras.layers.DepthwiseConv2D] = _DepthwiseConv2D
+        others |= {keras.layers.Conv2D: _Conv2D, keras.layers.DepthwiseConv2D: _DepthwiseConv2D}
         rows = {} if group > 1 else {layer.name: row for row in _rows(model) for layer in row}
     if not rows and not any(type(layer) in others for layer in model.layers):
         return model
@@ -129,13 +129,18 @@ def _rows(model):
     return rows
 
 
+def _is_product(conv):
+    """Tell whether a convolution is a product of matrices, and faster as one: in bfloat16 it is not."""
+    return (conv.kernel_size, conv.strides, conv.groups) == ((1, 1), (1, 1), 1) and conv.compute_dtype == "float32"
+
+
 def _is_widening(layer):
     return (
         isinstance(layer, keras.layers.Conv2D)
-        and (layer.kernel_size, layer.strides, layer.groups, layer.use_bias) == ((1, 1), (1, 1), 1, False)
+        and _is_product(layer)
+        and not layer.use_bias
         and layer.activation is keras.activations.linear
         and layer.input.shape[-1] < layer.filters
-        and layer.compute_dtype == "float32"
     )
 
 
@@ -201,6 +206,15 @@ class _Dropout(keras.layers.Dropout):
         numbers = draws.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
         scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
         return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
+
+
+class _Conv2D(keras.layers.Conv2D):
+    """Keras's, but where it is a product of matrices by `fused`."""
+
+    def convolution_op(self, inputs, kernel):
+        if not _is_product(self):
+            return super().convolution_op(inputs, kernel)
+        return fused.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
 
 
 class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):

@@ -151,10 +151,10 @@ def test_what_is_normalised_behind_a_convolution_is_never_written():
         .get_concrete_function()
         .graph
     )
-    wide = [op for op in graph.get_operations() if any(o.shape == [2, 6, 6, 8] for o in op.outputs)]
+    wide = [op for op in graph.get_operations() if any(o.shape.num_elements() == 2 * 6 * 6 * 8 for o in op.outputs)]
     # The convolution with the batch norm's scale in its kernel, its offset, swish; in the gradient, swish's.
-    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN")) == [
-        *("BiasAdd", "Conv2D", "Mul", "PartitionedCall", "Sigmoid")
+    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN", "Reshape")) == [
+        *("BiasAdd", "MatMul", "Mul", "PartitionedCall", "Sigmoid")
     ]
 
 
@@ -170,26 +170,56 @@ def test_batch_norm_keeps_its_input_alone():
 
 
 @given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    filters=st.integers(1, 40),
+    dtype=st.sampled_from([tf.float32, tf.bfloat16]),
+    known=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_pointwise_convolution_and_its_gradients(shape, filters, dtype, known):
+    rng = np.random.default_rng(0)
+    arguments = [tf.constant(rng.normal(size=s), dtype) for s in (shape, (1, 1, shape[-1], filters))]
+    weight = tf.constant(rng.normal(size=(*shape[:3], filters)), dtype)
+    signature = [tf.TensorSpec(shape if known else (None, None, None, shape[3]), dtype), tf.TensorSpec(None, dtype)]
+
+    @tf.function(input_signature=signature)
+    def got(x, kernel):
+        kernel = tf.ensure_shape(kernel, arguments[1].shape)
+        return gradients(lambda *a: [fused.pointwise_conv(*a)], (x, kernel), weight)
+
+    wide = [tf.cast(t, tf.float64) for t in arguments]
+    wanted = gradients(lambda *a: [tf.nn.conv2d(*a, 1, "SAME")], wide, tf.cast(weight, tf.float64))
+    tolerance = 1e-5 if dtype == tf.float32 else 0.02
+    for ours_, want in zip(got(*arguments), wanted, strict=True):
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(tf.cast(ours_, tf.float64) / scale, want / scale, rtol=tolerance, atol=tolerance)
+
+
+@given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     size=st.sampled_from([1, 2, 3, 4, 5, 7]),
     stride=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
+    dtype=st.sampled_from([tf.float32, tf.bfloat16]),
 )
 @settings(max_examples=60, deadline=None)
-def test_depthwise_convolution_and_its_gradients(height, width, size, stride, seed):
+def test_depthwise_convolution_and_its_gradients(height, width, size, stride, seed, dtype):
     rng = np.random.default_rng(seed)
-    x = tf.constant(rng.normal(size=(2, height, width, 3)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(size, size, 3, 1)), tf.float32)
-    results = []
-    for convolve in (
-        lambda x, k: fused.depthwise_conv(x, k, stride),
-        lambda x, k: tf.nn.depthwise_conv2d(x, k, [1, stride, stride, 1], "SAME"),
-    ):
-        with tf.GradientTape() as tape:
-            tape.watch((x, kernel))
-            y = convolve(x, kernel)
-        weight = tf.cos(tf.range(tf.size(y), dtype=tf.float32))
-        results.append((y, *tape.gradient(y, (x, kernel), output_gradients=tf.reshape(weight, y.shape))))
-    for got, want in zip(*results, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    arguments = [tf.constant(rng.normal(size=s), dtype) for s in ((2, height, width, 3), (size, size, 3, 1))]
+    weight = tf.constant(rng.normal(size=(2, -(-height // stride), -(-width // stride), 3)), dtype)
+    strides = [1, stride, stride, 1]
+    got = gradients(lambda *a: [fused.depthwise_conv(*a, stride)], arguments, weight)
+    assert {t.dtype for t in got} == {dtype}
+    wide = [tf.cast(t, tf.float32) for t in arguments]
+    wanted = gradients(lambda *a: [tf.nn.depthwise_conv2d(*a, strides, "SAME")], wide, tf.cast(weight, tf.float32))
+    relative, absolute = (1e-4, 1e-4) if dtype == tf.float32 else (0.02, 0.05)
+    for ours_, want in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(tf.cast(ours_, tf.float32), want, rtol=relative, atol=absolute)
+
+
+def test_the_gradient_of_a_wide_depthwise_kernel_adds_up_in_float32():
+    """The sum of many ones, which bfloat16 would lose above 256."""
+    x, kernel = tf.ones([4, 20, 20, 2], tf.bfloat16), tf.ones([5, 5, 2, 1], tf.bfloat16)
+    _, _, of_kernel = gradients(lambda *a: [fused.depthwise_conv(*a, 1)], [x, kernel], tf.ones_like(x))
+    assert np.all(tf.cast(of_kernel[2, 2], tf.float32) == 1600)
