@@ -1,5 +1,8 @@
 """The operations that replace Keras's on a processor, against float64, and against TensorFlow's own gradients."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -130,12 +133,21 @@ def test_convolution_with_batch_norm_and_its_gradients(sizes, offset, seed):
         np.testing.assert_allclose(ours_ / scale, want / scale, rtol=1e-3, atol=2e-4)
 
 
-def test_the_sigmoid_of_the_gradients_is_one():
-    z = np.concatenate([np.linspace(-80, 200, 4001), np.linspace(-1, 1, 1001)]).astype(np.float32)
+def test_the_sigmoid_is_one():
+    z = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-20, 20, 40001)]).astype(np.float32)
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(
-            fused._sigmoid(tf.constant(z)), 1 / (1 + np.exp(-z.astype(float))), rtol=3e-6, atol=1e-30
+            fused._sigmoid(tf.constant(z)), 1 / (1 + np.exp(-z.astype(float))), rtol=0, atol=3e-7
         )
+    assert np.isnan(fused._sigmoid(tf.constant(np.nan)))
+
+
+def test_the_sigmoid_is_what_the_script_fits():
+    script = Path(__file__).parent.parent / "scripts" / "fit_sigmoid.py"
+    numerator, denominator, error = runpy.run_path(script)["fit"]()
+    assert error < 1e-7
+    np.testing.assert_allclose(fused.SIGMOID_P, numerator, rtol=1e-3)
+    np.testing.assert_allclose(fused.SIGMOID_Q, denominator, rtol=1e-3)
 
 
 def test_what_is_normalised_behind_a_convolution_is_never_written():
@@ -154,18 +166,16 @@ def test_what_is_normalised_behind_a_convolution_is_never_written():
     wide = [op for op in graph.get_operations() if any(o.shape.num_elements() == 2 * 6 * 6 * 8 for o in op.outputs)]
     # The convolution with the batch norm's scale in its kernel, its offset, swish; in the gradient, swish's.
     assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN", "Reshape")) == [
-        *("BiasAdd", "MatMul", "Mul", "PartitionedCall", "Sigmoid")
+        *("BiasAdd", "MatMul", "PartitionedCall", "PartitionedCall")
     ]
 
 
 def test_batch_norm_keeps_its_input_alone():
-    """Of the forward pass neither the normalised values nor the gate are read by the backward pass."""
+    """Of the forward pass the normalised values are not read by the backward pass."""
     x, gamma, beta, weight = draw((2, 6, 6, 8))
     graph = tf.function(lambda: ours(x, gamma, beta, True, weight), autograph=False).get_concrete_function().graph
     (norm,) = (op for op in graph.get_operations() if op.type == "FusedBatchNormV3")
-    assert sorted(op.type for op in norm.outputs[0].consumers()) == ["Mul", "Sigmoid"]
-    (gate,) = (op for op in norm.outputs[0].consumers() if op.type == "Sigmoid")
-    assert [op.type for op in gate.outputs[0].consumers()] == ["Mul"]
+    assert [op.type for op in norm.outputs[0].consumers()] == ["PartitionedCall"]
     assert [op.type for op in graph.get_operations()].count("FusedBatchNormGradV3") == 1
 
 
