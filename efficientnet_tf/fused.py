@@ -179,7 +179,7 @@ def _sum_rows(x):
 
 def _sigmoid(z):
     """Return the sigmoid, within 3e-7 of it."""
-    # XLA's own takes longer. Nor does XLA count the arithmetic in an exponential, and what has little arithmetic gets the
+    # XLA's own takes longer. Nor does XLA count the arithmetic in an exponential, and gives what has little of it the
     # square root of the cores.
     z = tf.clip_by_value(z, -16.0, 16.0)
     square = z * z
@@ -203,7 +203,7 @@ def _sum_pixels(function, *images):
     """Return the sums over pixels [B, 1, 1, C] of what a function computes from the values of [B, H, W, C]."""
     pixels = images[0].shape[1] * images[0].shape[2]
     rows = [tf.cast(tf.reshape(image, [-1, pixels, image.shape[3]]), tf.float32) for image in images]
-    size = pixels // PARTS
+    size, function = pixels // PARTS, tf.function(function, autograph=False)  # traced once, not for each part
     parts = sum(function(*(r[:, i * size : (i + 1) * size] for r in rows)) for i in range(PARTS))
     rest = function(*(r[:, PARTS * size :] for r in rows))
     return sum(tf.reduce_sum(value, axis=1)[:, None, None] for value in (parts, rest))
