@@ -11,7 +11,7 @@ SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2, "lamb": 2}  # numbers that an optim
 WEIGHT_BYTES = 4  # variables are float32 in either precision
 # Measured by `summary --measure` on B0 to B3: what a layer's trace and kernels take, forward and backward; and how many
 # copies of the weights, beside the gradients, are on their way into the variables at once.
-PROGRAM_BYTES = 2.6 * 2**20
+PROGRAM_BYTES = 2.2 * 2**20
 FORWARD_PROGRAM_BYTES = 0.6 * 2**20
 UPDATES = 2
 
@@ -56,8 +56,8 @@ def training_memory(layers, batch, precision="float32", optimizer="rmsprop", ave
         average: bool, whether a moving average is kept.
 
     Returns:
-        Memory. Activations are those kept for the backward pass, and three more of the largest: the gradients that
-        come to a layer, pass its activation, and leave it.
+        Memory. Activations are those kept for the backward pass, and two more of the largest: the gradients that come
+        to a layer and leave it.
     """
     params, statistics = sum(layer.params for layer in layers), sum(layer.statistics for layer in layers)
     weights = (params + statistics) * WEIGHT_BYTES
@@ -67,7 +67,7 @@ def training_memory(layers, batch, precision="float32", optimizer="rmsprop", ave
         optimizer=params * WEIGHT_BYTES * SLOTS[optimizer],
         average=weights * average,
         gradients=params * WEIGHT_BYTES * (1 + UPDATES),
-        activations=batch * (kept_bytes(layers, precision) + 3 * largest),
+        activations=batch * (kept_bytes(layers, precision) + 2 * largest),
         program=round(len(layers) * PROGRAM_BYTES),
     )
 

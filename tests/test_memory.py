@@ -47,7 +47,7 @@ def test_weights_slots_and_average_by_hand():
     assert memory.training_memory(layers(), 32, optimizer="sgd", average=False).total == (
         counted.total - counted.average - 4 * 5_288_548
     )
-    assert counted.activations == 32 * (memory.kept_bytes(layers()) + 3 * 4 * 112 * 112 * 96)
+    assert counted.activations == 32 * (memory.kept_bytes(layers()) + 2 * 4 * 112 * 112 * 96)
 
 
 def test_inference_by_hand():
