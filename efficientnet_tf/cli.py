@@ -27,12 +27,22 @@ class _Parser(argparse_flags.ArgumentParser):
         super().error(message + hint)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells which flags must be given, and the defaults of the others where there is one to name."""
+
+    def _get_help_string(self, action):
+        if action.option_strings and action.required:
+            return f"{action.help} (required)"
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
+
+
 def make_parser(module, description):
     """Return a parser for `python -m efficientnet_tf.<module>`."""
     return _Parser(
         prog=f"python -m efficientnet_tf.{module}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 
