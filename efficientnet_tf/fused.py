@@ -292,18 +292,17 @@ def depthwise_conv(x, kernel, stride):
 
 def _kernel_gradient(x, gradient, shape, strides):
     """Return the gradient of a depthwise kernel [K, K, C, 1], as x."""
-    seen, padding = (x, gradient), {"padding": "SAME"}
+    dtype, padding = x.dtype, {"padding": "SAME"}
     if shape[0] > 3 or strides[1] > 1:
         # oneDNN, slow at such kernels, takes no padding told by numbers. TensorFlow 2.21's own code does, at up to four
         # times the rate; it adds up in the dtype that it is given.
-        seen = (tf.cast(t, tf.float32) for t in seen)
+        x, gradient = (tf.cast(t, tf.float32) for t in (x, gradient))
         sides = (_same_padding(x.shape[i], gradient.shape[i], shape[0], strides[i]) for i in (1, 2))
         padding = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, *itertools.chain(*sides), 0, 0]}
-    seen, written = seen
     of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=seen, filter_sizes=shape, out_backprop=written, strides=strides, **padding
+        input=x, filter_sizes=shape, out_backprop=gradient, strides=strides, **padding
     )
-    return tf.cast(of_kernel, x.dtype)
+    return tf.cast(of_kernel, dtype)
 
 
 def _same_padding(read, written, size, stride):

@@ -135,8 +135,14 @@ def test_convolution_with_batch_norm_and_its_gradients(sizes, offset, seed):
 
 def test_the_sigmoid_is_one():
     z = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-20, 20, 40001)]).astype(np.float32)
-    wanted = 1 / (1 + np.exp(-z.astype(float)))
-    np.testing.assert_allclose(fused._sigmoid(tf.constant(z)), wanted, rtol=0, atol=3e-7)
+    gate = 1 / (1 + np.exp(-z.astype(float)))
+    np.testing.assert_allclose(fused._sigmoid(tf.constant(z)), gate, rtol=0, atol=3e-7)
+    # What is multiplied by z is as exact as z.
+    for got, wanted in (
+        (fused._activate(tf.constant(z)), z * gate),
+        (fused._swish_gradient(tf.constant(z), 1.0, 0.0, tf.ones_like(z)), gate * (1 + z * (1 - gate))),
+    ):
+        assert np.all(abs(got.numpy() - wanted) < 4e-7 * np.maximum(1, abs(z)))
 
 
 def test_what_is_not_a_number_stays_so():
