@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "efficientnet_tf/__init__.py").read_text()).group(1)
@@ -43,6 +43,7 @@ EXTRAS = {
         "nncf>=3.0,<4",
         "playwright>=1.50,<2",
         "ruff==0.17.6",
+        "import-linter>=2.3,<3",
         "setuptools>=64",
         "wheel",
     ],
@@ -56,10 +57,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["efficientnet_tf", "efficientnet_tf.configs", "efficientnet_tf.configs.recipes"],
+    packages=[
+        *find_packages(include=["efficientnet_tf*"]),
+        "efficientnet_tf.configs",
+        "efficientnet_tf.configs.recipes",
+    ],
     package_dir={"efficientnet_tf.configs": "configs"},
     package_data={
-        "efficientnet_tf": ["study_page.html"],
+        "efficientnet_tf.study": ["page.html"],
         "efficientnet_tf.configs": ["*.yaml"],
         "efficientnet_tf.configs.recipes": ["*.yaml"],
     },

@@ -8,12 +8,12 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "build_model": "models",
-    "load_variant": "config",
-    "load_config": "config",
-    "load_weights": "weights",
-    "class_activation_map": "attribution",
-    "grad_cam": "attribution",
+    "build_model": "models.builder",
+    "load_variant": "config.load",
+    "load_config": "config.load",
+    "load_weights": "weights.load",
+    "class_activation_map": "evaluation.attribution",
+    "grad_cam": "evaluation.attribution",
 } | {f"EfficientNetB{i}": "applications" for i in range(8)}
 
 __all__ = sorted(_HOME)

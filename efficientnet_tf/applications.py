@@ -4,9 +4,9 @@ import sys
 
 import keras
 
-from efficientnet_tf.config import UserError
-from efficientnet_tf.models import build_model
-from efficientnet_tf.weights import load_weights
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.weights.load import load_weights
 
 
 def _released_file(variant, include_top):

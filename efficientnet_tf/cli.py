@@ -9,10 +9,9 @@ import sys
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from efficientnet_tf.config import UserError, nearest
+from efficientnet_tf.config.errors import UserError, suggest
 
 EXIT_ERROR = 1
-EXIT_RESTART = 75  # stopped by a signal, all is saved: start the same command again
 
 
 class _Parser(argparse_flags.ArgumentParser):
@@ -23,7 +22,7 @@ class _Parser(argparse_flags.ArgumentParser):
         hint = ""
         if "unrecognized arguments" in message and unknown:
             known = [option for action in self._actions for option in action.option_strings]
-            hint = nearest(unknown[0], known)
+            hint = suggest(unknown[0], known)
         super().error(message + hint)
 
 

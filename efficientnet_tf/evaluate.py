@@ -34,36 +34,44 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
     """
     import tensorflow as tf
 
-    from efficientnet_tf import confusion as by_class
-    from efficientnet_tf import distribute, files, label_sets, loops, pictures, sources
-    from efficientnet_tf.config import UserError, override_config
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.load import override_config
+    from efficientnet_tf.data.open import open_source
+    from efficientnet_tf.evaluation import per_class as per_class_lib
+    from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
+    from efficientnet_tf.evaluation.loop import make_evaluator
+    from efficientnet_tf.evaluation.per_class import write_per_class
+    from efficientnet_tf.runtime.files import check_output
+    from efficientnet_tf.runtime.workers import is_chief, report_lost_workers
+    from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES, draw_confusion
+    from efficientnet_tf.visualization.grids import require_pillow, save_picture
 
-    files.check_output("--per_class", per_class, (".csv", ".json"))
-    files.check_output("--confusion", confusion, (".png",))
+    check_output("--per_class", per_class, (".csv", ".json"))
+    check_output("--confusion", confusion, (".png",))
     if confusion:
-        pictures.require_pillow("--confusion")
+        require_pillow("--confusion")
     with strategy.scope():
         logits_of, config, class_names = _load(model_dir, raw)
     # A cache's copies have lost their files' names.
     config = override_config(config, [*overrides, *(["data.cache=none"] if real_labels else [])])
-    source = sources.open_source(config.data, config.data.eval_split, training=False)
-    columns = label_sets.match_classes(source.class_names, class_names)
+    source = open_source(config.data, config.data.eval_split, training=False)
+    columns = match_classes(source.class_names, class_names)
     names = [class_names[column] for column in columns]
-    if confusion and len(names) > by_class.MOST_CLASSES:
+    if confusion and len(names) > MOST_CLASSES:
         raise UserError(
             f"--confusion={confusion}: the data has {len(names)} classes, a picture shows at most "
-            f"{by_class.MOST_CLASSES}; --per_class=FILE.csv takes any number"
+            f"{MOST_CLASSES}; --per_class=FILE.csv takes any number"
         )
     if real_labels:
-        rows = label_sets.read_real_labels(real_labels, class_names, columns)
-        source, check_numbers = label_sets.with_real_labels(source, rows)
+        rows = read_real_labels(real_labels, class_names, columns)
+        source, check_numbers = with_real_labels(source, rows)
 
     def logits_of_data(images):
         return tf.gather(logits_of(images), columns, axis=1)
 
     logits = logits_of if names == class_names else logits_of_data
-    evaluator = loops.make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))
-    with distribute.together(strategy):
+    evaluator = make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))
+    with report_lost_workers(strategy):
         result = evaluator()
     if real_labels:
         check_numbers()
@@ -71,15 +79,15 @@ def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None,
         result |= {"classes": len(names), "model_classes": len(class_names)}
     counts = result.pop("confusion", None)
     if per_class:
-        result["per_class"] = by_class.per_class(counts, names)
-        if distribute.is_chief(strategy):
-            by_class.write_per_class(per_class, result["per_class"])
+        result["per_class"] = per_class_lib.per_class(counts, names)
+        if is_chief(strategy):
+            write_per_class(per_class, result["per_class"])
     if confusion:
         result["confusion"] = counts.tolist()
         run = os.path.basename(model_dir.rstrip("/"))
         title = f"{run}: top-1 {result['top1']:.2%} on {result['examples']} examples"
-        if distribute.is_chief(strategy):
-            pictures.save_picture(by_class.draw_confusion(counts, names, title), confusion, "--confusion")
+        if is_chief(strategy):
+            save_picture(draw_confusion(counts, names, title), confusion, "--confusion")
     return result
 
 
@@ -87,25 +95,27 @@ def _is_exported(path):
     """Tell a SavedModel, or a file for another runtime, from a model directory."""
     import tensorflow as tf
 
-    from efficientnet_tf import artefacts
+    from efficientnet_tf.export.formats import find_format
 
-    return artefacts.format_of(path) is not None or tf.io.gfile.exists(os.path.join(path, "saved_model.pb"))
+    return find_format(path) is not None or tf.io.gfile.exists(os.path.join(path, "saved_model.pb"))
 
 
 def _load(model_dir, raw):
     """Return (function from images to logits, config, class names) of a model directory or an exported model."""
     import tensorflow as tf
 
-    from efficientnet_tf import artefacts, checkpoint
-    from efficientnet_tf.config import UserError, parse_config
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.load import parse_config
+    from efficientnet_tf.export.formats import find_format, open_export
+    from efficientnet_tf.models.model_dir import read_class_names, read_config, restore_model
 
     if not _is_exported(model_dir):
-        model, config, class_names = checkpoint.load_model(model_dir, raw)
+        model, config, class_names = restore_model(model_dir, raw)
         return lambda images: model(images, training=False), config, class_names
     if raw:
         raise UserError("--raw: an exported model holds the average only")
-    if artefacts.format_of(model_dir):
-        run, texts = artefacts.open_artefact(model_dir)
+    if find_format(model_dir):
+        run, texts = open_export(model_dir)
         class_names = texts["classes.txt"].splitlines()
 
         def logits_of_file(images):
@@ -118,7 +128,7 @@ def _load(model_dir, raw):
     def logits_of(images):
         return loaded.signatures["serving_default"](image=images)["logits"]
 
-    return logits_of, checkpoint.read_config(assets), checkpoint.read_classes(assets)
+    return logits_of, read_config(assets), read_class_names(assets)
 
 
 def _folder_overrides(folder):
@@ -148,8 +158,9 @@ def _lines(result, args):
 
 def main(args):
     """Evaluate and print."""
-    from efficientnet_tf.config import UserError
-    from efficientnet_tf.distribute import create_strategy, is_chief
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.runtime.strategy import create_strategy
+    from efficientnet_tf.runtime.workers import is_chief
 
     if args.folder and args.data_dir:
         raise UserError(
@@ -165,14 +176,15 @@ def main(args):
     if args.json:
         print(json.dumps(result))
         return
-    from efficientnet_tf import checkpoint, report
+    from efficientnet_tf.models.model_dir import read_config
+    from efficientnet_tf.training.metrics import format_metrics
 
     if _is_exported(args.model_dir):
         kind = "exported"
     else:
-        averaged = checkpoint.read_config(args.model_dir).train.ema_decay and not args.raw
+        averaged = read_config(args.model_dir).train.ema_decay and not args.raw
         kind = "ema" if averaged else "raw"
-    print(report.summary(kind, result))
+    print(format_metrics(kind, result))
     for line in _lines(result, args):
         print(line)
 

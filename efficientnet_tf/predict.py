@@ -21,12 +21,13 @@ def predict(model_dir, paths, top=5, batch_size=32):
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint, data
+    from efficientnet_tf.data.pipeline import eval_image, make_image_reader
+    from efficientnet_tf.models.model_dir import restore_model
 
-    model, config, class_names = checkpoint.load_model(model_dir)
+    model, config, class_names = restore_model(model_dir)
     top = min(top, len(class_names))
 
-    read = data.make_reader(lambda encoded: data.eval_image(encoded, config))
+    read = make_image_reader(lambda encoded: eval_image(encoded, config))
 
     @tf.function
     def classify(images):
@@ -46,7 +47,7 @@ def predict(model_dir, paths, top=5, batch_size=32):
 
 def main(args):
     """Classify and print; the status is 1 where a file could not be read."""
-    from efficientnet_tf.folders import find_images
+    from efficientnet_tf.data.folders import find_images
 
     failed = 0
     for path, answer in predict(args.model_dir, find_images(args.images), args.top):

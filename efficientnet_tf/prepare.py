@@ -7,8 +7,9 @@ from efficientnet_tf import cli
 
 def main(args):
     """Write each split and say what came out."""
-    from efficientnet_tf.config import UserError, load_config
-    from efficientnet_tf.record_writer import write_records
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.data.write_tfrecord import write_records
 
     # Of several splits the first is for training, and says what the classes are.
     first = [f"data.train_split={args.splits[0]}"] if len(args.splits) > 1 else []

@@ -8,8 +8,9 @@ import os
 import sys
 
 from efficientnet_tf import cli
-from efficientnet_tf.config import UserError, dump_variant, load_variant
-from efficientnet_tf.scaling import Coefficients, compound, implied_phi
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import dump_variant, load_variant
+from efficientnet_tf.scaling.compound import Coefficients, compound, implied_phi
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
 
@@ -79,8 +80,8 @@ def _latency_limit(args):
         return None
     from tqdm import tqdm
 
-    from efficientnet_tf.budget import Limit
-    from efficientnet_tf.measure import inference_seconds
+    from efficientnet_tf.benchmark.measure import inference_seconds
+    from efficientnet_tf.scaling.budget import Limit
 
     @functools.cache
     def milliseconds(spec):
@@ -93,8 +94,8 @@ def _latency_limit(args):
 
 def main(args):
     """Explain, or fit a budget and write the variant."""
-    from efficientnet_tf.budget import counted_limits, fit_budget
-    from efficientnet_tf.complexity import count_cost
+    from efficientnet_tf.scaling.budget import counted_limits, fit_budget
+    from efficientnet_tf.scaling.complexity import count_cost
 
     coefficients = Coefficients(args.alpha, args.beta, args.gamma)
     baseline = load_variant(args.baseline)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import yaml
 
-from efficientnet_tf import cli, trials
-from efficientnet_tf.budget import scale_spec
-from efficientnet_tf.complexity import count_cost
-from efficientnet_tf.config import UserError, dump_variant, load_variant
-from efficientnet_tf.scaling import Coefficients, scale_network
+from efficientnet_tf import cli
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import dump_variant, load_variant
+from efficientnet_tf.scaling.budget import scale_spec
+from efficientnet_tf.scaling.complexity import count_cost
+from efficientnet_tf.scaling.compound import Coefficients, scale_network
+from efficientnet_tf.study.runner import Run, run_jobs, write_file
 
 GRID = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5)
 PHIS = range(8)  # of the family that is written
@@ -93,7 +95,7 @@ def find_candidates(baseline, points, phi=1.0):
 def make_runs(candidates, seeds):
     """Return the trials.Run of each candidate and seed; all candidates have their first seed before the second."""
     return [
-        trials.Run(f"{c.name}_seed{seed}", c.specs[c.first], {"network": c.name, "seed": seed})
+        Run(f"{c.name}_seed{seed}", c.specs[c.first], {"network": c.name, "seed": seed})
         for seed in range(seeds)
         for c in candidates
     ]
@@ -206,7 +208,7 @@ def write_results(output_dir, baseline, candidates, rows, scores, settings):
     writer = csv.DictWriter(text, table[0])
     writer.writeheader()
     writer.writerows(table)
-    trials.write_file(os.path.join(output_dir, "search.csv"), text.getvalue())
+    write_file(os.path.join(output_dir, "search.csv"), text.getvalue())
 
     best, point = scores[0], scores[0].candidate.nearest
     found = {
@@ -218,13 +220,13 @@ def write_results(output_dir, baseline, candidates, rows, scores, settings):
         "search": settings,
     }
     path = os.path.join(output_dir, "coefficients.yaml")
-    trials.write_file(path, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
+    write_file(path, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
     for phi in PHIS:
         spec = scale_spec(baseline, phi, phi, phi, point)
         title = (
             f"# phi {phi}: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g} from {baseline.name}.\n"
         )
-        trials.write_file(os.path.join(output_dir, "family", f"phi{phi}.yaml"), title + dump_variant(spec))
+        write_file(os.path.join(output_dir, "family", f"phi{phi}.yaml"), title + dump_variant(spec))
 
 
 def main(args):
@@ -242,7 +244,7 @@ def main(args):
     if args.output_dir is None:
         raise UserError("--output_dir is missing: where runs and results come to lie (or --list)")
     runs = make_runs(candidates, args.seeds)
-    rows = trials.work(
+    rows = run_jobs(
         runs,
         args.output_dir,
         recipe=args.recipe,

@@ -21,17 +21,14 @@ def draw_grid(config, rows, columns):
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    from efficientnet_tf import pictures
+    from efficientnet_tf.visualization.grids import wrap
 
     font = ImageFont.load_default(FONT_SIZE)
     side = max(config.image_size, LEAST_SIDE)
     titles = f"Training: {_describe(config)}", f"Evaluation: {config.data.source}, {config.image_size} pixels"
     cells = [list(make(config, rows * columns)) for make in (_train_cells, _eval_cells)]
-    titles = [pictures.wrap(font, title.split(" "), columns * (side + GAP)) for title in titles]
-    texts = [
-        [pictures.wrap(font, [label], side) + pictures.wrap(font, notes, side) for _, label, notes in half]
-        for half in cells
-    ]
+    titles = [wrap(font, title.split(" "), columns * (side + GAP)) for title in titles]
+    texts = [[wrap(font, [label], side) + wrap(font, notes, side) for _, label, notes in half] for half in cells]
 
     top = GAP + LINE * max(map(len, titles)) + GAP
     tall = side + LINE * max(len(lines) for half in texts for lines in half) + GAP
@@ -62,22 +59,24 @@ def _describe(config):
 def _train_cells(config, count):
     import tensorflow as tf
 
-    from efficientnet_tf import augment, data, sources
+    from efficientnet_tf.data.open import Order, open_source
+    from efficientnet_tf.data.pipeline import example_seed, split_seed, train_image
+    from efficientnet_tf.data.policies import NAMES, NOTHING, draw_policy, make_policy
 
-    source = sources.open_source(config.data, config.data.train_split, training=True)
-    policy = augment.make_policy(config.augment)
-    order = sources.Order(batch=config.train.batch_size, shuffle=True, seed=config.train.seed)
+    source = open_source(config.data, config.data.train_split, training=True)
+    policy = make_policy(config.augment)
+    order = Order(batch=config.train.batch_size, shuffle=True, seed=config.train.seed)
     for position, id_, payload in source.stream(order).take(count):
         encoded, label = source.load(payload)
-        seed = data.example_seed(source, config, position, id_)
+        seed = example_seed(source, config, position, id_)
         notes = []
         if policy:
-            operations, levels = augment.draw_policy(policy, data.split_seed(seed)[2])
+            operations, levels = draw_policy(policy, split_seed(seed)[2])
             drawn = zip(operations.numpy(), levels.numpy(), strict=True)
-            notes = [f"{augment.NAMES[o]} {level:g}" for o, level in drawn if o != augment.NOTHING]
+            notes = [f"{NAMES[o]} {level:g}" for o, level in drawn if o != NOTHING]
             notes = [*(f"{note}," for note in notes[:-1]), *notes[-1:]]
         try:
-            yield data.train_image(encoded, seed, config).numpy(), source.class_names[int(label)], notes
+            yield train_image(encoded, seed, config).numpy(), source.class_names[int(label)], notes
         except tf.errors.OpError:
             yield _blank(config), source.class_names[int(label)], ["unreadable:", source.describe(int(id_))]
 
@@ -85,15 +84,16 @@ def _train_cells(config, count):
 def _eval_cells(config, count):
     import tensorflow as tf
 
-    from efficientnet_tf import data, sources
+    from efficientnet_tf.data.open import Order, open_source
+    from efficientnet_tf.data.pipeline import eval_image
 
-    source = sources.open_source(config.data, config.data.eval_split, training=False)
+    source = open_source(config.data, config.data.eval_split, training=False)
     count = min(count, source.size)
-    order = sources.Order(batch=source.size, shuffle=True, steps=1)  # shuffled, for neighbours are of one class
+    order = Order(batch=source.size, shuffle=True, steps=1)  # shuffled, for neighbours are of one class
     for _, id_, payload in source.stream(order).take(count):
         encoded, label = source.load(payload)
         try:
-            pixels = tf.saturate_cast(tf.round(data.eval_image(encoded, config)), tf.uint8).numpy()
+            pixels = tf.saturate_cast(tf.round(eval_image(encoded, config)), tf.uint8).numpy()
             yield pixels, source.class_names[int(label)], []
         except tf.errors.OpError:
             yield _blank(config), source.class_names[int(label)], ["unreadable:", source.describe(int(id_))]
@@ -107,13 +107,13 @@ def _blank(config):
 
 def main(args):
     """Draw and save."""
-    from efficientnet_tf import pictures
-    from efficientnet_tf.config import load_config
+    from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.visualization.grids import require_pillow, save_picture
 
     config = load_config(args.variant, args.recipe, cli.overrides(args))
-    pictures.require_pillow("show")
+    require_pillow("show")
     image = draw_grid(config, args.rows, args.columns)
-    pictures.save_picture(image, args.output, "--output")
+    save_picture(image, args.output, "--output")
     print(f"{args.output}: {image.width}x{image.height} pixels")
 
 

@@ -24,9 +24,9 @@ def summarise(config, classes=1000, available=16 * GIB):
         dict: "parts", a list of dict, stage by stage; "kinds", costs by kind of layer; "total"; "memory", bytes by
         purpose of a training step, and of inference; "largest_batch" of training in the bytes available.
     """
-    from efficientnet_tf.complexity import list_layers, receptive_fields, sum_by
-    from efficientnet_tf.memory import inference_memory, kept_bytes, largest_batch, training_memory
-    from efficientnet_tf.scaling import scale_network
+    from efficientnet_tf.scaling.complexity import list_layers, receptive_fields, sum_by
+    from efficientnet_tf.scaling.compound import scale_network
+    from efficientnet_tf.scaling.memory import inference_memory, kept_bytes, largest_batch, training_memory
 
     spec, batch = config.model, config.train.batch_size
     precision = "float32" if config.train.precision == "auto" else config.train.precision
@@ -82,8 +82,8 @@ def measure(config, classes):
     import keras
     import tensorflow as tf
 
-    from efficientnet_tf.distribute import create_strategy
-    from efficientnet_tf.measure import inference_seconds, training_step
+    from efficientnet_tf.benchmark.measure import inference_seconds, training_step
+    from efficientnet_tf.runtime.strategy import create_strategy
 
     gpus = tf.config.list_physical_devices("GPU")
     step = training_step(config, create_strategy("cpu" if not gpus else "gpu"), classes)  # first: it watches memory
@@ -146,7 +146,7 @@ def format_summary(summary):
 
 def main(args):
     """Count, measure where asked, print."""
-    from efficientnet_tf.config import load_config
+    from efficientnet_tf.config.load import load_config
 
     config = load_config(args.variant, args.recipe, [f"train.batch_size={args.batch}", *cli.overrides(args)])
     summary = summarise(config, args.classes, args.memory * GIB)

@@ -3,25 +3,10 @@
 import json
 import math
 import os
-import signal
 import time
 
 from efficientnet_tf import cli
-
-
-class _StopFlag:
-    """Turns SIGTERM into a flag, so that a run saves before it ends. A context manager."""
-
-    def __enter__(self):
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, *_):
-        self.asked = True
-
-    def __exit__(self, *exception):
-        signal.signal(signal.SIGTERM, self._before)
+from efficientnet_tf.runtime.signals import EXIT_RESTART, StopFlag
 
 
 def graph_of(phase, state, strategy):
@@ -35,15 +20,17 @@ def graph_of(phase, state, strategy):
         state: checkpoint.State.
         strategy: tf.distribute.Strategy.
     """
-    from efficientnet_tf import checkpoint, distribute, transfer
-    from efficientnet_tf.config import override_config
+    from efficientnet_tf.config.load import override_config
+    from efficientnet_tf.models.model_dir import build_from_config, precision_scope
+    from efficientnet_tf.runtime.strategy import on_host
+    from efficientnet_tf.training.transfer import freeze_layers
 
     config, frozen = phase.config, phase.config.train.freeze
     if frozen == "body":
         config = override_config(config, ["model.drop_connect=0"])
-    with distribute.on_host(), checkpoint.precision_of(config, strategy):
-        graph = checkpoint.build_for(config, state.model.output_shape[-1])
-    transfer.freeze(graph, frozen)
+    with on_host(), precision_scope(config, strategy):
+        graph = build_from_config(config, state.model.output_shape[-1])
+    freeze_layers(graph, frozen)
     return state.model if graph.get_config() == state.model.get_config() else graph
 
 
@@ -55,16 +42,16 @@ def open_together(model_dir, config, class_names, chief, gather):
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint
-    from efficientnet_tf.config import UserError
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.models.model_dir import open_model_dir
 
     if chief:
-        checkpoint.open_model_dir(model_dir, config, class_names)
+        open_model_dir(model_dir, config, class_names)
     gather(0)
     if not chief:
         if not tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
             raise UserError(f"--model_dir={model_dir}: this worker does not see what the chief has written there")
-        checkpoint.open_model_dir(model_dir, config, class_names)
+        open_model_dir(model_dir, config, class_names)
 
 
 def train(config, model_dir, strategy, tracker="tensorboard"):
@@ -86,55 +73,65 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     """
     import tensorflow as tf
 
-    from efficientnet_tf import checkpoint, data, distribute, loops, optim, report, sources, train_graph, transfer
-    from efficientnet_tf.config import UserError
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.data.open import open_source
+    from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
+    from efficientnet_tf.evaluation.loop import make_evaluators
+    from efficientnet_tf.models.model_dir import save_keras_model
+    from efficientnet_tf.runtime.strategy import distribute_batches
+    from efficientnet_tf.runtime.workers import is_chief, make_gather, report_lost_workers
+    from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+    from efficientnet_tf.training.graph import batch_norm_group_size
+    from efficientnet_tf.training.metrics import RunLog, SilentLog
+    from efficientnet_tf.training.schedule import plan_phases, to_steps
+    from efficientnet_tf.training.step import make_train_loop
+    from efficientnet_tf.training.transfer import read_initial_weights
+    from efficientnet_tf.training.wandb import require_tracker
 
-    report.require_tracker(tracker)
+    require_tracker(tracker)
     # Data, weights and directory first: what is wrong with them shows before anything is built or written.
-    train_source = sources.open_source(config.data, config.data.train_split, training=True)
-    eval_source = sources.open_source(config.data, config.data.eval_split, training=False)
+    train_source = open_source(config.data, config.data.train_split, training=True)
+    eval_source = open_source(config.data, config.data.eval_split, training=False)
     if eval_source.class_names != train_source.class_names:
         raise UserError("the training and the evaluation split have different classes")
-    data.check_batches(config, strategy.num_replicas_in_sync)
-    train_graph.group_size(config, strategy)
+    check_batches(config, strategy.num_replicas_in_sync)
+    batch_norm_group_size(config, strategy)
     initial, begun = None, tf.io.gfile.glob(os.path.join(model_dir, "checkpoints", "step-*.index"))
     if config.train.init_from is not None and not begun:
-        initial = transfer.read_initial(config, train_source.class_names)
-    chief, gather = distribute.is_chief(strategy), distribute.make_gather(strategy)
+        initial = read_initial_weights(config, train_source.class_names)
+    chief, gather = is_chief(strategy), make_gather(strategy)
     open_together(model_dir, config, train_source.class_names, chief, gather)
 
     size = train_source.size
-    state = checkpoint.create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
-    checkpointer = checkpoint.Checkpointer(model_dir, state, config)
+    state = create_state(config, len(train_source.class_names), size, strategy, initial and initial.values)
+    checkpointer = Checkpointer(model_dir, state, config)
     step = saved = checkpointer.restore()
     if set(gather(step)) != {step}:
         raise UserError(
             f"--model_dir={model_dir}: the workers find checkpoints of different steps there, this one {step}"
         )
-    phases = optim.plan_phases(config, size)
+    phases = plan_phases(config, size)
     total = phases[-1].end_step
-    checkpoint_every = optim.to_steps(config.train.checkpoint_every_epochs, config, size)
-    eval_every = optim.to_steps(config.eval.every_epochs, config, size)
-    evaluators = loops.make_evaluators(state, eval_source, config, strategy)
-    failures = data.Failures(train_source)
+    checkpoint_every = to_steps(config.train.checkpoint_every_epochs, config, size)
+    eval_every = to_steps(config.eval.every_epochs, config, size)
+    evaluators = make_evaluators(state, eval_source, config, strategy)
+    failures = Failures(train_source)
 
     def start_phase(phase):
         """Return the batches from the current step on, and the loop that trains on them."""
         first = step - phase.first_step
-        batches = distribute.batches(
+        batches = distribute_batches(
             strategy,
-            lambda context: data.train_dataset(
-                train_source, phase.config, failures, first, context, phase.first_position
-            ),
+            lambda context: train_dataset(train_source, phase.config, failures, first, context, phase.first_position),
         )
         plain = phase.config == config and config.train.freeze == "none"
         graph = None if plain else graph_of(phase, state, strategy)
-        return iter(batches), loops.make_train_loop(state, phase.config, strategy, graph)
+        return iter(batches), make_train_loop(state, phase.config, strategy, graph)
 
     def run_loop(steps):
         started = time.perf_counter()
         try:
-            with distribute.together(strategy):
+            with report_lost_workers(strategy):
                 loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
         except tf.errors.OpError as error:
             failures.check(config.data.max_bad_fraction)
@@ -155,12 +152,12 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
         }
 
     def evaluate():
-        with distribute.together(strategy):
+        with report_lost_workers(strategy):
             return {kind: evaluator() for kind, evaluator in evaluators.items()}
 
     phase = result = None
-    log = report.Report(model_dir, config.model.name, step, total, tracker, config) if chief else report.Silence()
-    with checkpointer, log, _StopFlag() as stop:
+    log = RunLog(model_dir, config.model.name, step, total, tracker, config) if chief else SilentLog()
+    with checkpointer, log, StopFlag() as stop:
         if initial:
             log.say(initial.message)
         if step:
@@ -192,7 +189,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
             gather(step)  # a worker that ended now would take the chief, still writing, with it
             return {"step": step, "finished": False}
         if chief:
-            log.say(f"finished: {checkpoint.save_model(model_dir)}")
+            log.say(f"finished: {save_keras_model(model_dir)}")
         result = result or evaluate()
         gather(step)
     return {"step": step, "finished": True, **result}
@@ -200,29 +197,29 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
 
 def main(args):
     """Compose the config, choose the device, train."""
-    from efficientnet_tf.config import load_config
+    from efficientnet_tf.config.load import load_config
 
     init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
     overrides = init_from + cli.overrides(args)
     config = load_config(args.variant, args.recipe, overrides)
     if not args.print_config:
-        from efficientnet_tf import report
-        from efficientnet_tf.distribute import create_strategy
+        from efficientnet_tf.runtime.strategy import create_strategy
+        from efficientnet_tf.training.wandb import require_tracker
 
-        report.require_tracker(args.tracker)
+        require_tracker(args.tracker)
         strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
     if config.train.init_from is not None:
-        from efficientnet_tf.transfer import needs_as_overrides
+        from efficientnet_tf.training.transfer import needs_as_overrides
 
         # Beneath the user's own, so that the run's config.yaml records what its weights need.
         config = load_config(args.variant, args.recipe, needs_as_overrides(config, args.model_dir) + overrides)
     if args.print_config:
-        from efficientnet_tf.config import dump_config
+        from efficientnet_tf.config.load import dump_config
 
         print(dump_config(config), end="")
         return 0
     result = train(config, args.model_dir, strategy, args.tracker)
-    return 0 if result["finished"] else cli.EXIT_RESTART
+    return 0 if result["finished"] else EXIT_RESTART
 
 
 def make_parser():
@@ -230,7 +227,7 @@ def make_parser():
     parser = cli.make_parser(
         "train",
         "Train a classifier. Killed at any moment and started again by the same command, it goes on from its last "
-        f"checkpoint; after SIGTERM it saves and exits with status {cli.EXIT_RESTART}.",
+        f"checkpoint; after SIGTERM it saves and exits with status {EXIT_RESTART}.",
     )
     parser.add_argument("--model_dir", required=True, help="where the run lies: config, checkpoints, metrics, model")
     cli.add_config_arguments(parser)

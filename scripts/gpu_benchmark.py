@@ -16,13 +16,14 @@ import sys
 
 from tqdm import tqdm
 
-from efficientnet_tf import cli, turns
-from efficientnet_tf.benchmark import format_table
-from efficientnet_tf.complexity import count_cost
-from efficientnet_tf.config import UserError, environment, load_variant
-from efficientnet_tf.contestants import Setting
-from efficientnet_tf.machine import hardware
-from efficientnet_tf.turns import Contestant
+from efficientnet_tf import cli
+from efficientnet_tf.benchmark.__main__ import format_table
+from efficientnet_tf.benchmark.rounds import Worker, operations_of, run_rounds
+from efficientnet_tf.benchmark.worker import Setting
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import describe_environment, load_variant
+from efficientnet_tf.runtime.hardware import describe_hardware
+from efficientnet_tf.scaling.complexity import count_cost
 
 NAMES = ("jax", "timm")
 PACKAGES = ("jax", "jaxlib", "torch", "timm")
@@ -43,10 +44,10 @@ def measure(mode, variant, size, batch, args, bar):
         runners = {}
         for name in args.contestants:
             setting = Setting(name, mode, variant, size, batch, args.precision)
-            runners[name] = stack.enter_context(Contestant(setting))
-        taken = turns.take_turns(runners, args.rounds, args.seconds, bar.update)
+            runners[name] = stack.enter_context(Worker(setting))
+        taken = run_rounds(runners, args.rounds, args.seconds, bar.update)
     median = {name: statistics.median(steps) for name, steps in taken.items()}
-    operations = turns.operations_of(mode) * batch * count_cost(load_variant(variant), size)["total"].macs
+    operations = operations_of(mode) * batch * count_cost(load_variant(variant), size)["total"].macs
     rows = []
     for name, runner in runners.items():
         peak = runner.facts["device_peak_bytes"]
@@ -74,7 +75,11 @@ def main(args):
             rows += measure(mode, variant, size or load_variant(variant).resolution, args.batch, args, bar)
     print(format_table(rows))
     if args.output:
-        report = {"precision": args.precision, "environment": environment(*PACKAGES) | hardware(), "rows": rows}
+        report = {
+            "precision": args.precision,
+            "environment": describe_environment(*PACKAGES) | describe_hardware(),
+            "rows": rows,
+        }
         with open(args.output, "w") as file:
             json.dump(report, file, indent=1)
 

@@ -11,8 +11,8 @@ import sys
 
 from tqdm import tqdm
 
-from efficientnet_tf.config import environment
-from efficientnet_tf.machine import hardware
+from efficientnet_tf.config.load import describe_environment
+from efficientnet_tf.runtime.hardware import describe_hardware
 
 VARIANTS = ("b0", "b1", "b2", "b3")
 BATCHES = (8, 16, 32)
@@ -30,7 +30,7 @@ def measure(variant, batch):
 
 def main(output, rounds=ROUNDS):
     """Measure all, in turns; print the table, write it."""
-    stated = environment() | hardware()
+    stated = describe_environment() | describe_hardware()
     cells = [(variant, batch) for variant in VARIANTS for batch in BATCHES]
     told = [(cell, *measure(*cell)) for cell in tqdm(cells * int(rounds))]
     rows = []

@@ -13,10 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from efficientnet_tf import speed_picture
-from efficientnet_tf.benchmark import format_table
-from efficientnet_tf.config import environment
-from efficientnet_tf.contestants import EXPORTS, PACKAGES, RUNTIMES
+from efficientnet_tf.benchmark.__main__ import format_table
+from efficientnet_tf.benchmark.plot import draw_speed
+from efficientnet_tf.benchmark.worker import EXPORTS, PACKAGES, RUNTIMES
+from efficientnet_tf.config.load import describe_environment
 
 FAMILY = ",".join(f"b{i}" for i in range(8))
 QUICK = ["--rounds=2", "--seconds=0.5"]  # where there are many cases
@@ -92,7 +92,7 @@ def compare_exports(folder, digits=None, flags=()):
         f"python -m {shlex.join(DIGITS)} --model_dir=runs/digits",
         "python -m efficientnet_tf.export --model_dir=runs/digits --output=FILE --precision=PRECISION --json",
     ]
-    report = {"commands": commands, "environment": environment(*PACKAGES), "rows": rows}
+    report = {"commands": commands, "environment": describe_environment(*PACKAGES), "rows": rows}
     (folder / "agreement.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -190,7 +190,7 @@ def section(name, folder):
     report = json.loads((folder / f"{name}.json").read_text())
     lines = [TEXTS[name], f"    {report['command']}", *tables(name, report["rows"], folder)]
     if len({row["variant"] for row in report["rows"]}) > 2 and name != "start":
-        speed_picture.draw(report["rows"], report["mode"]).savefig(folder / f"{name}.png", dpi=150)
+        draw_speed(report["rows"], report["mode"]).savefig(folder / f"{name}.png", dpi=150)
         lines.append(f"![Time over multiply-adds]({folder.name}/{name}.png)")
     reasons = [
         "{variant} at {size} pixels, batch {batch}, threads {threads}: {reason}".format(**case)

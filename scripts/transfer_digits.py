@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from efficientnet_tf import config
+from efficientnet_tf.config.load import describe_environment
 
 IMAGES_A_CLASS = 20
 EPOCHS = (20, 40)  # of 100 images, 5 steps
@@ -99,7 +99,7 @@ def main():
         "runs": results,
         "mean_top1": {kind: float(np.mean([run["top1"] for run in runs])) for kind, runs in results.items()},
         "seconds": round(time.perf_counter() - started),
-        "environment": config.environment(),
+        "environment": describe_environment(),
     }
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(written, indent=2) + "\n")

@@ -13,7 +13,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
-LONGEST = ("test_end_to_end", "test_loops", "test_weights")
+LONGEST = ("test_end_to_end", "test_step", "test_weights")
 
 
 def pytest_collection_modifyitems(items):

@@ -9,11 +9,11 @@ import signal
 import sys
 import time
 
-from efficientnet_tf import trials
-from efficientnet_tf.config import dump_config, load_config
+from efficientnet_tf.config.load import dump_config, load_config
+from efficientnet_tf.study import runner
 
 # As in trials.PROGRAM, but for the last line.
-PROGRAM = trials.PROGRAM.partition("runpy.run_module")[0] + f"runpy.run_path({__file__!r}, run_name='__main__')\n"
+PROGRAM = runner.PROGRAM.partition("runpy.run_module")[0] + f"runpy.run_path({__file__!r}, run_name='__main__')\n"
 
 
 def train(variant, recipe, overrides, model_dir):

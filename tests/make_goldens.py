@@ -4,10 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from efficientnet_tf import complexity, config
+from efficientnet_tf.config.load import CONFIG_DIR, load_variant
+from efficientnet_tf.scaling.complexity import count_cost
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
-VARIANTS = sorted(path.stem for path in config.CONFIG_DIR.glob("*.yaml"))
+VARIANTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
 def complexity_golden():
@@ -16,7 +17,7 @@ def complexity_golden():
     def numbers(cost):
         return {"trainable": cost.trainable_params, "total": cost.total_params, "macs": cost.macs}
 
-    costs = {variant: complexity.count_cost(config.load_variant(variant)) for variant in VARIANTS}
+    costs = {variant: count_cost(load_variant(variant)) for variant in VARIANTS}
     return {variant: {part: numbers(cost) for part, cost in parts.items()} for variant, parts in costs.items()}
 
 

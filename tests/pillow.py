@@ -7,7 +7,7 @@ import PIL.ImageOps
 import scipy.stats
 import tensorflow as tf
 
-from efficientnet_tf import image_ops
+from efficientnet_tf.ops import image as image_ops
 
 GREY = 128
 NEAREST = PIL.Image.Resampling.NEAREST

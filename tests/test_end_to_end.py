@@ -21,8 +21,11 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from efficientnet_tf import checkpoint, data, evaluate, predict
-from efficientnet_tf.config import UserError
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.pipeline import eval_image
+from efficientnet_tf.evaluate import evaluate_dir
+from efficientnet_tf.models.model_dir import read_config
+from efficientnet_tf.predict import predict
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 DIGITS = ["--variant", TINY, "--recipe=digits"]
@@ -43,6 +46,8 @@ def run(command, *arguments, timeout=240, **options):
 def run_here(command, *arguments):
     """Do what `python -m efficientnet_tf.<command>` does, in this process; return the exit status, None for 0."""
     module = importlib.import_module(f"efficientnet_tf.{command}")
+    if not hasattr(module, "main"):  # a package, whose command is its __main__
+        module = importlib.import_module(f"efficientnet_tf.{command}.__main__")
     return module.main(module.make_parser().parse_args([*map(str, arguments)]))
 
 
@@ -147,10 +152,10 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(photos, photos_run,
 def test_predict_agrees_with_the_saved_keras_model(photos, photos_run):
     """The .keras file loads without custom objects, and predict says what it says."""
     path = photos / "val/temple/0.jpg"
-    [(_, answer)] = predict.predict(str(photos_run), [str(path)])
+    [(_, answer)] = predict(str(photos_run), [str(path)])
     said = dict(answer)
     model = keras.models.load_model(photos_run / "model.keras")
-    image = data.eval_image(tf.io.read_file(str(path)), checkpoint.read_config(str(photos_run)))
+    image = eval_image(tf.io.read_file(str(path)), read_config(str(photos_run)))
     logits = model(image[None]).numpy()[0].astype(float)
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     assert [said["flower"], said["temple"]] == pytest.approx(expected.tolist(), abs=1e-5)
@@ -175,7 +180,7 @@ def test_export_serves_pixels_and_files(photos, photos_run, tmp_path):
 
     # The export is evaluated like the run it comes from, and is not written over.
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    evaluated = [evaluate.evaluate_dir(str(folder), strategy) for folder in (output, photos_run)]
+    evaluated = [evaluate_dir(str(folder), strategy) for folder in (output, photos_run)]
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     with pytest.raises(UserError, match="is not an empty folder"):
         run_here("export", f"--model_dir={photos_run}", f"--output={output}")

@@ -15,9 +15,21 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf import checkpoint, confusion, data, evaluate, label_sets, loops, optim, pictures, sources
-from efficientnet_tf import config as config_lib
-from efficientnet_tf.config import UserError
+from efficientnet_tf import evaluate
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import override_config
+from efficientnet_tf.data.open import open_source
+from efficientnet_tf.data.pipeline import eval_image
+from efficientnet_tf.evaluate import evaluate_dir, main, make_parser
+from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels
+from efficientnet_tf.evaluation.loop import make_evaluator
+from efficientnet_tf.evaluation.per_class import RIGHT, WRONG, per_class, write_per_class
+from efficientnet_tf.models.model_dir import open_model_dir, read_config, restore_model
+from efficientnet_tf.models.variables import batch_norm_statistics
+from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+from efficientnet_tf.visualization import confusion_matrix
+from efficientnet_tf.visualization.confusion_matrix import draw_confusion
+from efficientnet_tf.visualization.grids import save_picture
 
 SYNSETS = [f"n{number:08d}" for number in (1440764, 1443537, 1484850, 1491361, 1494475, 1496331)]
 SYNSETS += [f"n{number:08d}" for number in (1498041, 1514668, 1514859, 1518878, 1530575, 1531178)]
@@ -54,8 +66,8 @@ def save_run(model_dir, class_names, *overrides):
     config = tiny.load_config(
         tiny.SHORT, "data.source=folder", "data.dir=nowhere", "data.eval_split=val", "eval.batch_size=14", *overrides
     )
-    state = checkpoint.create_state(config, len(class_names), 100, tiny.make_strategy(1))
-    weights = [*state.model.trainable_variables, *optim.statistics(state.model)]
+    state = create_state(config, len(class_names), 100, tiny.make_strategy(1))
+    weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
     parts = [weights]
     if state.average:
         parts.insert(0, [*state.average.trainable, *state.average.statistics])  # the model keeps the last values
@@ -70,8 +82,8 @@ def save_run(model_dir, class_names, *overrides):
         bias.assign(bias.numpy() - state.model(noise).numpy().mean(axis=0))  # no class is everyone's
         for variable, value in zip(part, weights, strict=True):
             variable.assign(value.numpy())
-    checkpoint.open_model_dir(str(model_dir), config, class_names)
-    checkpoint.Checkpointer(str(model_dir), state, config).save()
+    open_model_dir(str(model_dir), config, class_names)
+    Checkpointer(str(model_dir), state, config).save()
     return str(model_dir)
 
 
@@ -87,9 +99,9 @@ def strategy():
 
 def predict(run, folder, raw=False):
     """Return (paths, folder names, logits [N, 12]) of all images in class folders, by `model.predict`."""
-    model, config, _ = checkpoint.load_model(run, raw)
+    model, config, _ = restore_model(run, raw)
     paths = sorted(folder.glob("*/*.png"))
-    images = np.stack([data.eval_image(tf.io.read_file(str(path)), config).numpy() for path in paths])
+    images = np.stack([eval_image(tf.io.read_file(str(path)), config).numpy() for path in paths])
     return paths, [path.parent.name for path in paths], model.predict(images, verbose=0)
 
 
@@ -107,7 +119,7 @@ def score(logits, labels):
 
 def evaluate_folder(run, strategy, folder, *overrides, **options):
     overrides = [*evaluate._folder_overrides(str(folder)), *overrides]
-    return evaluate.evaluate_dir(run, strategy, overrides, **options)
+    return evaluate_dir(run, strategy, overrides, **options)
 
 
 def real_lists(count, classes=12):
@@ -155,9 +167,9 @@ def test_of_a_subset_its_own_logits_compete(run, sets, strategy):
 
 
 def open_folder(run, folder):
-    config = checkpoint.read_config(run)
-    config = config_lib.override_config(config, evaluate._folder_overrides(str(folder)))
-    return config, sources.open_source(config.data, config.data.eval_split, training=False)
+    config = read_config(run)
+    config = override_config(config, evaluate._folder_overrides(str(folder)))
+    return config, open_source(config.data, config.data.eval_split, training=False)
 
 
 def test_a_training_folder_beside_the_set_does_not_matter(run, sets, tmp_path):
@@ -169,11 +181,11 @@ def test_a_training_folder_beside_the_set_does_not_matter(run, sets, tmp_path):
 
 def test_classes_match_by_name_before_number():
     names = [*"abcdefghijkl"]
-    assert label_sets.match_classes(names, names) == list(range(12))
-    assert label_sets.match_classes(["c", "a"], names) == [2, 0]
-    assert label_sets.match_classes(["0", "1", "10", "2"], names) == [0, 1, 10, 2]
+    assert match_classes(names, names) == list(range(12))
+    assert match_classes(["c", "a"], names) == [2, 0]
+    assert match_classes(["0", "1", "10", "2"], names) == [0, 1, 10, 2]
     numbered = ["0", "1", "10", "2"]  # of folders that a model was trained on: their own order holds
-    assert label_sets.match_classes(["2", "10"], numbered) == [3, 2]
+    assert match_classes(["2", "10"], numbered) == [3, 2]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +205,7 @@ def test_classes_match_by_name_before_number():
 )
 def test_classes_that_the_model_does_not_know(names, class_names, parts):
     with pytest.raises(UserError) as caught:
-        label_sets.match_classes(names, class_names)
+        match_classes(names, class_names)
     for part in parts:
         assert part in str(caught.value)
 
@@ -241,7 +253,7 @@ def test_real_labels_of_a_table(run, sets, strategy, tmp_path):
     lists = real_lists(60)
     path = write_json(tmp_path / "real.json", lists)
     overrides = ["data.source=table", f"data.dir={tmp_path}"]
-    result = evaluate.evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_dir(run, strategy, overrides, real_labels=path)
     expected = real_score(paths, logits.argmax(axis=1), lists)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
@@ -270,13 +282,13 @@ def test_real_labels_of_records(run, sets, strategy, tmp_path):
     write_records(tmp_path / "named", paths, labels)
     (tmp_path / "named" / "classes.txt").write_text("".join(f"{name}\n" for name in SYNSETS))
     overrides = ["data.source=records", f"data.dir={tmp_path / 'named'}"]
-    result = evaluate.evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_dir(run, strategy, overrides, real_labels=path)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
     write_records(tmp_path / "nameless", paths, labels, key="image/other")
     overrides = ["data.source=records", f"data.dir={tmp_path / 'nameless'}", "data.classes=12"]
     with pytest.raises(UserError, match=r"ILSVRC2012_val_00000001 to 00000060 in their file names.*''"):
-        evaluate.evaluate_dir(run, strategy, overrides, real_labels=path)
+        evaluate_dir(run, strategy, overrides, real_labels=path)
 
 
 def test_real_labels_of_tensorflow_datasets(run, sets, strategy, tmp_path):
@@ -312,7 +324,7 @@ def test_real_labels_of_tensorflow_datasets(run, sets, strategy, tmp_path):
     lists = real_lists(60)
     path = write_json(tmp_path / "real.json", lists)
     overrides = ["data.source=tfds:few_real", f"data.dir={tmp_path}"]
-    result = evaluate.evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_dir(run, strategy, overrides, real_labels=path)
     expected = real_score(paths, logits.argmax(axis=1), lists)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
@@ -333,18 +345,18 @@ def test_a_file_that_has_no_real_labels(tmp_path, content, part):
     path = tmp_path / "real.json"
     path.write_text(content)
     with pytest.raises(UserError, match=re.escape(part)) as caught:
-        label_sets.read_real_labels(str(path), SYNSETS, list(range(12)))
+        read_real_labels(str(path), SYNSETS, list(range(12)))
     assert str(path) in str(caught.value)
 
 
 def test_a_real_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        label_sets.read_real_labels(str(tmp_path / "none.json"), SYNSETS, list(range(12)))
+        read_real_labels(str(tmp_path / "none.json"), SYNSETS, list(range(12)))
 
 
 def test_real_numbers_are_names_where_the_models_classes_are_numbers(tmp_path):
     path = write_json(tmp_path / "real.json", [[2], [], [10, 1]])
-    rows = label_sets.read_real_labels(path, ["0", "1", "10", "2"], [0, 1, 2, 3])
+    rows = read_real_labels(path, ["0", "1", "10", "2"], [0, 1, 2, 3])
     assert rows.tolist() == [[-1, -1], [3, -1], [-1, -1], [2, 1]]
 
 
@@ -354,7 +366,7 @@ def test_examples_without_a_number(run, sets, strategy, tmp_path):
         evaluate_folder(run, strategy, sets / "v2", real_labels=path)
     with pytest.raises(UserError, match="these have none, such as 'digit test 0'"):
         overrides = ["data.source=digits", "data.eval_split=test"]
-        evaluate.evaluate_dir(run, strategy, overrides, real_labels=path)
+        evaluate_dir(run, strategy, overrides, real_labels=path)
     shutil.copytree(sets / "val", tmp_path / "val")
     last = tmp_path / "val" / SYNSETS[-1]
     for name in ("ILSVRC2012_val_00000061.png", "ILSVRC2012_val_000000012.png", "z_ILSVRC2012_val_00000002.png"):
@@ -412,40 +424,40 @@ def test_nan_has_no_class(run, sets, strategy):
     def logits_of(images):
         return tf.where(tf.range(12) == 3, np.nan, tf.zeros([tf.shape(images)[0], 12]))
 
-    evaluator = loops.make_evaluator(logits_of, source, config, strategy, confusion=True)
+    evaluator = make_evaluator(logits_of, source, config, strategy, confusion=True)
     with pytest.raises(UserError, match="60 examples have NaN among their logits"):
         evaluator()
 
 
 def test_a_class_without_examples_has_no_accuracy(tmp_path):
-    rows = confusion.per_class(np.array([[3, 1], [0, 0]]), ["a, b", "c"])
+    rows = per_class(np.array([[3, 1], [0, 0]]), ["a, b", "c"])
     assert rows[1] == {"class": "c", "examples": 0, "correct": 0, "accuracy": None}
-    confusion.write_per_class(str(tmp_path / "t.csv"), rows)
+    write_per_class(str(tmp_path / "t.csv"), rows)
     assert (tmp_path / "t.csv").read_text() == 'class,examples,correct,accuracy\n"a, b",4,3,0.75\nc,0,0,\n'
 
 
 def test_picture_shows_shares_of_rows():
     counts = np.array([[8, 2, 0], [0, 0, 0], [1, 0, 0]])
-    image = confusion.draw_confusion(counts, ["ant", "bee", "a name that is much too long to be written in full"], "t")
+    image = draw_confusion(counts, ["ant", "bee", "a name that is much too long to be written in full"], "t")
     cell, left, top = 44, None, None
     pixels = np.asarray(image).astype(int)
-    full = (pixels == confusion.WRONG).all(axis=-1)  # the last row's first cell: all of its row
+    full = (pixels == WRONG).all(axis=-1)  # the last row's first cell: all of its row
     ys, xs = np.nonzero(full)
     left, top = xs.min() - 1, ys[xs < xs.min() + cell].min() - 1 - 2 * cell
 
     def colour(row, column):
         return tuple(pixels[top + row * cell + 4, left + column * cell + 4])
 
-    assert colour(2, 0) == confusion.WRONG
-    assert colour(0, 0) == confusion._blend(confusion.RIGHT, 0.8)
-    assert colour(0, 1) == confusion._blend(confusion.WRONG, 0.2)
+    assert colour(2, 0) == WRONG
+    assert colour(0, 0) == confusion_matrix._blend(RIGHT, 0.8)
+    assert colour(0, 1) == confusion_matrix._blend(WRONG, 0.2)
     assert colour(0, 2) == colour(1, 1) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("classes", [2, 100])
 def test_every_number_of_classes_makes_a_picture(classes):
     counts = np.random.default_rng(0).integers(0, 2000, (classes, classes))
-    image = confusion.draw_confusion(counts, [f"class {i}" for i in range(classes)], "a title")
+    image = draw_confusion(counts, [f"class {i}" for i in range(classes)], "a title")
     assert image.width < 2200 and image.height < 2200
 
 
@@ -468,29 +480,29 @@ def test_a_picture_of_too_many_classes(strategy, tmp_path):
 )
 def test_files_that_cannot_be_written_stop_before_the_work(option, path, part):
     with pytest.raises(UserError, match=re.escape(part)):
-        evaluate.evaluate_dir("nowhere", None, **{option: path})
+        evaluate_dir("nowhere", None, **{option: path})
 
 
 def test_what_cannot_be_written_after_all(tmp_path):
     for name in ("t.csv", "t.png"):
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match="--per_class=.*cannot be written"):
-        confusion.write_per_class(str(tmp_path / "t.csv"), confusion.per_class(np.eye(2), "ab"))
+        write_per_class(str(tmp_path / "t.csv"), per_class(np.eye(2), "ab"))
     with pytest.raises(UserError, match="--confusion=.*cannot be written"):
-        pictures.save_picture(PIL.Image.new("RGB", (2, 2)), str(tmp_path / "t.png"), "--confusion")
+        save_picture(PIL.Image.new("RGB", (2, 2)), str(tmp_path / "t.png"), "--confusion")
 
 
 def test_no_pillow_is_said_before_the_work(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(UserError, match="draws with Pillow, which is not installed"):
-        evaluate.evaluate_dir("nowhere", None, confusion="matrix.png")
+        evaluate_dir("nowhere", None, confusion="matrix.png")
 
 
 # -------------------------------------------------------------------------------------------------- the command
 
 
 def call(capsys, *arguments):
-    evaluate.main(evaluate.make_parser().parse_args([*map(str, arguments), "--device=cpu"]))
+    main(make_parser().parse_args([*map(str, arguments), "--device=cpu"]))
     return capsys.readouterr().out
 
 
@@ -519,9 +531,9 @@ def test_a_run_without_an_average_is_raw(sets, tmp_path, capsys):
 
 
 def test_two_places_for_the_images(run):
-    arguments = evaluate.make_parser().parse_args([f"--model_dir={run}", "--folder=a", "--data_dir=b"])
+    arguments = make_parser().parse_args([f"--model_dir={run}", "--folder=a", "--data_dir=b"])
     with pytest.raises(UserError, match="--folder=a and --data_dir=b both say where the images are"):
-        evaluate.main(arguments)
+        main(arguments)
 
 
 def test_folders_are_named_as_they_are():
@@ -532,7 +544,7 @@ def test_folders_are_named_as_they_are():
 
 
 def test_an_exported_model_is_evaluated_on_a_subset_too(run, sets, strategy, tmp_path):
-    model, config, _ = checkpoint.load_model(run)
+    model, config, _ = restore_model(run)
     archive = keras.export.ExportArchive()
     archive.track(model)
     shape = tf.TensorSpec([None, config.image_size, config.image_size, 3], tf.float32, name="image")

@@ -10,8 +10,12 @@ import tensorflow as tf
 import tiny
 from sklearn.datasets import load_sample_images
 
-from efficientnet_tf import attribution, build_model, checkpoint, data, explain
-from efficientnet_tf.config import UserError
+from efficientnet_tf import build_model, explain
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.pipeline import eval_image
+from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
+from efficientnet_tf.models.model_dir import build_from_config, restore_model, write_model_dir
+from efficientnet_tf.visualization import heatmap
 
 NAMES = ["temple", "flower", "tower", "7"]
 SIZE = 64
@@ -52,7 +56,7 @@ def values(model, layer, images):
 
 @pytest.mark.parametrize("classes", [None, 2, [3, 0, 1]])
 def test_mean_of_the_map_plus_bias_is_the_logit(model, images, classes):
-    maps = attribution.class_activation_map(model, images, classes)
+    maps = class_activation_map(model, images, classes)
     logits = model(images, training=False).numpy()
     chosen = logits.argmax(axis=1) if classes is None else np.broadcast_to(classes, 3)
     features, (kernel, bias) = values(model, "top_activation", images), model.get_layer("predictions").get_weights()
@@ -65,11 +69,11 @@ def test_mean_of_the_map_plus_bias_is_the_logit(model, images, classes):
 def test_grad_cam_of_the_last_features_is_the_positive_part_of_the_map(model, images):
     """The gradient of a mean's linear function is kernel / positions at every position, and so is its mean."""
     for label in range(4):
-        expected = np.maximum(attribution.class_activation_map(model, images, label), 0) / (SIZE // 8) ** 2
-        received = attribution.grad_cam(model, images, classes=label)
+        expected = np.maximum(class_activation_map(model, images, label), 0) / (SIZE // 8) ** 2
+        received = grad_cam(model, images, classes=label)
         assert received.dtype == np.float32 and received.shape == (3, SIZE // 8, SIZE // 8)
         np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-6)
-    assert max(attribution.grad_cam(model, images, classes=label).max() for label in range(4)) > 0.01
+    assert max(grad_cam(model, images, classes=label).max() for label in range(4)) > 0.01
 
 
 def test_grad_cam_of_an_inner_layer_agrees_with_finite_differences(model, images):
@@ -84,7 +88,7 @@ def test_grad_cam_of_an_inner_layer_agrees_with_finite_differences(model, images
 
     slopes = np.stack([(logits(shift) - logits(-shift)) / (2 * step) for shift in raised], axis=1)
     expected = np.maximum(np.einsum("bhwc,bc->bhw", features, slopes / np.prod(features.shape[1:3])), 0)
-    received = attribution.grad_cam(model, images, layer, label)
+    received = grad_cam(model, images, layer, label)
     assert received.shape == features.shape[:3] and received.max() > 0
     np.testing.assert_allclose(received, expected, atol=0.01 * expected.max())
 
@@ -98,7 +102,7 @@ def test_grad_cam_within_a_residual_branch(model, images):
         score = logits[:, 0]
     weights = tf.reduce_mean(tape.gradient(score, added), axis=[1, 2]).numpy()
     expected = np.maximum(np.einsum("bhwc,bc->bhw", values(model, "block3b_project_bn", images), weights), 0)
-    received = attribution.grad_cam(model, images, "block3b_project_bn", 0)
+    received = grad_cam(model, images, "block3b_project_bn", 0)
     np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-5 * expected.max())
 
 
@@ -106,7 +110,7 @@ def test_a_classifier_with_softmax_is_explained_by_its_logits(model, images):
     copy = build_model(tiny.VARIANT, classes=4, input_shape=(None, None, 3), classifier_activation="softmax")
     copy.set_weights(model.get_weights())
     copy.trainable = False  # gradients flow all the same
-    for function in (attribution.class_activation_map, attribution.grad_cam):
+    for function in (class_activation_map, grad_cam):
         np.testing.assert_allclose(function(copy, images), function(model, images), rtol=1e-5, atol=1e-6)
 
 
@@ -134,8 +138,8 @@ def test_maps_peak_where_the_evidence_is():
     tested = np.stack([draw(q) for q in range(4)])
     assert (model(tested, training=False).numpy().argmax(axis=1) == 1).all()
     for maps in (
-        attribution.class_activation_map(model, tested),
-        *(attribution.grad_cam(model, tested, layer) for layer in ("block3b_add", "block2b_add")),
+        class_activation_map(model, tested),
+        *(grad_cam(model, tested, layer) for layer in ("block3b_add", "block2b_add")),
     ):
         for quadrant, one in enumerate(maps):
             y, x = np.unravel_index(one.argmax(), one.shape)
@@ -160,34 +164,34 @@ def test_maps_peak_where_the_evidence_is():
 )
 def test_mistakes(model, images, arguments, part):
     with pytest.raises(UserError, match=re.escape(part)):
-        attribution.grad_cam(model, images, *arguments)
+        grad_cam(model, images, *arguments)
 
 
 def test_maps_of_one_pixel_are_refused(model, images):
     with pytest.raises(UserError, match=r"avg_pool's input has no extent in space, its output is \[1, 1, 32\]"):
-        attribution.class_activation_map(model, images[:, :8, :8])
+        class_activation_map(model, images[:, :8, :8])
     with pytest.raises(UserError, match="layer 'top_conv' has no extent in space"):
-        attribution.grad_cam(model, images[:, :8, :8], "top_conv")
+        grad_cam(model, images[:, :8, :8], "top_conv")
 
 
 def test_models_with_another_head(images):
     without = build_model(tiny.VARIANT, include_top=False, input_shape=(SIZE, SIZE, 3))
-    for function in (attribution.class_activation_map, attribution.grad_cam):
+    for function in (class_activation_map, grad_cam):
         with pytest.raises(UserError, match="has no classifier: a dense layer of the name 'predictions'"):
             function(without, images)
     hidden = keras.layers.Dense(8, "relu")(keras.layers.GlobalAveragePooling2D(name="avg_pool")(without.output))
     for features in (hidden, keras.layers.GlobalMaxPooling2D(name="max_pool")(without.output)):
         other = keras.Model(without.inputs, keras.layers.Dense(3, name="predictions")(features))
         with pytest.raises(UserError, match="has no 'avg_pool' before 'predictions': only Grad-CAM can explain it"):
-            attribution.class_activation_map(other, images)
-        assert attribution.grad_cam(other, images).shape == (3, SIZE // 8, SIZE // 8)
+            class_activation_map(other, images)
+        assert grad_cam(other, images).shape == (3, SIZE // 8, SIZE // 8)
 
 
 # ------------------------------------------------------------------------------------------------ the picture
 
 
 def test_colours_rise_in_even_steps_of_lightness():
-    linear = (explain._colour(np.linspace(0, 1, 61)) / 255 + 0.055) / 1.055
+    linear = (heatmap._colour(np.linspace(0, 1, 61)) / 255 + 0.055) / 1.055
     lightness = 116 * np.cbrt(linear**2.4 @ [0.2126, 0.7152, 0.0722]) - 16
     assert (np.diff(lightness) > 0).all()
     np.testing.assert_allclose(lightness, np.linspace(10, 95, 61), atol=2.5)
@@ -196,11 +200,11 @@ def test_colours_rise_in_even_steps_of_lightness():
 def test_heat_is_brightest_where_the_map_is_and_a_flat_map_marks_no_place():
     photo = np.full((40, 40, 1), 128.0)
     heat = np.array([[-3.0, -1.0], [-2.0, 5.0]])
-    drawn = np.asarray(explain.draw_heat_map(photo, heat), int).sum(axis=-1)
-    assert drawn.shape == (explain.SIDE, explain.SIDE)
-    assert min(np.unravel_index(drawn.argmax(), drawn.shape)) > 0.6 * explain.SIDE
+    drawn = np.asarray(heatmap.draw_heat_map(photo, heat), int).sum(axis=-1)
+    assert drawn.shape == (heatmap.SIDE, heatmap.SIDE)
+    assert min(np.unravel_index(drawn.argmax(), drawn.shape)) > 0.6 * heatmap.SIDE
     assert drawn[0, 0] < drawn[-1, 0] < drawn[0, -1] < drawn[-1, -1], "the order of the map's values"
-    flat = np.asarray(explain.draw_heat_map(photo, np.full((2, 2), 7.0)))
+    flat = np.asarray(heatmap.draw_heat_map(photo, np.full((2, 2), 7.0)))
     assert (flat == flat[0, 0]).all()
 
 
@@ -216,8 +220,8 @@ def runs(tmp_path_factory):
             f"data.image_size={size}", f"data.channels={channels}", "train.ema_decay=0", "data.dir=p", recipe="folder"
         )
         made[name] = str(root / name)
-        model = randomize(checkpoint.build_for(config, len(NAMES)), seed=size)
-        checkpoint.write_model_dir(made[name], model, config, NAMES)
+        model = randomize(build_from_config(config, len(NAMES)), seed=size)
+        write_model_dir(made[name], model, config, NAMES)
     return made
 
 
@@ -237,7 +241,7 @@ def run(*flags):
 
 def has_cell(canvas, column, cell):
     """Return whether a cell's pixels, but for rounding, stand somewhere in a column of the picture."""
-    x, side = explain.GAP + column * (explain.SIDE + explain.GAP), explain.SIDE
+    x, side = heatmap.GAP + column * (heatmap.SIDE + heatmap.GAP), heatmap.SIDE
     strip, cell = canvas[:, x : x + side].astype(int), np.asarray(cell, int)
     starts = np.flatnonzero(abs(strip[: len(strip) - side] - cell[0]).max(axis=(1, 2)) <= 2)
     return any(abs(strip[y : y + side] - cell).max() <= 2 for y in starts)
@@ -253,19 +257,19 @@ def test_command_draws_a_row_a_photo_and_a_column_a_model(runs, photos, tmp_path
     canvas = np.asarray(PIL.Image.open(output))
     assert f"{output}: {canvas.shape[1]}x{canvas.shape[0]} pixels, 2 photo(s), 2 model(s)" in told.out
     for column, path in enumerate(runs.values(), 1):
-        model, config, _ = checkpoint.load_model(path)
-        crops = np.stack([data.eval_image((photos / n).read_bytes(), config) for n in ("flower.png", "temple.jpg")])
-        maps = attribution.grad_cam(model, crops, layer, NAMES.index("tower"))
+        model, config, _ = restore_model(path)
+        crops = np.stack([eval_image((photos / n).read_bytes(), config) for n in ("flower.png", "temple.jpg")])
+        maps = grad_cam(model, crops, layer, NAMES.index("tower"))
         assert crops.shape[1] == config.image_size
-        assert all(has_cell(canvas, column, explain.draw_heat_map(*both)) for both in zip(crops, maps, strict=True))
+        assert all(has_cell(canvas, column, heatmap.draw_heat_map(*both)) for both in zip(crops, maps, strict=True))
 
 
 def test_cells_hold_map_class_and_probability(runs, photos):
     paths = [str(photos / "flower.png"), str(photos / "temple.jpg")]
-    model, config, _ = checkpoint.load_model(runs["grey"])
-    crops = np.stack([data.eval_image(tf.io.read_file(path), config) for path in paths])
+    model, config, _ = restore_model(runs["grey"])
+    crops = np.stack([eval_image(tf.io.read_file(path), config) for path in paths])
     probabilities = keras.ops.softmax(model(crops, training=False)).numpy()
-    maps = attribution.class_activation_map(model, crops)
+    maps = class_activation_map(model, crops)
     description, cells = explain.explain(runs["grey"], paths)
     assert description == "tiny, 48 pixels"
     for cell, row, heat in zip(cells, probabilities, maps, strict=True):

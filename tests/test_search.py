@@ -10,18 +10,32 @@ import fake_training
 import numpy as np
 import pytest
 import yaml
-from test_trials import count_trials, wait_for
+from waiting import count_trials, wait_for
 
-from efficientnet_tf import budget, config, scaling, search, trials
-from efficientnet_tf.config import UserError
-from efficientnet_tf.scaling import Coefficients
+from efficientnet_tf import search
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.scaling.budget import scale_spec
+from efficientnet_tf.scaling.compound import PAPER, Coefficients, round_channels, round_repeats, round_resolution
+from efficientnet_tf.search import (
+    find_candidates,
+    find_points,
+    find_tied,
+    format_ranking,
+    main,
+    make_parser,
+    make_runs,
+    rank,
+    standard_error,
+)
+from efficientnet_tf.study import runner
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
-B0 = config.load_variant("b0")
+B0 = load_variant("b0")
 
 
 def run(*arguments):
-    return search.main(search.make_parser().parse_args(list(arguments)))
+    return main(make_parser().parse_args(list(arguments)))
 
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.1, 0.5])
@@ -30,34 +44,34 @@ def test_points_are_all_of_the_grid(tolerance):
     a, b, c = (axis.ravel() for axis in np.meshgrid(*[np.arange(100, 151, 5, dtype=np.int64)] * 3, indexing="ij"))
     feasible = np.abs(a * b**2 * c**2 - 2 * 10**10) <= round(tolerance * 10**10)
     expected = [tuple(point) for point in (np.stack([a, b, c], 1)[feasible] / 100).tolist()]
-    found = search.find_points(tolerance=tolerance)
+    found = find_points(tolerance=tolerance)
     assert [(p.alpha, p.beta, p.gamma) for p in found] == expected
-    assert (scaling.PAPER in found) == (tolerance > 0.08)
+    assert (PAPER in found) == (tolerance > 0.08)
 
 
 @pytest.mark.parametrize("resolution", [32, 224])
 def test_points_of_one_network_are_one_candidate(resolution):
     baseline = B0.model_copy(update={"resolution": resolution})
-    points = search.find_points()
-    candidates = search.find_candidates(baseline, points)
+    points = find_points()
+    candidates = find_candidates(baseline, points)
     assert sorted(map(repr, points)) == sorted(repr(p) for c in candidates for p in c.specs)
 
     def shape(point):
-        repeats = [scaling.round_repeats(stage.repeats, round(point.alpha, 4)) for stage in B0.stages]
+        repeats = [round_repeats(stage.repeats, round(point.alpha, 4)) for stage in B0.stages]
         channels = [
-            scaling.round_channels(count, round(point.beta, 4))
+            round_channels(count, round(point.beta, 4))
             for count in (B0.stem_channels, B0.head_channels, *(stage.channels for stage in B0.stages))
         ]
         return (
             *repeats,
             *channels,
-            scaling.round_resolution(resolution * point.gamma) if point.gamma > 1 else resolution,
+            round_resolution(resolution * point.gamma) if point.gamma > 1 else resolution,
         )
 
     shapes = [{shape(point) for point in c.specs} for c in candidates]
     assert all(len(same) == 1 for same in shapes)
     assert len(set.union(*shapes)) == len(candidates) < len(points)
-    names = [run.name for run in search.make_runs(candidates, 2)]
+    names = [run.name for run in make_runs(candidates, 2)]
     assert len(set(names)) == 2 * len(candidates)
 
 
@@ -98,7 +112,7 @@ def test_mistakes_are_told(flags, message):
 @pytest.mark.parametrize("value", ["0.9", "x", "1.1,,1.2", "11"])
 def test_a_grid_that_cannot_be_is_refused(value, capsys):
     with pytest.raises(SystemExit):
-        search.make_parser().parse_args([f"--alpha={value}"])
+        make_parser().parse_args([f"--alpha={value}"])
     assert "numbers >= 1" in capsys.readouterr().err
 
 
@@ -111,34 +125,34 @@ def make_rows(candidates, table):
 
 
 def test_ranking_and_its_uncertainty():
-    candidates = search.find_candidates(B0, search.find_points())[:4]
+    candidates = find_candidates(B0, find_points())[:4]
     rows = make_rows(candidates, [(0.90, 0.92, 0.91), (0.915, 0.915, 0.915), (0.95,), (0.80, 0.86, 0.83)])
-    scores = search.rank(candidates, rows)
+    scores = rank(candidates, rows)
     assert [candidates.index(score.candidate) for score in scores] == [1, 0, 3, 2]
     assert [score.mean for score in scores] == pytest.approx([0.915, 0.91, 0.83, 0.95])
     assert scores[1].std == pytest.approx(np.std([0.90, 0.92, 0.91], ddof=1)) and scores[3].std is None
     error = np.sqrt(np.mean(np.var([[0.90, 0.92, 0.91], [0.915] * 3, [0.80, 0.86, 0.83]], axis=1, ddof=1)) / 3)
-    assert search.standard_error(scores) == pytest.approx(error)
-    assert search.find_tied(scores) == scores[:2]
-    text = search.format_ranking(scores, B0, 3)
+    assert standard_error(scores) == pytest.approx(error)
+    assert find_tied(scores) == scores[:2]
+    text = format_ranking(scores, B0, 3)
     assert f"2 of 4 networks lie within one standard error ({error:.2%}) of the best: their order is not known" in text
     assert "1 networks lack seeds" in text
     assert text.splitlines()[2].split()[:6] == ["2", "91.00%", "1.00%", "90.00%", "92.00%", "3"]
 
 
 def test_one_seed_ranks_but_knows_no_spread():
-    candidates = search.find_candidates(B0, search.find_points())[:2]
-    scores = search.rank(candidates, make_rows(candidates, [(0.5,), (0.6,)]))
+    candidates = find_candidates(B0, find_points())[:2]
+    scores = rank(candidates, make_rows(candidates, [(0.5,), (0.6,)]))
     assert [score.candidate for score in scores] == candidates[::-1]
-    assert search.standard_error(scores) is None and search.find_tied(scores) == scores
-    assert "how much of the order is chance is not known" in search.format_ranking(scores, B0, 1)
+    assert standard_error(scores) is None and find_tied(scores) == scores
+    assert "how much of the order is chance is not known" in format_ranking(scores, B0, 1)
 
 
 GRID = [f"--baseline={TINY}", "--recipe=smoke", "--alpha=1.0,1.05,2.0", "--beta=1.0,1.4", "--gamma=1.0,1.4"]
 
 
 def test_a_search_from_the_grid_to_the_family(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trials, "PROGRAM", fake_training.PROGRAM)
+    monkeypatch.setattr(runner, "PROGRAM", fake_training.PROGRAM)
     # Fake training favours narrow networks; the points of alpha 1.05 and 1.06 give the same ones.
     flags = [*GRID, f"--output_dir={tmp_path}", "--seeds=2", "--set=train.epochs=0.1", "--alpha=1.06,1.05"]
     assert run(*flags) == 0
@@ -154,22 +168,22 @@ def test_a_search_from_the_grid_to_the_family(tmp_path, monkeypatch, capsys):
     assert (found["alpha"], found["beta"], found["gamma"]) == (1.05, 1.0, 1.4)
     assert found["top1"]["mean"] == pytest.approx(1.0005) and found["within_one_standard_error"] == 1
     assert found["same_network"] == [[1.06, 1.0, 1.4], [1.05, 1.0, 1.4]] and found["networks"] == 2
-    family = [config.load_variant(str(tmp_path / "family" / f"phi{phi}.yaml")) for phi in range(8)]
-    baseline = config.load_variant(TINY)
+    family = [load_variant(str(tmp_path / "family" / f"phi{phi}.yaml")) for phi in range(8)]
+    baseline = load_variant(TINY)
     assert family[0] == baseline.model_copy(update={"name": "phi0"})
     for phi, spec in enumerate(family):
-        expected = budget.scale_spec(baseline, phi, phi, phi, Coefficients(1.05, 1.0, 1.4))
+        expected = scale_spec(baseline, phi, phi, phi, Coefficients(1.05, 1.0, 1.4))
         assert spec == expected.model_copy(update={"name": f"phi{phi}"})
     assert family[7].resolution == 336
 
 
 def test_failed_runs_are_told_and_the_exit_status_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trials, "PROGRAM", fake_training.PROGRAM)
+    monkeypatch.setattr(runner, "PROGRAM", fake_training.PROGRAM)
     flags = [*GRID, f"--output_dir={tmp_path}", "--seeds=1", "--set=train.epochs=0.1"]
     with pytest.raises(UserError, match="all 5 runs failed: the logs in"):
         run(*flags, "--set=optimizer.learning_rate=200")
     assert not (tmp_path / "search.csv").exists()
-    monkeypatch.setattr(search.trials, "work", lambda runs, *_, **__: make_one_row(runs))
+    monkeypatch.setattr(search, "run_jobs", lambda runs, *_, **__: make_one_row(runs))
     with pytest.raises(UserError, match="4 of 5 runs failed; the same command tries them again"):
         run(*flags)
     assert "top-1" in capsys.readouterr().out and (tmp_path / "search.csv").exists()
@@ -177,7 +191,7 @@ def test_failed_runs_are_told_and_the_exit_status_says_so(tmp_path, monkeypatch,
 
 def test_flags_reach_the_runs(tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr(search.trials, "work", lambda runs, *_, **options: asked.update(options, runs=runs) or [])
+    monkeypatch.setattr(search, "run_jobs", lambda runs, *_, **options: asked.update(options, runs=runs) or [])
     flags = ["--tolerance=0.01", "--phi=2", "--storage=sqlite:///x.db", "--heartbeat_seconds=7", "--tpu=local"]
     with pytest.raises(UserError, match="all 2 runs failed"):
         run(*GRID, f"--output_dir={tmp_path}", "--alpha=1,2", "--gamma=1", "--seeds=2", "--device=tpu", *flags)

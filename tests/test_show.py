@@ -4,12 +4,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from efficientnet_tf import config, data, pictures, show, sources
-from efficientnet_tf.config import UserError
+from efficientnet_tf import show
+from efficientnet_tf.config import load
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.open import Order, open_source
+from efficientnet_tf.data.pipeline import example_seed, train_image
+from efficientnet_tf.show import FONT_SIZE, draw_grid, main, make_parser
+from efficientnet_tf.visualization.grids import wrap
 
 
 def load_config(*overrides):
-    return config.load_config("b0", "digits", ["data.image_size=128", "augment.policy=randaugment", *overrides])
+    return load.load_config("b0", "digits", ["data.image_size=128", "augment.policy=randaugment", *overrides])
 
 
 def find(canvas, pixels):
@@ -30,13 +35,13 @@ def as_rgb(pixels):
 
 def test_grid_holds_the_images_that_training_gets():
     settings = load_config()
-    canvas = np.asarray(show.draw_grid(settings, 2, 2))
-    source = sources.open_source(settings.data, settings.data.train_split, training=True)
-    order = sources.Order(batch=settings.train.batch_size, shuffle=True, seed=settings.train.seed)
+    canvas = np.asarray(draw_grid(settings, 2, 2))
+    source = open_source(settings.data, settings.data.train_split, training=True)
+    order = Order(batch=settings.train.batch_size, shuffle=True, seed=settings.train.seed)
     places = []
     for position, id_, payload in source.stream(order).take(4):
-        seed = data.example_seed(source, settings, position, id_)
-        places.append(find(canvas, as_rgb(data.train_image(source.load(payload)[0], seed, settings).numpy())))
+        seed = example_seed(source, settings, position, id_)
+        places.append(find(canvas, as_rgb(train_image(source.load(payload)[0], seed, settings).numpy())))
     rows, columns = zip(*places, strict=True)
     assert rows[0] == rows[1] < rows[2] == rows[3]
     assert columns[0] == columns[2] < columns[1] == columns[3] < canvas.shape[1] // 2
@@ -44,7 +49,7 @@ def test_grid_holds_the_images_that_training_gets():
 
 def test_small_images_are_enlarged_and_evaluation_is_on_the_right():
     settings = load_config("data.image_size=32")
-    canvas = np.asarray(show.draw_grid(settings, 1, 1))
+    canvas = np.asarray(draw_grid(settings, 1, 1))
     pixels, label, notes = next(show._eval_cells(settings, 1))
     assert label in "0123456789" and notes == []
     _, x = find(canvas, as_rgb(pixels.repeat(4, axis=0).repeat(4, axis=1)))
@@ -63,14 +68,14 @@ def test_notes_name_the_operations():
 
 
 def test_texts_keep_within_their_width():
-    font = pytest.importorskip("PIL.ImageFont").load_default(show.FONT_SIZE)
-    lines = pictures.wrap(font, ["a", "b", "W" * 50, "c"], 100)
+    font = pytest.importorskip("PIL.ImageFont").load_default(FONT_SIZE)
+    lines = wrap(font, ["a", "b", "W" * 50, "c"], 100)
     assert lines[0] == "a b" and lines[1].endswith("W...") and lines[2] == "c"
     assert all(font.getlength(line) <= 100 for line in lines)
 
 
 def run(*flags):
-    return show.main(show.make_parser().parse_args(["--rows=1", "--columns=1", *flags]))
+    return main(make_parser().parse_args(["--rows=1", "--columns=1", *flags]))
 
 
 def test_command_writes_a_picture(tmp_path, capsys):

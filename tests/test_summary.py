@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from efficientnet_tf import complexity, config, memory, summary
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.scaling.complexity import list_layers, receptive_fields
+from efficientnet_tf.scaling.memory import largest_batch, training_memory
+from efficientnet_tf.summary import format_summary, main, make_parser
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
 
 def run(capsys, *arguments):
-    summary.main(summary.make_parser().parse_args(arguments))
+    main(make_parser().parse_args(arguments))
     return capsys.readouterr().out
 
 
@@ -35,11 +39,11 @@ def test_b0_is_the_papers_table_1(capsys):
 
 def test_receptive_field_by_hand():
     """Stem 3; then + (kernel - 1) * stride so far for each convolution that looks at neighbours."""
-    fields = complexity.receptive_fields(config.load_variant("b0"))
+    fields = receptive_fields(load_variant("b0"))
     assert fields["stem"] == (3, 2) and fields["stage1"] == (3 + 2 * 2, 2)
     assert fields["stage2"] == (7 + 2 * 2 + 2 * 4, 4)
     assert fields["stage3"] == (19 + 4 * 4 + 4 * 8, 8)
-    resnet = complexity.receptive_fields(config.load_variant("resnet50"))
+    resnet = receptive_fields(load_variant("resnet50"))
     assert resnet["stem"] == (11, 4) and resnet["stage4"] == (427, 32)  # published: 427
 
 
@@ -47,10 +51,10 @@ def test_largest_batch_and_options_reach_the_counting(capsys):
     options = ["--variant=b1", "--memory=8", "--set", "optimizer.name=sgd", "--set", "train.ema_decay=0"]
     options += ["--set", "train.precision=mixed_bfloat16", "--set", "data.image_size=128", "--batch=7"]
     told = json.loads(run(capsys, *options, "--json"))
-    layers = complexity.list_layers(config.load_variant("b1"), 128)
+    layers = list_layers(load_variant("b1"), 128)
     chosen = {"precision": "mixed_bfloat16", "optimizer": "sgd", "average": False}
-    assert told["largest_batch"]["batch"] == memory.largest_batch(layers, 8 * 2**30, **chosen)
-    assert told["memory"]["training"]["total"] == memory.training_memory(layers, 7, **chosen).total
+    assert told["largest_batch"]["batch"] == largest_batch(layers, 8 * 2**30, **chosen)
+    assert told["memory"]["training"]["total"] == training_memory(layers, 7, **chosen).total
 
 
 def test_table_for_people(capsys):
@@ -68,7 +72,7 @@ def test_measures_here(capsys, classes):
     measured = told["measured"]
     assert measured["device"] == "CPU"
     assert 0 < measured["inference_seconds"] < 1 and 0 < measured["train_seconds"] < 10
-    assert "Measured on CPU: inference" in summary.format_summary(told)
+    assert "Measured on CPU: inference" in format_summary(told)
 
 
 def test_mistakes():
@@ -76,5 +80,5 @@ def test_mistakes():
         (["--variant=b9"], "unknown variant 'b9'"),
         (["--variant=b0", "--set", "model.width=0"], "model.width"),
     ):
-        with pytest.raises(config.UserError, match=message):
-            summary.main(summary.make_parser().parse_args(arguments))
+        with pytest.raises(UserError, match=message):
+            main(make_parser().parse_args(arguments))

@@ -6,9 +6,13 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from efficientnet_tf import checkpoint, data, loops, optim, sources
-from efficientnet_tf import config as config_lib
-from efficientnet_tf import distribute as distribute_lib
+from efficientnet_tf.config import load
+from efficientnet_tf.data.open import open_source
+from efficientnet_tf.data.pipeline import Failures, train_dataset
+from efficientnet_tf.models.variables import batch_norm_statistics
+from efficientnet_tf.runtime.strategy import distribute_batches
+from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.step import make_train_loop
 
 _strategies = itertools.count(1)
 
@@ -21,7 +25,7 @@ SHORT = (
 
 
 def load_config(*overrides, recipe="digits"):
-    return config_lib.load_config(VARIANT, recipe, overrides)
+    return load.load_config(VARIANT, recipe, overrides)
 
 
 def make_strategy(replicas):
@@ -35,7 +39,7 @@ def make_strategy(replicas):
 
 def distribute(strategy, make_dataset):
     """Return an iterator of what `make_dataset`, a function of the input context, makes for each host."""
-    return iter(distribute_lib.batches(strategy, make_dataset))
+    return iter(distribute_batches(strategy, make_dataset))
 
 
 def replica_values(variable):
@@ -47,7 +51,7 @@ def replica_values(variable):
 def variables_of(state):
     """Return {part/name: tf.Variable} of everything that training changes, named as in a checkpoint."""
     model, optimizer, average = state.model, state.optimizer, state.average
-    weights = [*model.trainable_variables, *optim.statistics(model)]
+    weights = [*model.trainable_variables, *batch_norm_statistics(model)]
     named = {f"model/{v.path}": v.value for v in weights}
     named |= {f"optimizer/{v.path.partition('/')[2]}": v.value for v in optimizer.variables}
     if average:
@@ -62,16 +66,16 @@ class Run:
     def __init__(self, config, replicas=1):
         self.config = config
         self.strategy = make_strategy(replicas)
-        self.source = sources.open_source(config.data, config.data.train_split, training=True)
-        self.state = checkpoint.create_state(config, len(self.source.class_names), self.source.size, self.strategy)
-        self.loop = loops.make_train_loop(self.state, config, self.strategy)
+        self.source = open_source(config.data, config.data.train_split, training=True)
+        self.state = create_state(config, len(self.source.class_names), self.source.size, self.strategy)
+        self.loop = make_train_loop(self.state, config, self.strategy)
         self.rewind()
 
     def rewind(self):
         """Read the training images from the start."""
-        failures = data.Failures(self.source)
+        failures = Failures(self.source)
         self.batches = distribute(
-            self.strategy, lambda context: data.train_dataset(self.source, self.config, failures, 0, context)
+            self.strategy, lambda context: train_dataset(self.source, self.config, failures, 0, context)
         )
 
     def steps(self, count):

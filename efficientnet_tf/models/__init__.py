@@ -1,0 +1,4 @@
+"""Networks as Keras models, and the directories that trained ones are stored in.
+
+May import `config`, `scaling`, `ops` and `runtime`.
+"""

@@ -1,0 +1,4 @@
+"""Compound scaling, and what a network costs, computed from numbers alone.
+
+May import `config`. Imports no TensorFlow.
+"""

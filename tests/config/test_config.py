@@ -1,0 +1,462 @@
+"""The schema, its errors and its files; and what the source must keep: every key is read, imports go downward."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efficientnet_tf.config import errors
+from efficientnet_tf.config import load as load_lib
+
+VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+FAMILIES = ["mobilenetv1", "mobilenetv2", "resnet50", "wide_resnet50_2"]
+TRANSFER_SETS = ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"]
+RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "finetune", "digits", "smoke"]
+RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
+NO_DATA = {"folder", "finetune", "transfer_birdsnap", "transfer_aircraft"}  # a folder of one's own
+PACKAGE = load_lib.PACKAGE_DIR
+DIGITS = str(load_lib.CONFIG_DIR / "recipes" / "digits.yaml")
+
+
+def load(*overrides, variant="b0", recipe="digits"):
+    return load_lib.load_config(variant, recipe, overrides)
+
+
+def error(function, *arguments, **keywords):
+    """Return the message of the one UserError that a call must raise."""
+    with pytest.raises(errors.UserError) as caught:
+        function(*arguments, **keywords)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a YAML file and returns its path as str."""
+
+    def write_text(text, name="own.yaml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write_text
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+
+
+# Published: width, depth, resolution, dropout.
+@pytest.mark.parametrize(
+    ("variant", "numbers"),
+    {
+        "b0": (1.0, 1.0, 224, 0.2),
+        "b1": (1.0, 1.1, 240, 0.2),
+        "b2": (1.1, 1.2, 260, 0.3),
+        "b3": (1.2, 1.4, 300, 0.3),
+        "b4": (1.4, 1.8, 380, 0.4),
+        "b5": (1.6, 2.2, 456, 0.4),
+        "b6": (1.8, 2.6, 528, 0.5),
+        "b7": (2.0, 3.1, 600, 0.5),
+        "b8": (2.2, 3.6, 672, 0.5),
+        "l2": (4.3, 5.3, 800, 0.5),
+    }.items(),
+)
+def test_variants_are_those_of_the_reference(variant, numbers):
+    spec = load_lib.load_variant(variant)
+    assert (spec.width, spec.depth, spec.resolution, spec.dropout) == numbers
+    assert spec.name == variant
+    assert spec.drop_connect == 0.2
+    assert spec.stages == load_lib.load_variant("b0").stages
+    assert spec.mean == pytest.approx([255 * m for m in (0.485, 0.456, 0.406)])
+    assert spec.std == pytest.approx([255 * s for s in (0.229, 0.224, 0.225)])
+
+
+def test_shipped_files_are_the_named_ones():
+    assert {path.stem for path in load_lib.CONFIG_DIR.glob("*.yaml")} == {*VARIANTS, *FAMILIES}
+    assert {path.stem for path in (load_lib.CONFIG_DIR / "recipes").glob("*.yaml")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_loads(recipe):
+    overrides = ["data.dir=photos"] if recipe in NO_DATA else []
+    overrides += ["train.init_from=runs/other"] if recipe == "finetune" else []
+    loaded = load_lib.load_config("b3", recipe, overrides)
+    assert loaded.model.width == 1.2
+    assert loaded.image_size == loaded.data.image_size or loaded.image_size == 300
+    assert load_lib.parse_config(load_lib.dump_config(loaded), "dump") == loaded
+
+
+def test_imagenet_is_the_official_recipe():
+    loaded = load(recipe="imagenet")
+    expected = {
+        "optimizer": dict(name="rmsprop", learning_rate=0.016, rho=0.9, momentum=0.9, epsilon=1e-3, weight_decay=1e-5),
+        "schedule": dict(name="exponential", warmup_epochs=5, decay_epochs=2.4, decay_rate=0.97),
+        "train": dict(batch_size=2048, epochs=350, label_smoothing=0.1, ema_decay=0.9999),
+        "augment": dict(crop_area=(0.08, 1), crop_aspect=(pytest.approx(3 / 4), pytest.approx(4 / 3)), flip=True),
+        "data": dict(crop_padding=32, interpolation="bicubic"),
+    }
+    for section, values in expected.items():
+        stated = getattr(loaded, section).model_dump()
+        assert {key: stated[key] for key in values} == values
+    assert loaded.model.batch_norm_momentum == 0.99
+    assert loaded.model.batch_norm_epsilon == 1e-3
+
+
+# ------------------------------------------------------------------------------------------------ composition
+
+
+def test_overrides_beat_the_recipe_which_beats_the_variant_which_beats_the_default(write):
+    variant = write("baseline: b0\nwidth: 1.5\nbatch_norm_momentum: 0.5\ndepth: 1.5\n", "mine.yaml")
+    recipe = write("model: {width: 1.6, depth: 1.6}\ntrain: {epochs: 7, seed: 3}\nschedule: {warmup_epochs: 1}\n")
+    loaded = load("model.depth=1.7", "train.seed=4", variant=variant, recipe=recipe)
+    assert loaded.model.name == "mine"
+    assert (loaded.model.batch_norm_momentum, loaded.model.width, loaded.model.depth) == (0.5, 1.6, 1.7)
+    assert (loaded.train.epochs, loaded.train.seed, loaded.train.batch_size) == (7, 4, 2048)
+    assert loaded.model.stages == load_lib.load_variant("b0").stages
+
+
+def test_override_forms():
+    loaded = load("train={epochs: 5, seed: 1}", "train.seed=2", "augment.crop_area=[0.25, 0.5]", "data.image_size=")
+    assert (loaded.train.epochs, loaded.train.seed) == (5, 2)
+    assert loaded.train.batch_size == 64, "the rest of the section is the recipe's"
+    assert loaded.augment.crop_area == (0.25, 0.5)
+    assert loaded.data.image_size is None
+    assert loaded.image_size == 224
+    assert load("data.dir=a=b").data.dir == "a=b"
+    assert load("train={epochs: 5}", "train={seed: 9}") == load("train.epochs=5", "train.seed=9")
+
+
+def test_override_config_goes_through_the_same_checks():
+    loaded = load()
+    assert load_lib.override_config(loaded, ["train.epochs=30"]) == load("train.epochs=30")
+    assert load_lib.override_config(loaded, []) == loaded
+    message = error(load_lib.override_config, loaded, ["train.epochs=-1"])
+    assert message == "--set: train.epochs: Input should be greater than 0, received -1"
+
+
+def test_a_config_cannot_be_changed():
+    loaded = load()
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.train.epochs = 3
+
+
+def test_variant_by_name_by_path_and_by_spec():
+    spec = load_lib.load_variant("b2")
+    assert load_lib.load_variant("B2") == spec
+    assert load_lib.load_variant(str(load_lib.CONFIG_DIR / "b2.yaml")) == spec
+    assert load_lib.load_variant(spec) is spec
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+MISTAKES = [
+    # unknown keys
+    ("train.epoch=5", "--set: train.epoch: unknown key", ["batch_size", "epochs", "Did you mean 'epochs'?"]),
+    ("trian.epochs=5", "--set: trian: unknown key", ["model", "train", "Did you mean 'train'?"]),
+    ("optimizer.learning-rate=5", "--set: optimizer.learning-rate: unknown", ["Did you mean 'learning_rate'?"]),
+    ("train.learning_rate=5", "--set: train.learning_rate: unknown", ["Did you mean optimizer.learning_rate?"]),
+    ("model.widht=2", "--set: model.widht: unknown key", ["depth", "Did you mean 'width'?"]),
+    # wrong types
+    ("train.epochs=abc", "--set: train.epochs:", ["valid number", "received 'abc'"]),
+    ("train.epochs='5'", "--set: train.epochs:", ["valid number", "received '5'"]),
+    ("train.epochs=true", "--set: train.epochs:", ["valid number", "received True"]),
+    ("train.epochs=", "--set: train.epochs:", ["valid number", "received None"]),
+    ("train.epochs={a: 1}", "--set: train.epochs:", ["valid number", "received {'a': 1}"]),
+    ("train.epochs.a=1", "--set: train.epochs:", ["valid number", "received {'a': 1}"]),
+    ("train.batch_size=1.5", "--set: train.batch_size:", ["valid integer", "received 1.5"]),
+    ("train.batch_size=1e3", "--set: train.batch_size:", ["valid integer", "received 1000.0"]),
+    ("augment.flip=1", "--set: augment.flip:", ["valid boolean", "received 1"]),
+    ("data.dir=5", "--set: data.dir:", ["valid string", "received 5"]),
+    ("train=5", "--set: train:", ["dictionary", "received 5"]),
+    ("model.stages=3", "--set: model.stages:", ["tuple", "received 3"]),
+    ("augment.crop_area=[0.5]", "--set: augment.crop_area.1:", ["is required and not given"]),
+    ("augment.crop_area=[0.1, a]", "--set: augment.crop_area.1:", ["valid number", "received 'a'"]),
+    # out of range
+    ("train.epochs=-1", "--set: train.epochs:", ["greater than 0", "received -1"]),
+    ("train.epochs=.nan", "--set: train.epochs:", ["finite", "received nan"]),
+    ("train.epochs=.inf", "--set: train.epochs:", ["finite", "received inf"]),
+    ("train.batch_size=0", "--set: train.batch_size:", ["greater than or equal to 1", "received 0"]),
+    ("model.dropout=1", "--set: model.dropout:", ["less than 1", "received 1"]),
+    ("train.keep_checkpoints=1", "--set: train.keep_checkpoints:", ["greater than or equal to 2", "received 1"]),
+    ("optimizer.name=lion", "--set: optimizer.name:", ["'rmsprop', 'sgd', 'adamw' or 'lamb'", "received 'lion'"]),
+    ("data.channels=2", "--set: data.channels:", ["1 or 3", "received 2"]),
+    (
+        "data.source=imagnet",
+        "--set: data.source:",
+        ["digits|folder|table|records|synthetic|tfds:", "received 'imagnet'"],
+    ),
+    ("model.stages=[]", "--set: model.stages:", ["at least 1 item", "received []"]),
+    # contradictory pairs: a value of --set alone, or one of --set and one of the recipe
+    ("model.mean=[1, 2]", "--set: model: mean has 2 values but std has 3", []),
+    ("augment.crop_area=[0.5, 0.1]", "--set: augment: crop_area must be", ["low <= high", "[0.5, 0.1]"]),
+    ("augment.crop_area=[0.5, 1.5]", "--set: augment: crop_area must be", ["high <= 1.0", "[0.5, 1.5]"]),
+    ("data.source=folder", "--set: data.source=folder needs data.dir", ["--data_dir=PATH"]),
+    ("schedule.warmup_epochs=30", f"{DIGITS}, --set: schedule.warmup_epochs=30", ["longer", "train.epochs=20"]),
+    ("data.val_fraction=0.1", f"{DIGITS}, --set: data.val_fraction", ["data.source=folder", "source 'digits'"]),
+    # not of the form section.key=value
+    ("train.epochs", "--set train.epochs: expected section.key=value", ["for example train.epochs=5"]),
+    ("=5", "--set =5: expected section.key=value", []),
+]
+
+
+@pytest.mark.parametrize(("override", "start", "parts"), MISTAKES, ids=[override for override, _, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_says_where_what_and_what_is_allowed(override, start, parts):
+    message = error(load, override)
+    assert message.startswith(start)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_normalisation_must_suit_the_channels():
+    message = error(load, "model.mean=[1, 2]", "model.std=[1, 2]")
+    assert message == "--set: model.mean has 2 values for data.channels=3"
+    assert load("model.mean=[1]", "model.std=[2]").model.std == (2.0,)
+    assert load("data.channels=1").data.channels == 1
+
+
+def test_mistakes_in_files_name_the_file(write):
+    recipe = write("train: {epoch: 5}\n")
+    assert error(load, recipe=recipe).startswith(f"{recipe}: train.epoch: unknown key")
+    recipe = write("train: {epochs: 1e-5}\n")
+    assert error(load, recipe=recipe) == f"{recipe}: schedule.warmup_epochs=5 is longer than train.epochs=1e-05"
+    recipe = write("train: null\n")
+    assert error(load, recipe=recipe).startswith(f"{recipe}: train: Input should be a valid dictionary")
+    recipe = write("data: {source: folder}\n")
+    assert error(load, recipe=recipe).startswith(f"{recipe}: data.source=folder needs data.dir")
+    variant = write("baseline: b0\nstd: [1.0]\n", "variant.yaml")
+    assert error(load, variant=variant).startswith(f"{variant}: model: mean has 3 values but std has 1")
+    assert error(load_lib.load_variant, variant).startswith(f"{variant}: mean has 3 values but std has 1")
+    variant = write("width: 1.0\n", "variant.yaml")
+    missing = ["depth", "resolution", "dropout", "stages"]
+    lines = [f"{variant}: {key}: is required and not given" for key in missing]
+    assert error(load_lib.load_variant, variant).splitlines() == lines
+    lines = [f"{variant}: model.{key}: is required and not given" for key in missing]
+    assert error(load, variant=variant).splitlines() == lines
+
+
+def test_mistakes_in_the_stage_table_name_the_row(write):
+    text = (load_lib.CONFIG_DIR / "b0.yaml").read_text().replace("kernel: 5", "kernel: 4", 1)
+    variant = write(text.replace("expand: 1, ", ""))
+    assert error(load_lib.load_variant, variant).splitlines() == [
+        f"{variant}: stages.0.expand: is required and not given",
+        f"{variant}: stages.2.kernel: Input should be 3, 5 or 7, received 4",
+    ]
+    variant = write("baseline: b0\nstages: [{kernal: 3, stride: 1, expand: 1, channels: 8, repeats: 1}]\n")
+    message = error(load_lib.load_variant, variant)
+    assert f"{variant}: stages.0.kernel: is required and not given" in message
+    assert f"{variant}: stages.0.kernal: unknown key; allowed are block, channels, expand, kernel" in message
+    assert message.endswith("Did you mean 'kernel'?")
+
+
+def test_all_mistakes_are_told_at_once(write):
+    recipe = write("train: {epoch: 5}\ndata: {source: x}\n")
+    lines = error(load, "optimizer.rho=2", "eval.batch_size=x", recipe=recipe).splitlines()
+    starts = [
+        "--set: optimizer.rho: ",
+        "--set: eval.batch_size: ",
+        f"{recipe}: train.epoch: ",
+        f"{recipe}: data.source: ",
+    ]
+    assert len(lines) == len(starts)
+    for start in starts:
+        assert any(line.startswith(start) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("width: 1.0\nwidth: 2.0\n", "'width' is given twice"),
+        ("model: {width: 1.0, depth: 1.0, width: 2.0}\n", "'width' is given twice"),
+        ("width: [1\n", "not valid YAML"),
+        ("width: \x01\n", "not valid YAML"),
+        ("? [a]\n: 1\n", "not valid YAML"),
+        ("a: !!python/object:os.system x\n", "not valid YAML"),
+        ("a: 1\n---\nb: 1\n", "not valid YAML"),
+        ("- 1\n", "received list"),
+        ("", "received NoneType"),
+        ("1: 2\nbaseline: b0\n", "Keys should be strings, received 1"),
+        ("baseline: b1\n", "name one with a stage table"),
+        ("baseline: b99\n", "'b99': allowed are b0, b1"),
+    ],
+)
+def test_files_that_are_no_config_are_named(write, text, part):
+    path = write(text)
+    message = error(load_lib.load_variant, path)
+    assert path in message
+    assert part in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xff")
+    assert str(tmp_path / "bytes.yaml") in error(load_lib.load_variant, str(tmp_path / "bytes.yaml"))
+    message = error(load, recipe="missing.yaml")
+    assert message == "recipe file 'missing.yaml' does not exist"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "parts"),
+    [
+        (
+            {"variant": "b9"},
+            ["unknown variant 'b9'", "allowed are b0, b1", "wide_resnet50_2, or a path", "Did you mean 'b8'?"],
+        ),
+        ({"recipe": "digit"}, ["unknown recipe 'digit'", "cifar10, digits", "Did you mean 'digits'?"]),
+        ({"variant": "recipes/digits"}, ["unknown variant 'recipes/digits'"]),
+        ({"recipe": ""}, ["unknown recipe ''"]),
+    ],
+)
+def test_unknown_names(keywords, parts):
+    message = error(load, **keywords)
+    for part in parts:
+        assert part in message
+
+
+# ------------------------------------------------------------------------------------------------ YAML's traps
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [
+        ("1e-5", "optimizer.epsilon", 1e-5),
+        ("1E5", "train.epochs", 1e5),
+        ("1.5e+2", "train.epochs", 150.0),
+        ("+64", "train.batch_size", 64),
+        ("010", "train.batch_size", 10),  # not octal
+        ("08", "train.batch_size", 8),
+        ("on", "train.jit_compile", "on"),
+        ("off", "train.jit_compile", "off"),
+        ("no", "data.train_split", "no"),
+        ("Yes", "data.train_split", "Yes"),
+        ("y", "data.dir", "y"),
+        ("2024-01-01", "data.dir", "2024-01-01"),
+        ("12:30", "data.dir", "12:30"),
+        ("1_000", "data.dir", "1_000"),
+        ("0x10", "data.dir", "0x10"),
+        ("train[:10%]", "data.train_split", "train[:10%]"),
+        ("True", "augment.flip", True),
+        ("false", "augment.flip", False),
+        ("~", "data.dir", None),
+    ],
+)
+def test_plain_yaml_means_what_it_looks_like(write, written, key, value):
+    section, name = key.split(".")
+    for loaded in (load(f"{key}={written}"), load(recipe=write(f"{section}:\n  {name}: {written}\n"))):
+        received = getattr(getattr(loaded, section), name)
+        assert received == value
+        assert type(received) is type(value)
+
+
+@pytest.mark.parametrize("written", ["on", "off", "yes", "no", "y", "1", "0"])
+def test_only_true_and_false_are_booleans(write, written):
+    received = repr(int(written)) if written.isdigit() else repr(written)
+    recipe = write(f"augment: {{flip: {written}}}\n")
+    assert error(load, recipe=recipe) == f"{recipe}: augment.flip: Input should be a valid boolean, received {received}"
+
+
+@pytest.mark.parametrize("written", ["1_000", "0x10", "12:30", "1e3"])
+def test_only_digits_are_an_integer(written):
+    assert "valid integer" in error(load, f"train.batch_size={written}")
+
+
+# ------------------------------------------------------------------------------------------------ dump, parse, diff
+
+# Strings that some YAML reads as something else.
+tricky = st.sampled_from("on|no||~|null|true|08|0x8|1e5|.5|1.5e3|1_0|1:30|2024-01-01|<<|=| ".split("|"))
+strings = tricky | st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=12)
+positives = st.floats(1e-9, 1e9) | st.integers(1, 10**6).map(float)
+counts = st.integers(1, 10**6)
+VALUES = {
+    "model.name": strings,
+    "model.width": positives,
+    "model.resolution": st.integers(8, 4096),
+    "model.dropout": st.floats(0, 1, exclude_max=True),
+    "data.source": st.sampled_from(["digits", "synthetic", "tfds:cifar10", "tfds:imagenette/320px-v2"]),
+    "data.dir": st.none() | strings,
+    "data.train_split": strings,
+    "data.image_size": st.none() | st.integers(8, 4096),
+    "data.channels": st.sampled_from([1, 3]),
+    "augment.crop_area": st.tuples(st.floats(1e-3, 1), st.floats(1e-3, 1)).map(sorted),
+    "augment.flip": st.booleans(),
+    "optimizer.name": st.sampled_from(["rmsprop", "sgd", "adamw", "lamb"]),
+    "optimizer.learning_rate": positives,
+    "optimizer.weight_decay": st.just(0.0) | positives,
+    "schedule.name": st.sampled_from(["exponential", "cosine", "constant"]),
+    "schedule.warmup_epochs": st.floats(0, 350),
+    "train.batch_size": counts,
+    "train.seed": st.integers(0, 2**31 - 1),
+    "train.jit_compile": st.sampled_from(["auto", "on", "off"]),
+    "eval.batch_size": counts,
+    "eval.every_epochs": positives,
+}
+some_overrides = st.fixed_dictionaries({}, optional=VALUES)
+
+
+def get(loaded, key):
+    section, name = key.split(".")
+    return getattr(getattr(loaded, section), name)
+
+
+@given(some_overrides)
+def test_any_valid_config_survives_its_file(values):
+    base = load(recipe="imagenet")
+    loaded = load(*(f"{key}={json.dumps(value)}" for key, value in values.items()), recipe="imagenet")
+    for key, value in values.items():
+        expected = tuple(value) if isinstance(value, list) else value
+        assert get(loaded, key) == expected
+    assert load_lib.parse_config(load_lib.dump_config(loaded), "dump") == loaded
+    different = [key for key in VALUES if get(loaded, key) != get(base, key)]
+    assert sorted(line.partition(":")[0] for line in load_lib.diff_config(base, loaded)) == sorted(different)
+
+
+def test_a_dump_states_every_key_and_takes_an_environment():
+    text = load_lib.dump_config(load())
+    for name, section in load_lib.Config.model_fields.items():
+        assert re.search(rf"^{name}:", text, re.MULTILINE)
+        for key in section.annotation.model_fields:
+            assert re.search(rf"\b{key}:", text)
+    assert load_lib.parse_config(text + "environment: {python: 3.11.0}\n", "dump") == load()
+
+
+def test_a_dump_with_a_mistake_is_refused_and_named():
+    text = load_lib.dump_config(load())
+    message = error(load_lib.parse_config, text.replace("flip:", "flap:"), "runs/config.yaml")
+    assert message.startswith("runs/config.yaml: augment.flap: unknown key")
+    assert error(load_lib.parse_config, "- 1\n", "runs/config.yaml") == "runs/config.yaml: not a config"
+    assert error(load_lib.parse_config, "a: [", "runs/config.yaml").startswith("runs/config.yaml: not valid YAML")
+
+
+def test_diff_names_each_key_with_both_values():
+    old, new = load(), load("train.epochs=5", "augment.crop_area=[0.5,1]", "data.dir=x", "model.width=2")
+    assert sorted(load_lib.diff_config(old, new)) == [
+        "augment.crop_area: (0.8, 1.0) -> (0.5, 1.0)",
+        "data.dir: None -> 'x'",
+        "model.width: 1.0 -> 2.0",
+        "train.epochs: 20.0 -> 5.0",
+    ]
+    assert load_lib.diff_config(old, load()) == []
+
+
+# ------------------------------------------------------------------------------------------------ environment
+
+
+def test_environment_states_versions_and_commit():
+    stated = load_lib.describe_environment()
+    for package in ("keras", "numpy"):
+        assert stated[package] == importlib.metadata.version(package)
+    assert stated["python"] == sys.version.split()[0]
+    head = subprocess.run(["git", "-C", PACKAGE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        assert stated["git_commit"].removesuffix("-dirty") == head.stdout.strip()
+    else:
+        assert stated["git_commit"] == "not a git checkout"
+
+
+def test_environment_where_there_is_no_repository_and_no_git(monkeypatch, tmp_path):
+    monkeypatch.setattr(load_lib, "PACKAGE_DIR", tmp_path)
+    assert load_lib.describe_environment()["git_commit"] == "not a git checkout"
+    monkeypatch.setenv("PATH", "")
+    assert load_lib.describe_environment()["git_commit"] == "not a git checkout"

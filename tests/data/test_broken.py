@@ -1,0 +1,113 @@
+"""A data set of which one image in a hundred is broken, each in another way: training stops, or goes on and counts."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+import tiny
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.open import open_source
+from efficientnet_tf.data.pipeline import Failures, train_dataset
+from efficientnet_tf.evaluation.loop import make_evaluator
+
+SOUND = 800
+
+
+def write_broken(folder, sound_png):
+    """Write eight files that cannot be decoded; return their names."""
+    rng = np.random.default_rng(1)
+    contents = {
+        "zero.jpg": b"",
+        "header.jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01",
+        "text.jpg": b"<html><body>404 Not Found</body></html>",
+        "random.png": rng.bytes(500),
+        "cut.png": sound_png[: len(sound_png) // 2],
+        "garbage.png": sound_png[:8] + rng.bytes(400),
+        "empty.gif": b"GIF89a\x08\x00\x08\x00\x00\x00\x00;",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "gone.jpg").symlink_to("deleted.jpg")
+    return sorted([*contents, "gone.jpg"])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Make train/ with 800 sound images and eight broken ones, val/ with sound ones; return the broken ones' paths."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", SOUND), ("val", 20)):
+        for number in range(count):
+            name = "ab"[number % 2]
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 128, (12, 12, 3), dtype=np.uint8)
+            pixels[..., number % 2] += 100
+            PIL.Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
+    PIL.Image.fromarray(pixels).save(root / "sound.png")
+    broken = write_broken(root / "train/a", (root / "sound.png").read_bytes())
+    assert len(broken) == 8 and len(list((root / "train").rglob("*.*"))) == SOUND + 8
+    return root, [str(root / "train/a" / name) for name in broken]
+
+
+def train(root, model_dir, *more):
+    settings = ["data.image_size=16", "train.batch_size=8", "train.epochs=1", "schedule.warmup_epochs=0"]
+    settings += [tiny.SHORT, "train.ema_decay=0.0", *more]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    command = [sys.executable, "-m", "efficientnet_tf.train", f"--variant={tiny.VARIANT}", "--recipe=folder"]
+    command += [f"--data_dir={root}", f"--model_dir={model_dir}", "--device=cpu", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_training_stops_by_default_and_names_them(photos, tmp_path):
+    root, broken = photos
+    done = train(root, tmp_path / "run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    message = done.stderr[done.stderr.index("error: ") :]
+    found = re.match(
+        r"error: (\d) of 808 images cannot be read or decoded, more than data.max_bad_fraction=0.001 allows: (.*)",
+        message,
+    )
+    named = found[2].strip().split(", ")
+    assert len(named) == int(found[1]) > 0 and set(named) <= set(broken)
+    assert not (tmp_path / "run/model.keras").exists()
+
+
+def test_with_a_higher_limit_it_trains_and_counts_them_exactly(photos, tmp_path):
+    """One epoch of 101 steps of 8 images has asked for every one of the 808."""
+    root, broken = photos
+    done = train(root, tmp_path / "run", "data.max_bad_fraction=0.02")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert f"8 of 808 training images could not be read and were left out: {', '.join(broken)}" in said
+    assert (tmp_path / "run/model.keras").exists()
+
+
+def test_a_limit_that_is_just_missed(photos):
+    """Eight of 808 are more than 0.98 %; that is certain once the last of them has come."""
+    root, broken = photos
+    run = tiny.load_config(f"data.dir={root}", "data.image_size=16", "train.batch_size=8", recipe="folder")
+    source = open_source(run.data, "train", training=True)
+    failures = Failures(source)
+    for _ in train_dataset(source, run, failures, 0, tf.distribute.InputContext()).take(101):
+        pass
+    assert failures.names() == broken
+    failures.check(8 / 808)
+    with pytest.raises(UserError, match="8 of 808 images cannot be read or decoded") as caught:
+        failures.check(0.0098)
+    assert all(name in str(caught.value) for name in broken)
+
+
+def test_evaluation_leaves_out_nothing(photos):
+    root, broken = photos
+    run = tiny.load_config(f"data.dir={root}", "data.image_size=16", "model.dropout=0.0", recipe="folder")
+    source = open_source(run.data, "train", training=False)
+    strategy = tiny.make_strategy(1)
+    evaluate = make_evaluator(lambda images: tf.reduce_mean(images, [1, 2])[:, :2], source, run, strategy)
+    with pytest.raises(UserError, match="8 of 808 images cannot be read or decoded, more than .*=0 allows") as caught:
+        evaluate()
+    assert all(name in str(caught.value) for name in broken)

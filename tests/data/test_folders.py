@@ -1,0 +1,133 @@
+"""Tables of paths and labels: what they give, and a clear sentence for each that does not fit."""
+
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from efficientnet_tf.config import schema
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_config
+from efficientnet_tf.data.open import Order, open_source
+
+
+def write_images(root, names):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.full([4, 5, 3], number, np.uint8)).save(root / name)
+
+
+def open_table(root, split="train", **keys):
+    return open_source(schema.DataConfig(source="table", dir=str(root), **keys), split, split == "train")
+
+
+def contents(source):
+    """Return {file name: (first pixel, class name)} of all examples."""
+    examples = source.stream(Order(batch=source.size, steps=1))
+    found = {}
+    for _, id_, encoded, label in examples.map(lambda p, i, x: (p, i, *source.load(x))):
+        pixels = tf.io.decode_image(encoded).numpy()
+        found[os.path.basename(source.describe(int(id_)))] = (int(pixels[0, 0, 0]), source.class_names[int(label)])
+    return found
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_table_gives_its_rows(tmp_path, suffix, mark):
+    """Columns in any order, paths relative and absolute, a comma in a quoted name, Windows' line ends."""
+    root = tmp_path / "set"
+    write_images(root, ["a/one.png", "b/two, or so.png", "three.png", "four.png"])
+    away = tmp_path / "away.png"
+    os.rename(root / "four.png", away)
+    rows = [
+        ["label", "width", "path"],
+        ["newt", "5", "a/one.png"],
+        ["axolotl", "", '"b/two, or so.png"'],
+        ["newt", "5", "three.png"],
+        ["Olm", "5", str(away)],
+    ]
+    (root / ("train" + suffix)).write_bytes("\r\n".join(mark.join(row) for row in rows).encode() + b"\r\n")
+    source = open_table(root)
+    assert source.class_names == ("Olm", "axolotl", "newt")
+    assert source.size == 4
+    assert contents(source) == {
+        "one.png": (0, "newt"),
+        "two, or so.png": (1, "axolotl"),
+        "three.png": (2, "newt"),
+        "away.png": (3, "Olm"),
+    }
+
+
+def test_the_training_table_says_what_the_labels_are(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
+    (tmp_path / "fit.csv").write_text("path,label\n0.png,b\n1.png,a\n2.png,c\n")
+    (tmp_path / "held.tsv").write_text("path\tlabel\n3.png\tc\n")
+    source = open_table(tmp_path, "held", train_split="fit")
+    assert source.class_names == ("a", "b", "c")
+    assert contents(source) == {"3.png": (3, "c")}
+
+
+def test_table_as_a_spreadsheet_saves_it(tmp_path):
+    """With a byte order mark, an empty line, and letters beyond ASCII, one of which some take for the end of a line."""
+    write_images(tmp_path, ["größe\u2028.png", "1.png"])
+    text = "path,label\ngröße\u2028.png,Molch\n\n1.png,Lurch\n"
+    (tmp_path / "train.csv").write_bytes(text.encode("utf-8-sig"))
+    assert contents(open_table(tmp_path)) == {"größe\u2028.png": (0, "Molch"), "1.png": (1, "Lurch")}
+
+
+def table_error(root, text=None, split="train", **keys):
+    if text is not None:
+        (root / f"{split}.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        open_table(root, split, **keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a first line that names the columns path and label; it has no line"),
+        ("path,label\n", "has a line of names and no row"),
+        ("file,label\n1.png,a\n", "expected a first line that names the columns path and label; it has file, label"),
+        ("path\tlabel\n1.png\ta\n", "it has path\tlabel"),
+        ("1.png,a\n2.png,b\n", "it has 1.png, a"),
+        ("path,label\n1.png,a\n2.png\n", "line 3: path or label is empty"),
+        ("path,label\n1.png,a\n2.png,\n", "line 3: path or label is empty"),
+        ("path,label\n\n\n,b\n", "line 4: path or label is empty"),
+        ('path,label\n1.png,"a\n2.png,b\n', "not a table in UTF-8: unexpected end of data"),
+        (b"path,label\n\xff\xfe.png,b\n", "not a table in UTF-8: 'utf-8' codec can't decode"),
+        ("path,label\n1.png,a\n2.png,a\n", "found one class only, 'a'"),
+    ],
+)
+def test_table_that_is_none(tmp_path, text, message):
+    assert message in table_error(tmp_path, text)
+
+
+def test_errors_name_the_table(tmp_path):
+    assert str(tmp_path / "train.csv") in table_error(tmp_path, "path,label\n")
+    assert table_error(tmp_path / "nowhere").endswith("has neither train.csv nor train.tsv")
+
+
+def test_two_tables_of_one_split(tmp_path):
+    (tmp_path / "train.tsv").write_text("path\tlabel\n1.png\ta\n2.png\tb\n")
+    assert "has both train.csv and train.tsv" in table_error(tmp_path, "path,label\n1.png,a\n2.png,b\n")
+
+
+def test_label_that_the_training_table_lacks(tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\n1.png,a\n2.png,b\n")
+    assert "has labels that 'train' lacks: ['B', 'c']" in table_error(tmp_path, "path,label\n3.png,c\n4.png,B\n", "val")
+
+
+def test_table_without_a_folder_is_refused_by_the_config():
+    with pytest.raises(UserError, match=r"data.source=table needs data.dir"):
+        load_config("b0", "folder", ["data.source=table"])
+
+
+def test_a_split_folder_is_not_taken_for_a_class(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+    settings = schema.DataConfig(source="folder", dir=str(tmp_path), val_fraction=0.2)
+    with pytest.raises(UserError, match="leave data.val_fraction out"):
+        open_source(settings, "train", training=True)

@@ -1,0 +1,298 @@
+"""Policies against the published table and formulas, mixtures against their laws."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from pillow import OPERATIONS, call_many, check_frequencies, make_images, make_seeds, with_pillow
+
+from efficientnet_tf.config import schema
+from efficientnet_tf.data import mixing, policies
+from efficientnet_tf.ops import image as image_ops
+from efficientnet_tf.ops import random
+
+# Published: AutoAugment's policy v0, (operation, probability, level) twice a row.
+POLICY_V0 = [
+    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+    (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)),
+    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+]
+
+
+# ------------------------------------------------------------------------------------------------------ policies
+
+
+def test_autoaugment_table_is_the_published_one():
+    written = re.findall(r"(\w+) ([\d.]+) (\d+)", policies.AUTOAUGMENT_V0)
+    published = [operation for pair in POLICY_V0 for operation in pair]
+    assert [(name, float(probability), int(level)) for name, probability, level in written] == published
+
+
+def test_autoaugment_draws_by_the_table():
+    count = 40000
+    operations, levels = call_many(lambda seed: policies.draw_policy(policies.autoaugment(), seed), make_seeds(count))
+    probabilities = {}
+    for pair in POLICY_V0:
+        for chosen in itertools.product([True, False], repeat=2):
+            drawn = tuple((name if yes else "-", level) for yes, (name, _, level) in zip(chosen, pair, strict=True))
+            weight = np.prod([p if yes else 1 - p for yes, (_, p, _) in zip(chosen, pair, strict=True)])
+            probabilities[drawn] = probabilities.get(drawn, 0) + weight / len(POLICY_V0)
+    counts = dict.fromkeys(probabilities, 0)
+    for row in zip(operations, levels, strict=True):
+        counts[tuple((policies.NAMES[o], int(level)) for o, level in zip(*row, strict=True))] += 1
+    check_frequencies(list(counts.values()), list(probabilities.values()))
+
+
+def test_randaugment_draws_uniformly():
+    policy = policies.randaugment(2, 12.5)
+    operations, levels = call_many(lambda seed: policies.draw_policy(policy, seed), make_seeds(40000))
+    assert (levels == 12.5).all()
+    # The two are independent, too.
+    check_frequencies(np.bincount(operations @ [16, 1], minlength=256), np.full(256, 1 / 256))
+    assert set(policies.NAMES) - {"-"} == {*OPERATIONS, "Cutout"}
+
+
+LEVELS = {
+    "Rotate": ("rotate", lambda level, sign: sign * level / 10 * 30),
+    "ShearX": ("shear_x", lambda level, sign: sign * level / 10 * 0.3),
+    "ShearY": ("shear_y", lambda level, sign: sign * level / 10 * 0.3),
+    "TranslateX": ("translate_x", lambda level, sign: sign * level / 10 * 250),
+    "TranslateY": ("translate_y", lambda level, sign: sign * level / 10 * 250),
+    "Posterize": ("posterize", lambda level, _: min(int(level / 10 * 4), 8)),
+    "Solarize": ("solarize", lambda level, _: min(int(level / 10 * 256), 256)),
+    "SolarizeAdd": ("solarize_add", lambda level, _: min(int(level / 10 * 110), 127)),
+    "Color": ("color", lambda level, _: level / 10 * 1.8 + 0.1),
+    "Contrast": ("contrast", lambda level, _: level / 10 * 1.8 + 0.1),
+    "Brightness": ("brightness", lambda level, _: level / 10 * 1.8 + 0.1),
+    "Sharpness": ("sharpness", lambda level, _: level / 10 * 1.8 + 0.1),
+    "Cutout": ("cutout", lambda level, _: int(level / 10 * 100)),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_mean_what_the_official_code_says(name, monkeypatch):
+    function, expected = LEVELS[name]
+    monkeypatch.setattr(image_ops, function, lambda _, argument, *more: argument)
+    for level, sign in itertools.product([*range(11), 13, 20, 30], [-1, 1]):
+        arguments = tf.constant(level, tf.float64), tf.constant(sign, tf.float64), None, 250, 100
+        assert policies.OPERATIONS[name](None, *arguments).numpy() == pytest.approx(expected(level, sign), rel=1e-7)
+
+
+def test_randaugment_moves_and_covers_less():
+    assert (policies.autoaugment().translate, policies.autoaugment().cutout) == (250, 100)
+    assert (policies.randaugment(2, 10).translate, policies.randaugment(2, 10).cutout) == (100, 40)
+
+
+def always(*names, level=1.0, translate=10):
+    """Return a policy that draws the same operations at every seed."""
+    operations, levels = [policies.NAMES.index(name) for name in names], [level] * len(names)
+    return policies.Policy(lambda seed: (tf.constant(operations), tf.constant(levels)), translate, 40)
+
+
+def test_signs_are_half_and_half_and_independent():
+    image = tf.cast(tf.reshape(tf.range(64), [8, 8, 1]), tf.uint8)
+    policy = always("TranslateX", "TranslateY")  # by one pixel
+    pixel = call_many(lambda seed: policies.apply_policy(policy, image, seed)[4, 4, 0], make_seeds(4000))
+    outcomes, counts = np.unique(pixel, return_counts=True)
+    assert outcomes.tolist() == [36 - 9, 36 - 7, 36 + 7, 36 + 9]
+    check_frequencies(counts, np.full(4, 1 / 4))
+
+
+def draw_and_apply(policy, image, count, parallel=2):
+    dataset = tf.data.Dataset.from_tensor_slices(make_seeds(count))
+    dataset = dataset.map(lambda seed: policies.apply_policy(policy, tf.constant(image), seed), parallel)
+    return next(iter(dataset.batch(count))).numpy()
+
+
+POLICIES = {"autoaugment": policies.autoaugment(), "randaugment": policies.randaugment(3, 9.0)}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_is_a_chain_of_pillows_operations(name):
+    policy, count, checked = POLICIES[name], 60, 0
+    image = make_images(np.random.default_rng(0), 4, 3, (40, 60))[3]
+    for result, seed in zip(draw_and_apply(policy, image, count), make_seeds(count), strict=True):
+        operations, levels = (tensor.numpy() for tensor in policies.draw_policy(policy, tf.constant(seed)))
+        chain = [(policies.NAMES[o], float(level)) for o, level in zip(operations, levels, strict=True)]
+        chain = [(operation, level) for operation, level in chain if operation != "-"]
+        # Cutout is random, and Pillow cannot posterize to no bits.
+        if any(o == "Cutout" or (o == "Posterize" and level < 2.5) for o, level in chain):
+            continue
+        candidates = []
+        for signs in itertools.product([-1, 1], repeat=len(chain)):
+            candidate = image
+            for (operation, level), sign in zip(chain, signs, strict=True):
+                argument = LEVELS[operation][1](level, sign) if operation in LEVELS else None
+                if operation.startswith("Translate"):
+                    argument *= policy.translate / 250
+                arguments = () if argument is None else (argument,)
+                candidate = with_pillow(OPERATIONS[operation][1], candidate, *arguments)
+            candidates.append(candidate)
+        assert any((candidate == result).all() for candidate in candidates), chain
+        checked += 1
+    assert checked > count / 2
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_is_decided_by_the_seed_alone(name):
+    policy, count = POLICIES[name], 100
+    image = make_images(np.random.default_rng(0), 1, 3, (24, 24))[0]
+    one, many = (draw_and_apply(policy, image, count, parallel) for parallel in (1, 8))
+    np.testing.assert_array_equal(one, many)
+    eager = [policies.apply_policy(policy, tf.constant(image), tf.constant(seed)) for seed in make_seeds(count)[:10]]
+    np.testing.assert_array_equal(eager, one[:10])
+    assert len({result.tobytes() for result in one}) > count / 4
+
+
+def test_only_the_drawn_operation_runs(monkeypatch):
+    def fail(image, *_):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(image) < 0, ["an operation not drawn ran"])]):
+            return tf.identity(image)
+
+    monkeypatch.setitem(policies.OPERATIONS, "Rotate", fail)
+    image = make_images(np.random.default_rng(0), 1, 3, (8, 8))[0]
+    assert (draw_and_apply(always("Invert", "-"), image, 5) == 255 - image).all()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not drawn ran"):
+        draw_and_apply(always("Invert", "Rotate"), image, 5)
+
+
+def test_policy_of_a_config():
+    assert policies.make_policy(schema.AugmentConfig(policy="none")) is None
+    policy = policies.make_policy(schema.AugmentConfig(policy="randaugment", randaugment_count=3, randaugment_level=7))
+    operations, levels = policies.draw_policy(policy, tf.constant([0, 0], tf.int64))
+    assert (operations.shape, levels.numpy().tolist()) == ((3,), [7, 7, 7])
+    assert policies.make_policy(schema.AugmentConfig(policy="autoaugment")).translate == 250
+
+
+# ------------------------------------------------------------------------------------------------ pairs of images
+
+
+def partners(array):
+    return array[np.arange(len(array)) ^ 1]
+
+
+def mix_halves(batch, seed=0, side=6, **alphas):
+    """Mix noise; every other image is of class 0, so that every partner is of the other class.
+
+    Returns the images, the mixed ones, and each image's weight, taken from its targets.
+    """
+    images = np.random.default_rng(1).uniform(1, 255, (batch, side, side + 2, 3)).astype(np.float32)
+    own = np.arange(batch) % 2
+    seed = tf.constant([seed, 5], tf.int64)
+    mixed, targets = mixing.mix_images(images, np.eye(2, dtype=np.float32)[own], seed, schema.AugmentConfig(**alphas))
+    np.testing.assert_allclose(np.sum(targets, axis=1), 1, rtol=1e-6)
+    return images, mixed.numpy(), targets.numpy()[np.arange(batch), own]
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0, 4.0])
+def test_mixup_weights_are_beta(alpha):
+    images, mixed, weights = mix_halves(4000, side=2, mixup=alpha)
+    shares = weights[:, None, None, None]
+    np.testing.assert_allclose(mixed, shares * images + (1 - shares) * partners(images), rtol=1e-4, atol=1e-3)
+    assert scipy.stats.kstest(weights, scipy.stats.beta(alpha, alpha).cdf).statistic < 0.03
+
+
+def test_cutmix_pastes_a_rectangle_and_weighs_its_area():
+    images, mixed, weights = mix_halves(600, side=16, cutmix=1.0)
+    kept = (mixed == images).all(axis=3)
+    np.testing.assert_array_equal(kept | (mixed == partners(images)).all(axis=3), True)
+    np.testing.assert_allclose(weights, kept.mean(axis=(1, 2)), atol=1e-6)
+    pasted = ~kept
+    rectangle = pasted.any(axis=2)[:, :, None] & pasted.any(axis=1)[:, None, :]
+    np.testing.assert_array_equal(pasted, rectangle)
+    for axis in (1, 2):  # no gaps: a rectangle's sides are intervals
+        edges = np.abs(np.diff(np.pad(pasted.any(axis=axis).astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
+        assert set(edges) <= {0, 2}
+    assert 0.5 < weights.mean() < 0.75  # Beta(1, 1) has mean 1/2; what lies outside the image is not pasted
+
+
+def test_cutmix_side_follows_the_weight(monkeypatch):
+    monkeypatch.setattr(mixing, "_sample_beta", lambda alpha, count, seed: tf.fill([count], 0.75))
+    images, mixed, _ = mix_halves(2000, side=20, cutmix=1.0)
+    pasted = (mixed != images).any(axis=3)
+    rows, columns = pasted.any(axis=2), pasted.any(axis=1)
+    inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1])
+    assert inside.mean() > 0.15
+    assert set(rows[inside].sum(axis=1)) <= {10, 11} and set(columns[inside].sum(axis=1)) <= {11}
+    # The centre is uniform over the image: each row is as often covered as the one opposite.
+    assert abs(rows[:, :10].mean() - rows[:, 10:].mean()) < 0.05
+
+
+def test_without_alphas_nothing_is_mixed():
+    images, targets = tf.ones([4, 2, 2, 3]), tf.eye(4)
+    mixed = mixing.mix_images(images, targets, tf.constant([0, 0], tf.int64), schema.AugmentConfig())
+    assert mixed[0] is images and mixed[1] is targets
+
+
+def test_both_take_turns_by_chance_and_seeds_differ():
+    images = tf.constant(np.random.default_rng(1).uniform(1, 255, (4, 5, 5, 1)).astype(np.float32))
+    settings = schema.AugmentConfig(mixup=1.0, cutmix=1.0)
+    mixed, targets = call_many(lambda seed: mixing.mix_images(images, tf.eye(4), seed, settings), make_seeds(1000))
+    whole = (mixed == images.numpy()) | (mixed == partners(images.numpy()))
+    pasted = whole.all(axis=(1, 2, 3, 4))
+    assert 0.45 < pasted.mean() < 0.55
+    assert len(np.unique(targets[~pasted][:, 0, 0])) > 0.85 * (~pasted).sum()
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_mix_runs_under_xla(alphas):
+    images = np.random.default_rng(1).uniform(1, 255, (6, 5, 4, 3)).astype(np.float32)
+    settings, weights = schema.AugmentConfig(**alphas), set()
+    compiled = tf.function(lambda seed: mixing.mix_images(images, tf.eye(6), seed, settings), jit_compile=True)
+    for i in range(4):
+        mixed, targets = (tensor.numpy() for tensor in compiled(tf.constant([i, 1], tf.int64)))
+        shares = targets.diagonal()
+        np.testing.assert_allclose(targets, np.diag(shares) + partners(np.diag(1 - shares).T).T, atol=1e-6)
+        weights |= set(shares)
+        blended = shares[:, None, None, None] * images + (1 - shares[:, None, None, None]) * partners(images)
+        if not np.allclose(mixed, blended, rtol=1e-4, atol=1e-2):
+            kept = (mixed == images).all(axis=3)
+            assert "cutmix" in alphas and (kept | (mixed == partners(images)).all(axis=3)).all()
+            np.testing.assert_allclose(shares, kept.mean(axis=(1, 2)), atol=1e-6)
+    assert len(weights) > 6
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_a_mixture_does_not_depend_on_how_the_batch_is_shared(alphas):
+    """Two and two of eight images, and the whole; an odd one out is left as it is."""
+    images = np.random.default_rng(1).uniform(1, 255, (8, 5, 4, 3)).astype(np.float32)
+    settings = schema.AugmentConfig(**alphas)
+
+    def mix(start, stop):
+        mixed, targets = mixing.mix_images(
+            images[start:stop], np.eye(8, dtype=np.float32)[start:stop], random.make_seed(3, 7, start), settings
+        )
+        return np.array(mixed), np.array(targets)
+
+    whole, parts = mix(0, 8), [mix(i, i + 2) for i in range(0, 8, 2)]
+    for i in range(2):
+        np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    assert (whole[0] != images).any(axis=(1, 2, 3)).sum() >= 6
+    alone, _ = mix(0, 5)
+    np.testing.assert_array_equal(alone[:4], whole[0][:4])
+    np.testing.assert_allclose(alone[4], images[4], rtol=1e-6)

@@ -1,0 +1,323 @@
+"""Record files written by `prepare`: the same images come back, whatever kills it on the way."""
+
+import collections
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from efficientnet_tf.config import schema
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data import write_tfrecord
+from efficientnet_tf.data.open import Order, open_source
+from efficientnet_tf.prepare import main, make_parser
+
+COMMAND = [sys.executable, "-m", "efficientnet_tf.prepare"]
+
+
+def data_config(source, **keys):
+    return schema.DataConfig(source=source, **keys)
+
+
+def write(data, split, output, shards=3, workers=2):
+    return write_tfrecord.write_records(data, split, str(output), shards, workers)
+
+
+def examples(source):
+    """Return a Counter of (digest of the encoded image, class name) over all examples of a source."""
+    stream = source.stream(Order(batch=1, steps=source.size)).map(lambda p, i, x: source.load(x))
+    return collections.Counter(
+        (hashlib.sha256(encoded).hexdigest(), source.class_names[label])
+        for encoded, label in stream.as_numpy_iterator()
+    )
+
+
+def read_back(output, split):
+    return open_source(data_config("records", dir=str(output)), split, split == "train")
+
+
+def files(folder):
+    """Return {name: bytes} of all files but the hidden notes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make train/ with three classes of 10, 3 and 7 images in every format, and val/ with two of the classes."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    names = [f"train/{c}/{i}" for c, n in (("ant", 10), ("bee", 3), ("cow", 7)) for i in range(n)]
+    names += [f"val/{c}/{i}" for c in ("ant", "cow") for i in range(4)]
+    for i, name in enumerate(names):
+        path = root / (name + (".jpg", ".png", ".bmp", ".gif", ".webp")[i % 5])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = PIL.Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+        image.convert("CMYK" if i == 10 else "RGB").save(path)
+    return root
+
+
+def test_a_folder_comes_back_byte_for_byte(folder, tmp_path):
+    source = data_config("folder", dir=str(folder))
+    train, val = (write(source, split, tmp_path, shards) for split, shards in (("train", 4), ("val", 2)))
+    assert train["examples_per_class"] == {"ant": 10, "bee": 3, "cow": 7}
+    assert val["examples_per_class"] == {"ant": 4, "bee": 0, "cow": 4}
+    assert train["records_per_file"] == [5, 5, 5, 5] and val["records_per_file"] == [4, 4]
+    assert train["unreadable"] == val["unreadable"] == []
+    assert (tmp_path / "classes.txt").read_text() == "ant\nbee\ncow\n"
+    assert json.loads((tmp_path / "train.json").read_text()) == train
+    for split in ("train", "val"):
+        back = read_back(tmp_path, split)
+        assert back.class_names == ("ant", "bee", "cow")
+        expected = collections.Counter(
+            (hashlib.sha256(path.read_bytes()).hexdigest(), path.parent.name)
+            for path in (folder / split).rglob("*")
+            if path.is_file()
+        )
+        assert examples(back) == expected and back.size == sum(expected.values())
+
+
+def test_records_are_in_the_official_layout(folder, tmp_path):
+    write(data_config("folder", dir=str(folder)), "train", tmp_path, 1)
+    kinds = collections.Counter()
+    for serialized in tf.data.TFRecordDataset(str(tmp_path / "train-00000-of-00001")).as_numpy_iterator():
+        feature = tf.train.Example.FromString(serialized).features.feature
+        text = {k: feature[f"image/{k}"].bytes_list.value[0].decode() for k in ("format", "filename", "class/text")}
+        numbers = {k: feature[f"image/{k}"].int64_list.value[0] for k in ("class/label", "height", "width", "channels")}
+        original = folder / "train" / text["class/text"] / text["filename"]
+        assert feature["image/encoded"].bytes_list.value[0] == original.read_bytes()
+        assert numbers == {
+            "class/label": ["ant", "bee", "cow"].index(text["class/text"]) + 1,
+            "height": 8,
+            "width": 9,
+            "channels": 3,
+        }
+        kinds[text["format"]] += 1
+    assert kinds == {"JPEG": 4, "PNG": 4, "BMP": 4, "GIF": 4, "WEBP": 4}
+
+
+def test_classes_are_mixed_in_every_file(tmp_path):
+    source = data_config("synthetic", synthetic_examples=120, synthetic_classes=3)
+    write(source, "train", tmp_path, 3)
+    for path in sorted(tmp_path.glob("train-*")):
+        records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+        labels = [
+            tf.train.Example.FromString(r).features.feature["image/class/label"].int64_list.value[0] for r in records
+        ]
+        assert len(labels) == 40 and np.bincount(labels, minlength=4)[1:].min() > 4
+        assert np.count_nonzero(np.diff(labels)) > 15
+
+
+def test_digits_come_back(tmp_path):
+    summary = write(data_config("digits"), "test", tmp_path, 5)
+    assert sum(summary["examples_per_class"].values()) == 360
+    original = open_source(data_config("digits"), "test", training=False)
+    assert examples(read_back(tmp_path, "test")) == examples(original)
+
+
+class Spots(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["red", "green", "blue"])
+        image, name = tfds.features.Image(shape=(5, 5, 3)), tfds.features.Text()
+        features = tfds.features.FeaturesDict({"image": image, "label": label, "file_name": name})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(23):
+            yield i, {"image": np.full((5, 5, 3), i, np.uint8), "label": i % 3, "file_name": f"spot_{i}.png"}
+
+
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory):
+    tfds.disable_progress_bar()
+    root = str(tmp_path_factory.mktemp("tfds"))
+    Spots(data_dir=root).download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
+    return data_config("tfds:spots", dir=root)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 23])
+def test_a_tfds_set_comes_back(spots, tmp_path, shards):
+    summary = write(spots, "train", tmp_path, shards)
+    assert sum(summary["records_per_file"]) == 23 and min(summary["records_per_file"]) >= 23 // shards
+    assert summary["examples_per_class"] == {"red": 8, "green": 8, "blue": 7}
+    back = read_back(tmp_path, "train")
+    assert examples(back) == examples(open_source(spots, "train", training=True))
+    payloads = [payload for *_, payload in back.stream(Order(batch=1, steps=23))]
+    assert {back.file_name(payload).numpy().decode() for payload in payloads} == {f"spot_{i}.png" for i in range(23)}
+
+
+# ------------------------------------------------------------------------------------------------------ kills
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_writes_the_same_files(tmp_path, capsys):
+    """SIGKILL as soon as another file or two have come; each start finds those before whole and leaves them."""
+    images, whole, killed = tmp_path / "images", tmp_path / "whole", tmp_path / "killed"
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 400, 400, 3), dtype=np.uint8)
+    for number in range(600):
+        path = images / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.roll(pixels[number % 6], number, axis=0)).save(path)
+    (images / "train/a/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    command = [*COMMAND, f"--data_dir={images}", "--splits=train", "--shards=30", "--workers=2"]
+    write(data_config("folder", dir=str(images)), "train", whole, 30)
+
+    done, kills = 0, 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [*command, f"--output={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = {path: path.stat().st_mtime_ns for path in killed.glob("train-*")}
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(killed.glob("train-*"))) >= done + 4:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        kills += process.wait(timeout=60) == -signal.SIGKILL
+        assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+        done = len(list(killed.glob("train-*")))
+        assert not (killed / "train.json").exists()
+    assert kills == 3 and 12 <= done < 30
+    main(make_parser().parse_args([*command[3:], f"--output={killed}"]))
+    last = capsys.readouterr().out
+    assert f"{killed}: train, 600 images of 2 classes, 30 files" in last
+    assert f"left out: {images}/train/a/broken.jpg: " in last
+    assert "1 images cannot be decoded and were left out; train.json lists them all" in last
+    assert files(killed) == files(whole) and len(files(whole)) == 32
+
+
+def test_a_second_call_does_nothing_again(folder, tmp_path):
+    source = data_config("folder", dir=str(folder))
+    first = write(source, "train", tmp_path, 4)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("train-*")}
+    assert write(source, "train", tmp_path, 4) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("train-*")} == stamps
+    lost = tmp_path / "train-00002-of-00004"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert write(source, "train", tmp_path, 4) == first
+    assert lost.read_bytes() == content
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def test_unreadable_images_are_listed_and_left_out(tmp_path):
+    images = tmp_path / "images/train"
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.zeros([4, 4, 3], np.uint8)).save(images / name)
+    (images / "a/empty.jpg").write_bytes(b"")
+    (images / "a/text.jpg").write_text("no image")
+    (images / "b/cut.png").write_bytes((images / "a/1.png").read_bytes()[:40])
+    (images / "b/gone.png").symlink_to("nowhere")
+    PIL.Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("P").quantize(4).save(images / "b/p.bmp")
+    summary = write(data_config("folder", dir=str(images.parent)), "train", tmp_path / "out", 2)
+    assert summary["examples_per_class"] == {"a": 2, "b": 2} and sum(summary["records_per_file"]) == 4
+    reasons = {os.path.basename(line.partition(": ")[0]): line.partition(": ")[2] for line in summary["unreadable"]}
+    assert sorted(reasons) == ["cut.png", "empty.jpg", "gone.png", "p.bmp", "text.jpg"]
+    assert "palette" in reasons["p.bmp"] and "No such file" in reasons["gone.png"]
+    assert all(len(reason) > 10 for reason in reasons.values())
+    assert read_back(tmp_path / "out", "train").size == 4
+
+
+def error(data, split, output, shards=3):
+    with pytest.raises(UserError) as caught:
+        write(data, split, output, shards)
+    return str(caught.value)
+
+
+DIGITS = data_config("digits")
+
+
+def test_another_number_of_files_is_refused(tmp_path):
+    write(DIGITS, "test", tmp_path, 3)
+    assert "holds files of 'test' in another number of shards, test-0000" in error(DIGITS, "test", tmp_path, 4)
+    assert len(files(tmp_path)) == 5
+
+
+def test_a_folder_begun_with_other_images_is_refused(folder, tmp_path):
+    """The files that are there would be kept, and not be what was asked for."""
+    few, more = (data_config("synthetic", synthetic_examples=n, synthetic_classes=2) for n in (20, 30))
+    write(few, "train", tmp_path / "a", 2)
+    assert "holds files of 'train' from other images" in error(more, "train", tmp_path / "a", 2)
+    write(data_config("folder", dir=str(folder)), "train", tmp_path / "b", 2)
+    assert "names other classes than data.source=digits, split 'test'" in error(DIGITS, "test", tmp_path / "b")
+
+
+def test_more_files_than_images(spots, tmp_path):
+    assert "has 23 images, which cannot fill 24 files" in error(spots, "train", tmp_path, 24)
+
+
+@pytest.mark.parametrize(("source", "split"), [("records", "train"), ("tfds:spots", "train[:50%]")])
+def test_what_prepare_does_not_take(spots, tmp_path, source, split):
+    data = data_config(source, dir=spots.dir)
+    assert f"data.source={source}, split {split!r}: only whole splits" in error(data, split, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["a file", "inside a file"])
+def test_output_that_cannot_be_written(tmp_path, where):
+    (tmp_path / "file").write_text("in the way")
+    output = tmp_path / "file" if where == "a file" else tmp_path / "file/output"
+    assert f"{output}: cannot write 'test' there: " in error(DIGITS, "test", output)
+
+
+def test_a_disk_that_fills_up_ends_all_threads(tmp_path, monkeypatch):
+    class Full(tf.io.TFRecordWriter):
+        def write(self, _):
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.io, "TFRecordWriter", Full)
+    assert "cannot write 'train' there: No space left on device" in error(DIGITS, "train", tmp_path, 8)
+    assert not list(tmp_path.glob("train-*"))
+
+
+def test_storage_that_fails_for_a_moment_is_not_an_unreadable_image(tmp_path, monkeypatch):
+    def unavailable(*_):
+        raise tf.errors.UnavailableError(None, None, "try again")
+
+    monkeypatch.setattr(write_tfrecord, "make_example", unavailable)
+    assert "try again" in error(DIGITS, "test", tmp_path)
+    assert not list(tmp_path.glob("test-*"))
+
+
+def test_numbers_of_files_that_do_not_fit_the_splits(tmp_path):
+    arguments = [f"--output={tmp_path}", "--source=digits", "--splits=train,test", "--shards=1,2,3"]
+    with pytest.raises(
+        UserError, match=r"--shards=\[1, 2, 3\] for --splits=\['train', 'test'\]: give one number, or one"
+    ):
+        main(make_parser().parse_args(arguments))
+
+
+def test_beam_that_is_not_installed(tmp_path):
+    if importlib.util.find_spec("apache_beam"):
+        pytest.skip("Apache Beam is installed")
+    with pytest.raises(UserError, match=r"--beam needs Apache Beam: pip install 'efficientnet_tf\[beam\]'"):
+        write_tfrecord.write_records(DIGITS, "test", str(tmp_path), 2, 1, [])
+
+
+def test_beam_writes_the_same_files(tmp_path):
+    pytest.importorskip("apache_beam")
+    threads, beam = tmp_path / "threads", tmp_path / "beam"
+    common = ["--source=digits", "--splits=test", "--shards=4"]
+    for output, more in ((threads, []), (beam, ["--beam=--runner=DirectRunner"])):
+        command = [*COMMAND, f"--output={output}", *common, *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    assert files(beam) == files(threads) and len(files(beam)) == 6

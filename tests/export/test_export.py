@@ -1,0 +1,393 @@
+"""Files for other runtimes: each is written, and run by its own runtime, on a small network."""
+
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tiny
+from test_end_to_end import error_of
+from test_end_to_end import run as command
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.data.open import open_source
+from efficientnet_tf.data.pipeline import Failures, eval_dataset
+from efficientnet_tf.evaluate import evaluate_dir
+from efficientnet_tf.export import export, litert
+from efficientnet_tf.export.folding import fold_batch_norm
+from efficientnet_tf.export.formats import FORMATS, find_format, open_export
+from efficientnet_tf.export.quantization import float_region, layers_with_weights, measure_losses
+from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.model_dir import build_from_config, read_config, restore_model, write_model_dir
+
+IMAGES = 120
+CLASSES = [f"class{i}" for i in range(5)]
+ROUNDED = [(suffix, precision) for suffix, kind in FORMATS.items() for precision in kind.precisions[1:]]
+SUFFIXES = [(suffix,) for suffix in FORMATS]
+
+
+def randomise_batch_norm(model, seed=0):
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            noise = [rng.normal(0, 0.3, gamma.shape) for _ in range(4)]
+            layer.set_weights([gamma + noise[0], beta + noise[1], mean + noise[2], variance * np.exp(noise[3])])
+
+
+def read(config, split, count=None):
+    source = open_source(config.data, split, training=split == "train")
+    failures = Failures(source)
+    images, labels = [], []
+    for batch, label, weights in eval_dataset(source, config, failures, tiny.tf.distribute.InputContext()):
+        images.append(batch.numpy()[weights > 0])
+        labels.append(label.numpy()[weights > 0])
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+
+
+def write_run(model_dir, model, config):
+    write_model_dir(str(model_dir), model, config, CLASSES)
+    return str(model_dir)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network of two blocks that tells five colours apart, and its config.
+
+    Its last layer alone has learnt, by ridge regression, which takes a moment and gives margins for agreement to mean
+    something.
+    """
+    options = ["train.ema_decay=0", "model.batch_norm_momentum=0", "model.head_channels=128"]
+    options += ["data.synthetic_classes=5", f"data.synthetic_examples={IMAGES}", "eval.batch_size=24"]
+    config = tiny.load_config(tiny.SHORT, *options, recipe="smoke")
+    keras.utils.set_random_seed(0)
+    model = build_from_config(config, 5)
+    randomise_batch_norm(model)
+    images, labels = read(config, "train")
+    model(images[:256], training=True)  # statistics of these, for the momentum is 0
+    features = keras.Model(model.input, model.get_layer("avg_pool").output).predict(images, verbose=0)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    known = np.hstack([(features - mean) / deviation, np.ones((len(features), 1))])
+    ridge = 0.03 * len(known) * np.eye(known.shape[1])
+    kernel = np.linalg.solve(known.T @ known + ridge, known.T @ (np.eye(5)[labels] * 20 - 10))
+    bias = kernel[-1] - (mean / deviation) @ kernel[:-1]
+    model.get_layer("predictions").set_weights([kernel[:-1] / deviation[:, None], bias])
+    return model, config
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "colours", *trained)
+
+
+@pytest.fixture(scope="module")
+def float32(run, tmp_path_factory):
+    """The float32 file of each format: {suffix: (path, result)}."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {suffix: str(folder / f"net{suffix}") for suffix in FORMATS}
+    return {suffix: (path, export.export_file(run, path)) for suffix, path in paths.items()}
+
+
+def element_types(path):
+    """Return the types of what a file stores, as its runtime names them."""
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".onnx":
+        import onnx
+
+        return {onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(path).graph.initializer}
+    if suffix == ".xml":
+        import openvino
+
+        nodes = openvino.Core().read_model(path).get_ops()
+        return {n.get_element_type().get_type_name() for n in nodes if n.get_type_name() == "Constant"}
+    from ai_edge_litert.interpreter import Interpreter
+
+    return {np.dtype(tensor["dtype"]).name for tensor in Interpreter(path).get_tensor_details()}
+
+
+def constant_products(path):
+    """Return how many multiplications by constants a network does beside its convolutions."""
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".onnx":
+        import onnx
+
+        graph = onnx.load(path).graph
+        assert not [node for node in graph.node if node.op_type == "BatchNormalization"]
+        constants = {tensor.name for tensor in graph.initializer}
+        return sum(node.op_type == "Mul" and bool(constants & set(node.input)) for node in graph.node)
+    if suffix == ".xml":
+        import openvino
+
+        nodes = openvino.Core().read_model(path).get_ops()
+        inputs = [[v.get_node() for v in n.input_values()] for n in nodes if n.get_type_name() == "Multiply"]
+        return sum(any(node.get_type_name() == "Constant" for node in both) for both in inputs)
+    with open(path, "rb") as file:
+        operations = litert._operations(file.read(), {})
+    return sum(len(reads) < 2 for name, (reads, _) in operations.items() if re.search(r"/[mM]ul$", name))
+
+
+# ------------------------------------------------------------------------------------------------ the folded network
+
+
+def mostly_slow(values, quick):
+    """Return test parameters of which all but one are marked slow."""
+    return [value if value == quick else pytest.param(*value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    mostly_slow([(tiny.VARIANT, 32), ("resnet50", 32), ("mobilenetv1", 33), ("symmetric", 33)], (tiny.VARIANT, 32)),
+)
+def test_folded_batch_norm_is_the_same_function(variant, size):
+    spec = load_variant(tiny.VARIANT if variant == "symmetric" else variant)
+    if variant == "symmetric":
+        spec = spec.model_copy(update={"padding": "symmetric"})
+    model = build_model(spec, 10, (size, size, 3))
+    randomise_batch_norm(model)
+    images = np.random.default_rng(1).integers(0, 256, (4, size, size, 3)).astype(np.float32)
+    expected = model.predict(images, verbose=0)
+    folded = fold_batch_norm(model)
+    kinds = {type(layer) for layer in folded.layers}
+    assert not kinds & {keras.layers.BatchNormalization, keras.layers.Dropout}
+    assert {layer.name for layer in folded.layers} < {layer.name for layer in model.layers}
+    np.testing.assert_allclose(folded.predict(images, verbose=0), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(model.predict(images, verbose=0), expected)  # the original is as it was
+
+
+# ------------------------------------------------------------------------------------------------ every format
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_float32_is_the_keras_model(run, float32, suffix):
+    path, result = float32[suffix]
+    assert result["images"] == IMAGES and result["agreement"] == 1
+    assert result["difference"] < 1e-4
+    assert result["bytes"] == sum(
+        os.path.getsize(os.path.join(os.path.dirname(path), name))
+        for name in os.listdir(os.path.dirname(path))
+        if name in (f"net{suffix}", "net.bin" * (suffix == ".xml"))
+    )
+    model, *_ = restore_model(run)
+    logits_of, texts = open_export(path)
+    for count in (1, 5):
+        images = np.random.default_rng(count).uniform(0, 255, (count, 32, 32, 3)).astype(np.float32)
+        logits = logits_of(images)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
+    for name in ("config.yaml", "classes.txt"):
+        with open(os.path.join(run, name)) as file:
+            assert texts[name] == file.read()
+    assert constant_products(path) == 1, "more than the normalisation of pixels"
+
+
+def test_names_and_free_batch(float32):
+    import onnx
+    import openvino
+
+    graph = onnx.load(float32[".onnx"][0]).graph
+    for values, name, rest in ((graph.input, "image", [32, 32, 3]), (graph.output, "logits", [5])):
+        (value,) = values
+        batch, *others = value.type.tensor_type.shape.dim
+        assert (value.name, batch.dim_param, [d.dim_value for d in others]) == (name, "N", rest)
+    network = openvino.Core().read_model(float32[".xml"][0])
+    assert [value.get_any_name() for value in (*network.inputs, *network.outputs)] == ["image", "logits"]
+    assert network.input().partial_shape.to_string() == "[?,32,32,3]"
+    with zipfile.ZipFile(float32[".tflite"][0]) as archive:
+        assert archive.read("classes.txt").split() == [name.encode() for name in CLASSES]
+
+
+@pytest.mark.parametrize(("suffix", "precision"), mostly_slow(ROUNDED, (".xml", "int8")))
+def test_rounded_formats(run, float32, suffix, precision, tmp_path):
+    path = str(tmp_path / f"net{suffix}")
+    result = export.export_file(run, path, precision, calibration_images=40)
+    assert result["images"] == IMAGES and result["agreement"] >= 0.98
+    assert 1e-5 < result["difference"]
+    types = {name.lower() for name in element_types(path)}
+    wanted = {"float16": {"f16", "float16"}, "bfloat16": {"f16"}}.get(precision, {"int8", "i8"})
+    assert types & wanted
+    assert not {name.lower() for name in element_types(float32[suffix][0])} & wanted
+    logits_of, texts = open_export(path)
+    assert texts["precision"] == precision
+    images, _ = read(read_config(run), "val", 5)
+    np.testing.assert_allclose(logits_of(images[:1]), logits_of(images)[:1], atol=0.2)
+
+
+@pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".tflite",)))
+def test_a_file_is_evaluated_like_the_run(run, float32, suffix):
+    strategy = tiny.make_strategy(1)
+    path, _ = float32[suffix]
+    result = evaluate_dir(path, strategy)
+    assert result["examples"] == IMAGES and result["top1"] > 0.9  # it has learnt something: agreement means something
+    assert result == pytest.approx(evaluate_dir(run, strategy), abs=1e-4)
+    with pytest.raises(UserError, match="--raw"):
+        evaluate_dir(path, strategy, raw=True)
+
+
+# ------------------------------------------------------------------------------------------------ int8 that fails
+
+
+def make_wild(model):
+    """Give a channel a hundred times the range of the others, and no part in the result: float does not notice."""
+    gamma, *others = model.get_layer("block2a_bn").get_weights()
+    gamma[0] = 3000.0
+    model.get_layer("block2a_bn").set_weights([gamma, *others])
+    for name in ("block2a_project_conv", "block2a_se_reduce"):
+        kernel, *bias = model.get_layer(name).get_weights()
+        kernel[:, :, 0] = 0.0
+        model.get_layer(name).set_weights([kernel, *bias])
+
+
+@pytest.fixture(scope="module")
+def wild(trained, tmp_path_factory):
+    model, config = trained
+    model = keras.models.clone_model(model)
+    model.set_weights(trained[0].get_weights())
+    make_wild(model)
+    return write_run(tmp_path_factory.mktemp("runs") / "wild", model, config)
+
+
+@pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".xml",)))
+def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, suffix, tmp_path):
+    path = str(tmp_path / f"net{suffix}")
+    with pytest.raises(UserError) as caught:
+        export.export_file(wild, path, "int8", calibration_images=40)
+    message = str(caught.value)
+    assert re.search(r"is that of the Keras model on [\d.]+% of 120 images, less than 98%", message)
+    assert "--calibration_images=160 (now 40)" in message
+    named = re.findall(r"^  (\w+): ", message, re.MULTILINE)
+    assert set(named[:2]) == {"block2a_dwconv", "block2a_project_conv"}
+    assert os.listdir(tmp_path) == []
+    remedy = re.search(r"--keep_float=(\S+)", message)[1].split(",")
+    assert remedy == named
+    assert export.export_file(wild, path, "int8", 40, remedy[:2])["agreement"] >= 0.98
+
+
+def test_what_stays_float_with_a_layer():
+    """Of a -> b -> (h; c, d -> e -> f -> g) with kernels in a, d and f: what lies between those layers."""
+    operations = {"a": ([], "A"), "b": (["a"], None), "c": (["b"], None), "d": (["b"], "D"), "e": (["d"], None)}
+    operations |= {"f": (["c", "e"], "F"), "g": (["f"], None), "h": (["b"], None)}
+    assert float_region(operations, ["D"]) == {"b", "d", "e"}
+    assert float_region(operations, ["A"]) == {"a", "b", "c", "h"}
+    assert float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
+    assert float_region(operations, ["A", "F"]) == {"a", "b", "c", "e", "f", "g", "h"}
+    assert float_region(operations, []) == set()
+    with pytest.raises(RuntimeError, match="not found in the exported network: X"):
+        float_region(operations, ["A", "X"])
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_each_layer_alone(wild):
+    model, config, _ = restore_model(wild)
+    folded = fold_batch_norm(model)
+    images, _ = read(config, "val", 40)
+    losses = measure_losses(folded, [image[None] for image in images], images)
+    assert list(losses) == sorted(layers_with_weights(folded), key=losses.get, reverse=True)
+    ranked = list(losses.values())
+    assert ranked[1] > 10 * ranked[2] and 0 < ranked[-1] < ranked[2]
+    np.testing.assert_array_equal(folded.predict(images, verbose=0), fold_batch_norm(model).predict(images, verbose=0))
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("net.onnx", {"precision": "dynamic"}, "ONNX Runtime takes float32, float16, int8"),
+        ("net.tflite", {"precision": "bfloat16"}, "LiteRT takes float32, float16, dynamic, int8"),
+        ("net.xml", {"keep_float": ["stem_conv"]}, "--keep_float=stem_conv goes with --precision=int8"),
+        (
+            "net.xml",
+            {"precision": "int8", "keep_float": ["stem_cov"]},
+            "no such convolution or dense layer; it has stem_conv ... predictions. Did you mean 'stem_conv'?",
+        ),
+        ("none/net.onnx", {}, "is not a folder"),
+        ("there.onnx", {}, "there.onnx exists"),
+        ("there.xml", {}, "there.bin exists"),
+        ("net.onnx", {"overrides": ["data.eval_split=test"]}, "has no split 'test'"),
+    ],
+)
+def test_refusals(run, name, options, expected, tmp_path):
+    for there in ("there.onnx", "there.bin"):
+        (tmp_path / there).write_text("precious")
+    with pytest.raises(UserError) as caught:
+        export.export_file(run, str(tmp_path / name), **options)
+    assert expected in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["there.bin", "there.onnx"]
+    assert (tmp_path / "there.bin").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "precision", "module"),
+    [
+        (".tflite", "float32", "ai_edge_litert.interpreter"),
+        (".onnx", "float32", "tf2onnx"),
+        (".xml", "float32", "openvino"),
+        (".xml", "int8", "nncf"),
+    ],
+)
+def test_a_runtime_that_is_not_installed_is_named(run, suffix, precision, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # as Python itself marks what cannot be imported
+    extra = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}[suffix]
+    with pytest.raises(UserError, match=rf"needs {module} .*pip install 'efficientnet_tf\[{extra}\]'"):
+        export.export_file(run, str(tmp_path / f"net{suffix}"), precision)
+
+
+def test_a_file_that_differs_is_not_moved(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="differs from the Keras model by .* was not written"):
+        export.export_file(run, str(tmp_path / "net.xml"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_broken_files(float32, suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    with pytest.raises(UserError, match="is not a file"):
+        open_export(str(path))
+    path.write_bytes(Path(float32[suffix][0]).read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"net\{suffix} cannot be opened by {find_format(str(path)).name}"):
+        open_export(str(path))
+
+
+def strip(path, stripped):
+    """Write a file of export without what it knows of its run."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        network = onnx.load(path)
+        del network.metadata_props[:]
+        onnx.save(network, stripped)
+    elif path.suffix == ".xml":
+        import openvino
+
+        network = openvino.Core().read_model(path)
+        openvino.save_model(openvino.Model(network.outputs, network.get_parameters()), stripped)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            start = archive.infolist()[0].header_offset
+        stripped.write_bytes(path.read_bytes()[:start])
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_network_of_others_is_refused(float32, suffix, tmp_path):
+    strip(Path(float32[suffix][0]), tmp_path / f"net{suffix}")
+    with pytest.raises(UserError, match="was not written by export: it holds no config.yaml, classes.txt, precision"):
+        evaluate_dir(str(tmp_path / f"net{suffix}"), tiny.make_strategy(1))
+
+
+@pytest.mark.slow
+def test_the_command(run, tmp_path):
+    done = command("export", f"--model_dir={run}", f"--output={tmp_path / 'net.xml'}", "--precision=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"bfloat16, 0\.1 MB\); run by OpenVINO on 120 images .* agrees on (99|100)\.\d+%", done.stdout)
+    done = command("evaluate", f"--model_dir={tmp_path / 'net.xml'}")
+    assert done.returncode == 0 and done.stdout.startswith("exported: top-1"), done.stderr
+    assert "names in .tflite, .onnx, .xml" in error_of(
+        command("export", f"--model_dir={run}", f"--output={tmp_path / 'out'}", "--precision=int8")
+    )

@@ -1,0 +1,246 @@
+"""The operations that replace Keras's on a processor, against float64, and against TensorFlow's own gradients."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientnet_tf.ops import fused_cpu
+
+EPSILON = 1e-3
+
+
+def reference(x, gamma, beta, swish, weight):
+    """Return outputs, mean, variance and the gradients of sum(outputs * weight): TensorFlow's own, in float64."""
+    x, gamma, beta, weight = (tf.cast(t, tf.float64) for t in (x, gamma, beta, weight))
+    with tf.GradientTape() as tape:
+        tape.watch((x, gamma, beta))
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+        y = y * tf.sigmoid(y) if swish else y
+    return y, mean, variance, *tape.gradient(y, (x, gamma, beta), output_gradients=weight)
+
+
+def ours(x, gamma, beta, swish, weight):
+    with tf.GradientTape() as tape:
+        tape.watch((x, gamma, beta))
+        y, mean, variance = fused_cpu.batch_norm(x, gamma, beta, EPSILON, swish)
+    return y, mean, variance, *tape.gradient(y, (x, gamma, beta), output_gradients=weight)
+
+
+def draw(shape, seed=0, dtype=tf.float32):
+    rng = np.random.default_rng(seed)
+    channels = shape[-1:]
+    x = rng.normal(rng.normal(0, 3, channels), rng.uniform(0.1, 4, channels), shape)
+    vectors = (tf.constant(rng.normal(1, 0.5, channels), tf.float32) for _ in range(2))
+    return tf.cast(x, dtype), *vectors, tf.cast(rng.normal(size=shape), dtype)
+
+
+@given(
+    shape=st.tuples(*(st.integers(1, 5) for _ in range(3)), st.integers(1, 9)).filter(lambda s: np.prod(s[:3]) > 3),
+    swish=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_batch_norm_and_its_gradients(shape, swish, seed):
+    x, gamma, beta, weight = draw(shape, seed)
+    for got, want in zip(ours(x, gamma, beta, swish, weight), reference(x, gamma, beta, swish, weight), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("swish", [True, False])
+def test_batch_norm_in_bfloat16(swish):
+    x, gamma, beta, weight = draw((4, 7, 7, 16), dtype=tf.bfloat16)
+    got, want = ours(x, gamma, beta, swish, weight), reference(x, gamma, beta, swish, weight)
+    assert [t.dtype for t in got] == [tf.bfloat16, *[tf.float32] * 2, tf.bfloat16, *[tf.float32] * 2]
+    for ours_, wanted in zip(got, want, strict=True):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(tf.cast(ours_, tf.float64) / scale, wanted / scale, rtol=0.02, atol=0.02)
+
+
+def rest(x, w1, b1, w2, b2):
+    """Squeeze-and-excite, one value after the other."""
+    means = tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+    inner = tf.nn.conv2d(means, w1, 1, "SAME") + b1
+    return x * tf.sigmoid(tf.nn.conv2d(inner * tf.sigmoid(inner), w2, 1, "SAME") + b2)
+
+
+def gradients(function, arguments, weight):
+    """Return what a function returns, and the gradients of sum(its first output * weight)."""
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        y, *more = function(*arguments)
+    return y, *more, *tape.gradient(y, arguments, output_gradients=weight)
+
+
+def gate_of(means, weights):
+    inner = tf.nn.conv2d(means, weights[0], 1, "SAME") + weights[1]
+    return tf.sigmoid(tf.nn.conv2d(inner * tf.sigmoid(inner), weights[2], 1, "SAME") + weights[3])
+
+
+# XLA compiles for each shape: few of them, below and above MANY_ROWS.
+@given(shape=st.sampled_from([(4, 1, 1, 3), (3, 2, 3, 1), (2, 5, 7, 9), (2, 25, 17, 4)]), seed=st.integers(0, 99))
+@settings(max_examples=16)
+def test_squeeze_and_excite_and_its_gradients(shape, seed):
+    x, gamma, beta, weight = draw(shape, seed)
+    rng, channels, inner = np.random.default_rng(seed), shape[-1], 2
+    shapes = (1, 1, channels, inner), (inner,), (1, 1, inner, channels), (channels,)
+    arguments = x, gamma, beta, *(tf.constant(rng.normal(0, 0.7, shape), tf.float32) for shape in shapes)
+
+    def expected(x, gamma, beta, *weights):
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+        return rest(y * tf.sigmoid(y), *weights), mean, variance
+
+    def got(x, gamma, beta, *weights):
+        return fused_cpu.batch_norm_squeeze_excite(x, gamma, beta, EPSILON, gate_of, weights)
+
+    wide = [tf.cast(t, tf.float64) for t in arguments]
+    wanted = gradients(expected, wide, tf.cast(weight, tf.float64))
+    for ours_, want in zip(gradients(got, arguments, weight), wanted, strict=True):
+        np.testing.assert_allclose(ours_, want, rtol=1e-3, atol=3e-4)
+
+
+@given(
+    sizes=st.sampled_from([((2, 2, 3), 1, 2), ((3, 5, 4), 4, 12), ((4, 1, 2), 6, 3), ((2, 9, 9), 5, 20)]),
+    offset=st.sampled_from([0.0, 3.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_convolution_with_batch_norm_and_its_gradients(sizes, offset, seed):
+    """Also far from zero, where a variance from sums of squares would be lost."""
+    (shape, narrow, wide), rng = sizes, np.random.default_rng(seed)
+    x = tf.constant(rng.normal(offset, 1, (*shape, narrow)), tf.float32)
+    kernel = tf.constant(rng.normal(0, narrow**-0.5, (1, 1, narrow, wide)), tf.float32)
+    gamma, beta = (tf.constant(rng.normal(1, 0.5, wide), tf.float32) for _ in range(2))
+    weight = rng.normal(size=(*shape, wide))
+
+    def expected(x, kernel, gamma, beta):
+        x = tf.nn.conv2d(x, kernel, 1, "SAME")
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON)
+        return y * tf.sigmoid(y), mean, variance
+
+    arguments = x, kernel, gamma, beta
+    got = gradients(lambda *a: fused_cpu.conv_batch_norm_swish(*a, EPSILON), arguments, tf.constant(weight, tf.float32))
+    wanted = gradients(expected, [tf.cast(t, tf.float64) for t in arguments], tf.constant(weight))
+    for ours_, want in zip(got, wanted, strict=True):
+        scale = max(1.0, np.abs(want).max())
+        np.testing.assert_allclose(ours_ / scale, want / scale, rtol=1e-3, atol=2e-4)
+
+
+def test_the_sigmoid_is_one():
+    z = np.concatenate([np.linspace(-200, 200, 4001), np.linspace(-20, 20, 40001)]).astype(np.float32)
+    gate = 1 / (1 + np.exp(-z.astype(float)))
+    np.testing.assert_allclose(fused_cpu._sigmoid(tf.constant(z)), gate, rtol=0, atol=3e-7)
+    # What is multiplied by z is as exact as z.
+    for got, wanted in (
+        (fused_cpu._activate(tf.constant(z)), z * gate),
+        (fused_cpu._swish_gradient(tf.constant(z), 1.0, 0.0, tf.ones_like(z)), gate * (1 + z * (1 - gate))),
+    ):
+        assert np.all(abs(got.numpy() - wanted) < 4e-7 * np.maximum(1, abs(z)))
+
+
+def test_what_is_not_a_number_stays_so():
+    x = tf.constant([[[[np.nan, np.inf, 1.0]]]])
+    assert np.isnan(fused_cpu._activate(x)[0, 0, 0, 0]) and np.isposinf(fused_cpu._activate(x)[0, 0, 0, 1])
+    assert np.isnan(fused_cpu._swish_gradient(x, 1.0, 0.0, tf.ones_like(x))[0, 0, 0, 0])
+
+
+def test_the_sigmoid_is_what_the_script_fits():
+    script = Path(__file__).parents[2] / "scripts" / "fit_sigmoid.py"
+    numerator, denominator, error = runpy.run_path(script)["fit"]()
+    assert error < 1e-7
+    np.testing.assert_allclose(fused_cpu.SIGMOID_P, numerator, rtol=1e-3)
+    np.testing.assert_allclose(fused_cpu.SIGMOID_Q, denominator, rtol=1e-3)
+
+
+def test_what_is_normalised_behind_a_convolution_is_never_written():
+    x, kernel = tf.ones([2, 6, 6, 4]), tf.ones([1, 1, 4, 8])
+    vector = tf.ones([8])
+    graph = (
+        tf.function(
+            lambda: gradients(
+                lambda *a: fused_cpu.conv_batch_norm_swish(*a, EPSILON),
+                (x, kernel, vector, vector),
+                tf.ones([2, 6, 6, 8]),
+            ),
+            autograph=False,
+        )
+        .get_concrete_function()
+        .graph
+    )
+    wide = [op for op in graph.get_operations() if any(o.shape.num_elements() == 2 * 6 * 6 * 8 for o in op.outputs)]
+    # The convolution with the batch norm's scale in its kernel, its offset, swish; in the gradient, swish's.
+    assert sorted(op.type for op in wide if op.type not in ("Const", "Identity", "IdentityN", "Reshape")) == [
+        *("BiasAdd", "MatMul", "PartitionedCall", "PartitionedCall")
+    ]
+
+
+def test_batch_norm_keeps_its_input_alone():
+    """Of the forward pass the normalised values are not read by the backward pass."""
+    x, gamma, beta, weight = draw((2, 6, 6, 8))
+    graph = tf.function(lambda: ours(x, gamma, beta, True, weight), autograph=False).get_concrete_function().graph
+    (norm,) = (op for op in graph.get_operations() if op.type == "FusedBatchNormV3")
+    assert [op.type for op in norm.outputs[0].consumers()] == ["PartitionedCall"]
+    assert [op.type for op in graph.get_operations()].count("FusedBatchNormGradV3") == 1
+
+
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    filters=st.integers(1, 40),
+    dtype=st.sampled_from([tf.float32, tf.bfloat16]),
+    known=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_pointwise_convolution_and_its_gradients(shape, filters, dtype, known):
+    rng = np.random.default_rng(0)
+    arguments = [tf.constant(rng.normal(size=s), dtype) for s in (shape, (1, 1, shape[-1], filters))]
+    weight = tf.constant(rng.normal(size=(*shape[:3], filters)), dtype)
+    signature = [tf.TensorSpec(shape if known else (None, None, None, shape[3]), dtype), tf.TensorSpec(None, dtype)]
+
+    @tf.function(input_signature=signature)
+    def got(x, kernel):
+        kernel = tf.ensure_shape(kernel, arguments[1].shape)
+        return gradients(lambda *a: [fused_cpu.pointwise_conv(*a)], (x, kernel), weight)
+
+    wide = [tf.cast(t, tf.float64) for t in arguments]
+    wanted = gradients(lambda *a: [tf.nn.conv2d(*a, 1, "SAME")], wide, tf.cast(weight, tf.float64))
+    tolerance = 1e-5 if dtype == tf.float32 else 0.02
+    for ours_, want in zip(got(*arguments), wanted, strict=True):
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(tf.cast(ours_, tf.float64) / scale, want / scale, rtol=tolerance, atol=tolerance)
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    size=st.sampled_from([1, 2, 3, 4, 5, 7]),
+    stride=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([tf.float32, tf.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_depthwise_convolution_and_its_gradients(height, width, size, stride, seed, dtype):
+    rng = np.random.default_rng(seed)
+    arguments = [tf.constant(rng.normal(size=s), dtype) for s in ((2, height, width, 3), (size, size, 3, 1))]
+    weight = tf.constant(rng.normal(size=(2, -(-height // stride), -(-width // stride), 3)), dtype)
+    strides = [1, stride, stride, 1]
+    got = gradients(lambda *a: [fused_cpu.depthwise_conv(*a, stride)], arguments, weight)
+    assert {t.dtype for t in got} == {dtype}
+    wide = [tf.cast(t, tf.float32) for t in arguments]
+    wanted = gradients(lambda *a: [tf.nn.depthwise_conv2d(*a, strides, "SAME")], wide, tf.cast(weight, tf.float32))
+    relative, absolute = (1e-4, 1e-4) if dtype == tf.float32 else (0.02, 0.05)
+    for ours_, want in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(tf.cast(ours_, tf.float32), want, rtol=relative, atol=absolute)
+
+
+def test_the_gradient_of_a_wide_depthwise_kernel_adds_up_in_float32():
+    """The sum of many ones, which bfloat16 would lose above 256."""
+    x, kernel = tf.ones([4, 20, 20, 2], tf.bfloat16), tf.ones([5, 5, 2, 1], tf.bfloat16)
+    _, _, of_kernel = gradients(lambda *a: [fused_cpu.depthwise_conv(*a, 1)], [x, kernel], tf.ones_like(x))
+    assert np.all(tf.cast(of_kernel[2, 2], tf.float32) == 1600)

@@ -1,0 +1,116 @@
+"""Every operation against Pillow; what is random against its law."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from pillow import (
+    GREY,
+    OPERATIONS,
+    as_tensors,
+    call_many,
+    check_frequencies,
+    draw_arguments,
+    make_images,
+    make_seeds,
+    with_pillow,
+)
+
+from efficientnet_tf.ops import image as image_ops
+from efficientnet_tf.ops import xla
+
+SIZES = [(5, 70), (33, 6), (31, 46), (64, 64)]  # few: each is compiled for
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_is_pillows(name, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(xla, "has_xla", lambda: False)
+    ours, pillows, bounds = OPERATIONS[name]
+    rng = np.random.default_rng(len(name))
+    sizes = itertools.cycle(SIZES if compiled else rng.integers(5, 71, (13, 2)))
+    images = [make_images(rng, 1, 3 if i < 160 else 1, next(sizes), first=i)[0] for i in range(210)]
+    for image, arguments in zip(images, draw_arguments(rng, bounds, len(images)), strict=True):
+        expected = with_pillow(pillows, image, *arguments)
+        np.testing.assert_array_equal(ours(tf.constant(image), *as_tensors(arguments)), expected, str(arguments))
+
+
+def test_this_tensorflow_compiles():
+    """Else the tests above hold the uncompiled operations against Pillow twice."""
+    assert xla.has_xla()
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_is_pillows_inside_tf_data(name, channels):
+    ours, pillows, bounds = OPERATIONS[name]
+    rng = np.random.default_rng(len(name))
+    images = np.stack(make_images(rng, 100 * channels, channels, size=(31, 46)))
+    arguments = draw_arguments(rng, bounds, len(images))
+    columns = [np.array(c, np.int32 if isinstance(c[0], int) else np.float32) for c in zip(*arguments, strict=True)]
+    expected = [with_pillow(pillows, image, *row) for image, row in zip(images, arguments, strict=True)]
+    np.testing.assert_array_equal(call_many(ours, images, *columns), expected)
+
+
+@pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Contrast"])
+def test_large_images_lose_no_precision(name):
+    ours, pillows, bounds = OPERATIONS[name]
+    rng = np.random.default_rng(0)
+    image = np.concatenate([np.full((300, 601, 3), 254, np.uint8), make_images(rng, 1, 3, (301, 601))[0]])
+    arguments = () if bounds is None else (1.7,)
+    np.testing.assert_array_equal(ours(tf.constant(image), *arguments), with_pillow(pillows, image, *arguments))
+
+
+def test_posterize_to_no_bits_is_black():
+    image = tf.cast(tf.reshape(tf.range(256), [16, 16, 1]), tf.uint8)
+    assert not image_ops.posterize(image, tf.constant(0)).numpy().any()
+
+
+@pytest.mark.parametrize("half", [1, 7, 50])
+def test_cutout_covers_a_square_with_a_uniform_centre(half):
+    height, width, count = 20, 30, 3000
+    seeds = make_seeds(count)
+    image = np.zeros((height, width, 3), np.uint8)
+    covered = call_many(lambda seed: image_ops.cutout(tf.constant(image), half, seed), seeds)
+    assert set(np.unique(covered)) <= {0, GREY}
+    # A square of half side 1 tells the centre: its last row and column.
+    dots = call_many(lambda seed: image_ops.cutout(tf.constant(image[..., :1]), 1, seed)[..., 0], seeds) > 0
+    y = height - 1 - dots.any(axis=2)[:, ::-1].argmax(axis=1)
+    x = width - 1 - dots.any(axis=1)[:, ::-1].argmax(axis=1)
+    check_frequencies(np.bincount(y, minlength=height), np.full(height, 1 / height))
+    check_frequencies(np.bincount(x, minlength=width), np.full(width, 1 / width))
+    rows = np.abs(np.arange(height) + 0.5 - y[:, None]) < half
+    columns = np.abs(np.arange(width) + 0.5 - x[:, None]) < half
+    np.testing.assert_array_equal(covered > 0, (rows[:, :, None] & columns[:, None, :])[..., None].repeat(3, axis=3))
+
+
+def test_erase_makes_a_rectangle_noise():
+    size, count = 256, 600
+    image = np.full((size, size, 1), 7, np.uint8)
+    erased = call_many(lambda seed: image_ops.erase(tf.constant(image), 1.0, seed), make_seeds(count))
+    changed = (erased != 7).any(axis=3)
+    tall, wide = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
+    assert (changed.sum(axis=(1, 2)) > 0.98 * tall * wide).all()  # noise may be 7 by chance
+    area, aspect = tall * wide / size**2, tall / wide
+    assert area.min() > 0.02 - 0.01 and area.max() < 0.33 + 0.01
+    uncut = (tall < size) & (wide < size)
+    assert aspect[uncut].min() > 0.3 * 0.85 and aspect[uncut].max() < 3.3 / 0.85
+    assert scipy.stats.kstest(area, scipy.stats.uniform(0.02, 0.31).cdf).statistic < 0.07
+    assert (
+        scipy.stats.kstest(np.log(aspect[area < 0.25]), scipy.stats.uniform(np.log(0.3), np.log(11)).cdf).pvalue > 1e-4
+    )
+    tops = changed.any(axis=2).argmax(axis=1) / np.maximum(size - tall, 1)
+    assert abs(tops[uncut].mean() - 0.5) < 0.06
+    noise = erased[changed].ravel()
+    values = np.delete(np.bincount(noise, minlength=256), 7)
+    check_frequencies(values, np.full(255, 1 / 255))
+
+
+def test_erase_has_its_probability():
+    image = tf.zeros([32, 32, 1], tf.uint8)
+    for probability, low, high in ((0.0, 0, 0), (0.25, 0.21, 0.29), (1.0, 1, 1)):
+        erased = call_many(lambda seed, p=probability: image_ops.erase(image, p, seed), make_seeds(1500))
+        assert low <= (erased != 0).any(axis=(1, 2, 3)).mean() <= high

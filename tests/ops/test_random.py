@@ -1,0 +1,87 @@
+"""Random numbers of images: the same for any sharing of the batch, uniform, and independent of each other."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientnet_tf.ops import random
+
+
+@given(
+    number=st.integers(0, 2**31 - 1),
+    step=st.integers(0, 2**32 - 1),
+    first=st.integers(0, 2**31 - 17),
+    count=st.integers(1, 9),
+    cut=st.integers(1, 15),
+)
+@settings(max_examples=100, deadline=None)
+def test_an_images_numbers_follow_from_its_place(number, step, first, count, cut):
+    def draw(place, images):
+        return random.uniform(random.make_seed(number, step, place), images, count).numpy()
+
+    whole = draw(first, 16)
+    np.testing.assert_array_equal(np.concatenate([draw(first, cut), draw(first + cut, 16 - cut)]), whole)
+    assert ((whole >= 0) & (whole < 1)).all() and len(np.unique(whole)) > 0.9 * whole.size
+
+
+def philox(key, counter):
+    """Return the four numbers of Philox4x32-10, by the paper."""
+    keys, words = [key % 2**32, key >> 32], [counter >> 32 * i & (2**32 - 1) for i in range(4)]
+    for _ in range(10):
+        (high0, low0), (high1, low1) = divmod(0xD2511F53 * words[0], 2**32), divmod(0xCD9E8D57 * words[2], 2**32)
+        words = [high1 ^ words[1] ^ keys[0], low1, high0 ^ words[3] ^ keys[1], low0]
+        keys = [(keys[0] + 0x9E3779B9) % 2**32, (keys[1] + 0xBB67AE85) % 2**32]
+    return words
+
+
+def test_numbers_are_philoxs():
+    """The lower 23 bits of its numbers, an image's from two counts."""
+    seed = random.derive_seed(random.make_seed(5, 9, 17), 3)
+    words = [philox(5 + 3 * 2**32, 2 * (17 + image) + turn + (9 << 64)) for image in range(4) for turn in (0, 1)]
+    expected = np.array(words).reshape(4, 8)[:, :7] % 2**23 / 2**23
+    np.testing.assert_allclose(random.uniform(seed, 4, 7), expected, rtol=0, atol=1e-7)
+
+
+def draw_many(change, images=64, count=64):
+    """Return numbers before and after a change to (number, step, first, purpose)."""
+    return [
+        random.uniform(random.derive_seed(random.make_seed(*arguments[:3]), arguments[3]), images, count)
+        .numpy()
+        .ravel()
+        for arguments in ((4, 100, 0, 2), np.add((4, 100, 0, 2), change))
+    ]
+
+
+@pytest.mark.parametrize("change", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 64, 0), (0, 0, 0, 1), (0, -1, 0, 1)])
+def test_all_else_is_independent(change):
+    one, other = draw_many(change)
+    assert scipy.stats.kstest(one, "uniform").pvalue > 1e-4
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.06  # four standard deviations of independent numbers
+
+
+def test_one_for_all_is_the_same_for_every_part():
+    numbers = [
+        float(random.uniform_shared(random.make_seed(0, step, first))) for step in range(50) for first in (0, 8, 99)
+    ]
+    assert len(set(numbers)) == 50 and numbers[::3] == numbers[1::3] == numbers[2::3]
+    assert scipy.stats.kstest(numbers[::3], "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 5, 192])
+def test_under_xla_an_images_numbers_follow_from_its_place(count):
+    """It makes other floats of Philox's numbers."""
+
+    def draw(images):
+        numbers = tf.function(
+            lambda first: random.uniform(random.make_seed(1, 3, first), images, count),
+            jit_compile=True,
+            autograph=False,
+        )
+        return lambda first: numbers(tf.constant(first, tf.int64))
+
+    whole, half = draw(8), draw(4)
+    np.testing.assert_array_equal(np.concatenate([half(16), half(20)]), whole(16))
+    assert len(np.unique(whole(16))) == 8 * count

@@ -1,0 +1,142 @@
+"""Compound scaling against the official code's tables and the laws of its rules."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.scaling.compound import round_channels, round_repeats, scale_network
+
+VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+WIDTHS = st.floats(0.05, 8.0)
+CHANNELS = st.integers(1, 2048)
+DIVISORS = st.sampled_from([1, 2, 4, 8, 16])
+
+
+def network(variant):
+    return scale_network(load_variant(variant))
+
+
+@given(CHANNELS, WIDTHS, DIVISORS)
+def test_channels_are_a_multiple_never_ten_percent_below_nor_a_divisor_above(channels, width, divisor):
+    rounded = round_channels(channels, width, divisor)
+    assert isinstance(rounded, int)
+    assert rounded % divisor == 0
+    assert rounded >= divisor
+    assert rounded >= 0.9 * channels * width
+    assert rounded == divisor or rounded < channels * width + divisor
+
+
+@given(CHANNELS, WIDTHS, WIDTHS, DIVISORS)
+def test_channels_grow_with_the_width(channels, one, other, divisor):
+    low, high = sorted([one, other])
+    assert round_channels(channels, low, divisor) <= round_channels(channels, high, divisor)
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [
+        (32, 1.0, 32),
+        (32, 1.1, 32),  # 35.2: to the nearest multiple
+        (20, 1.0, 24),  # 20 is half-way: up
+        (12, 0.25, 8),  # never below the divisor
+        (24, 0.8, 24),  # 19.2: the nearest, 16, is more than 10 % below
+        (32, 4.3, 136),
+        (1280, 1.1, 1408),
+    ],
+)
+def test_channels_by_hand(channels, width, expected):
+    assert round_channels(channels, width) == expected
+
+
+@pytest.mark.parametrize(("repeats", "depth", "expected"), [(1, 1.0, 1), (1, 1.1, 2), (3, 1.4, 5), (4, 3.1, 13)])
+def test_repeats_round_up(repeats, depth, expected):
+    assert round_repeats(repeats, depth) == expected
+
+
+# Published: blocks, stem and head of every variant.
+BLOCKS = [16, 23, 23, 26, 32, 39, 45, 55, 61, 88]
+STEMS = [32, 32, 32, 40, 48, 48, 56, 64, 72, 136]
+HEADS = [1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 2816, 5504]
+
+
+@pytest.mark.parametrize(("variant", "blocks", "stem", "head"), list(zip(VARIANTS, BLOCKS, STEMS, HEADS, strict=True)))
+def test_blocks_stem_and_head(variant, blocks, stem, head):
+    scaled = network(variant)
+    assert (len(scaled.blocks), scaled.stem_channels, scaled.head_channels) == (blocks, stem, head)
+
+
+# Published: (repeats, channels) of the seven stages.
+STAGES = {
+    "b0": [(1, 16), (2, 24), (2, 40), (3, 80), (3, 112), (4, 192), (1, 320)],
+    "b7": [(4, 32), (7, 48), (7, 80), (10, 160), (10, 224), (13, 384), (4, 640)],
+    "l2": [(6, 72), (11, 104), (11, 176), (16, 344), (16, 480), (22, 824), (6, 1376)],
+}
+
+
+@pytest.mark.parametrize("variant", STAGES)
+def test_repeats_and_channels_of_each_stage(variant):
+    stages = network(variant).stages
+    assert [(len(stage), stage[-1].out_channels) for stage in stages] == STAGES[variant]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_the_first_block_of_a_stage_has_its_stride_and_its_change_of_channels(variant):
+    stages = network(variant).stages
+    strides, kernels, expands = (1, 2, 2, 2, 1, 2, 1), (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6)
+    for stage, stride, kernel, expand in zip(stages, strides, kernels, expands, strict=True):
+        assert [block.stride for block in stage] == [stride] + [1] * (len(stage) - 1)
+        assert {(block.kernel, block.expand) for block in stage} == {(kernel, expand)}
+        assert all(block.in_channels == block.out_channels for block in stage[1:])
+        assert [block.has_residual for block in stage] == [False] + [True] * (len(stage) - 1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_channels_are_handed_on(variant):
+    scaled = network(variant)
+    assert scaled.blocks[0].in_channels == scaled.stem_channels
+    for before, after in itertools.pairwise(scaled.blocks):
+        assert after.in_channels == before.out_channels
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_squeeze_excite_is_a_quarter_of_the_input_not_of_the_expanded_channels(variant):
+    for block in network(variant).blocks:
+        assert block.se_channels == block.in_channels // 4
+        assert block.inner_channels == block.in_channels * block.expand
+
+
+def test_squeeze_excite_has_at_least_one_channel_and_ratio_zero_has_none():
+    spec = load_variant("b0")
+
+    def first_block(ratio):
+        stages = (spec.stages[0].model_copy(update={"se_ratio": ratio}), *spec.stages[1:])
+        return scale_network(spec.model_copy(update={"stages": stages})).blocks[0]
+
+    assert first_block(1e-3).se_channels == 1
+    assert first_block(0.0).se_channels == 0
+    assert first_block(1.0).se_channels == 32
+
+
+@pytest.mark.parametrize(("variant", "total"), [("b0", 16), ("b4", 32), ("b7", 55)])
+def test_drop_rate_grows_with_the_block_counted_after_scaling(variant, total):
+    rates = [block.drop_rate for block in network(variant).blocks]
+    assert rates == pytest.approx([0.2 * i / total for i in range(total)], abs=1e-12)
+
+
+def test_block_names():
+    assert [block.name for block in network("b0").blocks] == (
+        "block1a block2a block2b block3a block3b block4a block4b block4c block5a block5b block5c "
+        "block6a block6b block6c block6d block7a"
+    ).split()
+    assert network("b7").stages[5][-1].name == "block6m"
+
+
+def test_block_names_go_on_after_z():
+    spec = load_variant("b0").model_copy(update={"depth": 54.0})
+    first = [block.name for block in scale_network(spec).stages[0]]
+    assert first[25:28] == ["block1z", "block1aa", "block1ab"]
+    assert first[51:54] == ["block1az", "block1ba", "block1bb"]
+    assert len(set(first)) == 54

@@ -1,0 +1,311 @@
+"""The page of a study in a real browser: it draws, switches, sorts, tells, and asks nothing of any network."""
+
+import csv
+import json
+import math
+import os
+import shutil
+
+import pytest
+
+from efficientnet_tf.study.page import About, average, count_overlaps, draw, write_page
+
+MILLION = 1e6
+MACS = {"base": 8 * MILLION, "width1.4": 15 * MILLION, "width2": 29 * MILLION, "depth2": 100 * MILLION}
+
+
+def make_rows(seeds=3, **changes):
+    """Return runs of four networks: made-up numbers, each column another order of the networks."""
+    rows = []
+    for seed in range(seeds):
+        for i, (name, macs) in enumerate(MACS.items()):
+            dimension = name.rstrip("0123456789.")
+            rows.append(
+                {
+                    "dimension": dimension,
+                    "multiplier": float(name.removeprefix(dimension) or 1),
+                    "seed": seed,
+                    "run": f"{name}_seed{seed}",
+                    "depth": 1.0,
+                    "width": 1.0 + i / 3,
+                    "resolution": 32,
+                    "params": [4, 9, 16, 7][i] * MILLION,
+                    "macs": int(macs),
+                    "top1": 0.9 + 0.01 * i + 0.001 * [0, 1, 5][seed],
+                    "top5": 0.99,
+                    "loss": 0.5 - 0.1 * i,
+                    "raw_top1": 0.88,
+                    "images_per_second": 900.0 / (i + 1),
+                    "train_seconds": 100.0 * (i + 1) + seed,
+                    "inference_seconds": 0.002 * (4 - i),
+                    "peak_bytes": None,
+                    "config": f"runs/{name}_seed{seed}/config.yaml",
+                    **changes,
+                }
+            )
+    return rows
+
+
+def make_lines(rows):
+    points = average(rows)
+    return {
+        dimension: [point for point in points if point["dimension"] in ("base", dimension)]
+        for dimension in ("width", "depth")
+    }
+
+
+ABOUT = About(
+    "One dimension <of> three",
+    "Accuracy saturates along every single dimension.",
+    ("Small images & few of them.", "</script><b>not markup</b>"),
+    "python -m efficientnet_tf.study --study=one_dimension",
+    planned=12,
+    findings=("Wide is good.",),
+)
+
+
+# ------------------------------------------------------------------------------------------------ numbers and files
+
+
+def test_average_is_over_seeds_alone():
+    points = average(make_rows())
+    assert [point["name"] for point in points] == list(MACS)
+    second = points[1]
+    assert (second["dimension"], second["multiplier"], second["seeds"]) == ("width", 1.4, 3)
+    assert second["runs"] == [f"width1.4_seed{seed}" for seed in range(3)]
+    assert second["top1"] == pytest.approx(0.912)
+    assert second["top1_spread"] == pytest.approx(0.001 * 7**0.5)
+    assert second["train_seconds"] == pytest.approx(201)
+    assert second["peak_bytes"] is None
+    assert "seed" not in second
+
+
+def test_average_leaves_out_what_is_missing_or_not_finite():
+    rows = make_rows()[::4]
+    rows[0]["top1"], rows[1]["loss"] = None, math.nan
+    (point,) = average(rows)
+    assert point["top1"] == pytest.approx(0.903)
+    assert point["loss"] == 0.5
+    assert average(rows[:1])[0]["top1"] is None
+    assert average(rows[1:2])[0]["top1_spread"] is None
+
+
+def test_overlaps_are_counted():
+    assert count_overlaps(average(make_rows())) == (0, 6)
+    wide = [row | {"top1": 0.9 + 0.02 * row["seed"]} for row in make_rows()]
+    assert count_overlaps(average(wide)) == (6, 6)
+    assert count_overlaps(average(make_rows(seeds=1))) is None
+
+
+def test_table_reads_back_as_the_rows(tmp_path):
+    rows = make_rows()
+    rows[1]["top1"] = 1 / 3
+    write_page(tmp_path, ABOUT, rows, make_lines(rows), pictures=())
+    with open(tmp_path / "results.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [list(row) for row in table] == [list(row) for row in rows]
+    for read, row in zip(table, rows, strict=True):
+        assert {key: type(row[key])(value) if value else None for key, value in read.items()} == row
+
+
+def test_pictures_have_a_line_each_with_bars_and_the_papers_axes():
+    lines = make_lines(make_rows())
+    figure = draw(ABOUT, lines, "macs")
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "multiply-adds, B")
+    assert axes.get_ylabel() == "top-1 accuracy, %"
+    for container, (name, points) in zip(axes.containers, lines.items(), strict=True):
+        assert container.get_label() == name
+        xs, ys = container.lines[0].get_data()
+        assert list(xs) == pytest.approx([point["macs"] / 1e9 for point in points])
+        assert list(ys) == pytest.approx([point["top1"] * 100 for point in points])
+        (low, high), *_ = [segment[:, 1] for segment in container.lines[2][0].get_segments()]
+        assert (low, high) == pytest.approx((90.2 - 0.1 * 7**0.5, 90.2 + 0.1 * 7**0.5))
+    assert len(axes.texts) == len(MACS), "a shared network is named once"
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
+
+
+def test_pictures_are_drawn_of_what_was_measured(tmp_path):
+    rows = make_rows(inference_seconds=None)
+    write_page(tmp_path, ABOUT, rows, make_lines(rows), ["macs", "params", "inference_seconds"])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy_macs.png", "accuracy_params.png"}
+    page = (tmp_path / "index.html").read_text()
+    assert '"files": ["results.csv", "accuracy_macs.png", "accuracy_params.png"]' in page
+
+
+def test_a_page_without_any_run_is_written(tmp_path):
+    write_page(tmp_path, ABOUT, [], {"width": []})
+    assert (tmp_path / "results.csv").read_text() == "\n"
+
+
+# ------------------------------------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium on this machine: the page is not looked at in a browser")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Return a function that writes a page and opens it; in the end nothing was requested and nothing went wrong."""
+    requests, errors, contexts = [], [], []
+
+    def open_page(rows, about=ABOUT, **settings):
+        write_page(tmp_path, about, rows, make_lines(rows), pictures=())
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **settings))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type in ("error", "warning") else None)
+        page.goto((tmp_path / "index.html").as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [
+        (tmp_path / "index.html").as_uri() for _ in contexts
+    ]
+    assert not errors
+
+
+def drawn(page, key):
+    """Return a list a line: the numbers plotly has of its means, which have bars; the others are single runs."""
+    js = f"document.getElementById('plot').data.filter(trace => trace.error_y).map(trace => trace.{key})"
+    return json.loads(page.evaluate(f"JSON.stringify({js})"))
+
+
+def column(page, table, key):
+    index = page.eval_on_selector(f"#{table} th[data-key={key}]", "th => th.cellIndex")
+    return page.eval_on_selector_all(f"#{table} tbody tr", f"trs => trs.map(tr => tr.cells[{index}].textContent)")
+
+
+def sort(page, table, key):
+    page.click(f"#{table} th[data-key={key}]")
+    return page.get_attribute(f"#{table} th[data-key={key}]", "aria-sort")
+
+
+def test_page_draws_every_mean_and_every_run(visit):
+    page = visit(make_rows())
+    assert drawn(page, "x") == [[8, 15, 29], [8, 100]]
+    assert drawn(page, "y")[0] == pytest.approx([90.2, 91.2, 92.2])
+    assert drawn(page, "error_y.array")[0] == pytest.approx([0.1 * 7**0.5] * 3)
+    assert page.locator("#plot .scatterlayer .trace").count() == 4
+    assert page.locator("#plot .scatterlayer .point").count() == 9 + 3 + 6 + 2
+    assert page.locator("#plot .xtitle").text_content() == "multiply-adds, M"
+    assert page.locator("#plot .legendtext").all_text_contents() == ["width", "depth"]
+    assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "log"
+    ticks = page.locator("#plot .xtick").all_text_contents()
+    assert {"10", "20", "50", "100"} <= set(ticks)
+
+
+def test_page_says_what_it_was_told_and_no_more(visit):
+    page = visit(make_rows())
+    assert page.title() == page.text_content("h1") == ABOUT.title
+    assert page.locator("#caveats li").all_text_contents() == list(ABOUT.caveats)
+    assert page.locator("#findings li").all_text_contents() == ["Wide is good."]
+    assert page.text_content("#command") == ABOUT.command
+    assert page.text_content("#status") == "12 runs, all done."
+    assert page.locator("#files a").all_text_contents() == ["results.csv"]
+
+
+def test_axes_switch_to_the_right_numbers(visit):
+    page = visit(make_rows())
+    expected = {
+        "params": ([4, 9, 16], "parameters, M"),
+        "resolution": ([32, 32, 32], "resolution, pixels"),
+        "images_per_second": ([900, 450, 300], "training rate, images/s"),
+        "train_seconds": ([101, 201, 301], "training time, s"),
+        "inference_seconds": ([8, 6, 4], "inference time, ms"),
+    }
+    options = page.eval_on_selector_all("#x option", "options => options.map(option => option.value)")
+    assert options == ["macs", *expected], "peak memory was not measured"
+    for key, (numbers, title) in expected.items():
+        page.select_option("#x", key)
+        assert drawn(page, "x")[0] == pytest.approx(numbers)
+        assert page.locator("#plot .xtitle").text_content() == title
+    page.select_option("#y", "loss")
+    assert drawn(page, "y")[0] == pytest.approx([0.5, 0.4, 0.3])
+    page.select_option("#scale", "linear")
+    assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "linear"
+
+
+def test_headers_sort_by_number_and_by_name(visit):
+    page = visit(make_rows())
+    assert sort(page, "runs", "macs") == "ascending"
+    assert column(page, "runs", "macs") == [f"{n}" for n in (8, 15, 29, 100) for _ in range(3)]
+    assert sort(page, "runs", "macs") == "descending"
+    assert column(page, "runs", "macs") == [f"{n}" for n in (100, 29, 15, 8) for _ in range(3)]
+    assert sort(page, "runs", "dimension") == "ascending"
+    assert page.get_attribute("#runs th[data-key=macs]", "aria-sort") is None
+    assert column(page, "runs", "dimension") == ["base"] * 3 + ["depth"] * 3 + ["width"] * 6
+    sort(page, "networks", "inference_seconds")
+    assert column(page, "networks", "name") == list(MACS)[::-1]
+    page.focus("#networks th[data-key=params] button")
+    page.keyboard.press("Enter")
+    assert column(page, "networks", "params") == ["4", "7", "9", "16"]
+
+
+def test_runs_link_to_their_configs(visit):
+    page = visit(make_rows())
+    links = page.eval_on_selector_all("#runs td a", "links => links.map(link => link.getAttribute('href'))")
+    assert links == [row["config"] for row in make_rows()]
+
+
+def test_hover_tells_the_network(visit):
+    page = visit(make_rows())
+    page.locator("#plot .legendtoggle").first.wait_for()
+    box = page.locator("#plot .scatterlayer .trace").first.locator(".point").nth(1).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.locator("#plot .hovertext").wait_for()
+    told = page.locator("#plot .hovertext").text_content()
+    for part in ("width1.4", "multiplier 1.4", "91.20 ± 0.26 %", "15 M", "9 M", "450 ± 0 images/s", "6 ms", "3 seeds"):
+        assert part in told
+    assert "memory" not in told
+    buttons = page.eval_on_selector_all("#plot .modebar-btn", "all => all.map(one => one.dataset.title)")
+    assert "Zoom" in buttons and not [b for b in buttons if "hare" in b or "loud" in b], "nothing is sent anywhere"
+
+
+def test_missing_values_break_nothing(visit):
+    rows = make_rows()
+    for row in rows[:4]:
+        row |= {"top1": None, "inference_seconds": None}
+    for row in rows[1::4]:
+        row |= {"inference_seconds": None, "loss": math.inf, "config": None}
+    page = visit(rows)
+    page.select_option("#x", "inference_seconds")
+    assert drawn(page, "x")[0] == [8, None, 4]
+    page.select_option("#y", "loss")
+    assert drawn(page, "y")[0] == [0.5, None, 0.3]
+    for _ in range(2):
+        sort(page, "runs", "inference_seconds")
+        assert column(page, "runs", "inference_seconds")[-6:] == ["–"] * 6
+    assert page.locator("#runs td a").count() == 9
+
+
+def test_an_unfinished_study_says_so(visit):
+    page = visit(make_rows(seeds=1)[:2])
+    assert page.text_content("#status").startswith("Unfinished: 2 of 12 runs are done")
+    assert drawn(page, "error_y.array") == [[0, 0], [0]]
+    empty = visit([])
+    assert empty.text_content("#plot") == "No run is finished yet."
+
+
+def test_page_follows_the_system_into_the_dark(visit):
+    page = visit(make_rows(), color_scheme="dark")
+    background = "document.getElementById('plot').layout.paper_bgcolor"
+    assert page.evaluate(background) == "#15181c"
+    page.emulate_media(color_scheme="light")
+    page.locator("#plot .main-svg[style*='rgb(255, 255, 255)']").first.wait_for()
+    assert page.evaluate(background) == "#fff"

@@ -1,0 +1,516 @@
+"""Checkpoints: every variable there and back bit for bit, whole or passed over; and the directory around them."""
+
+import contextlib
+import os
+import resource
+import shutil
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from absl import logging
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import parse_config
+from efficientnet_tf.config.yaml12 import parse_yaml
+from efficientnet_tf.models.model_dir import (
+    open_model_dir,
+    read_class_names,
+    read_config,
+    restore_model,
+    save_keras_model,
+)
+from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+
+CLASSES = [str(i) for i in range(10)]
+
+
+def make_config(*overrides):
+    return tiny.load_config(tiny.SHORT, *overrides)
+
+
+def make_state(config, replicas=1):
+    return create_state(config, len(CLASSES), 1437, tiny.make_strategy(replicas))
+
+
+def fill(state, step, seed):
+    """Give every variable a random value, and the step this one."""
+    rng = np.random.default_rng(seed)
+    for name, variable in tiny.variables_of(state).items():
+        variable.assign(step if name == "optimizer/iteration" else rng.normal(size=variable.shape))
+
+
+def values(state):
+    """Return {name: array}; all replicas have the same."""
+    found = {}
+    for name, variable in tiny.variables_of(state).items():
+        found[name], *others = tiny.replica_values(variable)
+        for other in others:
+            np.testing.assert_array_equal(found[name], other, err_msg=name)
+    return found
+
+
+def assert_same(state, expected):
+    got = values(state)
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        assert value.dtype == expected[name].dtype
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def save_at(model_dir, config, *steps, replicas=1):
+    """Save a state of other random values at each step; return the state and {step: its values}."""
+    state = make_state(config, replicas)
+    checkpointer = Checkpointer(str(model_dir), state, config)
+    saved = {}
+    for step in steps:
+        fill(state, step, seed=step)
+        saved[step] = values(state)
+        assert checkpointer.save() == step
+    return state, saved
+
+
+def folder_of(model_dir):
+    return Path(model_dir) / "checkpoints"
+
+
+def steps_in(model_dir):
+    """Return the steps of the checkpoints, each of which must have its two files and no other."""
+    names = sorted(path.name for path in folder_of(model_dir).iterdir() if path.name != "checkpoint")
+    steps = sorted({int(name.removeprefix("step-").split(".")[0]) for name in names})
+    assert names == sorted(f"step-{s}{end}" for s in steps for end in (".data-00000-of-00001", ".index"))
+    return steps
+
+
+# ----------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("optimizer.name=adamw", "train.ema_decay=0"),
+        ("optimizer.name=sgd", "train.precision=mixed_bfloat16"),
+        ("optimizer.name=lamb",),
+    ],
+)
+def test_every_variable_comes_back_bit_for_bit(tmp_path, overrides):
+    config = make_config(*overrides)
+    _, saved = save_at(tmp_path, config, 7)
+    state = make_state(config)
+    fill(state, 3, seed=99)
+    assert Checkpointer(str(tmp_path), state, config).restore() == 7
+    assert state.step == 7
+    assert_same(state, saved[7])
+
+
+def test_nothing_to_restore(tmp_path):
+    state = make_state(make_config())
+    before = values(state)
+    assert Checkpointer(str(tmp_path), state, make_config()).restore() == 0
+    assert_same(state, before)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+def test_another_number_of_replicas_restores_the_same(tmp_path, before, after):
+    config = make_config()
+    _, saved = save_at(tmp_path, config, 7, replicas=before)
+    state = make_state(config, after)
+    fill(state, 3, seed=99)
+    assert Checkpointer(str(tmp_path), state, config).restore() == 7
+    assert_same(state, saved[7])
+
+
+def test_contents_have_names_that_people_can_read(tmp_path):
+    config = make_config()
+    state, saved = save_at(tmp_path, config, 7)
+    prefix = str(folder_of(tmp_path) / "step-7")
+    assert tf.train.latest_checkpoint(str(folder_of(tmp_path))) == prefix
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    contents = {
+        name.removesuffix(suffix).replace(".S", "/"): (name, shape)
+        for name, shape in tf.train.list_variables(prefix)
+        if name.endswith(suffix)
+    }
+    _, shape = contents.pop("config")
+    assert shape == []
+    assert {name: tuple(shape) for name, (_, shape) in contents.items()} == {
+        name: value.shape for name, value in saved[7].items()
+    }
+    # All that there is: weights twice, three variables of the optimiser for two of them, and the step.
+    weights, trainable = len(state.model.weights), len(state.model.trainable_weights)
+    seeds = sum("seed" in v.name for v in state.model.weights)
+    assert len(contents) == 2 * (weights - seeds) + 2 * trainable + 1
+    assert {"model/stem_conv/kernel", "average/top_bn/moving_mean", "optimizer/iteration"} <= contents.keys()
+    assert {"optimizer/predictions_bias_velocity", "optimizer/predictions_bias_momentum"} <= contents.keys()
+    reader = tf.train.load_checkpoint(prefix)
+    for name, (key, _) in contents.items():
+        np.testing.assert_array_equal(reader.get_tensor(key), saved[7][name])
+
+
+def test_config_is_inside(tmp_path):
+    config = make_config("train.seed=17")
+    save_at(tmp_path, config, 7)
+    text = tf.train.load_variable(str(folder_of(tmp_path) / "step-7"), "config/.ATTRIBUTES/VARIABLE_VALUE").decode()
+    assert parse_config(text, "checkpoint") == config
+
+
+def test_newest_are_kept_and_remains_of_killed_writes_swept(tmp_path):
+    config = make_config("train.keep_checkpoints=2")
+    state, _ = save_at(tmp_path, config, 1, 2, 3)
+    assert steps_in(tmp_path) == [2, 3]
+    # What a kill leaves: data without an index, and the folder that TensorFlow writes in.
+    folder = folder_of(tmp_path)
+    (folder / "step-4.data-00000-of-00001").write_bytes(b"part")
+    (folder / "step-4_temp").mkdir()
+    (folder / "step-4_temp" / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"part")
+    (folder / "step-5_temp").mkdir()
+    again = Checkpointer(str(tmp_path), state, config)
+    assert again.restore() == 3
+    fill(state, 5, seed=5)
+    again.save()
+    assert steps_in(tmp_path) == [3, 5]
+    fill(state, 10, seed=10)
+    again.save()
+    assert steps_in(tmp_path) == [5, 10]  # by number, not by letters
+
+
+# -------------------------------------------------------------------------------------------------- damaged files
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """Return a model directory with checkpoints of steps 10 and 20, a state, and {step: values}."""
+    model_dir = tmp_path_factory.mktemp("two")
+    config = make_config()
+    open_model_dir(str(model_dir), config, CLASSES)
+    state, saved = save_at(model_dir, config, 10, 20)
+    return model_dir, state, saved
+
+
+@pytest.fixture
+def damaged(two_checkpoints, tmp_path, monkeypatch):
+    """Return (folder of a copy of the checkpoints, function that restores, {step: values}, warnings so far)."""
+    model_dir, state, saved = two_checkpoints
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *arguments: warnings.append(text % arguments))
+
+    def restore():
+        fill(state, 5, seed=99)
+        step = Checkpointer(str(copy), state, make_config()).restore()
+        assert state.step == step
+        assert_same(state, saved[step])
+        return step
+
+    return folder_of(copy), restore, saved, warnings
+
+
+def truncate(share):
+    return lambda data: data[: int(len(data) * share)]
+
+
+def flip(share):
+    def change(data):
+        position = int(len(data) * share)
+        return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+    return change
+
+
+DAMAGES = {
+    "data empty": (".data-00000-of-00001", truncate(0)),
+    "data half": (".data-00000-of-00001", truncate(0.5)),
+    "data but the last byte": (".data-00000-of-00001", lambda data: data[:-1]),
+    "data flipped at the start": (".data-00000-of-00001", flip(0)),
+    "data flipped in the middle": (".data-00000-of-00001", flip(0.5)),
+    "data flipped near the end": (".data-00000-of-00001", flip(0.999)),
+    "data of another step": (".data-00000-of-00001", None),
+    "data deleted": (".data-00000-of-00001", "delete"),
+    "index empty": (".index", truncate(0)),
+    "index half": (".index", truncate(0.5)),
+    "index but the last byte": (".index", lambda data: data[:-1]),
+    "index flipped": (".index", flip(0.3)),
+    "index garbage": (".index", lambda data: np.random.default_rng(0).bytes(len(data))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_named_and_the_one_before_taken(damaged, damage):
+    folder, restore, _, warnings = damaged
+    ending, change = DAMAGES[damage]
+    path = folder / f"step-20{ending}"
+    if change == "delete":
+        path.unlink()
+    else:
+        other = (folder / f"step-10{ending}").read_bytes()
+        path.write_bytes(other if change is None else change(path.read_bytes()))
+    assert restore() == 10
+    (warning,) = warnings
+    assert str(folder / "step-20") in warning and "damaged" in warning
+
+
+def test_any_flipped_byte_is_found(damaged):
+    """Wherever a byte is changed, what comes back is one of the two checkpoints, whole."""
+    folder, restore, *_ = damaged
+    rng = np.random.default_rng(0)
+    steps = []
+    for path in (folder / "step-20.index", folder / "step-20.data-00000-of-00001"):
+        whole = path.read_bytes()
+        for position in rng.choice(len(whole), 12, replace=False):
+            path.write_bytes(flip(position / len(whole))(whole))
+            steps.append(restore())
+        path.write_bytes(whole)
+    assert steps.count(10) >= 20  # the rest hit bytes that mean nothing
+    assert restore() == 20
+
+
+def test_write_killed_between_data_and_index_does_not_count(damaged):
+    folder, restore, _, warnings = damaged
+    (folder / "step-20.index").unlink()
+    assert restore() == 10
+    assert warnings == []
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe\x00", None])
+def test_tensorflows_list_of_checkpoints_does_not_matter(damaged, content):
+    folder, restore, _, warnings = damaged
+    (folder / "checkpoint").unlink()
+    if content is not None:
+        (folder / "checkpoint").write_bytes(content)
+    assert restore() == 20
+    assert warnings == []
+
+
+def test_damaged_checkpoint_is_written_anew(damaged, two_checkpoints):
+    folder, restore, saved, _ = damaged
+    _, state, _ = two_checkpoints
+    path = folder / "step-20.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert restore() == 10
+    fill(state, 20, seed=20)
+    Checkpointer(str(folder.parent), state, make_config()).save()
+    assert restore() == 20
+    assert steps_in(folder.parent) == [10, 20]
+
+
+def test_all_damaged_is_an_error(damaged):
+    folder, restore, _, warnings = damaged
+    for path in folder.glob("*.data-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    for attempt in (restore, lambda: restore_model(str(folder.parent))):
+        with pytest.raises(UserError, match="none of the 2 checkpoints in .*copy can be read"):
+            attempt()
+    assert [("step-20" in warning, "step-10" in warning) for warning in warnings] == 2 * [(True, False), (False, True)]
+
+
+# ----------------------------------------------------------------------------------------- what cannot be written
+
+
+@contextlib.contextmanager
+def small_files_only():
+    """Let no file grow beyond 10,000 bytes: writing fails in the middle, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_failed_write_leaves_the_checkpoints_before_it(two_checkpoints, tmp_path):
+    model_dir, state, saved = two_checkpoints
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    checkpointer = Checkpointer(str(copy), state, make_config())
+    fill(state, 30, seed=30)
+    with small_files_only():
+        with pytest.raises(UserError, match=r"step 30 cannot be written to .*copy.*too large.*before it are whole"):
+            checkpointer.save()
+    assert checkpointer.restore() == 20
+    assert_same(state, saved[20])
+    fill(state, 30, seed=30)
+    expected = values(state)
+    checkpointer.save()
+    assert steps_in(copy) == [10, 20, 30]
+    fill(state, 1, seed=1)
+    assert checkpointer.restore() == 30
+    assert_same(state, expected)
+
+
+def test_checkpoints_that_cannot_be_a_folder(tmp_path):
+    config = make_config()
+    folder_of(tmp_path).write_text("a file is in the way")
+    checkpointer = Checkpointer(str(tmp_path), make_state(config), config)
+    with pytest.raises(UserError, match="checkpoint of step 0 cannot be written"):
+        checkpointer.save()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_in_the_background_the_values_of_that_step_are_written(tmp_path, replicas):
+    """Whatever becomes of the variables before the writing begins, by assignment or in place."""
+    config, gate = make_config(), threading.Event()
+    state = make_state(config, replicas)
+    with Checkpointer(str(tmp_path), state, config) as checkpointer:
+        fill(state, 5, seed=5)
+        expected = values(state)
+        checkpointer._writer.submit(gate.wait)
+        assert checkpointer.save(background=True) == 5
+        for variable in tiny.variables_of(state).values():
+            variable.assign_add(tf.ones_like(variable))
+        fill(state, 6, seed=6)
+        checkpointer.wait(only_if_done=True)
+        assert not folder_of(tmp_path).exists()
+        gate.set()
+        checkpointer.wait()
+        assert checkpointer.restore() == 5
+    assert_same(state, expected)
+
+
+def test_what_goes_wrong_in_the_background_is_said(tmp_path, caplog):
+    config = make_config()
+    folder_of(tmp_path).write_text("a file is in the way")
+
+    def begin():
+        checkpointer = Checkpointer(str(tmp_path), make_state(config), config)
+        checkpointer.save(background=True)
+        futures.wait([checkpointer._writing])
+        return checkpointer
+
+    message = "checkpoint of step 0 cannot be written"
+    for act in (
+        lambda c: c.wait(),
+        lambda c: c.wait(only_if_done=True),
+        lambda c: c.save(),
+        lambda c: c.__exit__(None),
+    ):
+        with pytest.raises(UserError, match=message):
+            act(begin())
+    # What has ended a run is what the user reads, and this beside it.
+    with pytest.raises(ZeroDivisionError), begin():
+        raise ZeroDivisionError
+    assert message in caplog.text
+
+
+def test_text_is_replaced_in_one_go(tmp_path):
+    path = tmp_path / "text"
+    write_text(str(path), "old")
+    with path.open() as reader:
+        write_text(str(path), "new")
+        assert (reader.read(), path.read_text()) == ("old", "new")
+    with small_files_only(), pytest.raises(tf.errors.OpError, match="too large"):
+        write_text(str(path), "x" * 20_000)
+    assert path.read_text() == "new"
+
+
+# ---------------------------------------------------------------------------------------------- the directory
+
+
+def test_a_new_directory_tells_what_the_run_is(tmp_path):
+    model_dir, config = tmp_path / "a" / "b", make_config()
+    open_model_dir(str(model_dir), config, CLASSES)
+    assert read_config(str(model_dir)) == config
+    assert read_class_names(str(model_dir)) == CLASSES
+    written = parse_yaml((model_dir / "config.yaml").read_text(), "config.yaml")
+    assert {"python", "keras", "numpy", "efficientnet_tf", "git_commit"} <= written["environment"].keys()
+    # The same run again; and one killed before it had written its config.
+    open_model_dir(str(model_dir), config, CLASSES)
+    (model_dir / "config.yaml").unlink()
+    open_model_dir(str(model_dir), config, CLASSES)
+    assert sorted(os.listdir(model_dir)) == ["classes.txt", "config.yaml"]
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+    open_model_dir(str(tmp_path), make_config(), CLASSES)
+    before = (tmp_path / "config.yaml").read_text()
+    changed = make_config("train.seed=1", "optimizer.momentum=0.5", "model.width=2.0")
+    with pytest.raises(UserError) as caught:
+        open_model_dir(str(tmp_path), changed, CLASSES)
+    first, *lines = str(caught.value).splitlines()
+    assert str(tmp_path) in first and "another config" in first and "--model_dir" in first
+    assert lines == [
+        "  model.width: 1.0 -> 2.0",
+        "  optimizer.momentum: 0.9 -> 0.5",
+        "  train.seed: 0 -> 1",
+    ]
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("classes", [CLASSES[:-1], [*CLASSES[1:], CLASSES[0]]])
+def test_other_classes_are_refused(tmp_path, classes):
+    open_model_dir(str(tmp_path), make_config(), CLASSES)
+    with pytest.raises(UserError, match=r"classes of the data set are others than in classes\.txt"):
+        open_model_dir(str(tmp_path), make_config(), classes)
+
+
+def test_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for model_dir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"--model_dir={model_dir} cannot be written"):
+            open_model_dir(str(model_dir), make_config(), CLASSES)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?", "run\\1"])
+def test_directory_that_tensorflow_would_not_read_back(tmp_path, name):
+    with pytest.raises(UserError, match="TensorFlow reads no checkpoint"):
+        open_model_dir(str(tmp_path / name), make_config(), CLASSES)
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------- load_model
+
+
+def test_load_model_takes_the_average_or_the_weights(two_checkpoints):
+    model_dir, _, saved = two_checkpoints
+    for raw, part in ((False, "average"), (True, "model")):
+        model, config, classes = restore_model(str(model_dir), raw)
+        assert (config, classes) == (make_config(), CLASSES)
+        weights = {f"{part}/{v.path}": v.numpy() for v in model.weights if "seed" not in v.name}
+        assert weights.keys() == {name for name in saved[20] if name.startswith(part)}
+        for name, value in weights.items():
+            np.testing.assert_array_equal(value, saved[20][name], err_msg=name)
+        assert model.output_shape == (None, 10)
+
+
+def test_load_model_without_an_average_takes_the_weights(tmp_path):
+    config = make_config("train.ema_decay=0")
+    open_model_dir(str(tmp_path), config, CLASSES)
+    _, saved = save_at(tmp_path, config, 7)
+    model, *_ = restore_model(str(tmp_path))
+    np.testing.assert_array_equal(model.get_layer("stem_conv").kernel.numpy(), saved[7]["model/stem_conv/kernel"])
+
+
+def test_load_model_passes_over_a_damaged_checkpoint(damaged):
+    folder, _, saved, warnings = damaged
+    (folder / "step-20.index").write_bytes(b"")
+    model, *_ = restore_model(str(folder.parent))
+    np.testing.assert_array_equal(model.get_layer("stem_conv").kernel.numpy(), saved[10]["average/stem_conv/kernel"])
+    assert len(warnings) == 1
+
+
+def test_load_model_of_what_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"is not a model directory: it has no config\.yaml"):
+        restore_model(str(tmp_path))
+    open_model_dir(str(tmp_path), make_config(), CLASSES)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        restore_model(str(tmp_path))
+
+
+def test_saved_model_is_replaced_in_one_go(two_checkpoints, tmp_path):
+    model_dir, _, saved = two_checkpoints
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    path = save_keras_model(str(copy))
+    assert path == str(copy / "model.keras")
+    kernel = keras.saving.load_model(path).get_layer("stem_conv").kernel.numpy()
+    np.testing.assert_array_equal(kernel, saved[20]["average/stem_conv/kernel"])
+    whole = Path(path).read_bytes()
+    with small_files_only(), pytest.raises(UserError, match=r"model\.keras cannot be written .*too large"):
+        save_keras_model(str(copy))
+    assert Path(path).read_bytes() == whole
+    save_keras_model(str(copy))
+    assert sorted(os.listdir(copy)) == ["checkpoints", "classes.txt", "config.yaml", "model.keras"]

@@ -1,0 +1,175 @@
+"""What training changes in a graph: groups of batch norm, and that any number of replicas is one device."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.models.model_dir import build_from_config, restore_model
+from efficientnet_tf.train import train
+from efficientnet_tf.training import graph as graph_lib
+from efficientnet_tf.training.metrics import RunLog
+
+ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long
+DRAWN = ("model.dropout=0.3", "model.drop_connect=0.3", "augment.mixup=0.2", "augment.cutmix=0.5")
+DIGITS = (ONE_BLOCK, *DRAWN, "train.batch_size=32", "optimizer.learning_rate=0.016", "schedule.warmup_epochs=0.2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "replicas", "group"),
+    [
+        *(("auto", replicas, 1) for replicas in (1, 2, 4, 8)),
+        *(("auto", replicas, 8) for replicas in (16, 32, 64)),
+        *(("auto", 128, 16), ("auto", 2048, 256)),
+        *(("all", 1, 1), ("all", 2, 2), ("all", 12, 12), (1, 8, 1), (2, 4, 2), (4, 4, 4)),
+    ],
+)
+def test_group_size(asked, replicas, group):
+    """With "auto" as in the official code."""
+    config = tiny.load_config(f"train.batch_norm_group={asked}")
+    assert graph_lib.batch_norm_group_size(config, SimpleNamespace(num_replicas_in_sync=replicas)) == group
+
+
+def test_groups_that_cannot_be(tmp_path):
+    config = tiny.load_config("train.batch_norm_group=3", "train.batch_size=32", "eval.batch_size=32")
+    with pytest.raises(UserError, match="train.batch_norm_group=3: groups of 3 do not divide 4 replicas"):
+        train(config, str(tmp_path / "run"), tiny.make_strategy(4))
+    config = tiny.load_config("train.batch_norm_group=all", "train.jit_compile=on")
+    with pytest.raises(
+        UserError, match="train.batch_norm_group=all makes 2 replicas meet, which train.jit_compile=on cannot"
+    ):
+        train(config, str(tmp_path / "run"), tiny.make_strategy(2))
+    assert not (tmp_path / "run").exists()
+    for value in ("0", "some", "1.5"):
+        with pytest.raises(UserError, match="train.batch_norm_group"):
+            tiny.load_config(f"train.batch_norm_group={value}")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Return losses and variables of 20 steps on one device."""
+    return _train(1, "auto")
+
+
+def _train(replicas, group):
+    run = tiny.Run(tiny.load_config(*DIGITS, f"train.batch_norm_group={group}"), replicas)
+    losses = run.losses(20)
+    assert {type(layer) for layer in run.state.model.layers if "_bn" in layer.name} == {keras.layers.BatchNormalization}
+    return losses, {name: tiny.replica_values(v) for name, v in tiny.variables_of(run.state).items()}
+
+
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_all_replicas_together_are_one_device(one_device, replicas):
+    """Losses, weights, slots, statistics and averages of 20 steps, up to the order of sums."""
+    losses, variables = _train(replicas, "all")
+    expected_losses, expected = one_device
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert max(abs(np.diff(expected_losses))) > 1e-3  # something is learnt
+    for name, values in variables.items():
+        for value in values:
+            np.testing.assert_array_equal(value, values[0], err_msg=name)
+        np.testing.assert_allclose(values[0], expected[name][0], rtol=1e-4, atol=5e-5, err_msg=name)
+
+
+def test_each_replica_for_itself_is_something_else(one_device):
+    """The test above would see it."""
+    losses, variables = _train(2, "auto")
+    assert losses != pytest.approx(one_device[0], rel=1e-4)
+    name = "model/stem_bn/moving_variance"
+    assert np.abs(variables[name][0] / one_device[1][name][0] - 1).max() > 1e-3
+
+
+def test_nothing_is_copied_without_need():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+    assert graph_lib.make_training_graph(model, tiny.load_config(), tiny.make_strategy(1)) is model
+
+
+@pytest.fixture(scope="module")
+def copied():
+    """Return a model, its copy for training with the same weights, and images."""
+    config, strategy = tiny.load_config(ONE_BLOCK, "model.dropout=0"), tiny.make_strategy(1)
+    model = build_from_config(config, 10)
+    graph = graph_lib.make_training_graph(model, config, strategy)
+    weights = {v.path: v for v in model.variables}
+    for variable in graph.variables:
+        if "seed" not in variable.path:
+            variable.assign(weights[variable.path])
+    return model, graph, np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+
+
+def test_rows_of_layers_are_one_operation_each(copied):
+    model, graph, _ = copied
+    assert [layer.name for layer in graph.layers if isinstance(layer, graph_lib._Row)] == [
+        "stem_bn_to_stem_activation",
+        "block1a_expand_conv_to_block1a_expand_activation",
+        "block1a_bn_to_block1a_se_excite",
+        "block1a_project_bn_to_block1a_project_bn",
+        "top_conv_to_top_activation",
+    ]
+    assert {v.path for v in model.trainable_variables} == {v.path for v in graph.trainable_variables}
+
+
+def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train(copied):
+    """What a row does in training it does in evaluation, too."""
+    model, graph, images = copied
+    np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("many", [0, graph_lib.MANY_VALUES])
+def test_the_copy_for_training_trains_as_the_model(copied, many, monkeypatch):
+    """The same outputs, the same gradients, the same statistics, as one operation and layer by layer."""
+    monkeypatch.setattr(graph_lib, "MANY_VALUES", many)
+    results = []
+    for network in copied[:2]:
+        trainable = {v.path: tf.constant(v.numpy()) for v in sorted(network.trainable_variables, key=lambda v: v.path)}
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            logits, others = network.stateless_call(
+                [trainable[v.path] for v in network.trainable_variables],
+                [v.numpy() for v in network.non_trainable_variables],
+                copied[2],
+                training=True,
+            )
+        gradients = tape.gradient(logits, trainable, output_gradients=tf.reshape(tf.cos(tf.range(20.0)), [2, 10]))
+        moved = {v.path: o for v, o in zip(network.non_trainable_variables, others, strict=True)}
+        results.append((logits, gradients, {p: o for p, o in moved.items() if "moving" in p}))
+    (logits, gradients, moved), (other_logits, other_gradients, other_moved) = results
+    np.testing.assert_allclose(logits, other_logits, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == other_gradients.keys() and moved.keys() == other_moved.keys()
+    for path, value in (gradients | moved).items():
+        scale = np.abs(value).max() + 1e-3  # what goes before batch norm has no gradient but rounding
+        np.testing.assert_allclose(
+            (other_gradients | other_moved)[path] / scale, value / scale, atol=2e-3, err_msg=path
+        )
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path, monkeypatch):
+    """Stopped by a signal at steps 8 and 16 of 22: examples, weights, slots, averages, results are one device's."""
+    config = tiny.load_config(*DIGITS, "train.batch_norm_group=all", "train.epochs=0.5", "train.steps_per_loop=4")
+    look, stops = RunLog.train, []
+
+    def look_and_stop(log, step, values):
+        look(log, step, values)
+        if step in stops:
+            stops.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "train", look_and_stop)
+    expected = train(config, str(tmp_path / "one"), tiny.make_strategy(1))
+    stops += [8, 16]
+    for replicas, result in ((4, {"step": 8, "finished": False}), (2, {"step": 16, "finished": False})):
+        assert train(config, str(tmp_path / "moved"), tiny.make_strategy(replicas)) == result
+    result = train(config, str(tmp_path / "moved"), tiny.make_strategy(1))
+    assert result["step"] == expected["step"] == 22
+    for kind in ("raw", "ema"):
+        assert result[kind] == pytest.approx(expected[kind], rel=1e-3)
+    one, moved = (restore_model(str(tmp_path / name), raw=True)[0] for name in ("one", "moved"))
+    for variable, value in zip(one.weights, moved.weights, strict=True):
+        np.testing.assert_allclose(value, variable, rtol=1e-3, atol=1e-4, err_msg=variable.path)

@@ -1,0 +1,272 @@
+"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases, the bar."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.train import main, make_parser, train
+from efficientnet_tf.training import metrics, wandb
+
+TRAIN = {"loss": 1.23456, "top1": 0.25, "learning_rate": 0.004, "images_per_second": 123.4}
+RESULT = {"examples": 360, "loss": 0.12344, "top1": 0.975, "top5": 1.0}
+
+
+def lines_of(model_dir):
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_of_a_run(tmp_path):
+    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+        assert lines_of(tmp_path) == []
+        log.train(10, TRAIN)
+        log.evaluation(10, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
+        # Each line is there at once, not when the run ends.
+        assert lines_of(tmp_path) == [
+            {"step": 10, "kind": "train", **TRAIN},
+            {"step": 10, "kind": "eval/raw", **RESULT},
+            {"step": 10, "kind": "eval/ema", **RESULT, "top1": 0.5},
+        ]
+        log.train(20, TRAIN)
+    assert [line["step"] for line in lines_of(tmp_path)] == [10, 10, 10, 20]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    ["", '{"step": 10, "kind": "tr', '{"step": 1', "{", "\0\0\0\0", '{"kind": "train"}', "10", "null"],
+)
+def test_what_lies_past_the_restored_step_is_dropped(tmp_path, cut):
+    kept = [{"step": step, "kind": kind} for step, kind in ((5, "train"), (10, "train"), (10, "eval/ema"))]
+    past = [{"step": 11, "kind": "train"}, {"step": 20, "kind": "eval/ema"}]
+    text = "".join(json.dumps(line) + "\n" for line in kept + past)
+    (tmp_path / "metrics.jsonl").write_text(text + cut)
+    with metrics.RunLog(str(tmp_path), "b0", 10, 40) as log:
+        assert lines_of(tmp_path) == kept
+        log.write(15, "train", {"loss": 1.0})
+    assert lines_of(tmp_path) == [*kept, {"step": 15, "kind": "train", "loss": 1.0}]
+
+
+def test_tensorboard_reads_the_scalars(tmp_path):
+    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+        log.train(10, TRAIN)
+        log.train(20, TRAIN | {"loss": 0.5})
+        log.evaluation(20, {"ema": RESULT})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+
+    def scalars(tag):
+        return {event.step: tf.make_ndarray(event.tensor_proto).item() for event in events.Tensors(tag)}
+
+    tags = [f"train/{name}" for name in TRAIN] + [f"eval/ema/{name}" for name in RESULT]
+    assert sorted(events.Tags()["tensors"]) == sorted(tags)
+    assert scalars("train/loss") == pytest.approx({10: 1.23456, 20: 0.5})
+    assert scalars("train/learning_rate") == pytest.approx({10: 0.004, 20: 0.004})
+    assert scalars("eval/ema/top1") == pytest.approx({20: 0.975})
+    assert scalars("eval/ema/examples") == {20: 360}
+
+
+def test_bar_tells_where_the_run_is(tmp_path, capsys):
+    with metrics.RunLog(str(tmp_path), "b0", 10, 40) as log:
+        log.train(20, TRAIN)
+    bars = capsys.readouterr().err.replace("\n", "\r").split("\r")
+    assert any(bar.startswith("b0:") and " 10/40 [" in bar for bar in bars)  # goes on from the restored step
+    last = bars[-2]
+    assert last.startswith("b0:  50%") and " 20/40 [" in last and "<" in last  # time gone < time left
+    assert "loss 1.235, top-1 25.0%, rate 0.004, 123 images/s" in last
+
+
+def test_evaluations_are_printed_for_people(tmp_path, capsys):
+    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+        log.evaluation(20, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
+        log.say("a line")
+    told = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert told == [
+        "step 20: raw: top-1 97.50%, top-5 100.00%, loss 0.1234 on 360 examples",
+        "step 20: ema: top-1 50.00%, top-5 100.00%, loss 0.1234 on 360 examples",
+        "a line",
+    ]
+
+
+def test_a_run_that_is_stuck_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "STUCK_SECONDS", 0.6)
+    with metrics.RunLog(str(tmp_path), "tiny", 0, 20) as log:
+        for _ in range(4):  # slow, and never stuck
+            time.sleep(0.2)
+            log.train(10, TRAIN)
+        assert "no progress" not in capsys.readouterr().out
+        time.sleep(1.6)
+        log.train(20, TRAIN)
+    told = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line]
+    assert [line.partition(":")[0] for line in told] == [
+        f"no progress for {minutes} minutes after step 10" for minutes in ("0.01", "0.02")
+    ]
+    assert not log._watch.is_alive()
+
+
+def test_a_failure_inside_keeps_what_was_told(tmp_path):
+    with pytest.raises(RuntimeError, match="plug"):
+        with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+            log.train(10, TRAIN)
+            raise RuntimeError("the plug is pulled")
+    assert [line["step"] for line in lines_of(tmp_path)] == [10]
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/metrics\.jsonl .* cannot be written"):
+        metrics.RunLog(str(tmp_path / "file"), "b0", 0, 40)
+    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(UserError, match=r"metrics\.jsonl .* cannot be written"):
+            log.train(10, TRAIN)
+
+
+# ------------------------------------------------------------------------------------------------ Weights & Biases
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Have wandb write its files and call nobody."""
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def wandb_records(model_dir):
+    """Yield the records of all processes that told wandb of a run, in order.
+
+    A file is a mark of seven bytes, then blocks of 32 KiB, in which each part of a record has a header: four bytes of
+    checksum, two of length, one that says whether the record ends here (1 and 4).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    files = sorted(model_dir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    for path in files:
+        content, at, record = path.read_bytes(), 7, b""
+        while at + 7 <= len(content):
+            if 32768 - at % 32768 < 7:
+                at += 32768 - at % 32768
+                continue
+            length, kind = struct.unpack_from("<HB", content, at + 4)
+            record, at = record + content[at + 7 : at + 7 + length], at + 7 + length
+            if kind in (1, 4):
+                yield Record.FromString(record)
+                record = b""
+
+
+def wandb_lines(model_dir):
+    """Return what wandb was told as {name: value}, without what it adds itself."""
+    records = [r for r in wandb_records(model_dir) if r.WhichOneof("record_type") == "history"]
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in r.history.item} for r in records
+    ]
+    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def as_told(lines):
+    """Return lines of metrics.jsonl as wandb is to be told them, under TensorBoard's names."""
+    names = ("step", "kind")
+    return [
+        {"step": line["step"], **{f"{line['kind']}/{k}": v for k, v in line.items() if k not in names}}
+        for line in lines
+    ]
+
+
+def test_wandb_is_told_what_metrics_jsonl_holds(offline, tmp_path):
+    config = tiny.load_config(tiny.SHORT, "train.epochs=0.2", "schedule.warmup_epochs=0", "train.steps_per_loop=2")
+    model_dir = tmp_path / "my run"
+    result = train(config, str(model_dir), tiny.make_strategy(1), "wandb")
+    lines = lines_of(model_dir)
+    assert {line["kind"] for line in lines} == {"train", "eval/raw", "eval/ema"}
+    assert wandb_lines(model_dir) == as_told(lines)
+    assert {"step": result["step"], **{f"eval/ema/{k}": v for k, v in result["ema"].items()}} in wandb_lines(model_dir)
+    told = {r.WhichOneof("record_type"): r for r in wandb_records(model_dir)}
+    begun = told["run"].run
+    assert begun.display_name == "my-run" and re.fullmatch(r"my-run-[0-9a-f]{8}", begun.run_id)
+    logged = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    logged.pop("_wandb", None)
+    assert logged == config.model_dump(mode="json")
+    assert (told["metric"].metric.glob_name, told["metric"].metric.step_metric) == ("*", "step")
+    assert told["exit"].exit.exit_code == 0
+    assert (model_dir / "tensorboard").is_dir()
+
+
+def test_a_killed_run_goes_on_in_the_same_wandb_run_and_repeats_nothing(offline, tmp_path):
+    config = tiny.load_config()
+
+    def go_on(step, steps, tracker="wandb"):
+        with metrics.RunLog(str(tmp_path), "b0", step, 60, tracker, config) as log:
+            for now in steps:
+                log.train(now, TRAIN | {"loss": float(now)})
+                if now % 20 == 0:
+                    log.evaluation(now, {"raw": RESULT, "ema": RESULT | {"top1": now / 100}})
+                if now == 40 and step == 0:
+                    raise RuntimeError("the plug is pulled")
+
+    go_on(0, [10], tracker="tensorboard")  # its past is told once it has the tracker
+    with pytest.raises(RuntimeError, match="plug"):
+        go_on(0, [10, 20, 30, 40])
+    go_on(20, [30])  # killed again, before what was told last
+    go_on(20, [30, 40, 50])
+    go_on(50, [60])
+    go_on(60, [])
+    assert wandb_lines(tmp_path) == as_told(lines_of(tmp_path))
+    assert [line["step"] for line in lines_of(tmp_path)] == [10, 20, 20, 20, 30, 40, 40, 40, 50, 60, 60, 60]
+    begun = [r.run for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "run"]
+    assert len({run.run_id for run in begun}) == 1
+    exits = [r.exit.exit_code for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "exit"]
+    assert exits == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch):
+    """The process is gone before wandb has written what it holds in memory."""
+    program = (
+        "import os, tiny\nfrom efficientnet_tf.training.metrics import RunLog\n"
+        f"log = RunLog({str(tmp_path)!r}, 'b0', 0, 60, 'wandb', tiny.load_config())\n"
+        f"for step in (10, 20, 30): log.train(step, {TRAIN})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    # With a wandb service of its own: that of these tests would outlive it.
+    alone = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    alone["PYTHONPATH"] = os.pathsep.join([str(Path(metrics.__file__).parents[2]), str(Path(__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-c", program], env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == -9 and len(lines_of(tmp_path)) == 3, done.stderr
+    first = json.loads((tmp_path / "wandb.json").read_text())
+    assert first["lines"] == 0
+    monkeypatch.setattr(wandb, "SECONDS_IN_MEMORY", 0)
+    with metrics.RunLog(str(tmp_path), "b0", 10, 60, "wandb", tiny.load_config()) as log:
+        for step in (20, 30, 40):
+            log.train(step, TRAIN)
+        assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 3}
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 4}
+    rows = wandb_lines(tmp_path)
+    assert [row for i, row in enumerate(rows) if row not in rows[:i]] == as_told(lines_of(tmp_path))
+
+
+def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    missing = r"--tracker=wandb needs Weights & Biases, .*: pip install 'efficientnet_tf\[wandb\]'"
+    with pytest.raises(UserError, match=missing):
+        train(tiny.load_config("data.source=folder", "data.dir=nowhere"), str(tmp_path / "run"), None, "wandb")
+    flags = ["--tracker=wandb", f"--model_dir={tmp_path / 'run'}", "--device=tpu"]
+    with pytest.raises(UserError, match=missing):
+        main(make_parser().parse_args(flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_that_cannot_begin_says_why(offline, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    with pytest.raises(UserError, match="--tracker=wandb: .*a/b.*\n.*'wandb login', or set WANDB_MODE=offline"):
+        metrics.RunLog(str(tmp_path), "b0", 0, 40, "wandb", tiny.load_config())
