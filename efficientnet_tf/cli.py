@@ -1,15 +1,24 @@
-"""What all commands share: flags, plain errors, exit statuses. Imports no TensorFlow, so that --help is quick."""
+"""What all commands share: flags, error messages, exit statuses and a quiet terminal.
+
+Imports no TensorFlow, so that `--help` answers at once.
+"""
 
 import argparse
+import contextlib
 import json
+import logging
 import os
+import re
 import shlex
 import sys
+import warnings
 
-from absl import app, logging
+from absl import app
+from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.runtime.terminal import quiet_native_logs
 
 EXIT_ERROR = 1
 
@@ -27,7 +36,7 @@ class _Parser(argparse_flags.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells which flags must be given, and the defaults of the others where there is one to name."""
+    """Marks required flags, and shows the defaults that are worth showing."""
 
     def _get_help_string(self, action):
         if action.option_strings and action.required:
@@ -38,55 +47,67 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def make_parser(module, description):
     """Return a parser for `python -m efficientnet_tf.<module>`."""
-    return _Parser(
+    parser = _Parser(
         prog=f"python -m efficientnet_tf.{module}",
         description=description,
         formatter_class=_Help,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="Show the log messages of TensorFlow and other libraries."
+    )
+    return parser
 
 
 def add_device_arguments(parser):
-    """Add the flags that say where to run."""
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="where to run")
-    parser.add_argument("--tpu", help="'local', the name of a Cloud TPU, or grpc://address:8470")
-    parser.add_argument("--replicas", type=positive_int, default=1, help="with the CPU: logical devices")
+    """Add the flags that choose the device."""
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="Device to use. 'auto' is a GPU if any."
+    )
+    parser.add_argument("--tpu", help="TPU to use: 'local', the name of a Cloud TPU, or grpc://address:8470.")
+    parser.add_argument(
+        "--replicas", type=positive_int, default=1, help="Number of logical devices to split the CPU into."
+    )
 
 
 def training_arguments(args):
-    """Return the flags that say where to run and whom to tell as words, for a command that starts `train`."""
+    """Return the device and tracker flags as words, for a command that starts `train`."""
     tpu = [] if args.tpu is None else [f"--tpu={args.tpu}"]
     return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}", f"--tracker={args.tracker}"]
 
 
 def add_tracker_argument(parser):
-    """Add the flag that says who, beside metrics.jsonl, is told of a run."""
+    """Add the flag that chooses where metrics are sent."""
     parser.add_argument(
         "--tracker",
         default="tensorboard",
         choices=["tensorboard", "wandb"],
-        help="where to follow the run: TensorBoard's files, always written, or Weights & Biases, too; with "
-        "WANDB_MODE=offline nothing leaves the machine, WANDB_PROJECT names the project",
+        help="Where to follow the run. TensorBoard files are always written; 'wandb' also logs to Weights & Biases. "
+        "Set WANDB_PROJECT to choose the project, and WANDB_MODE=offline to keep everything on this machine.",
     )
 
 
 def add_config_arguments(parser, recipe="digits"):
     """Add the flags that compose a config."""
-    parser.add_argument("--variant", default="b0", help="b0 ... b8, l2, or the path of a variant's YAML")
-    parser.add_argument("--recipe", default=recipe, help="a name in configs/recipes, or the path of a recipe's YAML")
+    parser.add_argument("--variant", default="b0", help="Network: b0 ... b8, l2, or the path of a variant's YAML file.")
+    parser.add_argument(
+        "--recipe", default=recipe, help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."
+    )
     add_override_arguments(parser)
 
 
 def add_override_arguments(parser):
     """Add the flags that change single keys of a config."""
-    parser.add_argument("--data_dir", help="short for --set data.dir=...: the images, or TensorFlow Datasets' folder")
+    parser.add_argument(
+        "--data_dir", help="Folder of the images or of TensorFlow Datasets. Short for --set data.dir=..."
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
         dest="overrides",
-        help="override one key of the config, any number of times; the keys are those of the resolved config",
+        help="Override one key of the config. Can be given several times. `train --print_config` shows all keys.",
     )
 
 
@@ -99,12 +120,12 @@ def positive_int(text):
 
 
 def positive_ints(text):
-    """Parse a flag that counts several things: 1,2,4."""
+    """Parse a flag with several counts: 1,2,4."""
     return [positive_int(part) for part in text.split(",")]
 
 
 def names(text):
-    """Parse a flag that names several things: b0,b1."""
+    """Parse a flag with several names: b0,b1."""
     return [name for name in text.split(",") if name]
 
 
@@ -116,9 +137,10 @@ def positive_number(text):
     return value
 
 
+# argparse names the type in its error messages.
 positive_number.__name__ = "number > 0"
-positive_ints.__name__ = "ints >= 1, divided by commas"
-positive_int.__name__ = "int >= 1"  # argparse names the type in its message
+positive_ints.__name__ = "comma-separated integers >= 1"
+positive_int.__name__ = "integer >= 1"
 
 
 def overrides(args):
@@ -128,13 +150,16 @@ def overrides(args):
 
 
 def format_command(parser, args, required=(), omitted=()):
-    """Return the command that flags came from, for a shell; what has its default is left out.
+    """Return the shell command that gives these flags, without those that have their default value.
 
     Args:
-        parser: as of `make_parser`.
-        args: what it has parsed.
-        required: sequence of str, the flags that have no default, as words.
-        omitted: sequence of str, names of flags that are not told.
+        parser: A parser of `make_parser`.
+        args: The namespace that it returned.
+        required: The flags without a default, as words.
+        omitted: Names of flags to leave out.
+
+    Returns:
+        The command, str.
     """
     words = [parser.prog, *required]
     defaults = vars(parser.parse_args(list(required)))
@@ -152,26 +177,61 @@ def format_command(parser, args, required=(), omitted=()):
     return " ".join(words)
 
 
+def add_flags(message, parser):
+    """Return an error message of the library with its arguments written as flags: `batch=3` becomes `--batch=3`.
+
+    Only names that stand before an equals sign are arguments. The keys of a config, such as `train.batch_size=3`, are
+    left as they are, because `--set` takes them so.
+    """
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    names = "|".join(re.escape(name) for name in flags)
+    return re.sub(rf"(?<![\w.\-/])({names})(?==)", lambda match: flags[match[1]], message)
+
+
 def run(main, parser, argv=None):
-    """Parse the flags, call `main(args)` and exit with its status (None is 0); a UserError is one plain message."""
+    """Parse the flags, call `main(args)`, and exit with the status that it returns.
+
+    A `UserError` becomes one message on standard error and exit status 1. Without `--verbose`, log messages of
+    TensorFlow and other libraries are hidden.
+
+    Args:
+        main: Function of the parsed flags. Returns the exit status, None for 0.
+        parser: A parser of `make_parser`.
+        argv: The command line, with the program's name first. Defaults to that of the process.
+    """
 
     def guarded(args):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        if not any(word.startswith(("--verbosity", "-v")) for word in sys.argv):
-            logging.set_verbosity(logging.WARNING)
-        try:
-            return main(args)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_ERROR
-        except ModuleNotFoundError as error:
-            if error.name not in ("tensorflow", "tensorflow.python"):
-                raise
-            print(
-                "error: TensorFlow is not installed. It is an extra, for CPU, GPU and TPU differ: "
-                "pip install 'efficientnet_tf[cpu]' (or [gpu], [tpu])",
-                file=sys.stderr,
-            )
-            return EXIT_ERROR
+        with contextlib.nullcontext() if args.verbose else _quiet():
+            try:
+                return main(args)
+            except UserError as error:
+                print(f"error: {add_flags(str(error), parser)}", file=sys.stderr)
+                return EXIT_ERROR
+            except ModuleNotFoundError as error:
+                if error.name not in ("tensorflow", "tensorflow.python"):
+                    raise
+                print(
+                    "error: TensorFlow is not installed. Choose the build for your device: "
+                    "pip install 'efficientnet_tf[cpu]' (or [gpu], [tpu]).",
+                    file=sys.stderr,
+                )
+                return EXIT_ERROR
 
     app.run(guarded, argv=argv, flags_parser=lambda argv: parser.parse_args(argv[1:]))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Show this package's own warnings, and hide the messages of other libraries."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
+    with quiet_native_logs(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        logging.getLogger("efficientnet_tf").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("efficientnet_tf").removeHandler(handler)
