@@ -15,10 +15,11 @@ import yaml
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant, load_variant
+from efficientnet_tf.runtime.files import write_text
 from efficientnet_tf.scaling.budget import scale_spec
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.scaling.compound import Coefficients, scale_network
-from efficientnet_tf.study.runner import Run, run_jobs, write_file
+from efficientnet_tf.study.runner import Run, run_jobs
 
 GRID = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5)
 PHIS = range(8)  # of the family that is written
@@ -208,7 +209,7 @@ def write_results(output_dir, baseline, candidates, rows, scores, settings):
     writer = csv.DictWriter(text, table[0])
     writer.writeheader()
     writer.writerows(table)
-    write_file(os.path.join(output_dir, "search.csv"), text.getvalue())
+    write_text(os.path.join(output_dir, "search.csv"), text.getvalue())
 
     best, point = scores[0], scores[0].candidate.nearest
     found = {
@@ -220,13 +221,13 @@ def write_results(output_dir, baseline, candidates, rows, scores, settings):
         "search": settings,
     }
     path = os.path.join(output_dir, "coefficients.yaml")
-    write_file(path, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
+    write_text(path, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
     for phi in PHIS:
         spec = scale_spec(baseline, phi, phi, phi, point)
         title = (
             f"# phi {phi}: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g} from {baseline.name}.\n"
         )
-        write_file(os.path.join(output_dir, "family", f"phi{phi}.yaml"), title + dump_variant(spec))
+        write_text(os.path.join(output_dir, "family", f"phi{phi}.yaml"), title + dump_variant(spec))
 
 
 def main(args):

@@ -186,8 +186,8 @@ def write_records(data, split, folder, shards, workers, beam_arguments=None):
         }
         write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
         write_text(os.path.join(folder, "classes.txt"), _class_lines(source))
-    except tf.errors.OpError as error:
-        raise UserError(f"{folder}: cannot write {split!r} there: {error.message}") from error
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"{folder}: cannot write {split!r} there: {error}") from error
     return summary
 
 

@@ -1,57 +1,71 @@
-"""What this machine is, and what this process takes of its memory."""
+"""Describes this machine and measures the memory of processes."""
 
 import contextlib
 import os
 import platform
+from collections.abc import Iterator
 
 
-def available_cores():
-    """Return how many cores this process may use, int."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe_hardware():
-    """Return what the numbers depend on: the processor's name, and how many of its cores this process may use."""
+def describe_hardware() -> dict[str, str | int]:
+    """Return the hardware that measurements depend on.
+
+    Returns:
+        `{"cpu": name of the processor, "cores": number of cores that this process may use}`.
+    """
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
-    except OSError:  # not Linux
-        pass
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux only
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
     return {"cpu": name, "cores": available_cores()}
 
 
-def _figure(key, path="/proc/self/status"):
-    """Return a figure of a file of the system in bytes, None where there is none (not Linux)."""
-    with contextlib.suppress(OSError, StopIteration), open(path) as file:
-        return int(next(line for line in file if line.startswith(key)).split()[1]) * 1024
-    return None
+def available_memory_bytes() -> int | None:
+    """Return the memory in bytes that is left on this machine, or None if the system does not report it."""
+    return _read_bytes("/proc/meminfo", "MemAvailable:")
 
 
-def available_memory_bytes():
-    """Return how much memory is left before the system swaps or kills, in bytes; None where it does not say."""
-    return _figure("MemAvailable:", "/proc/meminfo")
+def resident_bytes() -> int | None:
+    """Return the memory in bytes that this process holds now, or None if the system does not report it."""
+    return _read_bytes("/proc/self/status", "VmRSS:")
 
 
-def resident_bytes():
-    """Return how much memory this process holds now, in bytes; None where the system does not say."""
-    return _figure("VmRSS:")
+def peak_bytes(pid: int | None = None) -> int | None:
+    """Return the peak memory of a process.
 
+    Args:
+        pid: ID of a running process. None is this process.
 
-def peak_bytes():
-    """Return the most memory that this process has held, in bytes; None where the system does not say."""
-    return _figure("VmHWM:")
+    Returns:
+        The peak resident memory in bytes, or None if the process has ended or the system does not report it.
+    """
+    return _read_bytes(f"/proc/{pid or 'self'}/status", "VmHWM:")
 
 
 @contextlib.contextmanager
-def track_peak_bytes():
-    """Give a list that will hold this process's peak memory within the block, in bytes, or None."""
-    peak = []
+def track_peak_bytes() -> Iterator[list[int | None]]:
+    """Measure the peak memory of this process within a block.
+
+    Yields:
+        An empty list. At the end of the block, the peak resident memory in bytes is appended to it, or None if the
+        system does not report it.
+    """
     try:
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts again from what is held now
-        yield peak
-        peak.append(peak_bytes())
+            file.write("5")  # resets VmHWM to the memory that is held now
+        is_reset = True
     except OSError:
-        yield peak
-        peak.append(None)
+        is_reset = False
+    peak: list[int | None] = []
+    yield peak
+    peak.append(peak_bytes() if is_reset else None)
+
+
+def _read_bytes(path: str, key: str) -> int | None:
+    """Return a value in bytes from a file of /proc that lists kibibytes, or None if it is not there."""
+    with contextlib.suppress(OSError, StopIteration), open(path) as file:
+        return int(next(line for line in file if line.startswith(key)).split()[1]) * 1024
+    return None

@@ -12,9 +12,10 @@ import sys
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime.files import write_text
 from efficientnet_tf.study.designs import PUBLISHED, STUDIES, format_list, make_runs
 from efficientnet_tf.study.page import About, average, count_overlaps, write_page
-from efficientnet_tf.study.runner import read_rows, read_states, run_jobs, write_file
+from efficientnet_tf.study.runner import read_rows, read_states, run_jobs
 
 # ------------------------------------------------------------------------------------------------- times
 
@@ -61,7 +62,7 @@ def add_inference(rows, runs, output_dir, measure):
             if seconds is not None:
                 known[network] = seconds
                 print(f"{network}: {seconds * 1000:.2f} ms for one image", flush=True)
-                write_file(path, json.dumps(known, indent=1))
+                write_text(path, json.dumps(known, indent=1))
     return [row | {"inference_seconds": known.get(networks[row["run"]])} for row in rows]
 
 

@@ -21,6 +21,8 @@ from tqdm import tqdm
 from efficientnet_tf.config import schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import diff_config, dump_config, dump_variant, load_config, parse_config
+from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.hardware import peak_bytes as read_peak_bytes
 from efficientnet_tf.runtime.signals import EXIT_RESTART, StopFlag
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import JobQueue, read_owners, state_of
@@ -142,15 +144,6 @@ def read_states(runs, output_dir, storage, study_name):
     return {name: "waiting" if state in ("missing", "interrupted") else state for name, state in found.items()}
 
 
-def write_file(path, text):
-    """Write a local file in one go, in a folder that is made: other processes see it whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
-
-
 # ------------------------------------------------------------------------------------------------- a run
 
 
@@ -168,7 +161,7 @@ def _load_configs(runs, recipe, settings):
             if run.name in configs or not re.fullmatch(r"\w[\w.+-]*", run.name):
                 raise ValueError(f"a run's name must be a folder's and its own, received {run.name!r}")
             variant = os.path.join(folder, f"{run.name}.yaml")
-            write_file(variant, dump_variant(run.spec))
+            write_text(variant, dump_variant(run.spec))
             configs[run.name] = load_config(variant, recipe, settings[run.name])
     return configs
 
@@ -194,7 +187,7 @@ def _do(run, output_dir, arguments, ledger, trial, bar, stop):
     """Train a run whose trial is claimed, and record how it ended."""
     variant = os.path.join(output_dir, "variants", f"{run.name}.yaml")
     model_dir = os.path.join(output_dir, "runs", run.name)
-    write_file(variant, dump_variant(run.spec))
+    write_text(variant, dump_variant(run.spec))
     command = [sys.executable, "-c", PROGRAM, f"--variant={variant}", f"--model_dir={model_dir}", *arguments]
     beats = itertools.count()
 
@@ -236,7 +229,8 @@ def _train(command, log, beat, heartbeat_seconds, stop):
     asked, due, peak_bytes = False, 0.0, None
     try:
         while process.poll() is None:
-            peak_bytes = _read_peak(process.pid) or peak_bytes
+            # Ask while it runs: after its end, the system counts the memory of the process that started it, too.
+            peak_bytes = read_peak_bytes(process.pid) or peak_bytes
             if stop.asked and not asked:
                 asked = True
                 os.kill(process.pid, signal.SIGTERM)
@@ -250,16 +244,6 @@ def _train(command, log, beat, heartbeat_seconds, stop):
         process.kill()
         process.wait()
         process.stdin.close()
-
-
-def _read_peak(pid):
-    """Return the peak resident memory of a process so far, in bytes; None where the system does not say."""
-    # What the system tells of a process that has ended counts the memory of the one that started it, too.
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), None)
-    except OSError:
-        return None
 
 
 def _read_metrics(model_dir):
