@@ -84,7 +84,7 @@ def train(config, model_dir, strategy, tracker="tensorboard"):
     from efficientnet_tf.training.graph import batch_norm_group_size
     from efficientnet_tf.training.metrics import RunLog, SilentLog
     from efficientnet_tf.training.schedule import plan_phases, to_steps
-    from efficientnet_tf.training.step import make_train_loop
+    from efficientnet_tf.training.tensorflow_loop import make_train_loop
     from efficientnet_tf.training.transfer import read_initial_weights
     from efficientnet_tf.training.wandb import require_tracker
 

@@ -69,8 +69,8 @@ def save_run(model_dir, class_names, *overrides):
     state = create_state(config, len(class_names), 100, tiny.make_strategy(1))
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
     parts = [weights]
-    if state.average:
-        parts.insert(0, [*state.average.trainable, *state.average.statistics])  # the model keeps the last values
+    if state.ema:
+        parts.insert(0, [*state.ema.trainable, *state.ema.statistics])  # the model keeps the last values
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 256, (64, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2).astype("float32")
     for part in parts:

@@ -12,7 +12,7 @@ from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.training.checkpoint import create_state
-from efficientnet_tf.training.step import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 _strategies = itertools.count(1)
 
@@ -50,7 +50,7 @@ def replica_values(variable):
 
 def variables_of(state):
     """Return {part/name: tf.Variable} of everything that training changes, named as in a checkpoint."""
-    model, optimizer, average = state.model, state.optimizer, state.average
+    model, optimizer, average = state.model, state.optimizer, state.ema
     weights = [*model.trainable_variables, *batch_norm_statistics(model)]
     named = {f"model/{v.path}": v.value for v in weights}
     named |= {f"optimizer/{v.path.partition('/')[2]}": v.value for v in optimizer.variables}

@@ -10,7 +10,7 @@ from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.runtime.hardware import resident_bytes, track_peak_bytes
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.training.checkpoint import create_state
-from efficientnet_tf.training.step import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 IMAGES = 100_000  # as if of a data set: the schedule asks how many
 

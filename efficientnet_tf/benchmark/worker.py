@@ -50,7 +50,7 @@ def _ours(setting):
     from efficientnet_tf.models.model_dir import build_from_config, precision_scope
     from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
     from efficientnet_tf.training.checkpoint import create_state
-    from efficientnet_tf.training.step import make_train_loop
+    from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
     sizes = [f"data.image_size={setting.size}", f"train.batch_size={setting.batch}"]
     settings = load_config(setting.variant, "imagenet", [*sizes, f"train.precision={setting.precision}"])

@@ -131,8 +131,8 @@ def make_classifiers(state):
         return logits_of
 
     classifiers = {"raw": make(model.trainable_variables, batch_norm_statistics(model))}
-    if state.average:
-        classifiers["ema"] = make(state.average.trainable, state.average.statistics)
+    if state.ema:
+        classifiers["ema"] = make(state.ema.trainable, state.ema.statistics)
     return classifiers
 
 

@@ -40,7 +40,7 @@ class State:
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
-    average: ModelEMA | None
+    ema: ModelEMA | None
 
     @property
     def step(self):
@@ -81,8 +81,8 @@ def _variables(state):
         # Without the first part of the path: Keras counts optimisers up in a process.
         "optimizer": {v.path.partition("/")[2] or v.path: v.value for v in state.optimizer.variables},
     }
-    if state.average:
-        averages = [*state.average.trainable, *state.average.statistics]
+    if state.ema:
+        averages = [*state.ema.trainable, *state.ema.statistics]
         parts["average"] = {v.path: a.value for v, a in zip(weights, averages, strict=True)}
     return parts
 

@@ -20,7 +20,7 @@ from efficientnet_tf.preflight.checks import check_program, check_step
 from efficientnet_tf.preflight.lower import UnsupportedOperation, make_step
 from efficientnet_tf.preflight.report import bound_times, format_report, measured_input, run_preflight, search_batch
 from efficientnet_tf.runtime.strategy import device_type, replica_count
-from efficientnet_tf.training import step as step_lib
+from efficientnet_tf.training import tensorflow_loop as step_lib
 from efficientnet_tf.training.checkpoint import create_state
 
 CLASSES = 10

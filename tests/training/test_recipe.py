@@ -31,7 +31,7 @@ from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
 from efficientnet_tf.training.schedule import create_schedule
-from efficientnet_tf.training.step import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 IMAGENET = 1_281_167  # training images
 

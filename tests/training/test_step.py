@@ -27,7 +27,7 @@ from efficientnet_tf.training import graph as graph_lib
 from efficientnet_tf.training.checkpoint import State, create_state
 from efficientnet_tf.training.metrics import RunLog
 from efficientnet_tf.training.optimizers import create_optimizer
-from efficientnet_tf.training.step import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.transfer import freeze_layers
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
@@ -428,7 +428,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
     state = create_state(config, 10, SIZE, strategy)
     rng = np.random.default_rng(0)
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
-    averages = [*state.average.trainable, *state.average.statistics]
+    averages = [*state.ema.trainable, *state.ema.statistics]
     for variable, name in zip((*weights, *averages), 2 * [v.name for v in weights], strict=True):
         noise = 0 if name == "moving_variance" else rng.normal(0, 0.3, variable.shape)
         variable.assign(tiny.replica_values(variable)[0] * rng.uniform(0.5, 1.5, variable.shape) + noise)
@@ -450,7 +450,7 @@ def test_raw_and_average_are_evaluated_as_keras_would(test_digits, replicas):
 def test_no_average_no_evaluator():
     config = tiny.load_config(tiny.SHORT, "train.ema_decay=0")
     state = create_state(config, 10, SIZE, tiny.make_strategy(1))
-    assert state.average is None
+    assert state.ema is None
     source = open_source(config.data, "test", training=False)
     assert list(make_evaluators(state, source, config, tiny.make_strategy(1))) == ["raw"]
 

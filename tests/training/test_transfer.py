@@ -24,7 +24,7 @@ from efficientnet_tf.train import graph_of, main, make_parser, train
 from efficientnet_tf.training import checkpoint
 from efficientnet_tf.training.metrics import RunLog
 from efficientnet_tf.training.schedule import Phase, create_schedule, plan_phases
-from efficientnet_tf.training.step import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.transfer import read_initial_weights
 
 # What the weights of `trained` need, all of it other than the variant's.
@@ -226,7 +226,7 @@ def test_frozen_stays_to_the_last_bit_and_all_else_moves(digits, trained, freeze
     """Weights, slots, statistics and averages, on every replica."""
     config = new_config(digits, trained, f"train.freeze={freeze}", *more)
     state, steps = start(config, tiny.make_strategy(replicas))
-    for average in (*state.average.trainable, *state.average.statistics):
+    for average in (*state.ema.trainable, *state.ema.statistics):
         average.assign(average + 1)  # away from the weights: an average that is not left alone moves back
     before = values_of(state)
     loss, _ = steps(4, plan_phases(config, 50)[0])
