@@ -185,7 +185,9 @@ def add_flags(message, parser):
     """
     flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
     names = "|".join(re.escape(name) for name in flags)
-    return re.sub(rf"(?<![\w.\-/])({names})(?==)", lambda match: flags[match[1]], message)
+    # A config's error names the overrides as its source: `overrides: train.epoch: unknown key`.
+    pattern = rf"(?<![\w.\-/])((?:{names})(?==)|overrides(?=: ))"
+    return re.sub(pattern, lambda match: flags.get(match[1], match[1]), message)
 
 
 def run(main, parser, argv=None):

@@ -292,7 +292,7 @@ def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--variant=b99"], "unknown variant 'b99': allowed are b0"),
+        (["--variant=b99"], "unknown variant 'b99'. Allowed are b0"),
         (["--recipe=digit"], "Did you mean 'digits'?"),
         (["--set", "train.epoch=3"], "Did you mean 'epochs'?"),
         (["--set", "data.source=tfds:"], "data.source"),

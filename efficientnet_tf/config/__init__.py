@@ -1,4 +1,14 @@
-"""Configs: YAML files and overrides, checked against one schema.
+"""Read YAML files and overrides, and check them against one schema.
 
-Imports nothing else of this package, and no TensorFlow.
+Modules:
+    schema: Every key of a configuration: its meaning, type, default and checks.
+    load: Variants, recipes and overrides become one `Config`.
+    yaml12: The dialect of YAML that the files are written in.
+    errors: The exception for mistakes that a user can fix.
+
+This is the lowest package. It imports nothing else from `efficientnet_tf`, and no TensorFlow.
+
+Public names, importable from `efficientnet_tf`: `list_variants`, `load_variant`, `load_config`, `Config`, `ModelSpec`,
+`Stage`, `DataConfig`, `AugmentConfig`, `OptimizerConfig`, `ScheduleConfig`, `TrainConfig`, `Phase`, `EvalConfig` and
+`UserError`.
 """

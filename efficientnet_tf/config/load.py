@@ -1,8 +1,10 @@
-"""How a variant, a recipe and overrides become the one config of a run, checked against the schema.
+"""Load variants and recipes, and compose them with overrides into the one config of a run.
 
-    variant YAML (the `model` section) < recipe YAML (any section) < `key=value` overrides
+Later layers win:
 
-Nothing in this file touches a device.
+    variant file (the section `model`)  <  recipe file (any section)  <  `section.key=value` overrides
+
+Every mistake is reported together with the file or override that it comes from.
 """
 
 import functools
@@ -11,7 +13,9 @@ import itertools
 import platform
 import re
 import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
@@ -22,15 +26,103 @@ from efficientnet_tf.config.yaml12 import Dumper, parse_yaml, read_mapping
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
-# In a wheel the configs lie inside the package, in a source tree or an editable install beside it.
+# A wheel has the configs inside the package. A source tree and an editable install have them next to it.
 CONFIG_DIR = next(
     (d for d in (PACKAGE_DIR / "configs", PACKAGE_DIR.parent / "configs") if d.is_dir()),
     PACKAGE_DIR / "configs",
 )
 
+OVERRIDES = "overrides"  # the layer of the overrides in error messages, named like the argument of `load_config`
 
-def _find(kind, folder, name):
-    """Return the YAML file of a variant or recipe given its name or its path."""
+_Layers = list[tuple[str, dict]]  # (name for error messages, content), from the lowest layer to the highest
+_Schema = TypeVar("_Schema", bound=Section)
+
+
+# ------------------------------------------------------------------------------------------------------ load
+
+
+def list_variants() -> list[str]:
+    """Return the names of all variants: the EfficientNet family, then the other networks in `configs/`.
+
+    Example:
+        >>> from efficientnet_tf import list_variants
+        >>> list_variants()[:3]
+        ['b0', 'b1', 'b2']
+        >>> list_variants()[-2:]
+        ['resnet50', 'wide_resnet50_2']
+    """
+    return _list_names(CONFIG_DIR)
+
+
+def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
+    """Return the network that a variant describes.
+
+    Args:
+        variant: A name in `configs/` such as "b0" or "l2", or the path of a YAML file. A `ModelSpec` is returned as is.
+
+    Raises:
+        UserError: If the variant is unknown, or if the file has a key or a value that the schema does not allow.
+
+    Example:
+        >>> from efficientnet_tf import load_variant
+        >>> spec = load_variant("b7")
+        >>> spec.width, spec.depth, spec.resolution
+        (2.0, 3.1, 600)
+    """
+    if isinstance(variant, ModelSpec):
+        return variant
+    content, path = _read_variant(variant)
+    return _validate(ModelSpec, content, [(str(path), content)])
+
+
+def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Return the config of a run, composed of a variant, a recipe and overrides.
+
+    Args:
+        variant: Name of a variant in `configs/`, or the path of a YAML file.
+        recipe: Name of a recipe in `configs/recipes/`, or the path of a YAML file.
+        overrides: Texts of the form `section.key=value`. The values are read as YAML.
+
+    Raises:
+        UserError: If anything is wrong. One error lists all mistakes, each with its file, its key, the value received,
+            what is allowed and the nearest valid key.
+
+    Example:
+        >>> from efficientnet_tf import load_config
+        >>> config = load_config("b0", "digits", ["train.epochs=3", "optimizer.name=adamw"])
+        >>> config.optimizer.name, config.train.epochs, config.train.batch_size
+        ('adamw', 3, 64)
+    """
+    model, variant_path = _read_variant(variant)
+    recipe_path = _find("recipe", CONFIG_DIR / "recipes", recipe)
+    layers = [
+        (str(variant_path), {"model": model}),
+        (str(recipe_path), read_mapping(recipe_path)),
+        (OVERRIDES, _parse_overrides(overrides)),
+    ]
+    return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """Return a config with some keys changed.
+
+    Args:
+        config: The config to start from. It stays as it is.
+        overrides: Texts of the form `section.key=value`.
+
+    Raises:
+        UserError: As for `load_config`.
+    """
+    changes = _parse_overrides(overrides)
+    return _validate(Config, merge(config.model_dump(), changes), [(OVERRIDES, changes)])
+
+
+def _list_names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _find(kind: str, folder: Path, name: object) -> Path:
+    """Return the YAML file of a variant or a recipe, given its name or its path."""
     name = str(name)
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -38,31 +130,81 @@ def _find(kind, folder, name):
         return Path(name)
     path = folder / f"{name.lower()}.yaml"
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
-        allowed = sorted(p.stem for p in folder.glob("*.yaml"))
+        allowed = _list_names(folder)
         raise UserError(
-            f"unknown {kind} {name!r}: allowed are {', '.join(allowed)}, or a path that ends in .yaml."
+            f"unknown {kind} {name!r}. Allowed are {', '.join(allowed)}, or a path that ends in .yaml."
             + suggest(name, allowed)
         )
     return path
 
 
-def _read_variant(variant):
-    """Read a variant's YAML; where it names a `baseline`, what it leaves unsaid comes from there."""
+def _read_variant(variant: object) -> tuple[dict, Path]:
+    """Return a variant's content and file. Keys that it leaves out come from its `baseline`, if it names one."""
     path = _find("variant", CONFIG_DIR, variant)
     content = read_mapping(path)
     if "baseline" in content:
         baseline = content.pop("baseline")
-        base = read_mapping(_find(f"baseline of {path}:", CONFIG_DIR, baseline))
+        base = read_mapping(_find(f"baseline in {path}:", CONFIG_DIR, baseline))
         if "baseline" in base:
-            raise UserError(f"{path}: baseline {baseline!r} has a baseline itself: name one with a stage table")
+            raise UserError(f"{path}: baseline {baseline!r} has a baseline itself. Name a variant with a stage table.")
         content = base | content
     return {"name": path.stem} | content, path
 
 
-# --------------------------------------------------------------------------------------------------- checks
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return {"train": {"epochs": 5}} for ["train.epochs=5"]."""
+    nested = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{OVERRIDES}: {text!r} is not of the form section.key=value, for example train.epochs=5")
+        nested = merge(nested, nest({key.strip(): parse_yaml(value, f"{OVERRIDES}: {text}")}))
+    return nested
 
 
-def _has(content, location):
+# ------------------------------------------------------------------------------------------------------ check
+
+
+def _validate(schema: type[_Schema], content: dict, layers: _Layers) -> _Schema:
+    """Validate merged content. One error reports every mistake, each with the layer that it comes from."""
+    try:
+        return schema.model_validate(content)
+    except pydantic.ValidationError as error:
+        # A list that is too short only because its items are invalid is not a mistake of its own.
+        items = [i for i in error.errors(include_url=False) if not (i["type"] == "too_short" and i["input"])]
+        raise UserError("\n".join(_describe(schema, item, layers) for item in items)) from None
+
+
+def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -> str:
+    """Return the line that reports one of pydantic's errors."""
+    location = item["loc"]
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        allowed = _keys_at(schema, location)
+        hint = suggest(location[-1], allowed) or _suggest_section(location[-1])
+        message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
+    elif item["type"] == "missing":
+        message = "is required but missing"
+    elif item["type"] != "value_error":
+        message += f", received {item['input']!r}"
+    key = "".join(f"{part}." for part in location).rstrip(".")
+    return f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}"
+
+
+def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
+    """Return the names of the layers that a mistake comes from: those that set the values in question."""
+    location = item["loc"]
+    if item["type"] == "missing" and not any(isinstance(part, int) for part in location):
+        return next(name for name, layer in layers if _has(layer, location[:-1]))
+    if item["type"] == "value_error":  # values that contradict each other: the message names their keys
+        keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
+    else:  # a list is replaced as a whole, so all of it comes from one layer
+        keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]
+    origins = {next((name for name, layer in reversed(layers) if _has(layer, key)), None) for key in keys}
+    return ", ".join(name for name, _ in layers if name in origins) or layers[-1][0]
+
+
+def _has(content: Any, location: Sequence[str | int]) -> bool:
     for key in location:
         try:
             content = content[key]
@@ -71,130 +213,78 @@ def _has(content, location):
     return True
 
 
-def _origin(layers, item, message):
-    """Return the names of the layers that a mistake comes from: those that state the values it is about."""
-    location = item["loc"]
-    if item["type"] == "missing" and not any(isinstance(part, int) for part in location):
-        return next(name for name, layer in layers if _has(layer, location[:-1]))
-    if item["type"] == "value_error":  # a contradiction: its message names the keys
-        keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
-    else:  # a list comes from one layer as a whole
-        keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]
-    said = [next((name for name, layer in reversed(layers) if _has(layer, key)), None) for key in keys]
-    return ", ".join(name for name, _ in layers if name in said) or layers[-1][0]
-
-
-def _section_at(model, location):
-    """Return the names allowed where `location` ends: the fields of the section that holds it."""
+def _keys_at(schema: type[Section], location: Sequence[str | int]) -> list[str]:
+    """Return the keys of the section in which `location` ends."""
     for key in location[:-1]:
         if isinstance(key, int):
             continue
-        annotation = model.model_fields[key].annotation
+        annotation = schema.model_fields[key].annotation
         inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        model = next((a for a in inner if issubclass(a, Section)), model)
-    return model.model_fields
+        schema = next((a for a in inner if issubclass(a, Section)), schema)
+    return list(schema.model_fields)
 
 
-def _elsewhere(key):
-    """Return a hint where another section has the key."""
-    for section, field in Config.model_fields.items():
-        if key in field.annotation.model_fields:
-            return f" Did you mean {section}.{key}?"
+def _suggest_section(key: str) -> str:
+    """Return a hint if the key belongs to another section, or ""."""
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if section is not None and key in section.model_fields:
+            return f" Did you mean {name}.{key}?"
     return ""
 
 
-def _validate(schema, content, layers):
-    """Validate `content`; every mistake is reported in one error, with the layer (file, flag) it came from."""
-    try:
-        return schema.model_validate(content)
-    except pydantic.ValidationError as error:
-        lines = []
-        for item in error.errors(include_url=False):
-            location = item["loc"]
-            key = ".".join(str(part) for part in location)
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "too_short" and item["input"]:
-                continue  # its items are wrong and reported themselves
-            if item["type"] == "extra_forbidden":
-                allowed = _section_at(schema, location)
-                hint = suggest(location[-1], allowed) or _elsewhere(location[-1])
-                message = f"unknown key; allowed are {', '.join(sorted(allowed))}." + hint
-            elif item["type"] == "missing":
-                message = "is required and not given"
-            elif item["type"] != "value_error":
-                message += f", received {item['input']!r}"
-            lines.append(f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}")
-        raise UserError("\n".join(lines)) from None
+# ------------------------------------------------------------------------------------------------------ write
 
 
-def load_variant(variant):
-    """Load the network that a variant describes.
+def dump_config(config: Config) -> str:
+    """Return a config as YAML text that states every key."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def dump_variant(spec: ModelSpec) -> str:
+    """Return the YAML text of a variant file. It has no `name`, because a variant is named after its file."""
+    content = spec.model_dump(mode="json", exclude={"name"})
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def parse_config(text: str, where: str) -> Config:
+    """Return the config that `dump_config` wrote. A section `environment` in the text is ignored.
 
     Args:
-        variant: str, a name in `configs/` ("b0" ... "b8", "l2"), or the path of a YAML file; or a ModelSpec.
-
-    Returns:
-        A ModelSpec.
+        text: The YAML text.
+        where: Name of the source of the text, for error messages.
 
     Raises:
-        UserError: for an unknown variant, a key or a value that the schema does not allow.
+        UserError: If the text is not a complete config that this version can read.
     """
-    if isinstance(variant, ModelSpec):
-        return variant
-    content, path = _read_variant(variant)
-    return _validate(ModelSpec, content, [(str(path), content)])
+    content = parse_yaml(text, where)
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: not a config")
+    content.pop("environment", None)
+    return _validate(Config, content, [(where, content)])
 
 
-def _parse_overrides(overrides):
-    """Turn `["train.epochs=5", ...]` into a nested mapping; values are read as YAML."""
-    nested = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: expected section.key=value, for example train.epochs=5")
-        nested = merge(nested, nest({key.strip(): parse_yaml(value, f"--set {text}")}))
-    return nested
+def diff_config(old: Config, new: Config) -> list[str]:
+    """Return a line `key: old -> new` for every key that differs between two configs."""
+
+    def flatten(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    before, after = dict(flatten(old.model_dump())), dict(flatten(new.model_dump()))
+    keys = [key for key in after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 
 
-def load_config(variant, recipe, overrides=()):
-    """Compose the config of a run: variant, recipe, overrides, in this order.
+def describe_environment(*others: str) -> dict[str, str]:
+    """Return the versions of Python and the main packages, the machine and the git commit.
 
     Args:
-        variant: str, name or path of a variant.
-        recipe: str, name or path of a recipe.
-        overrides: sequence of str, `section.key=value`, read as YAML.
-
-    Returns:
-        A Config, complete and checked.
-
-    Raises:
-        UserError: one error that lists every mistake: file, key, value received, what is allowed, the nearest key.
+        *others: Names of more packages to list if they are installed.
     """
-    model, variant_path = _read_variant(variant)
-    recipe_path = _find("recipe", CONFIG_DIR / "recipes", recipe)
-    layers = [
-        (str(variant_path), {"model": model}),
-        (str(recipe_path), read_mapping(recipe_path)),
-        ("--set", _parse_overrides(overrides)),
-    ]
-    return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
-
-
-def override_config(config, overrides):
-    """Return the config with `section.key=value` overrides laid upon it.
-
-    Raises:
-        UserError: as `load_config`.
-    """
-    over = _parse_overrides(overrides)
-    return _validate(Config, merge(config.model_dump(), over), [("--set", over)])
-
-
-# --------------------------------------------------------------------------------------------------- files
-
-
-def describe_environment(*others):
-    """Return versions and git commit as a mapping: what, beside the config, decided a run; of `others` as well."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("efficientnet_tf", "keras", "tensorflow", "tensorflow-cpu", "tensorflow-tpu", "numpy", *others):
         try:
@@ -207,41 +297,3 @@ def describe_environment(*others):
     except (OSError, subprocess.CalledProcessError):
         versions["git_commit"] = "not a git checkout"
     return versions
-
-
-def dump_config(config):
-    """Return the config as YAML text, every key stated."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-def dump_variant(spec):
-    """Return a ModelSpec as the text of a variant's YAML; the name is left to the file."""
-    content = spec.model_dump(mode="json", exclude={"name"})
-    return yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-def parse_config(text, where):
-    """Read what `dump_config` wrote (an `environment` section beside it is passed over).
-
-    Raises:
-        UserError: when the text is not a complete config of this version.
-    """
-    content = parse_yaml(text, where)
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: not a config")
-    content.pop("environment", None)
-    return _validate(Config, content, [(where, content)])
-
-
-def diff_config(old, new):
-    """Return the lines `key: old -> new` for every key in which two configs differ."""
-
-    def flatten(section, prefix=""):
-        for key, value in section.items():
-            if isinstance(value, dict):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    old, new = dict(flatten(old.model_dump())), dict(flatten(new.model_dump()))
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in new if old.get(key) != new.get(key)]

@@ -1,170 +1,211 @@
-"""The schema of a run: what a variant and a recipe may say. Every key is documented on its field, and nowhere else."""
+"""The schema of a run: every key that a variant, a recipe or an override may set.
 
-from typing import Annotated, Literal
+The text below a key says what the key means. It is written here only: the reference documentation is generated from it.
+A section's checks reject values that contradict each other. Their messages name the keys in full, because `load` looks
+for those names to find the file that a mistake comes from.
+"""
+
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 
-def merge(base, over):
-    """Return `base` with `over` laid upon it, mapping by mapping; everything else is replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def nest(flat):
-    """Turn {"train.epochs": 5, ...} into {"train": {"epochs": 5}, ...}."""
-    nested = {}
-    for key, value in flat.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        nested = merge(nested, value)
-    return nested
-
-
 class Section(pydantic.BaseModel):
-    """A part of the config: immutable, strict about types, unknown keys forbidden."""
+    """A part of a config: immutable, strict about types, and without unknown keys."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-# YAML has lists alone: a tuple field takes one.
+# YAML has lists but no tuples, so tuple fields accept lists.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Positives = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
 class Stage(Section):
-    """One row of the baseline's stage table (paper, Table 1), before scaling."""
+    """One row of a stage table (paper, Table 1), before scaling.
 
-    block: Literal["mbconv", "separable", "bottleneck"] = Field(
-        "mbconv",
-        description="mbconv: expansion, depthwise, squeeze-excite, projection; separable: depthwise and 1x1 "
-        "(MobileNetV1); bottleneck: 1x1, full convolution, 1x1, and a projected shortcut (ResNet)",
-    )
-    kernel: Literal[3, 5, 7] = Field(description="size of the kernel that looks at neighbours, pixels")
-    stride: Literal[1, 2] = Field(description="stride of the first block; the others have 1")
-    expand: Count = Field(
-        description="mbconv: inner channels for each of the input, 1 leaves the expansion out; bottleneck: output "
-        "channels for each inner one"
-    )
-    channels: Count = Field(description="output channels at width 1")
-    repeats: Count = Field(description="number of blocks at depth 1")
-    se_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.25, description="mbconv: squeeze-excite bottleneck as a share of the block's input channels; 0 for none"
-    )
+    Example:
+        >>> from efficientnet_tf import load_variant
+        >>> stage = load_variant("b0").stages[2]
+        >>> stage.kernel, stage.stride, stage.channels, stage.repeats
+        (5, 2, 40, 2)
+    """
+
+    block: Literal["mbconv", "separable", "bottleneck"] = "mbconv"
+    """Kind of block. `mbconv` is an inverted bottleneck with squeeze-and-excitation (EfficientNet, MobileNetV2).
+    `separable` is a depthwise and a 1x1 convolution (MobileNetV1). `bottleneck` is a 1x1, a full and a 1x1 convolution
+    with a shortcut (ResNet)."""
+    kernel: Literal[3, 5, 7]
+    """Kernel size of the depthwise convolution, or of the bottleneck's middle convolution, in pixels."""
+    stride: Literal[1, 2]
+    """Stride of the stage's first block. The other blocks have stride 1."""
+    expand: Count
+    """`mbconv`: ratio of inner channels to input channels. 1 omits the expansion. `bottleneck`: ratio of output
+    channels to inner channels."""
+    channels: Count
+    """Output channels at width 1."""
+    repeats: Count
+    """Number of blocks at depth 1."""
+    se_ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """`mbconv`: channels of the squeeze-and-excitation bottleneck, as a fraction of the block's input channels. 0 omits
+    it."""
 
     @pydantic.model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> "Stage":
         if self.block != "mbconv" and self.se_ratio:
-            raise ValueError(f"se_ratio is for block=mbconv, received {self.se_ratio:g} for {self.block}: give 0")
+            raise ValueError(
+                f"se_ratio={self.se_ratio:g} is only for block=mbconv, received {self.block}. Set it to 0."
+            )
         if self.block == "separable" and self.expand != 1:
-            raise ValueError(f"block=separable has no expansion, received expand={self.expand}: give 1")
+            raise ValueError(f"block=separable has no expansion, received expand={self.expand}. Set it to 1.")
         if self.block == "bottleneck" and self.channels % self.expand:
-            raise ValueError(f"block=bottleneck: channels={self.channels} must be a multiple of expand={self.expand}")
+            raise ValueError(f"block=bottleneck: channels={self.channels} is not a multiple of expand={self.expand}")
         return self
 
 
 class ModelSpec(Section):
-    """What network: a baseline's stage table and the coefficients that scale it."""
+    """A network: a stage table and the multipliers that scale it. Variants in `configs/` are written in these keys.
 
-    name: str = Field(description="name of the variant; the default is the name of its file")
-    width: Positive = Field(description="multiplier of channels (paper: w = beta^phi)")
-    depth: Positive = Field(description="multiplier of repeats (paper: d = alpha^phi)")
-    resolution: Annotated[int, Field(ge=8)] = Field(description="image side, pixels, in training and evaluation")
-    dropout: Fraction = Field(description="drop rate before the classifier")
-    drop_connect: Fraction = Field(0.2, description="stochastic depth: drop rate that a block past the last would have")
-    stem_channels: Count = Field(32, description="channels of the first convolution at width 1")
-    stem_kernel: Literal[3, 7] = Field(3, description="kernel size of the first convolution, which has stride 2")
-    stem_pool: bool = Field(False, description="3x3 max pooling of stride 2 after the first convolution (ResNet)")
-    head_channels: Annotated[int, Field(ge=0)] = Field(
-        1280, description="channels of the last convolution at width 1; 0 for none"
-    )
-    activation: Literal["swish", "relu", "relu6"] = Field("swish", description="after batch norm")
-    channel_divisor: Count = Field(8, description="scaled channels are multiples of this")
-    batch_norm_momentum: Fraction = Field(0.99, description="share of the moving statistics kept at each step")
-    batch_norm_epsilon: Positive = Field(1e-3, description="added to the variance")
-    padding: Literal["same", "symmetric"] = Field(
-        "same", description="of convolutions of stride 2: TensorFlow's, or as much on each side, as torch pads"
-    )
-    mean: Floats = Field(
-        (123.675, 116.28, 103.53), description="subtracted from the pixels, [0, 255], a channel or one for all"
-    )
-    std: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = Field(
-        (58.395, 57.12, 57.375), description="divides the pixels, [0, 255], a channel or one for all"
-    )
-    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)] = Field(description="the stage table")
+    Example:
+        >>> from efficientnet_tf import load_variant
+        >>> spec = load_variant("b4")
+        >>> spec.depth, spec.width, spec.resolution
+        (1.8, 1.4, 380)
+        >>> spec.model_copy(update={"resolution": 300}).resolution
+        300
+    """
+
+    name: str
+    """Name of the variant. Defaults to the name of its file."""
+    width: Positive
+    """Multiplier of the channels (`w = beta^phi` in the paper)."""
+    depth: Positive
+    """Multiplier of the repeats (`d = alpha^phi` in the paper)."""
+    resolution: Annotated[int, Field(ge=8)]
+    """Side of the input images in pixels, in training and in evaluation."""
+    dropout: Fraction
+    """Dropout rate before the classifier."""
+    drop_connect: Fraction = 0.2
+    """Maximum stochastic-depth rate. The rate of a block grows linearly with its depth."""
+    stem_channels: Count = 32
+    """Channels of the first convolution at width 1."""
+    stem_kernel: Literal[3, 7] = 3
+    """Kernel size of the first convolution, which has stride 2."""
+    stem_pool: bool = False
+    """Whether a 3x3 max pooling with stride 2 follows the first convolution (ResNet)."""
+    head_channels: Annotated[int, Field(ge=0)] = 1280
+    """Channels of the last convolution at width 1. 0 omits this convolution."""
+    activation: Literal["swish", "relu", "relu6"] = "swish"
+    """Activation function after batch norm."""
+    channel_divisor: Count = 8
+    """Scaled channel counts are rounded to multiples of this number."""
+    batch_norm_momentum: Fraction = 0.99
+    """Fraction of the moving mean and variance that is kept at each training step."""
+    batch_norm_epsilon: Positive = 1e-3
+    """Constant that batch norm adds to the variance."""
+    padding: Literal["same", "symmetric"] = "same"
+    """Padding of convolutions with stride 2. `same` is TensorFlow's rule. `symmetric` pads every side equally, as
+    PyTorch does."""
+    mean: Floats = (123.675, 116.28, 103.53)
+    """Mean that is subtracted from the pixels, which are in [0, 255]: one value per channel, or one for all."""
+    std: Positives = (58.395, 57.12, 57.375)
+    """Standard deviation that the pixels are divided by: one value per channel, or one for all."""
+    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+    """The stage table: one row per stage, from the input to the output."""
 
     @pydantic.model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> "ModelSpec":
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values but std has {len(self.std)}: give as many")
+            raise ValueError(f"mean has {len(self.mean)} values but std has {len(self.std)}. Give as many of each.")
         return self
 
 
 class DataConfig(Section):
-    """Which images."""
+    """The images, and how they are read.
 
-    source: str = Field(
-        "digits",
-        pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./:+-]+)$",
-        description="digits | folder (a folder a class) | table (<split>.csv or .tsv of paths and labels) | "
-        "records (<split>-00000-of-00128 ..., the official tools' TFRecords) | synthetic | tfds:<name>, with <name> as "
-        "TensorFlow Datasets spells it",
-    )
-    dir: str | None = Field(None, description="folder of images, or the data directory of TensorFlow Datasets")
-    train_split: str = Field("train", description="name of the training split (folder: of the sub-folder)")
-    eval_split: str = Field("val", description="name of the evaluation split (folder: of the sub-folder)")
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="folder only: no split sub-folders; this share of every class is held out for evaluation"
-    )
-    image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="pixels; none for the model's resolution")
-    channels: Literal[1, 3] = Field(3, description="1 decodes to grey, 3 to RGB")
-    crop_padding: Annotated[int, Field(ge=0)] = Field(
-        32, description="evaluation crop is size/(size + padding) of the shorter side"
-    )
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="resize method, no antialias")
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
-        1e-3, description="training stops when more than this share of its images cannot be decoded"
-    )
-    classes: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="records only: number of classes, where no classes.txt stands beside the files"
-    )
-    cache: str = Field(
-        "none",
-        description="memory: read all images, still encoded, once; or a folder on a local disk, to copy them to once",
-    )
-    service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = Field(
-        None,
-        description="grpc://address:port of a tf.data service whose workers make the training batches: of an indexed "
-        "source the very batches of a local run, in the workers' order; a resumed run's place is not exact then",
-    )
-    shuffle_buffer: Count = Field(16384, description="records shuffled together, where a source cannot be indexed")
-    synthetic_examples: Count = Field(256, description="synthetic only: images in each split")
-    synthetic_classes: Annotated[int, Field(ge=2)] = Field(10, description="synthetic only: number of classes")
+    Example:
+        >>> from efficientnet_tf import load_config
+        >>> load_config("b0", "imagenette").data.source
+        'tfds:imagenette/320px-v2'
+    """
+
+    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./:+-]+)$")] = "digits"
+    """Where the images come from. `digits`: the handwritten digits of scikit-learn. `folder`: one folder per class.
+    `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
+    `<split>-00000-of-00128` and so on, in the format of the official tools. `synthetic`: generated images.
+    `tfds:<name>`: a data set of TensorFlow Datasets."""
+    dir: str | None = None
+    """Folder that holds the images, or the data directory of TensorFlow Datasets."""
+    train_split: str = "train"
+    """Name of the training split. For `folder` this is the name of a subfolder."""
+    eval_split: str = "val"
+    """Name of the evaluation split. For `folder` this is the name of a subfolder."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`folder` without split subfolders: fraction of every class that is held out for evaluation."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the images in pixels. The default is the resolution of the model."""
+    channels: Literal[1, 3] = 3
+    """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
+    crop_padding: Annotated[int, Field(ge=0)] = 32
+    """The evaluation crop covers size / (size + crop_padding) of the shorter side."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation used for resizing, without antialiasing."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
+    """Training stops if more than this fraction of the images cannot be decoded."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """`records` without a `classes.txt` file: number of classes."""
+    cache: str = "none"
+    """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
+    service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = None
+    """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
+    source these are the same batches as in a local run, in the order in which the workers deliver them. A resumed run
+    does not continue at the exact position."""
+    shuffle_buffer: Count = 16384
+    """Number of records that are shuffled together if the source cannot be indexed."""
+    synthetic_examples: Count = 256
+    """`synthetic`: number of images in each split."""
+    synthetic_classes: Annotated[int, Field(ge=2)] = 10
+    """`synthetic`: number of classes."""
 
 
 class AugmentConfig(Section):
-    """How a training image is varied."""
+    """The random changes to a training image.
 
-    crop_area: Pair = Field((0.08, 1.0), description="range of the random crop's area, share of the image")
-    crop_aspect: Pair = Field((3 / 4, 4 / 3), description="range of the random crop's width/height")
-    flip: bool = Field(True, description="mirror left-right, half of the time")
-    policy: Literal["none", "autoaugment", "randaugment"] = Field("none", description="what else is done to an image")
-    randaugment_count: Annotated[int, Field(ge=1, le=16)] = Field(2, description="randaugment: operations an image")
-    randaugment_level: Annotated[float, Field(ge=0, le=30)] = Field(10.0, description="randaugment: their strength")
-    erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="probability that a rectangle becomes noise")
-    mixup: NonNegative = Field(0.0, description="blend pairs of images, weight from Beta(a, a); 0 for none")
-    cutmix: NonNegative = Field(0.0, description="paste pairs of images, area from Beta(a, a); 0 for none")
+    Example:
+        >>> from efficientnet_tf import AugmentConfig
+        >>> AugmentConfig(policy="randaugment", mixup=0.2).crop_area
+        (0.08, 1.0)
+    """
+
+    crop_area: Pair = (0.08, 1.0)
+    """Range of the area of the random crop, as a fraction of the image."""
+    crop_aspect: Pair = (3 / 4, 4 / 3)
+    """Range of the aspect ratio (width / height) of the random crop."""
+    flip: bool = True
+    """Whether to mirror half of the images horizontally."""
+    policy: Literal["none", "autoaugment", "randaugment"] = "none"
+    """Augmentation policy that is applied after the crop."""
+    randaugment_count: Annotated[int, Field(ge=1, le=16)] = 2
+    """RandAugment: number of operations per image."""
+    randaugment_level: Annotated[float, Field(ge=0, le=30)] = 10.0
+    """RandAugment: strength of the operations."""
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a random rectangle of the image is replaced by noise."""
+    mixup: NonNegative = 0.0
+    """Blend pairs of images with a weight from Beta(mixup, mixup). 0 disables it."""
+    cutmix: NonNegative = 0.0
+    """Paste a part of one image into another, with an area from Beta(cutmix, cutmix). 0 disables it."""
 
     @pydantic.model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> "AugmentConfig":
         for key, top in (("crop_area", 1.0), ("crop_aspect", float("inf"))):
             low, high = getattr(self, key)
             if low > high or high > top:
@@ -173,105 +214,161 @@ class AugmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """What moves the weights."""
+    """The optimizer and its settings.
 
-    name: Literal["rmsprop", "sgd", "adamw", "lamb"] = Field("rmsprop", description="the optimiser")
-    learning_rate: Positive = Field(0.016, description="peak rate for 256 images a step; scaled with the batch")
-    momentum: Fraction = Field(0.9, description="rmsprop, sgd: momentum; adamw, lamb: beta 1")
-    rho: Fraction = Field(0.9, description="rmsprop: decay of the mean square; adamw, lamb: beta 2")
-    epsilon: Positive = Field(1e-3, description="rmsprop (inside the root), adamw, lamb")
-    weight_decay: NonNegative = Field(
-        1e-5, description="rmsprop, sgd: factor of sum(v^2)/2 in the loss; adamw, lamb: decoupled. Not on batch norm"
-    )
+    Example:
+        >>> from efficientnet_tf import OptimizerConfig
+        >>> OptimizerConfig(name="sgd", learning_rate=0.1).momentum
+        0.9
+    """
+
+    name: Literal["rmsprop", "sgd", "adamw", "lamb"] = "rmsprop"
+    """The optimizer."""
+    learning_rate: Positive = 0.016
+    """Peak learning rate for batches of 256 images. It is scaled in proportion to the batch size."""
+    momentum: Fraction = 0.9
+    """RMSProp and SGD: momentum. AdamW and LAMB: beta 1."""
+    rho: Fraction = 0.9
+    """RMSProp: decay of the mean square. AdamW and LAMB: beta 2."""
+    epsilon: Positive = 1e-3
+    """RMSProp, AdamW and LAMB: constant that avoids a division by zero. RMSProp adds it inside the square root."""
+    weight_decay: NonNegative = 1e-5
+    """RMSProp and SGD: factor of the penalty `sum(v^2) / 2` in the loss. AdamW and LAMB: decoupled weight decay. The
+    variables of batch norm do not decay."""
 
 
 class ScheduleConfig(Section):
-    """The learning rate over time."""
+    """The learning rate over time.
 
-    name: Literal["exponential", "cosine", "constant"] = Field("exponential", description="shape after the warm-up")
-    warmup_epochs: NonNegative = Field(5.0, description="linear from 0")
-    decay_epochs: Positive = Field(2.4, description="exponential: length of a stair, counted from step 0")
-    decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.97, description="exponential: factor a stair")
+    Example:
+        >>> from efficientnet_tf import ScheduleConfig
+        >>> ScheduleConfig(name="cosine").warmup_epochs
+        5.0
+    """
+
+    name: Literal["exponential", "cosine", "constant"] = "exponential"
+    """Shape of the schedule after the warmup."""
+    warmup_epochs: NonNegative = 5.0
+    """Length of the linear warmup from 0, in epochs."""
+    decay_epochs: Positive = 2.4
+    """`exponential`: epochs between two decay steps, counted from the first training step."""
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """`exponential`: factor of each decay step."""
 
 
 class Phase(Section):
-    """A part of the training in which some keys have other values: progressive resizing, gradual unfreezing."""
+    """A part of a training run in which some keys have other values.
 
-    until: Annotated[float, Field(gt=0, le=1)] = Field(description="share of train.epochs at which the phase ends")
-    set: dict[str, int | float | bool | str] = Field(
-        description="section.key: value; of the keys data.image_size, train.batch_size, train.freeze, model.dropout, "
-        "model.drop_connect, optimizer.learning_rate and the augment section's"
-    )
+    Phases describe progressive resizing and gradual unfreezing.
+
+    Example:
+        >>> from efficientnet_tf import Phase
+        >>> Phase(until=0.5, set={"data.image_size": 128}).until
+        0.5
+    """
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of `train.epochs` at which the phase ends."""
+    set: dict[str, int | float | bool | str]
+    """Values for this phase, as `section.key: value`. Allowed are data.image_size, train.batch_size, train.freeze,
+    model.dropout, model.drop_connect, optimizer.learning_rate and every key of the section augment."""
 
 
 class TrainConfig(Section):
-    """The training run."""
+    """The training run.
 
-    batch_size: Count = Field(2048, description="images a step over all replicas")
-    epochs: Positive = Field(350.0, description="passes over the training images")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="initial weights, order, crops, dropout")
-    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="of activations; variables are float32. auto: mixed_bfloat16 on TPU, else float32"
-    )
-    jit_compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="XLA for forward and backward pass. auto: on for GPU (TPU always compiles)"
-    )
-    accumulate: Count = Field(
-        1,
-        description="parts of a replica's batch that are computed one after the other, in the memory of one; batch "
-        "norm takes each by itself. More than 1 needs batch_norm_group=1",
-    )
-    batch_norm_group: Literal["auto", "all"] | Count = Field(
-        "auto",
-        description="replicas whose images batch norm takes together in training, a divisor of their number, or all. "
-        "auto: 1 up to 8 replicas; above, an eighth of them, 8 at least. More than 1 does without jit_compile",
-    )
-    init_from: Annotated[str, Field(min_length=1)] | None = Field(
-        None,
-        description="weights that the run starts from: a model directory, an export, or a file as of the command "
-        "weights; none for random ones. The classifier is kept only where the classes are the same",
-    )
-    freeze: Literal["none", "batch_norm", "body"] = Field(
-        "none",
-        description="what stays as init_from has it. batch_norm: scale, offset and statistics, which are used as they "
-        "are stored; body: all but the classifier, no branch of it dropped",
-    )
-    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
-    ema_decay: Fraction = Field(0.9999, description="ceiling of the weights' moving average; 0 for none")
-    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = Field(
-        (), description="parts of the training, in order, the last until 1; none for one alone"
-    )
-    steps_per_loop: Count = Field(50, description="steps on the device between two looks of the host")
-    checkpoint_every_epochs: Positive = Field(1.0, description="time between two checkpoints")
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(3, description="newest checkpoints kept")
+    Example:
+        >>> from efficientnet_tf import TrainConfig
+        >>> TrainConfig(epochs=10.0).batch_size
+        2048
+    """
+
+    batch_size: Count = 2048
+    """Images per step, summed over all replicas."""
+    epochs: Positive = 350.0
+    """Passes over the training images."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the initial weights, the order of the images, the augmentation and dropout."""
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    """Precision of the activations. Variables are always float32. `auto` is mixed_bfloat16 on a TPU and float32
+    elsewhere."""
+    jit_compile: Literal["auto", "on", "off"] = "auto"
+    """Whether XLA compiles the forward and the backward pass. `auto` is on for a GPU. A TPU always compiles."""
+    accumulate: Count = 1
+    """Split each replica's batch into this many parts and sum their gradients. This uses the memory of one part. Batch
+    norm sees one part at a time. More than 1 requires batch_norm_group=1."""
+    batch_norm_group: Literal["auto", "all"] | Count = "auto"
+    """Number of replicas that share the batch-norm statistics in training: a divisor of the number of replicas, or
+    `all`. `auto` is 1 for up to 8 replicas. For more it is an eighth of them, but at least 8. More than 1 cannot be
+    combined with jit_compile=on."""
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """Weights to start from: a model directory, an export, or any file that the command `weights` reads. The default is
+    a random initialization. The classifier is kept only if the classes are the same."""
+    freeze: Literal["none", "batch_norm", "body"] = "none"
+    """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
+    stored. `body`: everything except the classifier, with stochastic depth turned off."""
+    label_smoothing: Fraction = 0.1
+    """Fraction of the target probability that is spread over all classes."""
+    ema_decay: Fraction = 0.9999
+    """Maximum decay of the exponential moving average (EMA) of the weights. 0 disables it."""
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    """Phases of the run, in order. The last one must end at 1. The default is a single phase."""
+    steps_per_loop: Count = 50
+    """Training steps per host round trip."""
+    checkpoint_every_epochs: Positive = 1.0
+    """Epochs between two checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    """Number of recent checkpoints to keep."""
 
 
 class EvalConfig(Section):
-    """Evaluation, during training and after."""
+    """Evaluation, during and after training.
 
-    batch_size: Count = Field(256, description="images a step over all replicas")
-    every_epochs: Positive = Field(1.0, description="time between two evaluations in training")
+    Example:
+        >>> from efficientnet_tf import EvalConfig
+        >>> EvalConfig(every_epochs=5.0).batch_size
+        256
+    """
+
+    batch_size: Count = 256
+    """Images per step, summed over all replicas."""
+    every_epochs: Positive = 1.0
+    """Epochs between two evaluations during training."""
 
 
 class Config(Section):
-    """Everything that a run is."""
+    """The complete configuration of a run.
+
+    Example:
+        >>> from efficientnet_tf import load_config
+        >>> config = load_config("b0", "digits", ["train.epochs=2"])
+        >>> config.train.epochs, config.image_size
+        (2, 32)
+    """
 
     model: ModelSpec
+    """The network."""
     data: DataConfig = DataConfig()
+    """The images, and how they are read."""
     augment: AugmentConfig = AugmentConfig()
+    """The random changes to a training image."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its settings."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
     train: TrainConfig = TrainConfig()
+    """The training run."""
     eval: EvalConfig = EvalConfig()
+    """Evaluation, during and after training."""
 
     @property
-    def image_size(self):
-        """Side of the images in pixels: the data's where it says one, else the model's resolution."""
+    def image_size(self) -> int:
+        """Side of the images in pixels: `data.image_size`, or else the resolution of the model."""
         return self.data.image_size or self.model.resolution
 
     @property
-    def phases(self):
-        """The parts of the training: list of (epoch at which it ends, Config of the part)."""
+    def phases(self) -> "list[tuple[float, Config]]":
+        """Phases of the training run, as pairs of the epoch at which a phase ends and the config of that phase."""
         whole = merge(self.model_dump(), {"train": {"phases": ()}})
         return [
             (phase.until * self.train.epochs, Config.model_validate(merge(whole, nest(phase.set))))
@@ -279,27 +376,18 @@ class Config(Section):
         ]
 
     @pydantic.model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> "Config":
         data, schedule, train = self.data, self.schedule, self.train
-        ends = [phase.until for phase in train.phases]
-        if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
-            raise ValueError(f"train.phases must end one after the other, the last at 1, received {ends}")
-        allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
-        allowed |= {"optimizer.learning_rate"}
-        allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
-        for key in (key for phase in train.phases for key in phase.set):
-            if key not in allowed:
-                raise ValueError(f"train.phases cannot set {key!r}; allowed are {', '.join(sorted(allowed))}")
-        if train.phases:
-            _ = self.phases  # raises what is wrong with their values
+        self._check_phases()
         if train.freeze != "none" and train.init_from is None:
             raise ValueError(
-                f"train.freeze={train.freeze} would keep random weights: needs train.init_from (--init_from=PATH)"
+                f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
+                "Set train.init_from=PATH."
             )
         if data.source in ("folder", "table", "records") and data.dir is None:
-            raise ValueError(f"data.source={data.source} needs data.dir: where the images are (--data_dir=PATH)")
+            raise ValueError(f"data.source={data.source} needs data.dir, the folder of the images. Set data.dir=PATH.")
         if data.val_fraction is not None and data.source != "folder":
-            raise ValueError(f"data.val_fraction is for data.source=folder, received source {data.source!r}")
+            raise ValueError(f"data.val_fraction is only for data.source=folder, received source {data.source!r}")
         if schedule.warmup_epochs > train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than train.epochs={train.epochs:g}"
@@ -307,3 +395,36 @@ class Config(Section):
         if len(self.model.mean) not in (1, 3, data.channels):
             raise ValueError(f"model.mean has {len(self.model.mean)} values for data.channels={data.channels}")
         return self
+
+    def _check_phases(self) -> None:
+        phases = self.train.phases
+        ends = [phase.until for phase in phases]
+        if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
+            raise ValueError(f"train.phases must end one after the other, the last at 1, received {ends}")
+        allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
+        allowed |= {"optimizer.learning_rate"}
+        allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
+        for key in (key for phase in phases for key in phase.set):
+            if key not in allowed:
+                raise ValueError(f"train.phases cannot set {key!r}. Allowed are {', '.join(sorted(allowed))}.")
+        if phases:
+            _ = self.phases  # raises an error if a value is invalid
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`. Mappings are merged recursively. Anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return {"train": {"epochs": 5}} for {"train.epochs": 5}."""
+    nested = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested

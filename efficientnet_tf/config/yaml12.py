@@ -1,23 +1,27 @@
-"""TODO docstring (from config)."""
+"""YAML as version 1.2 defines it, where `1e-5` is a number, `on` is a string and `010` is ten.
+
+PyYAML implements version 1.1, which reads these differently. Keys that appear twice are errors here.
+"""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from efficientnet_tf.config.errors import UserError
 
-# --------------------------------------------------------------------------------------------------- YAML
-
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and booleans (1e-5 is a number, `on` a string), and no key twice."""
+    """Reads numbers and booleans as YAML 1.2 does, and refuses duplicate keys."""
 
     yaml_implicit_resolvers = {
         first: [(tag, regexp) for tag, regexp in rules if not tag.endswith((":bool", ":float", ":int", ":timestamp"))]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build a dict, unless a key appears twice or is not a plain name."""
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -30,7 +34,8 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+# int("010") is ten. YAML 1.1 reads it as an octal number.
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 Loader.add_implicit_resolver(
@@ -41,19 +46,33 @@ Loader.add_implicit_resolver(
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes the strings that _Loader would read as something else."""
+    """Quotes the strings that `Loader` would read as a number or a boolean."""
 
     yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
 
-def parse_yaml(text, where):
+def parse_yaml(text: str, where: object) -> Any:
+    """Return the content of a YAML text.
+
+    Args:
+        text: The YAML text.
+        where: Name of the source of the text, for error messages.
+
+    Raises:
+        UserError: If the text is not valid YAML.
+    """
     try:
         return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
-def read_mapping(path):
+def read_mapping(path: Path) -> dict:
+    """Return the content of a YAML file that consists of `key: value` lines.
+
+    Raises:
+        UserError: If the file cannot be read, is not valid YAML or holds anything but a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

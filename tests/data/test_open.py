@@ -214,7 +214,7 @@ def test_val_fraction_depends_on_the_names_alone(plain_folder, tmp_path, moved):
 
 
 def test_folder_without_a_directory_is_refused_by_the_config():
-    with pytest.raises(UserError, match=r"data.source=folder needs data.dir: .*--data_dir=PATH"):
+    with pytest.raises(UserError, match=r"data.source=folder needs data.dir, .*Set data.dir=PATH"):
         load_config("b0", "folder")
 
 

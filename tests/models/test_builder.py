@@ -518,7 +518,7 @@ def test_a_step_of_training_changes_every_weight(b0):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"variant": "b11"}, ["unknown variant 'b11'", "allowed are b0, b1", "l2", "Did you mean 'b1'?"]),
+        ({"variant": "b11"}, ["unknown variant 'b11'", "Allowed are b0, b1", "l2", "Did you mean 'b1'?"]),
         ({"variant": "none.yaml"}, ["'none.yaml' does not exist"]),
         ({"classes": 0}, ["classes must be an int >= 1, received 0"]),
         ({"classes": "10"}, ["classes must be an int >= 1, received '10'"]),

@@ -18,13 +18,12 @@ from efficientnet_tf.config.load import load_config, parse_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.evaluate import evaluate_dir
-from efficientnet_tf.evaluation.loop import make_evaluators
 from efficientnet_tf.models import model_dir as model_dir_lib
 from efficientnet_tf.train import graph_of, main, make_parser, train
 from efficientnet_tf.training import checkpoint
 from efficientnet_tf.training.metrics import RunLog
 from efficientnet_tf.training.schedule import Phase, create_schedule, plan_phases
-from efficientnet_tf.training.tensorflow_loop import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
 from efficientnet_tf.training.transfer import read_initial_weights
 
 # What the weights of `trained` need, all of it other than the variant's.
@@ -257,7 +256,7 @@ def test_frozen_batch_norm_uses_its_stored_statistics(digits, trained):
 
 def test_freezing_random_weights_is_refused():
     for override in ("train.freeze=body", "train.phases=[{until: 1.0, set: {train.freeze: batch_norm}}]"):
-        with pytest.raises(UserError, match=r"would keep random weights: needs train\.init_from"):
+        with pytest.raises(UserError, match=r"needs train\.init_from, or it would keep random weights"):
             tiny.load_config(override)
 
 
