@@ -1,138 +1,89 @@
 """Evaluate a trained model: `python -m efficientnet_tf.evaluate --model_dir=DIR`."""
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def evaluate_dir(model_dir, strategy, overrides=(), raw=False, real_labels=None, per_class=None, confusion=None):
-    """Evaluate a model directory or an exported model on the evaluation split that its config names.
+    from efficientnet_tf.export.load import LoadedModel
 
-    Where the data has some of the model's classes only, their logits alone compete, as is usual for ImageNet-A and -R.
+
+def evaluate_model(
+    model: str | os.PathLike[str] | LoadedModel,
+    *,
+    overrides: Sequence[str] = (),
+    data_dir: str | None = None,
+    folder: str | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    raw: bool = False,
+    real_labels: str | None = None,
+    per_class: str | None = None,
+    confusion: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a trained or exported model on the evaluation split of its config, or on other images.
+
+    If the data has only some of the model's classes, only their logits compete, as is usual for ImageNet-A and
+    ImageNet-R.
 
     Args:
-        model_dir: str, a model directory, or what `efficientnet_tf.export` has written: a SavedModel, or a file for
-            another runtime, which then runs it on the CPU.
-        strategy: tf.distribute.Strategy.
-        overrides: sequence of `section.key=value` for the sections data and eval.
-        raw: bool; evaluate the weights instead of their average.
-        real_labels: None, or str, the file of ImageNet-ReaL's labels.
-        per_class: None, or str, a .csv or .json file to write each class's accuracy to.
-        confusion: None, or str, a .png file to draw the confusion matrix to.
+        model: A path that `load_model` takes, or a model of `load_model`. A path is better for several devices, because
+            the model is then created on all of them.
+        overrides: Changes of the model's config as `section.key=value`, in the sections data and eval.
+        data_dir: Where the images are now, short for `data.dir=...` in `overrides`.
+        folder: Folder with one folder of images per class, to evaluate on instead. The names are class names of the
+            model, or class numbers.
+        strategy: Where to run. The default uses all GPUs, or the CPU if there is none.
+        raw: Whether to evaluate the weights without EMA.
+        real_labels: Path of ImageNet-ReaL's labels, real.json, for images named ILSVRC2012_val_<number>.
+        per_class: Path of a .csv or .json file to write the accuracy of each class to.
+        confusion: Path of a .png file to draw the confusion matrix to, for up to 100 classes.
 
     Returns:
-        The dict of `loops.make_evaluator`. Where the data has fewer classes than the model also "classes" and
-        "model_classes", how many; with `per_class` what `confusion.per_class` returns, with `confusion` the matrix as
-        lists, true classes down.
+        A dict with "examples", "loss", "top1" and "top5". With `real_labels` also "real", the share of the
+        "real_examples" with labels whose prediction is among them. If the data has fewer classes than the model, also
+        "classes" and "model_classes". With `per_class` the rows of `evaluation.per_class.per_class`. With `confusion`
+        the matrix as lists, a row for each true class.
 
     Raises:
-        UserError: for a directory that is neither, data with classes that the model does not know, labels that do not
-            fit the data, files that cannot be written, or more classes than a picture can show.
+        UserError: If there is no model at the path, the data has classes that the model does not know, the labels do
+            not fit the data, a file cannot be written, or there are too many classes for a picture.
 
     Source: Hendrycks et al. 2021, https://arxiv.org/abs/1907.07174 (ImageNet-A), for the logits that compete.
+
+    Example:
+        >>> from efficientnet_tf import evaluate_model
+        >>> result = evaluate_model("runs/digits")
+        >>> result["examples"], result["top1"] > 0.5
+        (360, True)
     """
-    import tensorflow as tf
-
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.config.load import override_config
-    from efficientnet_tf.data.open import open_source
-    from efficientnet_tf.evaluation import per_class as per_class_lib
-    from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
     from efficientnet_tf.evaluation.loop import make_evaluator
-    from efficientnet_tf.evaluation.per_class import write_per_class
-    from efficientnet_tf.runtime.files import check_output
-    from efficientnet_tf.runtime.workers import is_chief, report_lost_workers
-    from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES, draw_confusion
-    from efficientnet_tf.visualization.grids import require_pillow, save_picture
+    from efficientnet_tf.runtime.strategy import create_strategy
+    from efficientnet_tf.runtime.workers import report_lost_workers
 
-    check_output("--per_class", per_class, (".csv", ".json"))
-    check_output("--confusion", confusion, (".png",))
-    if confusion:
-        require_pillow("--confusion")
-    with strategy.scope():
-        logits_of, config, class_names = _load(model_dir, raw)
-    # A cache's copies have lost their files' names.
-    config = override_config(config, [*overrides, *(["data.cache=none"] if real_labels else [])])
-    source = open_source(config.data, config.data.eval_split, training=False)
-    columns = match_classes(source.class_names, class_names)
-    names = [class_names[column] for column in columns]
-    if confusion and len(names) > MOST_CLASSES:
-        raise UserError(
-            f"--confusion={confusion}: the data has {len(names)} classes, a picture shows at most "
-            f"{MOST_CLASSES}; --per_class=FILE.csv takes any number"
-        )
-    if real_labels:
-        rows = read_real_labels(real_labels, class_names, columns)
-        source, check_numbers = with_real_labels(source, rows)
-
-    def logits_of_data(images):
-        return tf.gather(logits_of(images), columns, axis=1)
-
-    logits = logits_of if names == class_names else logits_of_data
-    evaluator = make_evaluator(logits, source, config, strategy, confusion=bool(per_class or confusion))
+    overrides = [*_locate_data(data_dir, folder), *overrides]
+    _check_outputs(per_class, confusion)
+    strategy = strategy or create_strategy()
+    loaded = _open(model, raw, strategy)
+    data = _EvaluationData(loaded, overrides, real_labels, confusion)
+    evaluator = make_evaluator(data.select_logits, data.source, data.config, strategy, bool(per_class or confusion))
     with report_lost_workers(strategy):
         result = evaluator()
-    if real_labels:
-        check_numbers()
-    if len(names) < len(class_names):
-        result |= {"classes": len(names), "model_classes": len(class_names)}
-    counts = result.pop("confusion", None)
-    if per_class:
-        result["per_class"] = per_class_lib.per_class(counts, names)
-        if is_chief(strategy):
-            write_per_class(per_class, result["per_class"])
-    if confusion:
-        result["confusion"] = counts.tolist()
-        run = os.path.basename(model_dir.rstrip("/"))
-        title = f"{run}: top-1 {result['top1']:.2%} on {result['examples']} examples"
-        if is_chief(strategy):
-            save_picture(draw_confusion(counts, names, title), confusion, "--confusion")
-    return result
+    data.check_real_labels()
+    if len(data.class_names) < len(loaded.class_names):
+        result |= {"classes": len(data.class_names), "model_classes": len(loaded.class_names)}
+    name = os.path.basename(os.fspath(model).rstrip("/")) if isinstance(model, str | os.PathLike) else "model"
+    return _write_outputs(result, data.class_names, strategy, name, per_class, confusion)
 
 
-def _is_exported(path):
-    """Tell a SavedModel, or a file for another runtime, from a model directory."""
-    import tensorflow as tf
-
-    from efficientnet_tf.export.formats import find_format
-
-    return find_format(path) is not None or tf.io.gfile.exists(os.path.join(path, "saved_model.pb"))
-
-
-def _load(model_dir, raw):
-    """Return (function from images to logits, config, class names) of a model directory or an exported model."""
-    import tensorflow as tf
-
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.config.load import parse_config
-    from efficientnet_tf.export.formats import find_format, open_export
-    from efficientnet_tf.models.model_dir import read_class_names, read_config, restore_model
-
-    if not _is_exported(model_dir):
-        model, config, class_names = restore_model(model_dir, raw)
-        return lambda images: model(images, training=False), config, class_names
-    if raw:
-        raise UserError("--raw: an exported model holds the average only")
-    if find_format(model_dir):
-        run, texts = open_export(model_dir)
-        class_names = texts["classes.txt"].splitlines()
-
-        def logits_of_file(images):
-            logits = tf.numpy_function(run, [images], tf.float32)
-            return tf.ensure_shape(logits, [None, len(class_names)])
-
-        return logits_of_file, parse_config(texts["config.yaml"], model_dir), class_names
-    loaded, assets = tf.saved_model.load(model_dir), os.path.join(model_dir, "assets")
-
-    def logits_of(images):
-        return loaded.signatures["serving_default"](image=images)["logits"]
-
-    return logits_of, read_config(assets), read_class_names(assets)
-
-
-def _folder_overrides(folder):
-    """Return the overrides that make the class folders in `folder` the evaluation split, whatever lies beside it."""
+def folder_overrides(folder: str) -> list[str]:
+    """Return the overrides that make a folder of class folders the evaluation split, whatever is next to it."""
     if "://" not in folder:
         folder = os.path.abspath(folder)
     parent, name = (json.dumps(part) for part in os.path.split(folder.rstrip("/")))
@@ -140,8 +91,104 @@ def _folder_overrides(folder):
     return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null"]
 
 
-def _lines(result, args):
-    """Yield what is to be said beside the summary."""
+def _locate_data(data_dir, folder):
+    """Return the overrides for `data_dir` or `folder`."""
+    from efficientnet_tf.config.errors import UserError
+
+    if folder and data_dir:
+        raise UserError(f"folder={folder} and data_dir={data_dir} both say where the images are. Give only one.")
+    if folder:
+        return folder_overrides(folder)
+    return [f"data.dir={json.dumps(data_dir)}"] if data_dir is not None else []
+
+
+def _check_outputs(per_class, confusion):
+    """Refuse files that cannot be written, before the work starts."""
+    from efficientnet_tf.runtime.files import check_output
+    from efficientnet_tf.visualization.grids import require_pillow
+
+    check_output("per_class", per_class, (".csv", ".json"))
+    check_output("confusion", confusion, (".png",))
+    if confusion:
+        require_pillow("confusion")
+
+
+def _open(model, raw, strategy):
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.export.load import LoadedModel, load_model
+
+    if not isinstance(model, LoadedModel):
+        with strategy.scope():
+            return load_model(model, raw)
+    if raw and model.weights != "raw":
+        raise UserError("The model was loaded without its raw weights. Load it with load_model(path, raw=True).")
+    return model
+
+
+class _EvaluationData:
+    """The images of an evaluation, and the logits that compete on them.
+
+    Attributes:
+        config: Config of the evaluation.
+        source: The images and labels.
+        class_names: Names of the data's classes, as the model has them.
+    """
+
+    def __init__(self, model, overrides, real_labels, confusion):
+        from efficientnet_tf.config.errors import UserError
+        from efficientnet_tf.config.load import override_config
+        from efficientnet_tf.data.open import open_source
+        from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
+        from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES
+
+        # Copies in a cache do not have the names of the files, which ReaL needs.
+        self.config = override_config(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
+        self.source = open_source(self.config.data, self.config.data.eval_split, training=False)
+        self._columns = match_classes(self.source.class_names, model.class_names)
+        self.class_names = [model.class_names[column] for column in self._columns]
+        self._has_all_classes = self.class_names == model.class_names
+        self._model = model
+        self.check_real_labels = lambda: None
+        if confusion and len(self.class_names) > MOST_CLASSES:
+            raise UserError(
+                f"confusion={confusion} cannot show the data's {len(self.class_names)} classes, at most "
+                f"{MOST_CLASSES}. Use per_class=FILE.csv, which takes any number."
+            )
+        if real_labels:
+            rows = read_real_labels(real_labels, model.class_names, self._columns)
+            self.source, self.check_real_labels = with_real_labels(self.source, rows)
+
+    def select_logits(self, images):
+        """Return the logits of the data's classes."""
+        import tensorflow as tf
+
+        logits = self._model.compute_logits(images)
+        return logits if self._has_all_classes else tf.gather(logits, self._columns, axis=1)
+
+
+def _write_outputs(result, class_names, strategy, name, per_class, confusion):
+    """Write the files that were asked for, and return the result with what is in them."""
+    from efficientnet_tf.evaluation import per_class as per_class_lib
+    from efficientnet_tf.runtime.workers import is_chief
+    from efficientnet_tf.visualization.confusion_matrix import draw_confusion
+    from efficientnet_tf.visualization.grids import save_picture
+
+    result = dict(result)
+    counts = result.pop("confusion", None)
+    if per_class:
+        result["per_class"] = per_class_lib.per_class(counts, class_names)
+        if is_chief(strategy):
+            per_class_lib.write_per_class(per_class, result["per_class"])
+    if confusion:
+        result["confusion"] = counts.tolist()
+        title = f"{name}: top-1 {result['top1']:.2%} on {result['examples']} examples"
+        if is_chief(strategy):
+            save_picture(draw_confusion(counts, class_names, title), confusion, "confusion")
+    return result
+
+
+def _describe_outputs(result, args):
+    """Yield the lines that are printed after the metrics."""
     if "real" in result:
         yield "real labels: {real:.2%} of the {real_examples} examples that have any".format(**result)
     if "classes" in result:
@@ -149,62 +196,63 @@ def _lines(result, args):
     if args.per_class:
         known = [row for row in result["per_class"] if row["examples"]]
         worst = min(known, key=lambda row: row["accuracy"])
-        yield f"{args.per_class}: {len(result['per_class'])} classes, the worst {worst['class']}, " + (
-            "{correct} of {examples}".format(**worst)
+        yield f"{args.per_class}: {len(result['per_class'])} classes, the worst is {worst['class']} with " + (
+            "{correct} of {examples} correct".format(**worst)
         )
     if args.confusion:
-        yield f"{args.confusion}: {len(result['confusion'])} classes, true ones down, predicted ones across"
+        classes = len(result["confusion"])
+        yield f"{args.confusion}: {classes} classes, true classes as rows and predicted classes as columns"
 
 
 def main(args):
-    """Evaluate and print."""
-    from efficientnet_tf.config.errors import UserError
+    """Evaluate a model and print the results."""
+    from efficientnet_tf.export.load import find_weights
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.workers import is_chief
+    from efficientnet_tf.training.metrics import format_metrics
 
-    if args.folder and args.data_dir:
-        raise UserError(
-            f"--folder={args.folder} and --data_dir={args.data_dir} both say where the images are: give one"
-        )
-    overrides = [*(_folder_overrides(args.folder) if args.folder else []), *cli.overrides(args)]
     strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
-    result = evaluate_dir(
-        args.model_dir, strategy, overrides, args.raw, args.real_labels, args.per_class, args.confusion
+    result = evaluate_model(
+        args.model_dir,
+        overrides=args.overrides,
+        data_dir=args.data_dir,
+        folder=args.folder,
+        strategy=strategy,
+        raw=args.raw,
+        real_labels=args.real_labels,
+        per_class=args.per_class,
+        confusion=args.confusion,
     )
     if not is_chief(strategy):
         return
     if args.json:
         print(json.dumps(result))
         return
-    from efficientnet_tf.models.model_dir import read_config
-    from efficientnet_tf.training.metrics import format_metrics
-
-    if _is_exported(args.model_dir):
-        kind = "exported"
-    else:
-        averaged = read_config(args.model_dir).train.ema_decay and not args.raw
-        kind = "ema" if averaged else "raw"
-    print(format_metrics(kind, result))
-    for line in _lines(result, args):
+    print(format_metrics(find_weights(args.model_dir, args.raw), result))
+    for line in _describe_outputs(result, args):
         print(line)
 
 
 def make_parser():
-    """Return the command's flags."""
+    """Return the parser of the command's flags."""
     parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
-    parser.add_argument("--model_dir", required=True, help="a model directory, or what export has written")
-    parser.add_argument("--raw", action="store_true", help="evaluate the weights, not their moving average")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--model_dir", required=True, help="Model directory of a run, or an exported model.")
+    parser.add_argument("--raw", action="store_true", help="Evaluate the weights without EMA.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
         "--folder",
-        help="evaluate on these images, a folder a class, named as the model's classes or as their numbers; with fewer "
-        "classes than the model's, these alone compete",
+        help="Evaluate on this folder, which has one folder of images per class. Their names are class names of the "
+        "model, or class numbers. If there are fewer classes than the model has, only these compete.",
     )
     parser.add_argument(
-        "--real_labels", metavar="real.json", help="ImageNet-ReaL's labels, for images named ILSVRC2012_val_<number>"
+        "--real_labels", metavar="real.json", help="Labels of ImageNet-ReaL, for images named ILSVRC2012_val_<number>."
     )
-    parser.add_argument("--per_class", metavar="FILE.csv", help="write each class's accuracy; .csv or .json")
-    parser.add_argument("--confusion", metavar="FILE.png", help="draw the confusion matrix of up to 100 classes")
+    parser.add_argument(
+        "--per_class", metavar="FILE.csv", help="Write the accuracy of each class to this .csv or .json file."
+    )
+    parser.add_argument(
+        "--confusion", metavar="FILE.png", help="Draw the confusion matrix to this file, for up to 100 classes."
+    )
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)
     return parser

@@ -1,75 +1,81 @@
 """Classify images: `python -m efficientnet_tf.predict --model_dir=DIR photo.jpg folder/ ...`."""
 
+from __future__ import annotations
+
 import json
+import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 
+if TYPE_CHECKING:
+    from efficientnet_tf.export.load import LoadedModel
 
-def predict(model_dir, paths, top=5, batch_size=32):
-    """Classify image files with the model of a model directory.
+
+def predict_images(
+    model: str | os.PathLike[str] | LoadedModel, images: Any, top: int = 5, batch_size: int = 32
+) -> list[list[tuple[str, float]]]:
+    """Classify images.
+
+    Given a path, the model is loaded and traced at the first call and kept in memory, so that you can call this in a
+    loop. It is loaded again if its files change.
 
     Args:
-        model_dir: str.
-        paths: sequence of str, image files.
-        top: int >= 1, labels an image.
-        batch_size: int >= 1.
+        model: A model of `load_model`, or a path that `load_model` takes.
+        images: A sequence of images. Each is the path of an image file, the content of an image file as bytes, or
+            pixels of the model's size, uint8 or float [S, S, C] in [0, 255]. A single path or an array [N, S, S, C]
+            works, too.
+        top: Number of classes to return per image, at least 1.
+        batch_size: Number of images to compute together, at least 1.
 
-    Yields:
-        (path, [(label, probability), ...] from the likeliest on), in the order of `paths`; (path, the error's message)
-        for a file that cannot be read or decoded.
+    Returns:
+        For each image, a list of (class name, probability), the most likely class first.
+
+    Raises:
+        UserError: If there is no model at the path, or an image cannot be read or has another shape.
+
+    Example:
+        >>> predictions = predict_images("runs/digits", ["seven.png"], top=3)
+        >>> [(class_name, probability), *others] = predictions[0]
+        >>> class_name, len(others)
+        ('7', 2)
     """
-    import tensorflow as tf
+    from efficientnet_tf.export.load import LoadedModel, load_cached
 
-    from efficientnet_tf.data.pipeline import eval_image, make_image_reader
-    from efficientnet_tf.models.model_dir import restore_model
-
-    model, config, class_names = restore_model(model_dir)
-    top = min(top, len(class_names))
-
-    read = make_image_reader(lambda encoded: eval_image(encoded, config))
-
-    @tf.function
-    def classify(images):
-        return tf.math.top_k(tf.nn.softmax(model(images, training=False)), top)
-
-    for start in range(0, len(paths), batch_size):
-        names = paths[start : start + batch_size]
-        images, errors = read(names)
-        answers = {}
-        if images:
-            values, indices = classify(tf.stack(list(images.values())))
-            for name, row, probabilities in zip(images, indices.numpy(), values.numpy(), strict=True):
-                answers[name] = [(class_names[i], float(p)) for i, p in zip(row, probabilities, strict=True)]
-        for name in names:
-            yield name, answers.get(name, errors.get(name))
+    loaded = model if isinstance(model, LoadedModel) else load_cached(model)
+    return loaded.predict(images, top, batch_size)
 
 
 def main(args):
-    """Classify and print; the status is 1 where a file could not be read."""
+    """Classify images and print the results. The status is 1 if a file could not be read."""
+    from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.data.folders import find_images
+    from efficientnet_tf.export.load import load_model
 
+    paths, model = find_images(args.images), load_model(args.model_dir)
     failed = 0
-    for path, answer in predict(args.model_dir, find_images(args.images), args.top):
-        if isinstance(answer, str):
+    for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
+        if isinstance(answer, UserError):
             failed += 1
-            print(f"{path}: cannot be read: {answer}", file=sys.stderr)
+            print(answer, file=sys.stderr)
         elif args.json:
-            print(json.dumps({"path": path, "labels": [{"label": n, "probability": p} for n, p in answer]}), flush=True)
+            labels = [{"label": name, "probability": probability} for name, probability in answer]
+            print(json.dumps({"path": path, "labels": labels}), flush=True)
         else:
             print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer), flush=True)
     if failed:
-        print(f"{failed} file(s) could not be read; all others are done", file=sys.stderr)
+        print(f"{failed} file(s) could not be read. All others are classified.", file=sys.stderr)
     return cli.EXIT_ERROR if failed else 0
 
 
 def make_parser():
-    """Return the command's flags."""
-    parser = cli.make_parser("predict", "Classify images with a trained model.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--model_dir", required=True, help="a model directory")
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="labels an image")
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    """Return the parser of the command's flags."""
+    parser = cli.make_parser("predict", "Classify images with a trained or exported model.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
+    parser.add_argument("--model_dir", required=True, help="Model directory of a run, or an exported model.")
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes to print per image.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     return parser
 
 

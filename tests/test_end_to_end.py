@@ -23,9 +23,9 @@ from sklearn.datasets import load_sample_images
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.pipeline import eval_image
-from efficientnet_tf.evaluate import evaluate_dir
+from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.models.model_dir import read_config
-from efficientnet_tf.predict import predict
+from efficientnet_tf.predict import predict_images
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 DIGITS = ["--variant", TINY, "--recipe=digits"]
@@ -152,7 +152,7 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(photos, photos_run,
 def test_predict_agrees_with_the_saved_keras_model(photos, photos_run):
     """The .keras file loads without custom objects, and predict says what it says."""
     path = photos / "val/temple/0.jpg"
-    [(_, answer)] = predict(str(photos_run), [str(path)])
+    [answer] = predict_images(str(photos_run), [str(path)])
     said = dict(answer)
     model = keras.models.load_model(photos_run / "model.keras")
     image = eval_image(tf.io.read_file(str(path)), read_config(str(photos_run)))
@@ -180,7 +180,7 @@ def test_export_serves_pixels_and_files(photos, photos_run, tmp_path):
 
     # The export is evaluated like the run it comes from, and is not written over.
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    evaluated = [evaluate_dir(str(folder), strategy) for folder in (output, photos_run)]
+    evaluated = [evaluate_model(str(folder), strategy=strategy) for folder in (output, photos_run)]
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     with pytest.raises(UserError, match="is not an empty folder"):
         run_here("export", f"--model_dir={photos_run}", f"--output={output}")
@@ -298,7 +298,7 @@ def test_broken_training_images_stop_the_run_or_are_counted(photos, tmp_path, ca
         (["--set", "data.source=tfds:"], "data.source"),
         (["--recipe=folder"], "needs data.dir"),
         (["--model_dir=/dev/null/run"], "cannot be written"),
-        (["--tpu=local"], "this TensorFlow finds no TPU there"),
+        (["--tpu=local"], "TensorFlow finds no TPU on this machine"),
         (["--set", "train.batch_size=33", "--device=cpu", "--replicas=2"], "train.batch_size=33 cannot be divided"),
         (["--modeldir=x"], "Did you mean '--model_dir'?"),
     ],

@@ -20,7 +20,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import eval_image
-from efficientnet_tf.evaluate import evaluate_dir, main, make_parser
+from efficientnet_tf.evaluate import evaluate_model, main, make_parser
 from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels
 from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.evaluation.per_class import RIGHT, WRONG, per_class, write_per_class
@@ -118,8 +118,8 @@ def score(logits, labels):
 
 
 def evaluate_folder(run, strategy, folder, *overrides, **options):
-    overrides = [*evaluate._folder_overrides(str(folder)), *overrides]
-    return evaluate_dir(run, strategy, overrides, **options)
+    overrides = [*evaluate.folder_overrides(str(folder)), *overrides]
+    return evaluate_model(run, strategy=strategy, overrides=overrides, **options)
 
 
 def real_lists(count, classes=12):
@@ -168,7 +168,7 @@ def test_of_a_subset_its_own_logits_compete(run, sets, strategy):
 
 def open_folder(run, folder):
     config = read_config(run)
-    config = override_config(config, evaluate._folder_overrides(str(folder)))
+    config = override_config(config, evaluate.folder_overrides(str(folder)))
     return config, open_source(config.data, config.data.eval_split, training=False)
 
 
@@ -253,7 +253,7 @@ def test_real_labels_of_a_table(run, sets, strategy, tmp_path):
     lists = real_lists(60)
     path = write_json(tmp_path / "real.json", lists)
     overrides = ["data.source=table", f"data.dir={tmp_path}"]
-    result = evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_model(run, strategy=strategy, overrides=overrides, real_labels=path)
     expected = real_score(paths, logits.argmax(axis=1), lists)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
@@ -282,13 +282,13 @@ def test_real_labels_of_records(run, sets, strategy, tmp_path):
     write_records(tmp_path / "named", paths, labels)
     (tmp_path / "named" / "classes.txt").write_text("".join(f"{name}\n" for name in SYNSETS))
     overrides = ["data.source=records", f"data.dir={tmp_path / 'named'}"]
-    result = evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_model(run, strategy=strategy, overrides=overrides, real_labels=path)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
     write_records(tmp_path / "nameless", paths, labels, key="image/other")
     overrides = ["data.source=records", f"data.dir={tmp_path / 'nameless'}", "data.classes=12"]
     with pytest.raises(UserError, match=r"ILSVRC2012_val_00000001 to 00000060 in their file names.*''"):
-        evaluate_dir(run, strategy, overrides, real_labels=path)
+        evaluate_model(run, strategy=strategy, overrides=overrides, real_labels=path)
 
 
 def test_real_labels_of_tensorflow_datasets(run, sets, strategy, tmp_path):
@@ -324,7 +324,7 @@ def test_real_labels_of_tensorflow_datasets(run, sets, strategy, tmp_path):
     lists = real_lists(60)
     path = write_json(tmp_path / "real.json", lists)
     overrides = ["data.source=tfds:few_real", f"data.dir={tmp_path}"]
-    result = evaluate_dir(run, strategy, overrides, real_labels=path)
+    result = evaluate_model(run, strategy=strategy, overrides=overrides, real_labels=path)
     expected = real_score(paths, logits.argmax(axis=1), lists)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
@@ -366,7 +366,7 @@ def test_examples_without_a_number(run, sets, strategy, tmp_path):
         evaluate_folder(run, strategy, sets / "v2", real_labels=path)
     with pytest.raises(UserError, match="these have none, such as 'digit test 0'"):
         overrides = ["data.source=digits", "data.eval_split=test"]
-        evaluate_dir(run, strategy, overrides, real_labels=path)
+        evaluate_model(run, strategy=strategy, overrides=overrides, real_labels=path)
     shutil.copytree(sets / "val", tmp_path / "val")
     last = tmp_path / "val" / SYNSETS[-1]
     for name in ("ILSVRC2012_val_00000061.png", "ILSVRC2012_val_000000012.png", "z_ILSVRC2012_val_00000002.png"):
@@ -480,7 +480,7 @@ def test_a_picture_of_too_many_classes(strategy, tmp_path):
 )
 def test_files_that_cannot_be_written_stop_before_the_work(option, path, part):
     with pytest.raises(UserError, match=re.escape(part)):
-        evaluate_dir("nowhere", None, **{option: path})
+        evaluate_model("nowhere", strategy=None, **{option: path})
 
 
 def test_what_cannot_be_written_after_all(tmp_path):
@@ -495,7 +495,7 @@ def test_what_cannot_be_written_after_all(tmp_path):
 def test_no_pillow_is_said_before_the_work(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(UserError, match="draws with Pillow, which is not installed"):
-        evaluate_dir("nowhere", None, confusion="matrix.png")
+        evaluate_model("nowhere", strategy=None, confusion="matrix.png")
 
 
 # -------------------------------------------------------------------------------------------------- the command
@@ -537,7 +537,7 @@ def test_two_places_for_the_images(run):
 
 
 def test_folders_are_named_as_they_are():
-    assert evaluate._folder_overrides("gs://bucket/a b/imagenet-a/")[1:3] == [
+    assert evaluate.folder_overrides("gs://bucket/a b/imagenet-a/")[1:3] == [
         'data.dir="gs://bucket/a b"',
         'data.train_split="imagenet-a"',
     ]

@@ -1,57 +1,97 @@
-"""Export a trained model: `python -m efficientnet_tf.export --model_dir=DIR --output=PATH`.
+"""Exports a trained model for deployment.
 
-The name of the output says what it becomes: `.tflite`, `.onnx` and `.xml` are files for LiteRT, ONNX Runtime and
-OpenVINO (`artefacts`), any other name is the folder of a SavedModel (`saved_model`). Either is run by its own runtime
-and compared with the Keras model before it lies under its name.
+The name of the output chooses the format: `.tflite`, `.onnx` and `.xml` are files for LiteRT, ONNX Runtime and OpenVINO
+(see `formats`), and any other name is the folder of a SavedModel (see `saved_model`). Every export is run by its own
+runtime and compared with the Keras model before it is moved into place.
 """
 
+from __future__ import annotations
+
+import functools
 import os
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-TOLERANCE = 1e-4  # of the greatest logit, for float32
-AGREEMENT = 0.98  # of top-1 with the Keras model, for every precision
-CULPRITS = 5  # layers that are named where int8 loses too much
-PROBED = 64  # images that tell which
-BATCH = 32
+if TYPE_CHECKING:
+    from efficientnet_tf.export.formats import Format
+
+TOLERANCE = 1e-4  # largest difference of a logit in float32, as a share of the largest logit
+AGREEMENT = 0.98  # smallest share of images with the same top-1 class, in every precision
+WORST_LAYERS = 5  # layers that an error names if int8 loses too much
+PROBE_IMAGES = 64  # images on which the loss of each layer is measured
+BATCH_SIZE = 32
 
 
-def export_file(
-    model_dir, output, precision="float32", calibration_images=300, keep_float=(), images=1000, overrides=()
-):
-    """Write the model of a model directory, its moving average where it has one, as a file for another runtime.
+def export_model(
+    model_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    precision: str = "float32",
+    *,
+    calibration_images: int = 300,
+    keep_float: Sequence[str] = (),
+    images: int = 1000,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the model of a model directory for deployment, with EMA weights if the run has them.
 
-    Before it lies under its name, the file is opened by that runtime, and its logits for images of the evaluation split
-    are compared with the Keras model's.
+    The export is opened by its own runtime and compared with the Keras model before it is moved to `output`: a
+    SavedModel on generated images, a file on images of the evaluation split.
 
     Args:
-        model_dir: str.
-        output: str, a name that `artefacts.format_of` knows, where nothing lies yet.
-        precision: str, one of the format's.
-        calibration_images: int >= 1; for int8, images of the training split that show the range of each activation.
-        keep_float: sequence of str; for int8, convolutions and dense layers that stay in float.
-        images: int >= 1, images of the evaluation split to compare on; all where it has no more.
-        overrides: sequence of `section.key=value` for the sections data and eval: where the images are.
+        model_dir: A model directory, as `train_model` writes it.
+        output: What to write. It must not exist yet. `FILE.tflite` is for LiteRT, `FILE.onnx` for ONNX Runtime, and
+            `FILE.xml`, with its `FILE.bin`, for OpenVINO. Any other name is the folder of a SavedModel.
+        precision: "float32", "float16", "bfloat16" (OpenVINO only), "dynamic" (int8 weights, LiteRT only) or "int8"
+            (int8 weights and activations). A SavedModel is always float32.
+        calibration_images: Number of training images that show the range of each activation, for int8, at least 1.
+        keep_float: Names of convolutions and dense layers that stay in float, for int8.
+        images: Largest number of images of the evaluation split to compare on, at least 1.
+        overrides: Changes of the run's config as `section.key=value`, in the sections data and eval, for example where
+            the images are now.
 
     Returns:
-        dict: "images", how many were compared; "difference", the largest of a logit; "greatest", the greatest logit;
-        "agreement", the share of images with the same top-1; "bytes", of what was written.
+        A dict with "output", "precision" and "difference", the largest difference of a logit. For files also "images",
+        the number of images compared, "greatest", the largest logit, "agreement", the share of images with the same
+        top-1 class, and "bytes", the size of what was written.
 
     Raises:
-        UserError: when `output` exists or cannot be written; for a precision that the format does not have, a layer
-            that the model does not have, a runtime or images that are not there; when float32 differs by more than
-            1e-4 of the greatest logit, or another precision agrees on less than 98 % of the images: for int8 with the
+        UserError: If `output` exists or cannot be written; if the format does not have the precision, the model does
+            not have a layer, or a runtime or the images are missing; if float32 differs by more than 1e-4 of the
+            largest logit; or if another precision agrees on less than 98% of the images. For int8 the message names the
             layers that lose most.
+
+    Example:
+        >>> result = export_model("runs/digits", "digits.tflite", images=100)
+        >>> result["images"], result["agreement"]
+        (100, 1.0)
     """
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.export.formats import FORMATS, find_format
+    from efficientnet_tf.export.saved_model import export_saved_model
+
+    model_dir, output = os.fspath(model_dir), os.fspath(output)
+    kind = find_format(output)
+    if kind is None:
+        if precision != "float32":
+            raise UserError(
+                f"precision={precision} does not apply to output={output}, which is a SavedModel and always float32. "
+                f"Use a name that ends in {', '.join(FORMATS)} for other formats."
+            )
+        return {"output": output, "precision": precision, "difference": export_saved_model(model_dir, output)}
+    result = _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides)
+    return {"output": output, "precision": precision, **result}
+
+
+def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides):
+    """Write a file for another runtime; see `export_model`."""
     import keras
 
-    from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.load import override_config
     from efficientnet_tf.export.folding import fold_batch_norm
-    from efficientnet_tf.export.formats import find_format
     from efficientnet_tf.models.model_dir import restore_model
     from efficientnet_tf.runtime.files import read_text
 
-    kind = find_format(output)
     _check_file(kind, output, precision, keep_float)
     model, config, _ = restore_model(model_dir)
     folded = fold_batch_norm(model)
@@ -59,39 +99,28 @@ def export_file(
     texts = {name: read_text(os.path.join(model_dir, name)) for name in ("config.yaml", "classes.txt")}
     texts["precision"] = precision
     config = override_config(config, overrides)
-    compared = _images(config, images, training=False)
-    calibration = _images(config, calibration_images, training=True) if precision == "int8" else []
+    compared = _read_images(config, images, training=False)
+    calibration = _read_images(config, calibration_images, training=True) if precision == "int8" else []
 
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, os.path.basename(output))
         named = keras.Model(folded.input, {"logits": folded.output})
         kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts)
         result = _compare_file(model, path, compared)
-        if precision == "float32" and not result["difference"] <= TOLERANCE * max(1.0, result["greatest"]):
-            raise UserError(
-                f"run by {kind.name}, the network differs from the Keras model by {result['difference']:.2g} "
-                f"in a logit, more than {TOLERANCE:g} of the greatest, {result['greatest']:.3g}; {output} was not "
-                "written"
-            )
-        if not result["agreement"] >= AGREEMENT:
-            exhausted = len(calibration) < calibration_images
-            told = _say_losses(folded, calibration, compared, keep_float, exhausted) if precision == "int8" else ""
-            raise UserError(
-                f"run by {kind.name} in {precision}, the network's top-1 is that of the Keras model on "
-                f"{result['agreement']:.1%} of {result['images']} images, less than {AGREEMENT:.0%}; {output} was not "
-                f"written{told}"
-            )
+        all_used = len(calibration) < calibration_images
+        advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)
+        _check_agreement(kind, output, precision, result, advise)
         result["bytes"] = _move(path, output)
     return result
 
 
-def _parts(output):
-    """Return the files of an artefact, the one that is opened last."""
+def _list_files(output):
+    """Return the files of an export. The one that is opened comes last."""
     return ([output.removesuffix(".xml") + ".bin"] if output.endswith(".xml") else []) + [output]
 
 
 def _check_file(kind, output, precision, keep_float):
-    """Refuse what cannot be done before the work."""
+    """Refuse what cannot be done, before the work starts."""
     import tensorflow as tf
 
     from efficientnet_tf.config.errors import UserError
@@ -99,43 +128,47 @@ def _check_file(kind, output, precision, keep_float):
     from efficientnet_tf.runtime.files import check_output
 
     if precision not in kind.precisions:
-        raise UserError(f"--precision={precision}: {kind.name} takes {', '.join(kind.precisions)}")
+        raise UserError(
+            f"precision={precision} is not available for {kind.name}. Choose one of {', '.join(kind.precisions)}."
+        )
     if keep_float and precision != "int8":
-        raise UserError(f"--keep_float={','.join(keep_float)} goes with --precision=int8, received {precision}")
-    check_output("--output", output, tuple(FORMATS))
-    for path in _parts(output):
+        raise UserError(
+            f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
+        )
+    check_output("output", output, tuple(FORMATS))
+    for path in _list_files(output):
         if tf.io.gfile.exists(path):
-            raise UserError(f"--output={output}: {path} exists")
+            raise UserError(f"output={output} cannot be written because {path} exists. Choose another name.")
     require_packages(kind, precision)
 
 
 def _check_layers(model, keep_float):
     from efficientnet_tf.config.errors import UserError, suggest
-    from efficientnet_tf.export.quantization import layers_with_weights
+    from efficientnet_tf.export.quantization import list_kernel_layers
 
-    layers = layers_with_weights(model)
+    layers = list_kernel_layers(model)
     for name in keep_float:
         if name not in layers:
             raise UserError(
-                f"--keep_float={name}: the model has no such convolution or dense layer; it has {layers[0]} ... "
+                f"keep_float={name} is not a convolution or dense layer of the model, which has {layers[0]} ... "
                 f"{layers[-1]}.{suggest(name, layers)}"
             )
 
 
-def _images(config, count, training):
-    """Read images of the training or the evaluation split as evaluation sees them: float32 [N, S, S, C]."""
+def _read_images(config, count, training):
+    """Return images of the training or the evaluation split, preprocessed as for evaluation: float32 [N, S, S, C]."""
     import numpy as np
-    from tqdm import tqdm
 
     from efficientnet_tf.data.open import open_source
     from efficientnet_tf.data.pipeline import Failures, sample_images
+    from efficientnet_tf.runtime.terminal import track
 
     split = config.data.train_split if training else config.data.eval_split
     source = open_source(config.data, split, training=training)
     failures = Failures(source)
     dataset = sample_images(source, config, failures, count)
-    bar = tqdm(dataset.as_numpy_iterator(), f"{split} images", min(count, source.size), unit="image", leave=False)
-    images = np.stack(list(bar))
+    total = min(count, source.size)
+    images = np.stack(list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "image")))
     failures.check(config.data.max_bad_fraction if training else 0)
     return images
 
@@ -144,54 +177,93 @@ def _compare_file(model, path, images):
     """Run the Keras model and the file on the same images."""
     import numpy as np
     import tensorflow as tf
-    from tqdm import tqdm
 
     from efficientnet_tf.export.formats import open_export
+    from efficientnet_tf.runtime.terminal import track
 
     run, _ = open_export(path)
     forward = tf.function(lambda batch: model(batch, training=False))
-    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]  # the last of another size
-    pairs = [(forward(b).numpy(), run(b)) for b in tqdm(batches, "comparing", unit="batch", leave=False)]
-    expected, found = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
+    batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]  # the last one may be smaller
+    pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
+    expected, exported = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
     return {
         "images": len(images),
-        "difference": float(np.abs(found - expected).max()),
+        "difference": float(np.abs(exported - expected).max()),
         "greatest": float(np.abs(expected).max()),
-        "agreement": float(np.mean(found.argmax(axis=1) == expected.argmax(axis=1))),
+        "agreement": float(np.mean(exported.argmax(axis=1) == expected.argmax(axis=1))),
     }
 
 
-def _say_losses(model, calibration, images, keep_float, exhausted):
-    """Return lines about the layers that lose most in int8, and what to do; `exhausted`: there are no more images."""
-    from efficientnet_tf.export.quantization import measure_losses
+def _check_agreement(
+    kind: Format, output: str, precision: str, result: dict[str, Any], advise: Callable[[], str]
+) -> None:
+    """Raise a UserError if a file computes something else than the Keras model.
 
-    losses = measure_losses(model, [image[None] for image in calibration], images[:PROBED])
-    worst = [name for name in losses if name not in keep_float][:CULPRITS]
-    lines = [f"  {name}: {losses[name]:.1%}" for name in worst]
-    return (
-        "\nThese layers lose most, each in int8 alone (error of the logits in shares of their standard deviation):\n"
-        + "\n".join(lines)
-        + f"\nLeave some in float: --keep_float={','.join([*keep_float, *worst])}"
-        + (
-            f"\nAll {len(calibration)} training images have been used to calibrate"
-            if exhausted
-            else f"\nor calibrate on more images: --calibration_images={4 * len(calibration)} (now {len(calibration)})"
+    Args:
+        kind: Format of the file.
+        output: Where the file would be written.
+        precision: Precision of the file.
+        result: Result of `_compare_file`.
+        advise: Returns what to do if int8 loses too much.
+    """
+    from efficientnet_tf.config.errors import UserError
+
+    if precision == "float32" and not result["difference"] <= TOLERANCE * max(1.0, result["greatest"]):
+        raise UserError(
+            f"In {kind.name}, the network differs from the Keras model by {result['difference']:.2g} in a logit, more "
+            f"than {TOLERANCE:g} of the largest logit, {result['greatest']:.3g}. {output} was not written."
         )
+    if not result["agreement"] >= AGREEMENT:
+        advice = advise() if precision == "int8" else ""
+        raise UserError(
+            f"In {kind.name} with {precision}, the network agrees with the Keras model's top-1 class on only "
+            f"{result['agreement']:.1%} of {result['images']} images. At least {AGREEMENT:.0%} is required. {output} "
+            f"was not written.{advice}"
+        )
+
+
+def _advise(model, calibration, images, keep_float, all_used):
+    """Return text about the layers that lose most in int8, and what to do.
+
+    Args:
+        model: The folded model.
+        calibration: Calibration images, float32 [N, S, S, C].
+        images: Images to measure on, float32 [N, S, S, C].
+        keep_float: Names of the layers that are in float already.
+        all_used: Whether the training split has no more images to calibrate on.
+    """
+    from efficientnet_tf.export.quantization import measure_quantization_errors
+
+    errors = measure_quantization_errors(model, [image[None] for image in calibration], images[:PROBE_IMAGES])
+    worst = [name for name in errors if name not in keep_float][:WORST_LAYERS]
+    if all_used:
+        remedy = f"All {len(calibration)} training images are already used for calibration."
+    else:
+        more = 4 * len(calibration)
+        remedy = f"Or calibrate on more images: calibration_images={more} (now {len(calibration)})"
+    return "\n".join(
+        [
+            "\nThese layers lose most. Each was measured alone in int8, as the error of the logits relative to their "
+            "standard deviation:",
+            *(f"  {name}: {errors[name]:.1%}" for name in worst),
+            f"Keep some in float: keep_float={','.join([*keep_float, *worst])}",
+            remedy,
+        ]
     )
 
 
 def _move(path, output):
-    """Lay the files at their place, the one that is opened last; return how many bytes they have."""
+    """Move the files into place, the one that is opened last, and return their size in bytes."""
     import tensorflow as tf
 
     from efficientnet_tf.config.errors import UserError
 
-    size = 0
+    size_bytes = 0
     try:
-        for source, target in zip(_parts(path), _parts(output), strict=True):
-            size += os.path.getsize(source)
+        for source, target in zip(_list_files(path), _list_files(output), strict=True):
+            size_bytes += os.path.getsize(source)
             tf.io.gfile.copy(source, f"{target}.unfinished", overwrite=True)
             tf.io.gfile.rename(f"{target}.unfinished", target)
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--output={output} cannot be written: {error}") from None
-    return size
+        raise UserError(f"output={output} cannot be written: {error}") from None
+    return size_bytes

@@ -1,29 +1,31 @@
-"""The network as it is deployed: batch norm inside the convolutions, and nothing that only training needs."""
+"""Prepares a network for deployment: batch norm is folded into the convolutions, and dropout is removed."""
 
 import keras
 import numpy as np
 
 
-def fold_batch_norm(model):
-    """Copy a model for inference: each convolution carries the batch norm that follows it, dropout is left out.
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """Return a copy of a model for inference, with each batch norm folded into the convolution before it.
 
-    Exporters differ in what they fold: TensorFlow's leaves the batch norm of depthwise convolutions to the runtime.
+    Exporters differ in what they fold. TensorFlow's, for example, leaves the batch norm of depthwise convolutions to
+    the runtime.
 
     Args:
-        model: keras.Model of `models.build_model`, in float32.
+        model: A float32 model of `models.builder.build_model`.
 
     Returns:
-        keras.Model with the same input, output and layer names: the same function but for rounding, its weights
-        computed in float64 and rounded once. A batch norm that follows no convolution stays.
+        A model with the same input, output and layer names, without dropout. It computes the same function up to
+        rounding: its weights are computed in float64 and rounded once. A batch norm that does not follow a convolution
+        is kept.
     """
-    convolutions = {id(layer.output): layer for layer in model.layers if _carries(layer)}
+    convolutions = {id(layer.output): layer for layer in model.layers if _can_absorb(layer)}
     norms = {
         convolutions[id(layer.input)].name: layer
         for layer in model.layers
         if isinstance(layer, keras.layers.BatchNormalization) and id(layer.input) in convolutions
     }
-    left_out = {layer.name for layer in norms.values()}
-    left_out |= {layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)}
+    removed = {layer.name for layer in norms.values()}
+    removed |= {layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)}
 
     def copy(layer):
         changes = {"use_bias": True} if layer.name in norms else {}
@@ -33,35 +35,38 @@ def fold_batch_norm(model):
         return new
 
     def call(layer, x, **options):
-        return x if layer.name in left_out else layer(x, **options)
+        return x if layer.name in removed else layer(x, **options)
 
     folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
     for layer in folded.layers:
         old = model.get_layer(layer.name)
-        layer.set_weights(_folded(old, norms[layer.name]) if layer.name in norms else old.get_weights())
+        layer.set_weights(_fold_weights(old, norms[layer.name]) if layer.name in norms else old.get_weights())
     return folded
 
 
 @keras.saving.register_keras_serializable("efficientnet_tf")
 def _swish(x):
-    """Return x * sigmoid(x). TensorFlow's has a gradient of its own, which OpenVINO's converter takes for an output."""
+    """Return x * sigmoid(x), without the custom gradient of TensorFlow's swish.
+
+    OpenVINO's converter takes that gradient for an output of the network.
+    """
     return x * keras.ops.sigmoid(x)
 
 
-def _carries(layer):
-    """Tell whether a batch norm behind the layer can become part of it."""
-    convolution = isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
-    return convolution and layer.activation is keras.activations.linear
+def _can_absorb(layer):
+    """Return whether a batch norm that follows the layer can become part of it."""
+    is_convolution = isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
+    return is_convolution and layer.activation is keras.activations.linear
 
 
-def _folded(convolution, norm):
-    """Return [kernel, bias] that do what a convolution and the batch norm behind it do."""
+def _fold_weights(convolution, norm):
+    """Return the [kernel, bias] that compute a convolution and the batch norm that follows it."""
 
     def array(variable):
         return np.asarray(variable, np.float64)
 
     scale = array(norm.gamma) / np.sqrt(array(norm.moving_variance) + norm.epsilon)
     bias = array(convolution.bias) if convolution.use_bias else 0.0
-    depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)  # kernels [k, k, C, 1], not [k, k, C, out]
-    kernel = array(convolution.kernel) * (scale[:, None] if depthwise else scale)
+    is_depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)  # kernel [k, k, C, 1], not [k, k, C, out]
+    kernel = array(convolution.kernel) * (scale[:, None] if is_depthwise else scale)
     return [kernel, array(norm.beta) + (bias - array(norm.moving_mean)) * scale]

@@ -1,4 +1,4 @@
-"""Writes and opens `.tflite`, for LiteRT; the arguments are those of `artefacts.Format`."""
+"""Writes and opens `.tflite` files for LiteRT. The arguments are those of `formats.Format`."""
 
 import tempfile
 import warnings
@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from efficientnet_tf.export.quantization import fingerprint, float_region, kernels_of
+from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
 from efficientnet_tf.runtime.hardware import available_cores
 
 
@@ -24,7 +24,7 @@ def write(model, path, precision, calibration, keep_float, texts):
         if precision == "int8":
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = lambda: ([image] for image in calibration)
-        content = _partly_float(converter, model, keep_float) if keep_float else converter.convert()
+        content = _convert_partly(converter, model, keep_float) if keep_float else converter.convert()
     with open(path, "wb") as file:
         file.write(content)
     with zipfile.ZipFile(path, "a") as archive:
@@ -32,22 +32,31 @@ def write(model, path, precision, calibration, keep_float, texts):
             archive.writestr(name, text)
 
 
-def _partly_float(converter, model, keep_float):
-    """Return the network in int8 but for some layers: what TensorFlow's debugger of quantised networks is there for."""
+def _convert_partly(converter, model, keep_float):
+    """Return the int8 network with some layers in float, made with TensorFlow's `QuantizationDebugger`."""
     import tensorflow as tf
 
-    with warnings.catch_warnings():  # it runs an interpreter of TensorFlow's, which has moved to another package
+    # The debugger runs an interpreter of TensorFlow that warns about its move to another package.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset
         )
-        region = float_region(_operations(debugger.calibrated_model, kernels_of(model)), keep_float)
+        region = find_float_region(list_operations(debugger.calibrated_model, map_kernels(model)), keep_float)
         debugger.options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=sorted(region))
         return debugger.get_nondebug_quantized_model()
 
 
-def _operations(content, layer_of):
-    """Return the `operations` of `int8.float_region`, each by the name of the tensor that it makes."""
+def list_operations(content: bytes, layer_of: dict[bytes, str]) -> dict[str, tuple[list[str], str | None]]:
+    """Return the operations of a network as `quantization.find_float_region` takes them.
+
+    Args:
+        content: The network, in LiteRT's format.
+        layer_of: Layer names by kernel, from `quantization.map_kernels`.
+
+    Returns:
+        The operations, named by the tensor that each one computes.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     network = schema.ModelT.InitFromPackedBuf(content, 0)
@@ -66,10 +75,10 @@ def _operations(content, layer_of):
 
 
 def open_file(path):
-    """Return (function from pixels to logits, {name: text})."""
+    """Return a function from pixels to logits, and the texts by name."""
     from ai_edge_litert.interpreter import Interpreter
 
-    # The runner takes batches of any size; a path would be read as long as the interpreter lives.
+    # The signature runner takes batches of any size. The interpreter would keep a path open, so it gets the content.
     with open(path, "rb") as file:
         runner = Interpreter(model_content=file.read(), num_threads=available_cores()).get_signature_runner()
     texts = {}

@@ -1,9 +1,9 @@
-"""Writes and opens `.onnx`, for ONNX Runtime; the arguments are those of `artefacts.Format`."""
+"""Writes and opens `.onnx` files for ONNX Runtime. The arguments are those of `formats.Format`."""
 
 import logging
 import warnings
 
-from efficientnet_tf.export.quantization import fingerprint, float_region, kernels_of
+from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
 from efficientnet_tf.runtime.hardware import available_cores
 
 
@@ -12,7 +12,7 @@ def write(model, path, precision, calibration, keep_float, texts):
     import onnx
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # Keras asks numpy for what it no longer has
+        warnings.simplefilter("ignore", FutureWarning)  # Keras uses an alias that NumPy has deprecated
         model.export(path, format="onnx", verbose=False, input_signature=model.inputs)
     network = onnx.load(path)
     for value in (*network.graph.input, *network.graph.output):
@@ -22,17 +22,17 @@ def write(model, path, precision, calibration, keep_float, texts):
 
         network = convert_float_to_float16(network, keep_io_types=True)
     if precision == "int8":
-        operations = _operations(network.graph, kernels_of(model))
-        network = _quantise(network, path, calibration, float_region(operations, keep_float))
+        operations = _list_operations(network.graph, map_kernels(model))
+        network = _quantize(network, path, calibration, find_float_region(operations, keep_float))
     onnx.helper.set_model_props(network, texts)
     onnx.save(network, path)
 
 
-def _quantise(network, path, calibration, float_operations):
-    """Return a network whose weights (a channel each) and activations are int8, but for some operations.
+def _quantize(network, path, calibration, float_operations):
+    """Return a network with int8 weights, scaled per channel, and int8 activations, except for some operations.
 
-    By ONNX Runtime's own quantiser: it has convolutions from int8 to int8 alone, so that it runs what NNCF makes of the
-    network, swish and biases in float, slower than float32.
+    This uses ONNX Runtime's own quantizer. ONNX Runtime has only int8 convolutions that also return int8, so networks
+    that NNCF quantized, with swish and biases in float, run slower there than in float32.
     """
     import onnx
     from onnxruntime import quantization
@@ -44,7 +44,7 @@ def _quantise(network, path, calibration, float_operations):
             image = next(self.images, None)
             return None if image is None else {"image": image}
 
-    logging.disable(logging.WARNING)  # it advises to fold what is folded
+    logging.disable(logging.WARNING)  # it recommends folding, which is done
     try:
         quantization.quantize_static(
             network,
@@ -60,8 +60,8 @@ def _quantise(network, path, calibration, float_operations):
     return onnx.load(path)
 
 
-def _operations(graph, layer_of):
-    """Return the `operations` of `int8.float_region`."""
+def _list_operations(graph, layer_of):
+    """Return the operations of a network as `quantization.find_float_region` takes them."""
     import onnx
 
     maker = {output: node.name for node in graph.node for output in node.output}
@@ -74,7 +74,7 @@ def _operations(graph, layer_of):
 
 
 def open_file(path):
-    """Return (function from pixels to logits, {name: text})."""
+    """Return a function from pixels to logits, and the texts by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

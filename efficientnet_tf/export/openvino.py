@@ -1,40 +1,52 @@
-"""Writes and opens `.xml` with its `.bin`, for OpenVINO; the arguments are those of `artefacts.Format`."""
+"""Writes and opens `.xml` files, each with its `.bin`, for OpenVINO. The arguments are those of `formats.Format`."""
 
 import contextlib
 import logging
 import os
 import sys
-from unittest import mock
 
 import numpy as np
 
-from efficientnet_tf.export.quantization import fingerprint, float_region, kernels_of
+from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
 
 SECTION = "efficientnet_tf"  # of the file's rt_info
-
-
-def no_telemetry():
-    """Keep OpenVINO's converter and NNCF from telling Intel of each use, which takes seconds where nobody answers."""
-    return mock.patch.dict(os.environ, CI="true", NNCF_CI="1")
-
-
-# What the processor computes in; by itself OpenVINO takes bfloat16 wherever there is any, for a float32 network, too.
+# What the processor computes in. Without a hint, OpenVINO computes float32 networks in bfloat16 where it can.
 HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+@contextlib.contextmanager
+def disable_telemetry():
+    """Keep OpenVINO's converter and NNCF from reporting their use to Intel within the block.
+
+    Without a network, each report takes seconds. Neither library has an option for this, but both send nothing in a CI
+    job, which they recognize by these variables.
+    """
+    variables = {"CI": "true", "NNCF_CI": "1"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def write(model, path, precision, calibration, keep_float, texts):
     """Write a network and its texts to a file."""
     import openvino
 
-    with no_telemetry():
+    with disable_telemetry():
         model.export(path, format="openvino", verbose=False)
     network = openvino.Core().read_model(path)
     if precision == "int8":
-        operations = _operations(network, kernels_of(model))
-        network = _quantise(network, calibration, float_region(operations, keep_float))
+        operations = _list_operations(network, map_kernels(model))
+        network = _quantize(network, calibration, find_float_region(operations, keep_float))
     for name, text in texts.items():
         network.set_rt_info(text, [SECTION, name])
-    # The file that was read lies under the same name, and its weights are in use.
+    # The network still reads its weights from the file under the final name.
     unfinished = path.removesuffix(".xml") + ".unfinished.xml"
     openvino.save_model(network, unfinished, compress_to_fp16=precision in ("float16", "bfloat16"))
     del network
@@ -42,13 +54,13 @@ def write(model, path, precision, calibration, keep_float, texts):
         os.replace(unfinished.removesuffix(".xml") + suffix, path.removesuffix(".xml") + suffix)
 
 
-def _operations(network, layer_of):
-    """Return the `operations` of `int8.float_region`."""
+def _list_operations(network, layer_of):
+    """Return the operations of a network as `quantization.find_float_region` takes them."""
     nodes = [node for node in network.get_ordered_ops() if node.get_type_name() not in ("Constant", "Result")]
     known = {node.get_friendly_name() for node in nodes}
 
     def constant(node):
-        while node.get_input_size() == 1:  # a kernel is turned around at most
+        while node.get_input_size() == 1:  # at most a transposition stands between a kernel and its layer
             node = node.input_value(0).get_node()
         return node.data if node.get_type_name() == "Constant" else np.zeros(0)
 
@@ -64,7 +76,7 @@ def _operations(network, layer_of):
 
 
 def open_file(path):
-    """Return (function from pixels to logits, {name: text})."""
+    """Return a function from pixels to logits, and the texts by name."""
     import openvino
 
     network = openvino.Core().read_model(path)
@@ -74,9 +86,9 @@ def open_file(path):
     return lambda images: compiled(images)[0], texts
 
 
-def _quantise(network, calibration, float_operations):
-    """Return a network whose weights (a channel each) and activations are int8, but for some operations."""
-    with no_telemetry():
+def _quantize(network, calibration, float_operations):
+    """Return a network with int8 weights, scaled per channel, and int8 activations, except for some operations."""
+    with disable_telemetry():
         import nncf
 
     nncf.set_log_level(logging.ERROR)

@@ -1,53 +1,60 @@
-"""What int8 does to a network, whatever the runtime: which layers lose most by it, and what stays float with one."""
+"""Measures what int8 does to each layer of a network, and finds what must stay in float together with a layer."""
+
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-BATCH = 32
+BATCH_SIZE = 32
 
 
-class _Rounding(keras.layers.Layer):
-    """While `on`, what int8 leaves of a tensor: 256 steps from the least to the greatest value that calibration saw."""
+class _FakeQuantization(keras.layers.Layer):
+    """While `enabled` is 1, rounds a tensor to 256 evenly spaced values between `low` and `high`."""
 
     def build(self, input_shape):
-        self.low, self.high, self.on = (
-            self.add_weight(shape=(), initializer="zeros", trainable=False, name=name) for name in ("low", "high", "on")
+        self.low, self.high, self.enabled = (
+            self.add_weight(shape=(), initializer="zeros", trainable=False, name=name)
+            for name in ("low", "high", "enabled")
         )
 
     def call(self, inputs):
         step = ops.maximum((self.high - self.low) / 255, 1e-12)
         rounded = self.low + step * ops.round((ops.clip(inputs, self.low, self.high) - self.low) / step)
-        return ops.where(self.on > 0, rounded, inputs)
+        return ops.where(self.enabled > 0, rounded, inputs)
 
 
-def layers_with_weights(model):
-    """Return the names of a model's convolutions and dense layers, in the order of the data: list of str."""
+def list_kernel_layers(model: keras.Model) -> list[str]:
+    """Return the names of a model's convolutions and dense layers, in the order in which the data passes them."""
     return [layer.name for layer in model.layers if hasattr(layer, "kernel")]
 
 
-def measure_losses(model, calibration, images):
-    """Measure for each convolution and dense layer what is lost where it alone computes in int8.
+def measure_quantization_errors(
+    model: keras.Model, calibration: Iterable[np.ndarray], images: np.ndarray
+) -> dict[str, float]:
+    """Return the error that each convolution and dense layer causes if it alone computes in int8.
 
-    Its input and output take 256 values over the calibration's range, its weights 255 a channel: what a quantiser does
-    at its simplest. Runtimes fuse and clip differently; which layers suffer is the same.
+    The input and the output of the layer are rounded to 256 values over the range of the calibration images, and its
+    weights to 255 values per output channel. This is the simplest form of quantization. Runtimes fuse and clip
+    differently, but the same layers suffer.
 
     Args:
-        model: keras.Model of `folding.fold_batch_norm`.
-        calibration: iterable of float32 [1, S, S, C], pixels in [0, 255].
-        images: float32 [N, S, S, C] to measure on.
+        model: A model of `folding.fold_batch_norm`.
+        calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
+        images: Images to measure on, float32 [N, S, S, C].
 
     Returns:
-        {layer's name: error of the logits, root mean square as a share of the logits' standard deviation}, the greatest
-        first.
+        The error of each layer, by name, the largest first: the root mean square error of the logits divided by the
+        standard deviation of the logits.
     """
-    names = layers_with_weights(model)
+    names = list_kernel_layers(model)
 
     def call(layer, x, **options):
         if layer.name not in names:
             return layer(x, **options)
-        return _Rounding(name=f"{layer.name}_out")(layer(_Rounding(name=f"{layer.name}_in")(x), **options))
+        before, after = (_FakeQuantization(name=f"{layer.name}_{end}") for end in ("in", "out"))
+        return after(layer(before(x), **options))
 
     probe = keras.models.clone_model(model, call_function=call)
     for layer in model.layers:
@@ -57,39 +64,40 @@ def measure_losses(model, calibration, images):
 
     forward = tf.function(lambda batch: probe(batch, training=False))
 
-    def logits():
-        return np.concatenate([forward(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)])
+    def compute_logits():
+        starts = range(0, len(images), BATCH_SIZE)
+        return np.concatenate([forward(images[i : i + BATCH_SIZE]).numpy() for i in starts])
 
-    exact, losses = logits(), {}
+    exact, errors = compute_logits(), {}
     for name in names:
         layer = probe.get_layer(name)
         kernel = layer.kernel.numpy()
         layer.kernel.assign(_round_kernel(kernel, layer))
         for rounding in roundings[name]:
-            rounding.on.assign(1.0)
-        losses[name] = float(np.sqrt(np.mean((logits() - exact) ** 2)) / exact.std())
+            rounding.enabled.assign(1.0)
+        errors[name] = float(np.sqrt(np.mean((compute_logits() - exact) ** 2)) / exact.std())
         layer.kernel.assign(kernel)
         for rounding in roundings[name]:
-            rounding.on.assign(0.0)
-    return dict(sorted(losses.items(), key=lambda item: -item[1]))
+            rounding.enabled.assign(0.0)
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
 def _calibrate(probe, roundings, calibration):
-    """Set the range of each rounding to that of its inputs over the calibration."""
+    """Set the range of each rounding to the range of its input over the calibration images."""
     tensors = keras.Model(probe.inputs, [rounding.input for rounding in roundings])
 
     @tf.function
     def ranges(image):
         return tf.stack([[tf.reduce_min(x), tf.reduce_max(x)] for x in tensors(image, training=False)])
 
-    found = np.stack([ranges(image).numpy() for image in calibration])
-    for rounding, low, high in zip(roundings, found[..., 0].min(axis=0), found[..., 1].max(axis=0), strict=True):
+    measured = np.stack([ranges(image).numpy() for image in calibration])
+    for rounding, low, high in zip(roundings, measured[..., 0].min(axis=0), measured[..., 1].max(axis=0), strict=True):
         rounding.low.assign(low)
         rounding.high.assign(high)
 
 
 def _round_kernel(kernel, layer):
-    """Round weights to 255 steps around zero, of a size of its own for each output channel."""
+    """Round weights to 255 evenly spaced values around zero, with a scale per output channel."""
     channel = 2 if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.ndim - 1
     others = tuple(axis for axis in range(kernel.ndim) if axis != channel)
     step = np.maximum(np.abs(kernel).max(axis=others, keepdims=True) / 127, 1e-12)
@@ -99,43 +107,49 @@ def _round_kernel(kernel, layer):
 # ------------------------------------------------------------------------------------------------- layers kept in float
 
 
-def fingerprint(kernel):
-    """Return what tells a kernel from others however an exporter has laid it out."""
+def fingerprint(kernel: np.ndarray) -> bytes:
+    """Return bytes that identify a kernel, in whatever layout an exporter has stored it."""
     return np.sort(np.asarray(kernel, np.float32), axis=None).tobytes()
 
 
-def kernels_of(model):
-    """Return {fingerprint: name} of a model's convolutions and dense layers."""
-    return {fingerprint(model.get_layer(name).kernel): name for name in layers_with_weights(model)}
+def map_kernels(model: keras.Model) -> dict[bytes, str]:
+    """Return the names of a model's convolutions and dense layers by the fingerprint of their kernels."""
+    return {fingerprint(model.get_layer(name).kernel): name for name in list_kernel_layers(model)}
 
 
-def float_region(operations, keep):
-    """Return the operations of an exported network that compute in float for some layers to do so.
+def find_float_region(
+    operations: Mapping[str, tuple[Sequence[str], str | None]], keep_float: Sequence[str]
+) -> set[str]:
+    """Return the operations of an exported network that must compute in float so that some layers do.
 
-    They are the layers' own and all before and behind them up to the next layers: what had been rounded to int8 on its
-    way to a layer would leave nothing to keep.
+    These are the operations of the layers themselves, and all operations before and after them up to the next layers.
+    If the input of a layer were rounded to int8 on its way, keeping the layer in float would gain nothing.
 
     Args:
-        operations: {name: ([names of the operations that it reads], name of its layer; None where it has no kernel)}.
-        keep: sequence of str, layers.
+        operations: For each operation, by name, the names of the operations whose results it reads, and the name of
+            its layer, or None if it has no kernel.
+        keep_float: Names of the layers to keep in float.
 
     Returns:
-        set of str.
+        Names of operations.
+
+    Raises:
+        RuntimeError: If a layer has no operation.
     """
-    own = {name for name, (_, layer) in operations.items() if layer in keep}
-    lost = set(keep) - {operations[name][1] for name in own}
+    own = {name for name, (_, layer) in operations.items() if layer in keep_float}
+    lost = set(keep_float) - {operations[name][1] for name in own}
     if lost:
-        raise RuntimeError(f"not found in the exported network: {', '.join(sorted(lost))}")
-    before = {name: reads for name, (reads, _) in operations.items()}
-    behind = {name: [] for name in operations}
+        raise RuntimeError(f"layers are missing from the exported network: {', '.join(sorted(lost))}")
+    before = {name: list(reads) for name, (reads, _) in operations.items()}
+    after: dict[str, list[str]] = {name: [] for name in operations}
     for name, reads in before.items():
         for other in reads:
-            behind[other].append(name)
+            after[other].append(name)
     region = set(own)
-    for ways in (before, behind):
+    for neighbors in (before, after):
         reached, front = set(own), list(own)
         while front:
-            new = {name for name in ways[front.pop()] if operations[name][1] is None} - reached
+            new = {name for name in neighbors[front.pop()] if operations[name][1] is None} - reached
             reached |= new
             front.extend(new)
         region |= reached

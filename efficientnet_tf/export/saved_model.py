@@ -1,12 +1,12 @@
-"""A SavedModel for servers: written, reloaded in a fresh process, compared.
+"""Writes a SavedModel for servers, reloads it in a fresh process, and compares the results.
 
-Signatures, all over batches of any size, all to {"logits", "probabilities"} float32 [N, classes]:
+The signatures take batches of any size and return {"logits", "probabilities"}, both float32 [N, classes]:
 
     serving_default   image: float32 [N, S, S, C], pixels in [0, 255]
     serving_uint8     image: uint8 [N, S, S, C]
-    serving_bytes     image: string [N], image files; decoded, cropped and resized inside, as in evaluation
+    serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation
 
-Assets: classes.txt, the label names, and config.yaml.
+The assets are classes.txt, the class names, and config.yaml.
 """
 
 import os
@@ -23,7 +23,7 @@ from efficientnet_tf.models.model_dir import restore_model
 
 TOLERANCE = 1e-5
 
-# What a server does: TensorFlow alone, without this package.
+# Like a server, this uses TensorFlow alone, without this package.
 _RELOAD = """
 import sys
 import numpy as np
@@ -36,25 +36,25 @@ assert "efficientnet_tf" not in sys.modules, "a server would need this package"
 """
 
 
-def export_saved_model(model_dir, output):
-    """Write the model of a model directory, its moving average where it has one, as a SavedModel.
+def export_saved_model(model_dir: str, output: str) -> float:
+    """Write the model of a model directory as a SavedModel, with EMA weights if the run has them.
 
-    Before it is reported, and before it lies under its name, the export is reloaded by a process that does not know
-    this package, and its logits are compared with the Keras model's.
+    Before the folder gets its name, a process without this package loads it, and its logits are compared with those of
+    the Keras model.
 
     Args:
-        model_dir: str.
-        output: str, a folder that does not exist yet.
+        model_dir: A model directory.
+        output: A folder that does not exist yet.
 
     Returns:
-        float, the largest difference of a logit over all signatures.
+        The largest difference of a logit over all signatures.
 
     Raises:
-        UserError: when `output` exists or cannot be written, or when the logits differ by more than 1e-5.
+        UserError: If `output` exists or cannot be written, or if logits differ by more than 1e-5.
     """
     output = output.rstrip("/")
     if tf.io.gfile.exists(output) and (not tf.io.gfile.isdir(output) or tf.io.gfile.listdir(output)):
-        raise UserError(f"--output={output} exists and is not an empty folder")
+        raise UserError(f"output={output} exists and is not an empty folder. Choose another name.")
     model, config, _ = restore_model(model_dir)
     unfinished = f"{output}.unfinished"
     try:
@@ -62,12 +62,12 @@ def export_saved_model(model_dir, output):
             tf.io.gfile.rmtree(unfinished)
         _write(model, config, model_dir, unfinished)
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--output={output} cannot be written: {error}") from None
+        raise UserError(f"output={output} cannot be written: {error}") from None
     difference = _compare(model, config, unfinished)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"the export in {unfinished} differs from the Keras model by {difference:.2g} in a logit, more than "
-            f"{TOLERANCE:g}; it has not been moved to {output}"
+            f"The export in {unfinished} differs from the Keras model by {difference:.2g} in a logit, more than "
+            f"{TOLERANCE:g}. It was not moved to {output}."
         )
     if tf.io.gfile.exists(output):
         tf.io.gfile.rmtree(output)
@@ -78,13 +78,13 @@ def export_saved_model(model_dir, output):
 def _write(model, config, model_dir, folder):
     pixels = [None, *model.input_shape[1:]]
 
-    def answer(images):
+    def classify(images):
         logits = model(images, training=False)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-    def answer_bytes(image):
+    def classify_bytes(image):
         shape = tf.TensorSpec(pixels[1:], tf.float32)
-        return answer(tf.map_fn(lambda one: eval_image(one, config), image, fn_output_signature=shape))
+        return classify(tf.map_fn(lambda one: eval_image(one, config), image, fn_output_signature=shape))
 
     def signature(function, dtype, shape):
         return tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name="image")])
@@ -93,15 +93,15 @@ def _write(model, config, model_dir, folder):
     module.weights = [v.value for v in model.variables]
     module.assets = [tf.saved_model.Asset(os.path.join(model_dir, n)) for n in ("classes.txt", "config.yaml")]
     signatures = {
-        "serving_default": signature(lambda image: answer(image), tf.float32, pixels),
-        "serving_uint8": signature(lambda image: answer(tf.cast(image, tf.float32)), tf.uint8, pixels),
-        "serving_bytes": signature(answer_bytes, tf.string, [None]),
+        "serving_default": signature(lambda image: classify(image), tf.float32, pixels),
+        "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
+        "serving_bytes": signature(classify_bytes, tf.string, [None]),
     }
     tf.saved_model.save(module, folder, signatures=signatures)
 
 
 def _compare(model, config, folder):
-    """Return the largest difference between the Keras model's logits and the export's, reloaded elsewhere."""
+    """Return the largest difference between the logits of the Keras model and of the export in another process."""
     rng = np.random.default_rng(0)
     height, width, channels = model.input_shape[1:]
     files = [
@@ -109,15 +109,14 @@ def _compare(model, config, folder):
         for i, encode in enumerate((tf.io.encode_png, tf.io.encode_jpeg, tf.io.encode_png))
     ]
     uint8 = rng.integers(0, 256, (3, height, width, channels), dtype=np.uint8)
-    given = {"serving_default": uint8 + np.float32(0.25), "serving_uint8": uint8, "serving_bytes": np.array(files)}
-    pixels = given | {"serving_bytes": tf.stack([eval_image(file, config) for file in files])}
+    inputs = {"serving_default": uint8 + np.float32(0.25), "serving_uint8": uint8, "serving_bytes": np.array(files)}
+    pixels = inputs | {"serving_bytes": tf.stack([eval_image(file, config) for file in files])}
     with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = os.path.join(scratch, "inputs.npz"), os.path.join(scratch, "outputs.npz")
-        np.savez(inputs, **given)
-        done = subprocess.run(
-            [sys.executable, "-c", _RELOAD, folder, inputs, outputs], capture_output=True, text=True, check=False
-        )
+        input_file, output_file = os.path.join(scratch, "inputs.npz"), os.path.join(scratch, "outputs.npz")
+        np.savez(input_file, **inputs)
+        command = [sys.executable, "-c", _RELOAD, folder, input_file, output_file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"the export in {folder} cannot be reloaded:\n{done.stderr[-2000:]}")
-        found = np.load(outputs)
-        return max(float(np.abs(found[n] - model(pixels[n], training=False)).max()) for n in given)
+            raise UserError(f"The export in {folder} cannot be reloaded:\n{done.stderr[-2000:]}")
+        logits = np.load(output_file)
+        return max(float(np.abs(logits[n] - model(pixels[n], training=False)).max()) for n in inputs)

@@ -17,11 +17,12 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, eval_dataset
-from efficientnet_tf.evaluate import evaluate_dir
-from efficientnet_tf.export import export, litert
+from efficientnet_tf.evaluate import evaluate_model
+from efficientnet_tf.export import litert
+from efficientnet_tf.export.export import export_model
 from efficientnet_tf.export.folding import fold_batch_norm
 from efficientnet_tf.export.formats import FORMATS, find_format, open_export
-from efficientnet_tf.export.quantization import float_region, layers_with_weights, measure_losses
+from efficientnet_tf.export.quantization import find_float_region, list_kernel_layers, measure_quantization_errors
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.model_dir import build_from_config, read_config, restore_model, write_model_dir
 
@@ -90,7 +91,7 @@ def float32(run, tmp_path_factory):
     """The float32 file of each format: {suffix: (path, result)}."""
     folder = tmp_path_factory.mktemp("files")
     paths = {suffix: str(folder / f"net{suffix}") for suffix in FORMATS}
-    return {suffix: (path, export.export_file(run, path)) for suffix, path in paths.items()}
+    return {suffix: (path, export_model(run, path)) for suffix, path in paths.items()}
 
 
 def element_types(path):
@@ -127,7 +128,7 @@ def constant_products(path):
         inputs = [[v.get_node() for v in n.input_values()] for n in nodes if n.get_type_name() == "Multiply"]
         return sum(any(node.get_type_name() == "Constant" for node in both) for both in inputs)
     with open(path, "rb") as file:
-        operations = litert._operations(file.read(), {})
+        operations = litert.list_operations(file.read(), {})
     return sum(len(reads) < 2 for name, (reads, _) in operations.items() if re.search(r"/[mM]ul$", name))
 
 
@@ -204,7 +205,7 @@ def test_names_and_free_batch(float32):
 @pytest.mark.parametrize(("suffix", "precision"), mostly_slow(ROUNDED, (".xml", "int8")))
 def test_rounded_formats(run, float32, suffix, precision, tmp_path):
     path = str(tmp_path / f"net{suffix}")
-    result = export.export_file(run, path, precision, calibration_images=40)
+    result = export_model(run, path, precision, calibration_images=40)
     assert result["images"] == IMAGES and result["agreement"] >= 0.98
     assert 1e-5 < result["difference"]
     types = {name.lower() for name in element_types(path)}
@@ -221,11 +222,11 @@ def test_rounded_formats(run, float32, suffix, precision, tmp_path):
 def test_a_file_is_evaluated_like_the_run(run, float32, suffix):
     strategy = tiny.make_strategy(1)
     path, _ = float32[suffix]
-    result = evaluate_dir(path, strategy)
+    result = evaluate_model(path, strategy=strategy)
     assert result["examples"] == IMAGES and result["top1"] > 0.9  # it has learnt something: agreement means something
-    assert result == pytest.approx(evaluate_dir(run, strategy), abs=1e-4)
+    assert result == pytest.approx(evaluate_model(run, strategy=strategy), abs=1e-4)
     with pytest.raises(UserError, match="--raw"):
-        evaluate_dir(path, strategy, raw=True)
+        evaluate_model(path, strategy=strategy, raw=True)
 
 
 # ------------------------------------------------------------------------------------------------ int8 that fails
@@ -255,7 +256,7 @@ def wild(trained, tmp_path_factory):
 def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, suffix, tmp_path):
     path = str(tmp_path / f"net{suffix}")
     with pytest.raises(UserError) as caught:
-        export.export_file(wild, path, "int8", calibration_images=40)
+        export_model(wild, path, "int8", calibration_images=40)
     message = str(caught.value)
     assert re.search(r"is that of the Keras model on [\d.]+% of 120 images, less than 98%", message)
     assert "--calibration_images=160 (now 40)" in message
@@ -264,20 +265,20 @@ def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, su
     assert os.listdir(tmp_path) == []
     remedy = re.search(r"--keep_float=(\S+)", message)[1].split(",")
     assert remedy == named
-    assert export.export_file(wild, path, "int8", 40, remedy[:2])["agreement"] >= 0.98
+    assert export_model(wild, path, "int8", calibration_images=40, keep_float=remedy[:2])["agreement"] >= 0.98
 
 
 def test_what_stays_float_with_a_layer():
     """Of a -> b -> (h; c, d -> e -> f -> g) with kernels in a, d and f: what lies between those layers."""
     operations = {"a": ([], "A"), "b": (["a"], None), "c": (["b"], None), "d": (["b"], "D"), "e": (["d"], None)}
     operations |= {"f": (["c", "e"], "F"), "g": (["f"], None), "h": (["b"], None)}
-    assert float_region(operations, ["D"]) == {"b", "d", "e"}
-    assert float_region(operations, ["A"]) == {"a", "b", "c", "h"}
-    assert float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
-    assert float_region(operations, ["A", "F"]) == {"a", "b", "c", "e", "f", "g", "h"}
-    assert float_region(operations, []) == set()
+    assert find_float_region(operations, ["D"]) == {"b", "d", "e"}
+    assert find_float_region(operations, ["A"]) == {"a", "b", "c", "h"}
+    assert find_float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
+    assert find_float_region(operations, ["A", "F"]) == {"a", "b", "c", "e", "f", "g", "h"}
+    assert find_float_region(operations, []) == set()
     with pytest.raises(RuntimeError, match="not found in the exported network: X"):
-        float_region(operations, ["A", "X"])
+        find_float_region(operations, ["A", "X"])
 
 
 @pytest.mark.slow
@@ -285,8 +286,8 @@ def test_losses_are_those_of_each_layer_alone(wild):
     model, config, _ = restore_model(wild)
     folded = fold_batch_norm(model)
     images, _ = read(config, "val", 40)
-    losses = measure_losses(folded, [image[None] for image in images], images)
-    assert list(losses) == sorted(layers_with_weights(folded), key=losses.get, reverse=True)
+    losses = measure_quantization_errors(folded, [image[None] for image in images], images)
+    assert list(losses) == sorted(list_kernel_layers(folded), key=losses.get, reverse=True)
     ranked = list(losses.values())
     assert ranked[1] > 10 * ranked[2] and 0 < ranked[-1] < ranked[2]
     np.testing.assert_array_equal(folded.predict(images, verbose=0), fold_batch_norm(model).predict(images, verbose=0))
@@ -316,7 +317,7 @@ def test_refusals(run, name, options, expected, tmp_path):
     for there in ("there.onnx", "there.bin"):
         (tmp_path / there).write_text("precious")
     with pytest.raises(UserError) as caught:
-        export.export_file(run, str(tmp_path / name), **options)
+        export_model(run, str(tmp_path / name), **options)
     assert expected in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["there.bin", "there.onnx"]
     assert (tmp_path / "there.bin").read_text() == "precious"
@@ -335,13 +336,13 @@ def test_a_runtime_that_is_not_installed_is_named(run, suffix, precision, module
     monkeypatch.setitem(sys.modules, module, None)  # as Python itself marks what cannot be imported
     extra = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}[suffix]
     with pytest.raises(UserError, match=rf"needs {module} .*pip install 'efficientnet_tf\[{extra}\]'"):
-        export.export_file(run, str(tmp_path / f"net{suffix}"), precision)
+        export_model(run, str(tmp_path / f"net{suffix}"), precision)
 
 
 def test_a_file_that_differs_is_not_moved(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="differs from the Keras model by .* was not written"):
-        export.export_file(run, str(tmp_path / "net.xml"))
+        export_model(run, str(tmp_path / "net.xml"))
     assert os.listdir(tmp_path) == []
 
 
@@ -378,7 +379,7 @@ def strip(path, stripped):
 def test_a_network_of_others_is_refused(float32, suffix, tmp_path):
     strip(Path(float32[suffix][0]), tmp_path / f"net{suffix}")
     with pytest.raises(UserError, match="was not written by export: it holds no config.yaml, classes.txt, precision"):
-        evaluate_dir(str(tmp_path / f"net{suffix}"), tiny.make_strategy(1))
+        evaluate_model(str(tmp_path / f"net{suffix}"), strategy=tiny.make_strategy(1))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config, parse_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
-from efficientnet_tf.evaluate import evaluate_dir
+from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.models import model_dir as model_dir_lib
 from efficientnet_tf.train import graph_of, main, make_parser, train
 from efficientnet_tf.training import checkpoint
@@ -199,7 +199,7 @@ def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp
     out = capsys.readouterr().out
     assert f"starting from {copy} (a model directory)" in out and "the classifier is new" in out
     expect(model_dir_lib.read_config(str(model_dir)))
-    evaluated = evaluate_dir(str(model_dir), tiny.make_strategy(1))
+    evaluated = evaluate_model(str(model_dir), strategy=tiny.make_strategy(1))
     lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
     assert evaluated["top1"] == pytest.approx(next(li["top1"] for li in lines if li["kind"] == "eval/ema"))
     shutil.rmtree(copy)

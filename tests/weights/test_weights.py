@@ -17,7 +17,7 @@ from efficientnet_tf import EfficientNetB0, build_model, load_weights
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.models.model_dir import restore_model
-from efficientnet_tf.predict import predict
+from efficientnet_tf.predict import predict_images
 from efficientnet_tf.scaling.compound import scale_network
 from efficientnet_tf.weights.__main__ import convert
 from efficientnet_tf.weights.formats import read_weights
@@ -327,7 +327,7 @@ def test_converted_directory_serves_the_commands(converted, theirs, tmp_path):
     assert (loaded.image_size, loaded.data.crop_padding, names) == (64, 8, list("0123456"))
     image = np.random.default_rng(0).integers(0, 256, (80, 72, 3), dtype=np.uint8)
     tf.io.write_file(str(tmp_path / "a.png"), tf.io.encode_png(image))
-    [(_, answer)] = predict(str(converted / "b0"), [str(tmp_path / "a.png")], top=7)
+    [answer] = predict_images(str(converted / "b0"), [str(tmp_path / "a.png")], top=7)
     cropped = tf.image.resize(image[8:72, 4:68], [64, 64], "bicubic")[None]  # 72 * 64 / (64 + 8) = 64
     expected = tf.nn.softmax(theirs(cropped, training=False))[0].numpy()
     assert dict(answer) == pytest.approx({str(i): p for i, p in enumerate(expected)}, abs=1e-4)
