@@ -1,4 +1,14 @@
-"""Measures the speed of the input pipeline, of training and of inference.
+"""Measure the speed of the input pipeline, of training and of inference on this machine.
 
-May import `visualization` and everything it imports.
+Modules:
+    worker: The processes that are timed: this package, other implementations, and the limits of the machine.
+    rounds: Starts workers and runs them in turn, so that all of them see the same machine.
+    networks: Measures networks next to other implementations.
+    input: Measures the input pipeline.
+    measure: Time and memory of one network, for other commands.
+    report: Tables and the JSON file.
+    plot: The plot of time against multiply-adds.
+
+May import `visualization` and the packages below it. Public names: `networks.NetworkBenchmark`, `input.measure_input`,
+`measure.inference_seconds`, `measure.training_step`, `report.format_markdown` and `plot.draw_speed`.
 """

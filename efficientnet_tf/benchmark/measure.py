@@ -1,33 +1,43 @@
-"""What a network takes on this machine, measured: time of a forward pass, time and peak memory of training steps."""
+"""Measure the time of a forward pass, and the time and peak memory of training steps, of one network."""
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf.benchmark.worker import TRAINING_IMAGES
+from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.runtime.hardware import resident_bytes, track_peak_bytes
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
-IMAGES = 100_000  # as if of a data set: the schedule asks how many
 
+def inference_seconds(
+    spec: ModelSpec,
+    size: int | None = None,
+    batch: int = 1,
+    classes: int = 1000,
+    channels: int = 3,
+    rounds: int = 10,
+) -> float:
+    """Return the seconds of one forward pass of a network with random weights, in float32.
 
-def inference_seconds(spec, size=None, batch=1, classes=1000, channels=3, rounds=10):
-    """Time the forward pass of a network with random weights, in float32, from uint8 pixels in memory to logits.
+    The time runs from uint8 pixels in memory to logits.
 
     Args:
-        spec: schema.ModelSpec.
-        size: int >= 1, image side in pixels; the spec's resolution by default.
-        batch: int >= 1.
-        classes: int >= 1.
-        channels: int >= 1.
-        rounds: int >= 1; two more go before them.
+        spec: The network.
+        size: Image side in pixels, at least 1. Defaults to the spec's resolution.
+        batch: Images per forward pass, at least 1.
+        classes: Number of classes, at least 1.
+        channels: Channels of the images, at least 1.
+        rounds: Number of forward passes that count, at least 1. Two more come before them to warm up.
 
     Returns:
-        float, seconds a batch: the median of the rounds.
+        Seconds per batch, the median of the rounds.
     """
     size = size or spec.resolution
     model = build_model(spec, classes, (size, size, channels))
@@ -41,32 +51,34 @@ def inference_seconds(spec, size=None, batch=1, classes=1000, channels=3, rounds
     return statistics.median(seconds[2:])
 
 
-def training_step(config, strategy, classes=1000, steps=3):
-    """Time training steps on random images, and watch the memory.
+def training_step(
+    config: Config, strategy: tf.distribute.Strategy, classes: int = 1000, steps: int = 3
+) -> dict[str, Any]:
+    """Measure the time and the peak memory of training steps on random images.
 
     Args:
-        config: config.Config; its batch, image size, optimiser, precision and average count.
-        strategy: tf.distribute.Strategy, of one replica.
-        classes: int >= 2.
-        steps: int >= 1; one more, the first, counts for the memory alone.
+        config: The config. Its batch size, image size, optimizer, precision and EMA matter.
+        strategy: A strategy of one replica.
+        classes: Number of classes, at least 2.
+        steps: Number of steps that are timed, at least 1. One more comes before them and only counts for the memory.
 
     Returns:
-        dict: "seconds" a step, the median; "peak_bytes": by how much the process grew from before the model was made
-        to the peak of the steps, None where the system does not say.
+        A dict with "seconds", the median of a step, and "peak_bytes", the growth of the process from before the model
+        was created to the peak of the steps, None if the system does not say.
     """
     before = resident_bytes()
-    state = create_state(config, classes, IMAGES, strategy)
-    loop = make_train_loop(state, config, strategy)
+    state = create_state(config, classes, TRAINING_IMAGES, strategy)
+    loop: Any = make_train_loop(state, config, strategy)
     rng = np.random.default_rng(0)
     shape = (config.train.batch_size, config.image_size, config.image_size, config.data.channels)
-    examples = rng.integers(0, 256, shape, np.uint8), rng.integers(0, classes, shape[0], np.int32)
-    batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(examples).repeat()))
-    loop.get_concrete_function(batches, tf.constant(1))  # what tracing takes for itself is not the steps' peak
+    batch = rng.integers(0, 256, shape, np.uint8), rng.integers(0, classes, shape[0], np.int32)
+    batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(batch).repeat()))
+    loop.get_concrete_function(batches, tf.constant(1))  # the peak of the steps does not include that of tracing
     seconds = []
     with track_peak_bytes() as peak:
         for _ in range(steps + 1):
             start = time.perf_counter()
             loop(batches, tf.constant(1)).numpy()
             seconds.append(time.perf_counter() - start)
-    grown = peak[0] - before if before is not None and peak[0] is not None else None
-    return {"seconds": statistics.median(seconds[1:]), "peak_bytes": grown}
+    growth = peak[0] - before if before is not None and peak[0] is not None else None
+    return {"seconds": statistics.median(seconds[1:]), "peak_bytes": growth}

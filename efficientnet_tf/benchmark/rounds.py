@@ -1,4 +1,7 @@
-"""Contestants, each in a process of its own, measured in turns."""
+"""Run workers in rounds: each of them for a few seconds, one after the other, again and again.
+
+A shared machine is not equally fast all the time. In rounds a slow period affects all workers alike.
+"""
 
 import json
 import os
@@ -6,34 +9,50 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any, Protocol
 
+from efficientnet_tf.benchmark.worker import Setting
 from efficientnet_tf.config.errors import UserError
 
-PROCESS_BYTES = 2**29  # what a process takes before it has a network, about: TensorFlow, torch
+PROCESS_BYTES = 2**29  # rough memory of a process before it has a network: Python, TensorFlow, torch
 
 
 class WorkerKilled(UserError):
-    """A contestant that a signal has ended: the system's, when memory ran out, as a rule."""
+    """A signal has ended a worker. In most cases the system did so because memory ran out."""
+
+
+class Runner(Protocol):
+    """Anything that can be timed in rounds."""
+
+    def run(self, seconds: float) -> float:
+        """Run steps for about `seconds` and return the seconds of one step."""
+        ...
 
 
 class Worker:
-    """A process that does steps when it is told to; a context, which ends it.
+    """A process that runs steps on request. Use it as a context manager, which ends the process.
+
+    Args:
+        setting: What the process runs.
 
     Attributes:
-        setting: Setting.
-        start_seconds: float, from the beginning of the process to the end of its first step.
-        facts: dict; "first_step_seconds", of these, tracing and compiling included; "peak_bytes", memory of the whole
-            process, None where the system does not say; of an exported file "file_bytes"; of jax and timm "device", its
-            name, and "device_peak_bytes", None on a CPU.
+        setting: What the process runs.
+        start_seconds: Seconds from the start of the process to the end of its first step.
+        facts: What is known about the process. "first_step_seconds" is the part of `start_seconds` that the first step
+            took, with tracing and compiling. "peak_bytes" is the peak memory of the whole process, None if the system
+            does not say. Exported files have "file_bytes". jax and timm have "device", its name, and
+            "device_peak_bytes", None on a CPU.
     """
 
-    def __init__(self, setting):
+    def __init__(self, setting: Setting):
         self.setting = setting
-        self.start_seconds, self.facts = None, {}
+        self.start_seconds = float("nan")
+        self.facts: dict[str, Any] = {}
         self._step_seconds = 1.0
 
-    def __enter__(self):
+    def __enter__(self) -> "Worker":
         command = [sys.executable, "-m", "efficientnet_tf.benchmark.worker", json.dumps(asdict(self.setting))]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         self._errors = tempfile.TemporaryFile("w+")
@@ -42,7 +61,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
         )
         try:
-            self._answer()
+            self._read_answer()
         except BaseException:
             self.__exit__()
             raise
@@ -54,7 +73,14 @@ class Worker:
         self._process.communicate()
         self._errors.close()
 
-    def _answer(self):
+    @property
+    def pid(self) -> int:
+        """ID of the process."""
+        return self._process.pid
+
+    def _read_answer(self):
+        """Read the seconds that the process took for its steps, and update `facts`."""
+        assert self._process.stdout  # noqa: S101 - for the type checker: it is a pipe
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
@@ -62,42 +88,51 @@ class Worker:
             last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
             status = self._process.returncode
             kind = WorkerKilled if status < 0 else UserError
-            raise kind(f"{self.setting.contestant} ended with status {status}: {last[:300]}")
-        told = json.loads(line)
-        self.facts |= told["facts"]
-        return told["seconds"]
+            raise kind(f"{self.setting.implementation} ended with status {status}: {last[:300]}")
+        answer = json.loads(line)
+        self.facts |= answer["facts"]
+        return answer["seconds"]
 
-    def run(self, seconds):
-        """Let it do steps for about so many seconds, one at least; return the seconds of one."""
+    def run(self, seconds: float) -> float:
+        """Run steps for about `seconds`, at least one step, and return the seconds of one step."""
         steps = max(1, round(seconds / self._step_seconds))
+        assert self._process.stdin  # noqa: S101 - for the type checker: it is a pipe
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
-        self._step_seconds = self._answer() / steps
+        self._step_seconds = self._read_answer() / steps
         return self._step_seconds
 
 
-def operations_of(mode):
-    """Return the operations for each multiply-add of a network: two, and in training, there and back, three times."""
+def count_operations_per_mac(mode: str) -> int:
+    """Return the arithmetic operations per multiply-add of a network: 2 for inference, 6 for training.
+
+    Training computes the forward pass, the gradients of the activations and the gradients of the weights.
+    """
     return 6 if mode == "train" else 2
 
 
-def run_rounds(runners, rounds, seconds, after_each=lambda: None):
-    """Let contestants run one after the other, again and again; the first turn does not count.
+def run_rounds(
+    workers: Mapping[str, Runner],
+    rounds: int,
+    seconds: float,
+    after_each: Callable[[], Any] = lambda: None,
+) -> dict[str, list[float]]:
+    """Time workers in rounds. A first round to warm up does not count.
 
     Args:
-        runners: dict, name to Contestant.
-        rounds: int >= 1, turns that count.
-        seconds: float > 0, length of a measurement; a step at least.
-        after_each: function, called after each measurement.
+        workers: What to time, by name.
+        rounds: Number of rounds that count, at least 1.
+        seconds: Length of one measurement, above 0. A measurement has at least one step.
+        after_each: Called after each measurement.
 
     Returns:
-        dict, name to the seconds of a step in each turn.
+        For each name the seconds of one step in each round that counts.
     """
-    taken = {name: [] for name in runners}
-    for turn in range(rounds + 1):
-        for name, runner in runners.items():
-            step = runner.run(seconds)
-            if turn:
-                taken[name].append(step)
+    step_seconds = {name: [] for name in workers}
+    for round_index in range(rounds + 1):
+        for name, worker in workers.items():
+            taken = worker.run(seconds)
+            if round_index:
+                step_seconds[name].append(taken)
             after_each()
-    return taken
+    return step_seconds

@@ -1,8 +1,9 @@
-"""What is timed against each other: networks in training or inference, and the machine's own limits.
+"""The processes that are timed: networks in training or inference, and the limits of the machine.
 
-Each has a process of its own, so that threads, memory and start are its own, too; `turns` is the other end. A process
-gets a Setting as its argument, tells when its first step is done, and from then on reads numbers of steps, a line each,
-and answers each with what they took. What is known of it beside time comes with every answer (`facts`).
+Each implementation runs in its own process, so that it has its own threads, memory and start-up time. The parent is
+`rounds.Worker`. A process receives a `Setting` as its argument and runs one step. It then reads a number of steps from
+each line of its standard input, runs them, and answers with the time they took. Every answer also has what else is
+known about the process, such as its peak memory.
 """
 
 import contextlib
@@ -11,39 +12,78 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from efficientnet_tf.runtime.hardware import peak_bytes
 
-IMAGES = 100_000  # as if of a data set: the schedule asks how many
+TRAINING_IMAGES = 100_000  # size of the imaginary training set; the learning rate schedule depends on it
 CLASSES = 1000
-SMOOTHING = 0.1  # of labels, as the recipe `imagenet` has it
-PRODUCT = 2048  # side of the matrices whose product is the limit of arithmetic
+LABEL_SMOOTHING = 0.1  # as in the recipe `imagenet`
+MATRIX_SIZE = 2048  # the product of two square matrices of this size is the limit of arithmetic
 COPIED_BYTES = 2**28
-PACKAGES = ("torch", "timm", "ai-edge-litert", "onnxruntime", "openvino")  # whose versions matter beside this one's
+PACKAGES = ("torch", "timm", "ai-edge-litert", "onnxruntime", "openvino")  # results depend on their versions, too
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a process is to do."""
+    """What a worker process runs.
 
-    contestant: str  # one of CONTESTANTS
-    mode: str = "infer"  # or "train"
+    Attributes:
+        implementation: A key of `IMPLEMENTATIONS`.
+        mode: "train" or "infer".
+        variant: Name of the network, for example "b0".
+        size: Image side in pixels.
+        batch: Images per step.
+        precision: "float32" or "mixed_bfloat16".
+        threads: Number of cores to run on, None for all.
+    """
+
+    implementation: str
+    mode: str = "infer"
     variant: str = "b0"
     size: int = 224
     batch: int = 32
     precision: str = "float32"
-    threads: int | None = None  # cores to run on; all, by default
+    threads: int | None = None
 
 
-def _examples(setting):
+class Job(NamedTuple):
+    """An implementation that is ready to run.
+
+    Attributes:
+        run: Runs a number of steps and returns when they are finished.
+        get_facts: Returns what is known in addition to the time, as a dict that JSON can hold.
+    """
+
+    run: Callable[[int], Any]
+    get_facts: Callable[[], dict[str, Any]] = dict
+
+
+def _make_batch(setting):
+    """Return random images and labels as NumPy arrays."""
     import numpy as np
 
     rng, shape = np.random.default_rng(0), (setting.batch, setting.size, setting.size, 3)
     return rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, setting.batch, np.int32)
 
 
-def _ours(setting):
+def _repeat(step):
+    """Return a function that calls `step` a number of times."""
+
+    def run(steps):
+        for _ in range(steps):
+            step()
+
+    return run
+
+
+# -------------------------------------------------------------------------------------------- implementations
+
+
+def _prepare_this_package(setting):
+    """Prepare the training loop or the forward pass of this package."""
     import tensorflow as tf
 
     from efficientnet_tf.config.load import load_config
@@ -53,44 +93,42 @@ def _ours(setting):
     from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
     sizes = [f"data.image_size={setting.size}", f"train.batch_size={setting.batch}"]
-    settings = load_config(setting.variant, "imagenet", [*sizes, f"train.precision={setting.precision}"])
+    config = load_config(setting.variant, "imagenet", [*sizes, f"train.precision={setting.precision}"])
     strategy = create_strategy("auto")
-    examples = _examples(setting)
+    batch = _make_batch(setting)
     if setting.mode == "infer":
-        with strategy.scope(), precision_scope(settings, strategy):
-            model = build_from_config(settings, CLASSES)
-        return _forward(model, examples[0])
-    state = create_state(settings, CLASSES, IMAGES, strategy)
-    loop = make_train_loop(state, settings, strategy)
-    batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(examples).repeat()))
-    return lambda steps: loop(batches, tf.constant(steps)).numpy()
+        with strategy.scope(), precision_scope(config, strategy):
+            model = build_from_config(config, CLASSES)
+        return _prepare_forward_pass(model, batch[0])
+    state = create_state(config, CLASSES, TRAINING_IMAGES, strategy)
+    loop = make_train_loop(state, config, strategy)
+    batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(batch).repeat()))
+    return Job(lambda steps: loop(batches, tf.constant(steps)).numpy())
 
 
-def _forward(model, images):
+def _prepare_forward_pass(model, images):
     import tensorflow as tf
 
     forward = tf.function(lambda images: model(images, training=False))
     images = tf.constant(images)
-
-    def run(steps):
-        for _ in range(steps):
-            forward(images).numpy()
-
-    return run
+    return Job(_repeat(lambda: forward(images).numpy()))
 
 
-def _keras(setting):
-    """keras.applications in a plain graph: its `fit` would compile by XLA, several times slower on a processor."""
+def _prepare_keras(setting):
+    """Prepare keras.applications in a plain graph.
+
+    `fit` is not used: it would compile with XLA, which is several times slower on a CPU.
+    """
     import keras
     import tensorflow as tf
 
     keras.config.set_dtype_policy(setting.precision)
-    images, labels = map(tf.constant, _examples(setting))
+    images, labels = map(tf.constant, _make_batch(setting))
     model = getattr(keras.applications, f"EfficientNet{setting.variant.upper()}")(
         weights=None, input_shape=(setting.size, setting.size, 3), classifier_activation=None
     )
     if setting.mode == "infer":
-        return _forward(model, images)
+        return _prepare_forward_pass(model, images)
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
     optimizer.build(model.trainable_variables)
 
@@ -98,20 +136,16 @@ def _keras(setting):
     def step():
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+            losses: Any = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             loss = tf.reduce_mean(losses)
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
-    def run(steps):
-        for _ in range(steps):
-            step().numpy()
-
-    return run
+    return Job(_repeat(lambda: step().numpy()))
 
 
-def _timm(setting):
-    """Torch's networks, compiled, channels last, with as much dropout as ours."""
+def _prepare_timm(setting):
+    """Prepare timm with torch.compile, channels last, and the same dropout as this package."""
     import timm
     import torch
 
@@ -121,9 +155,9 @@ def _timm(setting):
     train, dtype = setting.mode == "train", getattr(torch, setting.precision.removeprefix("mixed_"))
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
-    images, labels = (torch.from_numpy(array).to(device) for array in _examples(setting))
-    rates = {"drop_rate": spec.dropout, "drop_path_rate": spec.drop_connect}
-    model = timm.create_model(f"tf_efficientnet_{setting.variant}", **rates)
+    images, labels = (torch.from_numpy(array).to(device) for array in _make_batch(setting))
+    rates: dict[str, Any] = {"drop_rate": spec.dropout, "drop_path_rate": spec.drop_connect}
+    model: Any = timm.create_model(f"tf_efficientnet_{setting.variant}", **rates)
     model = model.to(device, memory_format=torch.channels_last).train(train)
     compiled = torch.compile(model)
     optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9)
@@ -139,34 +173,33 @@ def _timm(setting):
                 logits = forward().float()
                 if train:
                     optimizer.zero_grad()
-                    loss = torch.nn.functional.cross_entropy(logits, labels.long(), label_smoothing=SMOOTHING)
+                    loss = torch.nn.functional.cross_entropy(logits, labels.long(), label_smoothing=LABEL_SMOOTHING)
                     loss.backward()
                     optimizer.step()
         if gpu:
             torch.cuda.synchronize()
 
-    def facts():
+    def get_facts():
         if not gpu:
             return {"device": device, "device_peak_bytes": None}
         return {"device": torch.cuda.get_device_name(), "device_peak_bytes": torch.cuda.max_memory_allocated()}
 
-    run.facts = facts
-    return run
+    return Job(run, get_facts)
 
 
-def _jax(setting):
-    """This package's network on Keras's JAX backend, where TensorFlow need not be; a step is one compiled program."""
+def _prepare_jax(setting):
+    """Prepare this package's network on Keras's JAX backend, one compiled program per step, without TensorFlow."""
     os.environ["KERAS_BACKEND"] = "jax"
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # most of a GPU's memory, which others want, too
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other workers need memory on the same GPU
     import jax
     import keras
 
     from efficientnet_tf.models.builder import build_model
 
     keras.config.set_dtype_policy(setting.precision)
-    examples = jax.device_put(_examples(setting))
-    model = build_model(setting.variant, CLASSES, examples[0].shape[1:])
-    state = [
+    batch = jax.device_put(_make_batch(setting))
+    model: Any = build_model(setting.variant, CLASSES, batch[0].shape[1:])
+    state: Any = [
         [variable.value for variable in part] for part in (model.trainable_variables, model.non_trainable_variables)
     ]
 
@@ -177,7 +210,7 @@ def _jax(setting):
         def loss_of(weights, others):
             logits, others = model.stateless_call(weights, others, images, training=True)
             targets = jax.nn.one_hot(labels, CLASSES)
-            losses = keras.losses.categorical_crossentropy(targets, logits, True, SMOOTHING)
+            losses: Any = keras.losses.categorical_crossentropy(targets, logits, True, LABEL_SMOOTHING)
             return losses.mean(), others
 
         weights, others, slots = state
@@ -189,52 +222,43 @@ def _jax(setting):
         optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
         optimizer.build(model.trainable_variables)
         state.append([variable.value for variable in optimizer.variables])
-    step = jax.jit(train if setting.mode == "train" else infer, donate_argnums=0)  # new values in the old one's memory
+    # New values are written over the old ones.
+    step = jax.jit(train if setting.mode == "train" else infer, donate_argnums=0)
 
     def run(steps):
         nonlocal state
+        result = None
         for _ in range(steps):
-            state, result = step(state, *examples)
-        result.block_until_ready()
+            state, result = step(state, *batch)
+        jax.block_until_ready(result)
 
-    def facts():
+    def get_facts():
         device = jax.devices()[0]
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
         return {"device": device.device_kind, "device_peak_bytes": peak}
 
-    run.facts = facts
-    return run
+    return Job(run, get_facts)
 
 
-def _product(setting):
+def _prepare_matrix_product(setting):
     import tensorflow as tf
 
     dtype = tf.bfloat16 if "bfloat16" in setting.precision else tf.float32
-    matrix = tf.cast(tf.random.normal([PRODUCT, PRODUCT]), dtype)
+    matrix = tf.cast(tf.random.normal([MATRIX_SIZE, MATRIX_SIZE]), dtype)
     multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
-
-    def run(steps):
-        for _ in range(steps):
-            multiply().numpy()
-
-    return run
+    return Job(_repeat(lambda: multiply().numpy()))
 
 
-def _copy(_):
+def _prepare_copy(_):
     import tensorflow as tf
 
     values = tf.ones([COPIED_BYTES // 4])
     negate = tf.function(lambda: -values)
-
-    def run(steps):
-        for _ in range(steps):
-            negate()[:1].numpy()
-
-    return run
+    return Job(_repeat(lambda: negate()[:1].numpy()))
 
 
-def _exported(setting):
-    """Run the forward pass of a file that `export` would write; its weights are random."""
+def _prepare_exported_file(setting):
+    """Prepare the forward pass of a file as `export` writes it, with random weights."""
     import keras
     import numpy as np
 
@@ -242,24 +266,18 @@ def _exported(setting):
     from efficientnet_tf.export.formats import FORMATS, TEXTS, open_export, require_packages
     from efficientnet_tf.models.builder import build_model
 
-    runtime, precision = setting.contestant.split(":")
+    runtime, precision = setting.implementation.split(":")
     kind = FORMATS[RUNTIMES[runtime]]
     require_packages(kind, precision)
-    images = _examples(setting)[0].astype(np.float32)
+    images = _make_batch(setting)[0].astype(np.float32)
     model = fold_batch_norm(build_model(setting.variant, CLASSES, images.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
         named = keras.Model(model.input, {"logits": model.output})
         kind.write(named, path, precision, images[:8, None], (), dict.fromkeys(TEXTS, precision))
-        size = sum(file.stat().st_size for file in os.scandir(folder))
+        file_bytes = sum(file.stat().st_size for file in os.scandir(folder))
         logits_of, _ = open_export(path)
-
-    def run(steps):
-        for _ in range(steps):
-            logits_of(images)
-
-    run.facts = lambda: {"file_bytes": size}
-    return run
+    return Job(_repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})
 
 
 RUNTIMES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
@@ -268,26 +286,38 @@ EXPORTS = (
     *("onnx:float32", "onnx:int8"),
     *("openvino:float32", "openvino:bfloat16", "openvino:int8"),
 )
-IMPLEMENTATIONS = {
-    **{"efficientnet_tf": _ours, "keras": _keras, "timm": _timm, "jax": _jax, "product": _product, "copy": _copy},
-    **dict.fromkeys(EXPORTS, _exported),
+IMPLEMENTATIONS: dict[str, Callable[[Setting], Job]] = {
+    "efficientnet_tf": _prepare_this_package,
+    "keras": _prepare_keras,
+    "timm": _prepare_timm,
+    "jax": _prepare_jax,
+    "product": _prepare_matrix_product,
+    "copy": _prepare_copy,
+    **dict.fromkeys(EXPORTS, _prepare_exported_file),
 }
 
 
-def main(text):
-    """Do what the parent says, until it says no more."""
+# ------------------------------------------------------------------------------------------------ the process
+
+
+def main(text: str):
+    """Run steps until the standard input ends.
+
+    Args:
+        text: A `Setting` as JSON.
+    """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print
+    os.dup2(2, 1)  # libraries print to standard output, which is for the answers alone
     setting = Setting(**json.loads(text))
-    if setting.threads and hasattr(os, "sched_setaffinity"):  # every library counts by it
+    if setting.threads and hasattr(os, "sched_setaffinity"):  # every library counts the cores it may use
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
-    run = IMPLEMENTATIONS[setting.contestant](setting)
+    job = IMPLEMENTATIONS[setting.implementation](setting)
     facts, steps = {}, 1
     while steps:
         started = time.perf_counter()
-        run(steps)
+        job.run(steps)
         seconds = time.perf_counter() - started
-        facts = {"first_step_seconds": seconds} | facts | getattr(run, "facts", dict)() | {"peak_bytes": peak_bytes()}
+        facts = {"first_step_seconds": seconds} | facts | job.get_facts() | {"peak_bytes": peak_bytes()}
         print(json.dumps({"seconds": seconds, "facts": facts}), file=answers, flush=True)
         steps = int(sys.stdin.readline() or 0)
 
