@@ -1,9 +1,11 @@
-"""Where a run happens: strategies for TPU, GPU and CPU, and the precision that suits them.
+"""Chooses the devices of a run and what suits them: the `tf.distribute` strategy, the precision, and XLA.
 
-The only file that names a device.
+Only this package names devices. All other code takes a strategy.
 """
 
 import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import keras
 import tensorflow as tf
@@ -15,52 +17,66 @@ from efficientnet_tf.runtime.workers import join_workers, read_cluster
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 
 
-def create_strategy(device="auto", tpu=None, replicas=1, cluster=False):
-    """Create the strategy of a run; it is always one, also for a single device.
+def create_strategy(
+    device: str = "auto", tpu: str | None = None, replicas: int = 1, cluster: bool = False
+) -> tf.distribute.Strategy:
+    """Create the strategy of a run. A single device has one, too.
 
     Args:
-        device: "auto" (all GPUs, else the CPU), "cpu", "gpu" or "tpu".
-        tpu: str or None; "local" for the chips of this machine, a TPU's name, or grpc://address:8470.
-        replicas: int >= 1; with the CPU, the number of logical devices to train on as if they were accelerators.
-        cluster: bool; join the workers that the environment's TF_CONFIG names, where it names several. All of them must
-            do so, and before TensorFlow has computed anything.
+        device: "auto" (all GPUs, or the CPU if there is none), "cpu", "gpu" or "tpu".
+        tpu: "local" for the chips of this machine, the name of a Cloud TPU, or grpc://address:8470.
+        replicas: Number of logical devices to split the CPU into, at least 1.
+        cluster: Whether to join the workers that the environment variable TF_CONFIG lists. Every worker must call this
+            before TensorFlow has computed anything.
 
     Returns:
-        A tf.distribute.Strategy.
+        The strategy.
 
     Raises:
-        UserError: for a device that is not there, or workers that do not come together.
+        UserError: If the arguments contradict each other, a device is missing, or the workers do not connect.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"Keras runs on the backend {keras.backend.backend()!r}; training and evaluation here are TensorFlow's: "
-            "set KERAS_BACKEND=tensorflow"
-        )
-    if device not in DEVICES:
-        raise UserError(f"--device={device}: allowed are {', '.join(DEVICES)}")
-    if tpu is not None and device not in ("auto", "tpu"):
-        raise UserError(f"--device={device} and --tpu={tpu} contradict each other: give one of them")
     on_tpu = tpu is not None or device == "tpu"
+    _check_arguments(device, tpu)
     workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if len(workers) > 1:
         if on_tpu or replicas > 1:
-            raise UserError("TF_CONFIG names several workers: these have neither --tpu nor --replicas")
+            raise UserError(
+                "TF_CONFIG lists several workers, which can have neither a TPU nor CPU replicas. Unset TF_CONFIG, or "
+                "leave out tpu and replicas."
+            )
         return join_workers(workers, device)
     gpus = [] if on_tpu or device == "cpu" else tf.config.list_physical_devices("GPU")
     if replicas > 1 and (on_tpu or gpus):
         raise UserError(
-            f"--replicas={replicas} divides the CPU; a TPU or GPUs have their own: pass --device=cpu or none"
+            f"replicas={replicas} splits the CPU, but this run uses a TPU or GPUs. Use device=cpu, or replicas=1."
         )
     if on_tpu:
         return connect_tpu(tpu or "")
     if device == "gpu" and not gpus:
         raise UserError(
-            "--device=gpu: TensorFlow sees no GPU here. Is the driver installed, and the gpu extra: "
-            "pip install 'efficientnet_tf[gpu]'?"
+            "device=gpu cannot be used because TensorFlow sees no GPU. Check that the driver is installed, and run "
+            "pip install 'efficientnet_tf[gpu]'."
         )
-    if gpus:
-        names = [f"GPU:{i}" for i in range(len(gpus))]
-        return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.OneDeviceStrategy(names[0])
+    if not gpus:
+        return _split_cpu(replicas)
+    names = [f"GPU:{i}" for i in range(len(gpus))]
+    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.OneDeviceStrategy(names[0])
+
+
+def _check_arguments(device: str, tpu: str | None) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"Keras uses the backend {keras.backend.backend()!r}, but this needs TensorFlow. "
+            "Set the environment variable KERAS_BACKEND=tensorflow."
+        )
+    if device not in DEVICES:
+        raise UserError(f"device={device} is unknown. Use one of {', '.join(DEVICES)}.")
+    if tpu is not None and device not in ("auto", "tpu"):
+        raise UserError(f"device={device} and tpu={tpu} contradict each other. Use only one of them.")
+
+
+def _split_cpu(replicas: int) -> tf.distribute.Strategy:
+    """Return a strategy on the CPU, split into as many logical devices as there are replicas."""
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("CPU:0")
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -68,50 +84,78 @@ def create_strategy(device="auto", tpu=None, replicas=1, cluster=False):
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
         except RuntimeError:
-            raise UserError("--replicas must be set before TensorFlow has used the CPU") from None
+            raise UserError(
+                f"replicas={replicas} cannot be set after TensorFlow has used the CPU. Create the strategy first."
+            ) from None
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
-def device_type(strategy):
-    """Return "TPU", "GPU" or "CPU": where the replicas run."""
+def device_type(strategy: tf.distribute.Strategy) -> str:
+    """Return the kind of device that the replicas run on: "TPU", "GPU" or "CPU"."""
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return "TPU"
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
 
 
-def dtype_policy(precision, strategy):
-    """Return the Keras dtype policy for `train.precision`; "auto" is bfloat16 on TPU."""
+def describe_devices(strategy: tf.distribute.Strategy) -> str:
+    """Return the number and the type of a strategy's devices for people, for example "8 x TPU"."""
+    return f"{strategy.num_replicas_in_sync} x {device_type(strategy)}"
+
+
+def dtype_policy(precision: str, strategy: tf.distribute.Strategy) -> str:
+    """Return the name of the Keras dtype policy for the config key `train.precision`.
+
+    Args:
+        precision: "auto" (mixed_bfloat16 on TPU, float32 elsewhere) or the name of a policy.
+        strategy: Strategy of the run.
+    """
     if precision == "auto":
         return "mixed_bfloat16" if device_type(strategy) == "TPU" else "float32"
     return precision
 
 
-def should_jit(jit_compile, strategy):
-    """Return whether to compile the replica's passes by XLA. It is several times slower on CPU; TPU does it anyway."""
+def should_jit(jit_compile: str, strategy: tf.distribute.Strategy) -> bool:
+    """Return whether to compile the training step with XLA.
+
+    Args:
+        jit_compile: "auto", "on" or "off". "auto" is on for GPUs only: XLA is several times slower on CPUs, and TPUs
+            always use it.
+        strategy: Strategy of the run.
+    """
     if jit_compile == "auto":
         return device_type(strategy) == "GPU"
     return jit_compile == "on"
 
 
-def distribute_batches(strategy, make_dataset):
-    """Return what gives, with `iter`, an iterator over what each host reads, a batch for every replica at a time.
+def distribute_batches(
+    strategy: tf.distribute.Strategy, make_dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset]
+) -> Iterable:
+    """Return the batches of all replicas.
 
     Args:
-        strategy: tf.distribute.Strategy.
-        make_dataset: function of a tf.distribute.InputContext to a dataset of per-replica batches.
+        strategy: Strategy of the run.
+        make_dataset: Function that returns the dataset of one host from its input context. The dataset's batches are
+            those of single replicas.
+
+    Returns:
+        An iterable. Each element holds one batch for every replica, as `strategy.run` takes it.
     """
     if isinstance(strategy, tf.distribute.OneDeviceStrategy) and device_type(strategy) == "CPU":
-        # There is nowhere to bring the batches, and the iterator that brings them may take a minute to end: TensorFlow
-        # wakes its tuning thread before it has marked the end, and where that looks too early, it sleeps again.
+        # A distributed iterator is not needed here, and it can take a minute to shut down: TensorFlow wakes its tuning
+        # thread before it marks the end, and if the thread looks too early, it goes back to sleep.
         return make_dataset(tf.distribute.InputContext())
     return strategy.distribute_datasets_from_function(make_dataset)
 
 
-def replica_count(strategy):
-    """Return the number of a strategy's replicas; of one that is traced alone, those of the TPU that it stands for."""
+def replica_count(strategy: tf.distribute.Strategy) -> int:
+    """Return the number of replicas of a strategy.
+
+    A strategy that traces one replica of a simulated TPU slice has an attribute `stands_for`, the number of replicas of
+    the slice.
+    """
     return getattr(strategy, "stands_for", strategy.num_replicas_in_sync)
 
 
-def on_host():
-    """Return a context in which variables are made in the host's memory."""
+def on_host() -> AbstractContextManager:
+    """Return a context in which variables are created in the memory of the host."""
     return tf.device("CPU:0")

@@ -1,22 +1,35 @@
-"""TODO docstring (from distribute)."""
+"""Joins the workers of a run on several hosts, and tells a worker that is gone from other errors."""
 
 import contextlib
 import json
+import logging
 import re
 import socket
 import time
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
-from absl import logging
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.tpu import CONNECT_SECONDS
 
-WAIT_SECONDS = 600  # for workers, which schedulers start one after the other
+WAIT_SECONDS = 600  # schedulers start workers one after the other
+
+_logger = logging.getLogger(__name__)
 
 
-def read_cluster(text):
-    """Return from a TF_CONFIG its workers' addresses, this one's first; an empty list where there is none."""
+def read_cluster(text: str) -> list[str]:
+    """Return the addresses of the workers in a TF_CONFIG.
+
+    Args:
+        text: Content of the environment variable TF_CONFIG, JSON or empty.
+
+    Returns:
+        The addresses as "host:port", that of this worker first. The list is empty if no cluster is configured.
+
+    Raises:
+        UserError: If the text is not a cluster of workers.
+    """
     if not text.strip():
         return []
     try:
@@ -24,24 +37,39 @@ def read_cluster(text):
         jobs, task = config.get("cluster") or {}, config.get("task") or {}
         own = jobs[task["type"]][int(task["index"])] if jobs else None
         addresses = [address for job in jobs.values() for address in job]
-        is_known = set(jobs) <= {"chief", "worker"} and all(re.fullmatch(r".+:\d{1,5}", a) for a in addresses)
+        is_valid = set(jobs) <= {"chief", "worker"} and all(re.fullmatch(r".+:\d{1,5}", a) for a in addresses)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        is_known = False
-    if not is_known:
+        own, addresses, is_valid = None, [], False
+    if not is_valid:
         raise UserError(
-            f"TF_CONFIG={text[:300]}: must be as in "
-            '{"cluster": {"worker": ["address:port", "address:port"]}, "task": {"type": "worker", "index": 0}}'
+            f"TF_CONFIG={text[:300]} is not a list of workers. Use "
+            '{"cluster": {"worker": ["address:port", "address:port"]}, "task": {"type": "worker", "index": 0}}.'
         )
     return sorted(addresses, key=lambda address: address != own)
 
 
-def join_workers(addresses, device):
-    """Join the workers at these addresses, this one's first."""
+def join_workers(
+    addresses: list[str], device: str, timeout_seconds: float = WAIT_SECONDS
+) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Wait for the other workers and connect to them.
+
+    Args:
+        addresses: Addresses of all workers of TF_CONFIG as "host:port", that of this worker first.
+        device: "auto", "cpu" or "gpu".
+        timeout_seconds: Longest time to wait for the other workers.
+
+    Returns:
+        A strategy on the devices of all workers.
+
+    Raises:
+        UserError: If a worker is missing, or this worker cannot be started.
+    """
     if device == "gpu" and not tf.config.list_physical_devices("GPU"):
-        raise UserError("--device=gpu: TensorFlow sees no GPU on this worker")
+        raise UserError("device=gpu cannot be used because TensorFlow sees no GPU on this worker. Check its driver.")
     try:
+        # The own port must be open while this worker waits, because the others wait for it.
         with socket.create_server(("", int(addresses[0].rpartition(":")[2]))):
-            _await_workers(addresses[1:])
+            _await_workers(addresses[1:], timeout_seconds)
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -51,11 +79,12 @@ def join_workers(addresses, device):
         raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {str(error)[:300]}") from None
 
 
-def _await_workers(addresses):
-    """Wait until all of these take connections, as one's own port must: TensorFlow would be silent for an hour."""
-    deadline = time.monotonic() + WAIT_SECONDS
+def _await_workers(addresses, timeout_seconds):
+    """Wait until all addresses accept connections. TensorFlow itself would wait for an hour without a message."""
+    deadline = time.monotonic() + timeout_seconds
     for address in addresses:
         host, _, port = address.rpartition(":")
+        is_announced = False
         while True:
             try:
                 socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
@@ -63,26 +92,28 @@ def _await_workers(addresses):
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"TF_CONFIG: worker {address} has not come within {WAIT_SECONDS} seconds ({error}): is it "
-                        "started, and does a firewall let this machine in?"
+                        f"TF_CONFIG: worker {address} did not appear within {timeout_seconds} seconds ({error}). Check "
+                        "that it is started and that no firewall blocks this machine."
                     ) from None
-                logging.log_first_n(logging.WARNING, "waiting for worker %s", 1, address)
+                if not is_announced:
+                    _logger.warning("waiting for worker %s", address)
+                    is_announced = True
                 time.sleep(0.2)
 
 
-def is_chief(strategy):
-    """Return whether this process is the one among the workers that writes and prints."""
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether this process is the worker that writes files and prints."""
     return strategy.extended.should_checkpoint
 
 
-def make_gather(strategy):
-    """Make the function by which workers agree: it waits for all of them.
+def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:
+    """Return a function that exchanges an integer with all workers and waits for them.
 
     Args:
-        strategy: tf.distribute.Strategy.
+        strategy: Strategy of the run.
 
     Returns:
-        A function from an int to the list of the ints with which the workers have called it, one a replica.
+        A function. Every worker calls it with its own value, and receives the list of all values, one per replica.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return lambda value: [value]
@@ -102,16 +133,16 @@ def make_gather(strategy):
 
 
 @contextlib.contextmanager
-def report_lost_workers(strategy):
-    """Return a context for what all workers compute: where one is gone, the others say so in a UserError."""
+def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Return a context for computations of all workers. If another worker is gone, it raises a `UserError`."""
     try:
         yield
     except tf.errors.OpError as error:
-        lost = isinstance(error, tf.errors.UnavailableError) or "Collective" in error.message
-        if not lost or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        is_lost = isinstance(error, tf.errors.UnavailableError) or "Collective" in error.message
+        if not is_lost or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
         why = next((line for line in error.message.splitlines() if "aborted" in line), error.message)
         raise UserError(
-            f"another worker of TF_CONFIG is gone ({why[:200]}). What the last checkpoint holds is safe: start the "
-            "same command again on all workers"
+            f"another worker of TF_CONFIG is gone ({why[:200]}). The last checkpoint is safe. Start the same command "
+            "again on all workers."
         ) from None
