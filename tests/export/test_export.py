@@ -1,4 +1,4 @@
-"""Files for other runtimes: each is written, and run by its own runtime, on a small network."""
+"""Exported files: each format is written for a small network and run by its own runtime."""
 
 import os
 import re
@@ -28,11 +28,11 @@ from efficientnet_tf.models.model_dir import build_from_config, read_config, res
 
 IMAGES = 120
 CLASSES = [f"class{i}" for i in range(5)]
-ROUNDED = [(suffix, precision) for suffix, kind in FORMATS.items() for precision in kind.precisions[1:]]
+REDUCED = [(suffix, precision) for suffix, kind in FORMATS.items() for precision in kind.precisions[1:]]
 SUFFIXES = [(suffix,) for suffix in FORMATS]
 
 
-def randomise_batch_norm(model, seed=0):
+def randomize_batch_norm(model, seed=0):
     rng = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -58,19 +58,19 @@ def write_run(model_dir, model, config):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A network of two blocks that tells five colours apart, and its config.
+    """Return a network of two blocks that classifies five colors, and its config.
 
-    Its last layer alone has learnt, by ridge regression, which takes a moment and gives margins for agreement to mean
-    something.
+    Only its last layer is fitted, by ridge regression. This is quick, and the margins between the classes are wide
+    enough for agreement to be meaningful.
     """
     options = ["train.ema_decay=0", "model.batch_norm_momentum=0", "model.head_channels=128"]
     options += ["data.synthetic_classes=5", f"data.synthetic_examples={IMAGES}", "eval.batch_size=24"]
     config = tiny.load_config(tiny.SHORT, *options, recipe="smoke")
     keras.utils.set_random_seed(0)
     model = build_from_config(config, 5)
-    randomise_batch_norm(model)
+    randomize_batch_norm(model)
     images, labels = read(config, "train")
-    model(images[:256], training=True)  # statistics of these, for the momentum is 0
+    model(images[:256], training=True)  # with momentum 0, this sets the batch norm statistics
     features = keras.Model(model.input, model.get_layer("avg_pool").output).predict(images, verbose=0)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     known = np.hstack([(features - mean) / deviation, np.ones((len(features), 1))])
@@ -83,19 +83,19 @@ def trained():
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "colours", *trained)
+    return write_run(tmp_path_factory.mktemp("runs") / "colors", *trained)
 
 
 @pytest.fixture(scope="module")
 def float32(run, tmp_path_factory):
-    """The float32 file of each format: {suffix: (path, result)}."""
+    """Return (path, result) of the float32 file of each format, by suffix."""
     folder = tmp_path_factory.mktemp("files")
     paths = {suffix: str(folder / f"net{suffix}") for suffix in FORMATS}
     return {suffix: (path, export_model(run, path)) for suffix, path in paths.items()}
 
 
 def element_types(path):
-    """Return the types of what a file stores, as its runtime names them."""
+    """Return the types of the tensors in a file, as its runtime names them."""
     suffix = os.path.splitext(path)[1]
     if suffix == ".onnx":
         import onnx
@@ -112,7 +112,7 @@ def element_types(path):
 
 
 def constant_products(path):
-    """Return how many multiplications by constants a network does beside its convolutions."""
+    """Return the number of multiplications by constants in a network, not counting its convolutions."""
     suffix = os.path.splitext(path)[1]
     if suffix == ".onnx":
         import onnx
@@ -136,7 +136,7 @@ def constant_products(path):
 
 
 def mostly_slow(values, quick):
-    """Return test parameters of which all but one are marked slow."""
+    """Return test parameters, all marked slow except `quick`."""
     return [value if value == quick else pytest.param(*value, marks=pytest.mark.slow) for value in values]
 
 
@@ -144,12 +144,12 @@ def mostly_slow(values, quick):
     ("variant", "size"),
     mostly_slow([(tiny.VARIANT, 32), ("resnet50", 32), ("mobilenetv1", 33), ("symmetric", 33)], (tiny.VARIANT, 32)),
 )
-def test_folded_batch_norm_is_the_same_function(variant, size):
+def test_folded_model_computes_the_same_function(variant, size):
     spec = load_variant(tiny.VARIANT if variant == "symmetric" else variant)
     if variant == "symmetric":
         spec = spec.model_copy(update={"padding": "symmetric"})
     model = build_model(spec, 10, (size, size, 3))
-    randomise_batch_norm(model)
+    randomize_batch_norm(model)
     images = np.random.default_rng(1).integers(0, 256, (4, size, size, 3)).astype(np.float32)
     expected = model.predict(images, verbose=0)
     folded = fold_batch_norm(model)
@@ -157,14 +157,14 @@ def test_folded_batch_norm_is_the_same_function(variant, size):
     assert not kinds & {keras.layers.BatchNormalization, keras.layers.Dropout}
     assert {layer.name for layer in folded.layers} < {layer.name for layer in model.layers}
     np.testing.assert_allclose(folded.predict(images, verbose=0), expected, atol=2e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(model.predict(images, verbose=0), expected)  # the original is as it was
+    np.testing.assert_array_equal(model.predict(images, verbose=0), expected)  # the original is unchanged
 
 
 # ------------------------------------------------------------------------------------------------ every format
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_float32_is_the_keras_model(run, float32, suffix):
+def test_float32_files_match_the_keras_model(run, float32, suffix):
     path, result = float32[suffix]
     assert result["images"] == IMAGES and result["agreement"] == 1
     assert result["difference"] < 1e-4
@@ -183,10 +183,10 @@ def test_float32_is_the_keras_model(run, float32, suffix):
     for name in ("config.yaml", "classes.txt"):
         with open(os.path.join(run, name)) as file:
             assert texts[name] == file.read()
-    assert constant_products(path) == 1, "more than the normalisation of pixels"
+    assert constant_products(path) == 1, "only the normalization of the pixels may remain"
 
 
-def test_names_and_free_batch(float32):
+def test_tensor_names_and_dynamic_batch(float32):
     import onnx
     import openvino
 
@@ -202,16 +202,16 @@ def test_names_and_free_batch(float32):
         assert archive.read("classes.txt").split() == [name.encode() for name in CLASSES]
 
 
-@pytest.mark.parametrize(("suffix", "precision"), mostly_slow(ROUNDED, (".xml", "int8")))
-def test_rounded_formats(run, float32, suffix, precision, tmp_path):
+@pytest.mark.parametrize(("suffix", "precision"), mostly_slow(REDUCED, (".xml", "int8")))
+def test_reduced_precisions(run, float32, suffix, precision, tmp_path):
     path = str(tmp_path / f"net{suffix}")
     result = export_model(run, path, precision, calibration_images=40)
     assert result["images"] == IMAGES and result["agreement"] >= 0.98
     assert 1e-5 < result["difference"]
     types = {name.lower() for name in element_types(path)}
-    wanted = {"float16": {"f16", "float16"}, "bfloat16": {"f16"}}.get(precision, {"int8", "i8"})
-    assert types & wanted
-    assert not {name.lower() for name in element_types(float32[suffix][0])} & wanted
+    expected = {"float16": {"f16", "float16"}, "bfloat16": {"f16"}}.get(precision, {"int8", "i8"})
+    assert types & expected
+    assert not {name.lower() for name in element_types(float32[suffix][0])} & expected
     logits_of, texts = open_export(path)
     assert texts["precision"] == precision
     images, _ = read(read_config(run), "val", 5)
@@ -219,21 +219,21 @@ def test_rounded_formats(run, float32, suffix, precision, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".tflite",)))
-def test_a_file_is_evaluated_like_the_run(run, float32, suffix):
+def test_files_evaluate_like_the_model_directory(run, float32, suffix):
     strategy = tiny.make_strategy(1)
     path, _ = float32[suffix]
     result = evaluate_model(path, strategy=strategy)
-    assert result["examples"] == IMAGES and result["top1"] > 0.9  # it has learnt something: agreement means something
+    assert result["examples"] == IMAGES and result["top1"] > 0.9  # a random network would agree by chance
     assert result == pytest.approx(evaluate_model(run, strategy=strategy), abs=1e-4)
-    with pytest.raises(UserError, match="--raw"):
+    with pytest.raises(UserError, match="contains one set of weights only. Pass the model directory"):
         evaluate_model(path, strategy=strategy, raw=True)
 
 
-# ------------------------------------------------------------------------------------------------ int8 that fails
+# ------------------------------------------------------------------------------------- int8 that loses too much
 
 
 def make_wild(model):
-    """Give a channel a hundred times the range of the others, and no part in the result: float does not notice."""
+    """Give one channel a hundred times the range of the others and no effect on the result, which float32 ignores."""
     gamma, *others = model.get_layer("block2a_bn").get_weights()
     gamma[0] = 3000.0
     model.get_layer("block2a_bn").set_weights([gamma, *others])
@@ -253,23 +253,23 @@ def wild(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".xml",)))
-def test_int8_that_loses_too_much_names_the_layers_and_the_remedy_cures(wild, suffix, tmp_path):
+def test_failing_int8_export_names_layers_whose_exclusion_helps(wild, suffix, tmp_path):
     path = str(tmp_path / f"net{suffix}")
     with pytest.raises(UserError) as caught:
         export_model(wild, path, "int8", calibration_images=40)
     message = str(caught.value)
-    assert re.search(r"is that of the Keras model on [\d.]+% of 120 images, less than 98%", message)
-    assert "--calibration_images=160 (now 40)" in message
+    assert re.search(r"top-1 class on only [\d.]+% of 120 images. At least 98% is required", message)
+    assert "calibration_images=160 (now 40)" in message
     named = re.findall(r"^  (\w+): ", message, re.MULTILINE)
     assert set(named[:2]) == {"block2a_dwconv", "block2a_project_conv"}
     assert os.listdir(tmp_path) == []
-    remedy = re.search(r"--keep_float=(\S+)", message)[1].split(",")
+    remedy = re.search(r"keep_float=(\S+)", message)[1].split(",")
     assert remedy == named
     assert export_model(wild, path, "int8", calibration_images=40, keep_float=remedy[:2])["agreement"] >= 0.98
 
 
-def test_what_stays_float_with_a_layer():
-    """Of a -> b -> (h; c, d -> e -> f -> g) with kernels in a, d and f: what lies between those layers."""
+def test_float_region():
+    """The graph is a -> b -> (h; c, d -> e -> f -> g), and a, d and f have kernels."""
     operations = {"a": ([], "A"), "b": (["a"], None), "c": (["b"], None), "d": (["b"], "D"), "e": (["d"], None)}
     operations |= {"f": (["c", "e"], "F"), "g": (["f"], None), "h": (["b"], None)}
     assert find_float_region(operations, ["D"]) == {"b", "d", "e"}
@@ -277,35 +277,36 @@ def test_what_stays_float_with_a_layer():
     assert find_float_region(operations, ["F"]) == {"b", "c", "e", "f", "g"}
     assert find_float_region(operations, ["A", "F"]) == {"a", "b", "c", "e", "f", "g", "h"}
     assert find_float_region(operations, []) == set()
-    with pytest.raises(RuntimeError, match="not found in the exported network: X"):
+    with pytest.raises(RuntimeError, match="layers are missing from the exported network: X"):
         find_float_region(operations, ["A", "X"])
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_each_layer_alone(wild):
+def test_quantization_errors_are_measured_per_layer(wild):
     model, config, _ = restore_model(wild)
     folded = fold_batch_norm(model)
     images, _ = read(config, "val", 40)
-    losses = measure_quantization_errors(folded, [image[None] for image in images], images)
-    assert list(losses) == sorted(list_kernel_layers(folded), key=losses.get, reverse=True)
-    ranked = list(losses.values())
+    errors = measure_quantization_errors(folded, [image[None] for image in images], images)
+    assert list(errors) == sorted(list_kernel_layers(folded), key=errors.get, reverse=True)
+    ranked = list(errors.values())
     assert ranked[1] > 10 * ranked[2] and 0 < ranked[-1] < ranked[2]
     np.testing.assert_array_equal(folded.predict(images, verbose=0), fold_batch_norm(model).predict(images, verbose=0))
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("net.onnx", {"precision": "dynamic"}, "ONNX Runtime takes float32, float16, int8"),
-        ("net.tflite", {"precision": "bfloat16"}, "LiteRT takes float32, float16, dynamic, int8"),
-        ("net.xml", {"keep_float": ["stem_conv"]}, "--keep_float=stem_conv goes with --precision=int8"),
+        ("net.onnx", {"precision": "dynamic"}, "for ONNX Runtime. Choose one of float32, float16, int8."),
+        ("net.tflite", {"precision": "bfloat16"}, "for LiteRT. Choose one of float32, float16, dynamic, int8."),
+        ("net.xml", {"keep_float": ["stem_conv"]}, "keep_float=stem_conv applies to precision=int8 only"),
         (
             "net.xml",
             {"precision": "int8", "keep_float": ["stem_cov"]},
-            "no such convolution or dense layer; it has stem_conv ... predictions. Did you mean 'stem_conv'?",
+            "keep_float=stem_cov is not a convolution or dense layer of the model, which has stem_conv ... predictions. "
+            "Did you mean 'stem_conv'?",
         ),
         ("none/net.onnx", {}, "is not a folder"),
         ("there.onnx", {}, "there.onnx exists"),
@@ -313,7 +314,7 @@ def test_losses_are_those_of_each_layer_alone(wild):
         ("net.onnx", {"overrides": ["data.eval_split=test"]}, "has no split 'test'"),
     ],
 )
-def test_refusals(run, name, options, expected, tmp_path):
+def test_invalid_arguments(run, name, options, expected, tmp_path):
     for there in ("there.onnx", "there.bin"):
         (tmp_path / there).write_text("precious")
     with pytest.raises(UserError) as caught:
@@ -332,18 +333,22 @@ def test_refusals(run, name, options, expected, tmp_path):
         (".xml", "int8", "nncf"),
     ],
 )
-def test_a_runtime_that_is_not_installed_is_named(run, suffix, precision, module, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)  # as Python itself marks what cannot be imported
+def test_missing_package(run, suffix, precision, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # marks a module as not importable
     extra = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}[suffix]
-    with pytest.raises(UserError, match=rf"needs {module} .*pip install 'efficientnet_tf\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"needs the module {module} .*pip install 'efficientnet_tf\[{extra}\]'"):
         export_model(run, str(tmp_path / f"net{suffix}"), precision)
 
 
-def test_a_file_that_differs_is_not_moved(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
-    with pytest.raises(UserError, match="differs from the Keras model by .* was not written"):
+def test_file_that_differs_is_not_written(trained, tmp_path):
+    model = keras.models.clone_model(trained[0])
+    model.set_weights(trained[0].get_weights())
+    kernel, bias = model.get_layer("predictions").get_weights()
+    model.get_layer("predictions").set_weights([kernel, bias * np.nan])  # NaN differs even from itself
+    run = write_run(tmp_path / "nan", model, trained[1])
+    with pytest.raises(UserError, match="differs from the Keras model by nan .* was not written"):
         export_model(run, str(tmp_path / "net.xml"))
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["nan"]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -357,7 +362,7 @@ def test_broken_files(float32, suffix, tmp_path):
 
 
 def strip(path, stripped):
-    """Write a file of export without what it knows of its run."""
+    """Write a copy of an exported file without its texts."""
     if path.suffix == ".onnx":
         import onnx
 
@@ -376,9 +381,9 @@ def strip(path, stripped):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_network_of_others_is_refused(float32, suffix, tmp_path):
+def test_files_of_other_tools_are_refused(float32, suffix, tmp_path):
     strip(Path(float32[suffix][0]), tmp_path / f"net{suffix}")
-    with pytest.raises(UserError, match="was not written by export: it holds no config.yaml, classes.txt, precision"):
+    with pytest.raises(UserError, match="because it does not contain config.yaml, classes.txt, precision"):
         evaluate_model(str(tmp_path / f"net{suffix}"), strategy=tiny.make_strategy(1))
 
 
@@ -386,9 +391,9 @@ def test_a_network_of_others_is_refused(float32, suffix, tmp_path):
 def test_the_command(run, tmp_path):
     done = command("export", f"--model_dir={run}", f"--output={tmp_path / 'net.xml'}", "--precision=bfloat16")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"bfloat16, 0\.1 MB\); run by OpenVINO on 120 images .* agrees on (99|100)\.\d+%", done.stdout)
+    assert re.search(r"bfloat16, 0\.1 MB\)\. In OpenVINO, on 120 images .* agrees on (99|100)\.\d+%", done.stdout)
     done = command("evaluate", f"--model_dir={tmp_path / 'net.xml'}")
     assert done.returncode == 0 and done.stdout.startswith("exported: top-1"), done.stderr
-    assert "names in .tflite, .onnx, .xml" in error_of(
+    assert "--precision=int8 does not apply to --output=" in error_of(
         command("export", f"--model_dir={run}", f"--output={tmp_path / 'out'}", "--precision=int8")
     )
