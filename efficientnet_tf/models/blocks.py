@@ -1,22 +1,61 @@
-"""TODO docstring (from models)."""
+"""The building blocks of a network. Each function reads like the diagram of its block.
+
+Layer names are those of `keras.applications`.
+"""
+
+from typing import Any
 
 import keras
-from keras import layers
+from keras import KerasTensor, layers
+
+from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.scaling.compound import Block
 
 
-def _conv_initializer():
-    """N(0, sqrt(2 / (k*k*out))), not truncated; a depthwise kernel counts as out = 1 (official code)."""
+def _conv_initializer() -> Any:
+    """Return N(0, sqrt(2 / (k*k*out))), not truncated; for a depthwise kernel, out is 1. Source: official code."""
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def pad(x, kernel, stride, spec, name):
-    """Return the input of a convolution and how it shall pad: symmetric padding is a layer of its own."""
-    if stride == 1 or spec.padding == "same":
+def pass_through(x: KerasTensor, name: str, dtype: str | None = None) -> KerasTensor:
+    """Return `x` unchanged, from a layer with this name. Compiled graphs spend no time on it."""
+    return layers.Identity(dtype=dtype, name=name)(x)
+
+
+def pad(
+    x: KerasTensor, kernel: int, stride: int, spec: ModelSpec, name: str, keras_layers: bool = False
+) -> tuple[KerasTensor, str]:
+    """Pad the input of a convolution or pooling of stride 2 if the variant pads symmetrically.
+
+    Args:
+        x: Features [B, H, W, C].
+        kernel: Kernel size in pixels.
+        stride: 1 or 2.
+        spec: The variant.
+        name: Name of the convolution. The name of the new layer ends in `_pad`.
+        keras_layers: True adds a layer that passes its input through if the convolution itself pads.
+
+    Returns:
+        The input of the convolution, and its `padding` argument.
+    """
+    if stride == 1:
         return x, "same"
+    if spec.padding == "same":
+        return pass_through(x, f"{name}_pad") if keras_layers else x, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
 
 
-def conv(x, filters, kernel, name, stride=1, padding="same", use_bias=False, activation=None):
+def conv(
+    x: KerasTensor,
+    filters: int,
+    kernel: int,
+    name: str,
+    stride: int = 1,
+    padding: str = "same",
+    use_bias: bool = False,
+    activation: str | None = None,
+) -> KerasTensor:
+    """Apply a convolution. [B, H, W, C] -> [B, H/stride, W/stride, filters]."""
     return layers.Conv2D(
         filters,
         kernel,
@@ -29,7 +68,8 @@ def conv(x, filters, kernel, name, stride=1, padding="same", use_bias=False, act
     )(x)
 
 
-def batch_norm(x, spec, name, activation=True):
+def batch_norm(x: KerasTensor, spec: ModelSpec, name: str, activation: bool = True) -> KerasTensor:
+    """Apply batch norm and, if `activation` is True, the activation of the variant. Keeps the shape."""
     x = layers.BatchNormalization(momentum=spec.batch_norm_momentum, epsilon=spec.batch_norm_epsilon, name=name)(x)
     return _activation(x, spec, name.removesuffix("bn") + "activation") if activation else x
 
@@ -38,42 +78,50 @@ def _activation(x, spec, name):
     return layers.Activation(spec.activation, name=name)(x)
 
 
-def _depthwise(x, block, spec):
-    x, padding = pad(x, block.kernel, block.stride, spec, f"{block.name}_dwconv")
+def _depthwise(x, block, spec, keras_layers=False):
+    name = f"{block.name}_dwconv"
+    x, padding = pad(x, block.kernel, block.stride, spec, name, keras_layers)
     x = layers.DepthwiseConv2D(
         block.kernel,
         strides=block.stride,
         padding=padding,
         use_bias=False,
         depthwise_initializer=_conv_initializer(),
-        name=f"{block.name}_dwconv",
+        name=name,
     )(x)
     return batch_norm(x, spec, f"{block.name}_bn")
 
 
 def _residual(x, shortcut, block):
-    """Add a block's input, or its projection, to what the block has made of it."""
+    """Add the shortcut to the output of a block, which stochastic depth may drop."""
     if block.drop_rate:
-        # One number an image: the whole branch is dropped, the rest scaled up (stochastic depth).
+        # One random number per image: either the whole branch is dropped, or all of it is scaled up.
         x = layers.Dropout(block.drop_rate, noise_shape=(None, 1, 1, 1), name=f"{block.name}_drop")(x)
     return layers.Add(name=f"{block.name}_add")([x, shortcut])
 
 
-def squeeze_excite(x, block, activation):
-    """Scale each channel by a gate computed from the channels' means. [B, H, W, C] -> [B, H, W, C]."""
+def squeeze_excite(x: KerasTensor, block: Block, activation: str, keras_layers: bool = False) -> KerasTensor:
+    """Scale each channel by a gate that is computed from the means of all channels. Keeps the shape [B, H, W, C]."""
     gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{block.name}_se_squeeze")(x)
+    if keras_layers:
+        gate = pass_through(gate, f"{block.name}_se_reshape")
     gate = conv(gate, block.se_channels, 1, f"{block.name}_se_reduce", use_bias=True, activation=activation)
     gate = conv(gate, block.inner_channels, 1, f"{block.name}_se_expand", use_bias=True, activation="sigmoid")
     return layers.Multiply(name=f"{block.name}_se_excite")([x, gate])
 
 
-def mbconv(x, block, spec):
-    """Mobile inverted bottleneck. [B, H, W, in] -> [B, ceil(H/stride), ceil(W/stride), out].
+def mbconv(x: KerasTensor, block: Block, spec: ModelSpec, keras_layers: bool = False) -> KerasTensor:
+    """Apply a mobile inverted bottleneck.
 
     Args:
-        x: tensor [B, H, W, block.in_channels].
-        block: scaling.Block.
-        spec: schema.ModelSpec, for batch norm.
+        x: Features [B, H, W, block.in_channels].
+        block: The block, from `scale_network`.
+        spec: The variant, for its activation, batch norm and padding.
+        keras_layers: True adds layers that pass their input through, so that every layer name of
+            `keras.applications` exists.
+
+    Returns:
+        Features [B, ceil(H/stride), ceil(W/stride), block.out_channels].
 
     Source: paper, section 4 and Table 1; official code for the order of the layers.
     """
@@ -81,25 +129,29 @@ def mbconv(x, block, spec):
     if block.expand != 1:
         x = conv(x, block.inner_channels, 1, f"{name}_expand_conv")
         x = batch_norm(x, spec, f"{name}_expand_bn")
-    x = _depthwise(x, block, spec)
+    x = _depthwise(x, block, spec, keras_layers)
     if block.se_channels:
-        x = squeeze_excite(x, block, spec.activation)
+        x = squeeze_excite(x, block, spec.activation, keras_layers)
     x = conv(x, block.out_channels, 1, f"{name}_project_conv")
     x = batch_norm(x, spec, f"{name}_project_bn", activation=False)
     return _residual(x, inputs, block) if block.has_residual else x
 
 
-def separable(x, block, spec):
-    """Depthwise separable convolution. Shapes and arguments as `mbconv`. Source: MobileNetV1 (Howard et al. 2017)."""
+def separable(x: KerasTensor, block: Block, spec: ModelSpec) -> KerasTensor:
+    """Apply a depthwise separable convolution. Shapes and arguments are those of `mbconv`.
+
+    Source: MobileNetV1 (Howard et al. 2017).
+    """
     x = _depthwise(x, block, spec)
     x = conv(x, block.out_channels, 1, f"{block.name}_project_conv")
     return batch_norm(x, spec, f"{block.name}_project_bn")
 
 
-def bottleneck(x, block, spec):
-    """Residual bottleneck, its stride on the inner convolution. Shapes and arguments as `mbconv`.
+def bottleneck(x: KerasTensor, block: Block, spec: ModelSpec) -> KerasTensor:
+    """Apply a residual bottleneck with its stride on the inner convolution. Shapes and arguments are those of `mbconv`.
 
-    Source: He et al. 2016, Figure 5; the stride's place as in the networks that are compared with today ("v1.5").
+    Source: He et al. 2016, Figure 5.
+    Deviates: the stride is on the 3x3 convolution, as in today's implementations ("ResNet v1.5").
     """
     shortcut, name = x, block.name
     if not block.keeps_shape:

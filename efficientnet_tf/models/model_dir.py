@@ -1,25 +1,37 @@
-"""TODO docstring (from checkpoint)."""
+"""Reads and writes model directories. A run writes one, and every other command reads it.
+
+- `config.yaml`: The complete config, with the versions of the libraries and the git commit.
+- `classes.txt`: The class names, one per line, in the order of the labels.
+- `checkpoints/`: `step-N.index` and `step-N.data-*` hold weights, EMA, optimizer slot variables, step and config.
+- `metrics.jsonl`: One JSON object per line, for each training loop and each evaluation.
+- `wandb.json`: With the W&B tracker, the id of the run and how much of it was sent.
+- `model.keras`: The trained model (the EMA, if the run keeps one), written when training has ended.
+"""
 
 import contextlib
+import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 import yaml
-from absl import logging
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import describe_environment, diff_config, dump_config, parse_config
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.files import read_text, write_text
 from efficientnet_tf.runtime.strategy import dtype_policy
 
+_LOGGER = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def precision_scope(config, strategy):
-    """Build models in the precision of the config."""
+def precision_scope(config: Config, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Build models with the precision that a config asks for, within the block."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype_policy(config.train.precision, strategy))
     try:
@@ -28,28 +40,31 @@ def precision_scope(config, strategy):
         keras.config.set_dtype_policy(before)
 
 
-def open_model_dir(model_dir, config, class_names):
-    """Make a run's directory, or check that the one that is there belongs to the same run.
+def open_model_dir(model_dir: str, config: Config, class_names: Sequence[str]) -> None:
+    """Create the directory of a run, or check that an existing one belongs to the same run.
 
     Args:
-        model_dir: str, local or gs://.
-        config: config.Config.
-        class_names: sequence of str.
+        model_dir: Path of the directory, local or gs://.
+        config: The config of the run.
+        class_names: The class names, in the order of the labels.
 
     Raises:
-        UserError: when the directory cannot be written or read back, or belongs to another config or other classes.
+        UserError: If the directory cannot be written, or belongs to a run with another config or other classes.
     """
     if re.search(r"[*?[\\]", str(model_dir)):
-        raise UserError(f"--model_dir={model_dir}: TensorFlow reads no checkpoint from a path with * ? [ or \\ in it")
+        raise UserError(
+            f"model_dir={model_dir} contains one of the characters * ? [ \\, with which TensorFlow cannot read "
+            "checkpoints. Choose another name."
+        )
     path, classes_path = os.path.join(model_dir, "config.yaml"), os.path.join(model_dir, "classes.txt")
     if tf.io.gfile.exists(path):
         changed = diff_config(read_config(model_dir), config)
         if tf.io.gfile.exists(classes_path) and read_class_names(model_dir) != list(class_names):
-            changed.append("the classes of the data set are others than in classes.txt")
+            changed.append("the classes of the data set differ from those in classes.txt")
         if changed:
             raise UserError(
-                f"{model_dir} belongs to a run with another config. Take another --model_dir, or undo these changes "
-                "(there -> asked for):\n  " + "\n  ".join(changed)
+                f"model_dir={model_dir} belongs to a run with another config. Choose another directory, or undo these "
+                "changes (in the directory -> now):\n  " + "\n  ".join(changed)
             )
         return
     try:
@@ -58,67 +73,79 @@ def open_model_dir(model_dir, config, class_names):
         environment = yaml.safe_dump({"environment": describe_environment()}, sort_keys=False)
         write_text(path, dump_config(config) + environment)
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--model_dir={model_dir} cannot be written: {error}") from None
+        raise UserError(f"model_dir={model_dir} cannot be written: {error}") from None
 
 
-def read_config(model_dir):
-    """Read the config of a model directory.
+def read_config(model_dir: str) -> Config:
+    """Return the config of a model directory.
 
     Raises:
-        UserError: when it is not a model directory.
+        UserError: If the directory is not a model directory.
     """
     path = os.path.join(model_dir, "config.yaml")
     if not tf.io.gfile.exists(path):
-        raise UserError(f"--model_dir={model_dir} is not a model directory: it has no config.yaml")
+        raise UserError(f"model_dir={model_dir} is not a model directory: it has no config.yaml.")
     return parse_config(read_text(path), path)
 
 
-def read_class_names(model_dir):
-    """Read the class names of a model directory: list of str."""
+def read_class_names(model_dir: str) -> list[str]:
+    """Return the class names of a model directory, in the order of the labels."""
     return read_text(os.path.join(model_dir, "classes.txt")).splitlines()
 
 
-def list_checkpoints(model_dir):
-    """Return {step: prefix} of the checkpoints that were written to their end, newest first."""
+def list_checkpoints(model_dir: str) -> dict[int, str]:
+    """Return {step: prefix} of the checkpoints that were written completely, newest first."""
     folder = os.path.join(model_dir, "checkpoints")
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
     steps = [int(name[len("step-") : -len(".index")]) for name in names if re.fullmatch(r"step-\d+\.index", name)]
     return {step: os.path.join(folder, f"step-{step}") for step in sorted(steps, reverse=True)}
 
 
-def read_newest_checkpoint(model_dir, checkpoint):
-    """Read the newest whole checkpoint; a damaged one is named and passed over. Returns its step or None."""
+def read_newest_checkpoint(model_dir: str, checkpoint: tf.train.Checkpoint) -> int | None:
+    """Restore the newest checkpoint that is intact. A warning names each damaged one that is skipped.
+
+    Args:
+        model_dir: Path of the model directory.
+        checkpoint: The objects to restore.
+
+    Returns:
+        The step of the restored checkpoint, or None if the directory has no checkpoint.
+
+    Raises:
+        UserError: If there are checkpoints but none of them can be read.
+    """
     saved = list_checkpoints(model_dir)
     for step, prefix in saved.items():
         try:
             status = checkpoint.read(prefix)
             status.assert_existing_objects_matched()
-            status.expect_partial()  # a model alone leaves the optimiser's part unread
+            status.expect_partial()  # a model alone does not read the state of the optimizer
             return step
-        except Exception as error:  # half a dozen types, IndexError for a file that is too short among them
-            logging.warning("checkpoint %s is damaged (%s): trying the one before it", prefix, str(error)[:200])
+        except Exception as error:  # TensorFlow raises many types for damaged files, even IndexError
+            _LOGGER.warning("Checkpoint %s is damaged (%s). Trying the one before it.", prefix, str(error)[:200])
     if saved:
-        raise UserError(f"none of the {len(saved)} checkpoints in {model_dir} can be read: {', '.join(saved.values())}")
+        paths = ", ".join(saved.values())
+        raise UserError(f"None of the {len(saved)} checkpoints in {model_dir} can be read: {paths}.")
     return None
 
 
-def build_from_config(config, classes):
-    """Build the model of a config: keras.Model with `classes` logits."""
+def build_from_config(config: Config, classes: int) -> keras.Model:
+    """Build the model that a config describes, with random weights and `classes` logits."""
     return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
 
 
-def restore_model(model_dir, raw=False):
-    """Load the model of a model directory from its newest whole checkpoint.
+def restore_model(model_dir: str, raw: bool = False) -> tuple[keras.Model, Config, list[str]]:
+    """Load the model of a model directory from its newest intact checkpoint.
 
     Args:
-        model_dir: str.
-        raw: bool; True for the weights as they were at that step, False for their average, where the run kept one.
+        model_dir: Path of the model directory, local or gs://.
+        raw: True loads the weights as they were at that step. False loads their EMA, if the run keeps one.
 
     Returns:
-        (keras.Model, config.Config, list of class names).
+        The model, its config, and the class names in the order of the logits.
 
     Raises:
-        UserError: when it is not a model directory, or has no checkpoint that can be read.
+        UserError: If the directory is not a model directory, or has no checkpoint that can be read.
     """
     config = read_config(model_dir)
     class_names = read_class_names(model_dir)
@@ -126,18 +153,18 @@ def restore_model(model_dir, raw=False):
     part = "model" if raw or not config.train.ema_decay else "average"
     weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
     if read_newest_checkpoint(model_dir, tf.train.Checkpoint(**{part: weights})) is None:
-        raise UserError(f"{model_dir} has no checkpoint yet")
+        raise UserError(f"model_dir={model_dir} has no checkpoint yet.")
     return model, config, class_names
 
 
-def save_keras_model(model_dir):
-    """Write the model that `load_model` returns as model.keras, in one go.
+def save_keras_model(model_dir: str) -> str:
+    """Write the model that `restore_model` returns to model.keras. Readers never see a partly written file.
 
     Returns:
-        str, the file's path.
+        The path of the file.
 
     Raises:
-        UserError: when it cannot be written.
+        UserError: If the file cannot be written.
     """
     path, temporary = (os.path.join(model_dir, name) for name in ("model.keras", "model.tmp.keras"))
     model, *_ = restore_model(model_dir)
@@ -146,22 +173,23 @@ def save_keras_model(model_dir):
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except (tf.errors.OpError, OSError) as error:
         raise UserError(
-            f"{path} cannot be written ({error}). The checkpoints are whole: mend this and start the same command again"
+            f"{path} cannot be written ({error}). The checkpoints are intact. Fix the cause and run the same command "
+            "again."
         ) from None
     return path
 
 
-def write_model_dir(model_dir, model, config, class_names):
-    """Write a model directory for a model that was not trained here: every command takes it as it takes a run's.
+def write_model_dir(model_dir: str, model: keras.Model, config: Config, class_names: Sequence[str]) -> None:
+    """Write a model directory for a model that was not trained here, so that every command can use it.
 
     Args:
-        model_dir: str, a folder that does not exist; it appears under its name once it is whole.
-        model: keras.Model, built for `config`.
-        config: config.Config, without a moving average: `train.ema_decay` is 0.
-        class_names: sequence of str.
+        model_dir: Path of a folder that does not exist. It gets this name when it is complete.
+        model: A model that `build_from_config` built for `config`.
+        config: The config to store. Its `train.ema_decay` must be 0, because there is no EMA.
+        class_names: The class names, in the order of the logits.
 
     Raises:
-        UserError: when it cannot be written.
+        UserError: If the directory cannot be written.
     """
     unfinished = f"{model_dir.rstrip('/')}.unfinished"
     try:
@@ -173,4 +201,4 @@ def write_model_dir(model_dir, model, config, class_names):
         save_keras_model(unfinished)
         tf.io.gfile.rename(unfinished, model_dir)
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"{model_dir} cannot be written: {str(error)[:300]}") from None
+        raise UserError(f"model_dir={model_dir} cannot be written: {str(error)[:300]}") from None
