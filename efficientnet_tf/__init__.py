@@ -1,31 +1,150 @@
-"""EfficientNet on TensorFlow and Keras 3: the family B0-B8 and L2, and compound scaling itself.
+"""EfficientNet on TensorFlow and Keras 3: the family B0 to B8 and L2, and compound scaling itself.
 
-The names below load on first use, so that importing this package imports neither TensorFlow nor Keras.
+This module exports the public Python API. Each name is imported on first use, so that importing the package imports
+neither TensorFlow nor Keras. The commands are `efficientnet-tf COMMAND`, or `python -m efficientnet_tf.COMMAND`.
 """
 
+from __future__ import annotations
+
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from efficientnet_tf.applications import (
+        EfficientNetB0,
+        EfficientNetB1,
+        EfficientNetB2,
+        EfficientNetB3,
+        EfficientNetB4,
+        EfficientNetB5,
+        EfficientNetB6,
+        EfficientNetB7,
+        EfficientNetB8,
+        EfficientNetL2,
+        decode_predictions,
+        preprocess_input,
+    )
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.load import list_variants, load_config, load_variant
+    from efficientnet_tf.config.schema import (
+        AugmentConfig,
+        Config,
+        DataConfig,
+        EvalConfig,
+        ModelSpec,
+        OptimizerConfig,
+        Phase,
+        ScheduleConfig,
+        Stage,
+        TrainConfig,
+    )
+    from efficientnet_tf.data.decode import load_image
+    from efficientnet_tf.data.mixing import cutmix, mixup
+    from efficientnet_tf.data.policies import autoaugment, randaugment
+    from efficientnet_tf.evaluate import evaluate_model
+    from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
+    from efficientnet_tf.export.export import export_model
+    from efficientnet_tf.export.load import LoadedModel, load_model
+    from efficientnet_tf.models.builder import build_model
+    from efficientnet_tf.predict import predict_images
+    from efficientnet_tf.scaling.budget import fit_budget
+    from efficientnet_tf.scaling.complexity import count_cost
+    from efficientnet_tf.scaling.compound import Coefficients, compound
+    from efficientnet_tf.training.trainer import train_model
+    from efficientnet_tf.weights.load import load_weights
 
 __version__ = "0.1.0"
 
-_HOME = {
+__all__ = [
+    "AugmentConfig",
+    "Coefficients",
+    "Config",
+    "DataConfig",
+    "EfficientNetB0",
+    "EfficientNetB1",
+    "EfficientNetB2",
+    "EfficientNetB3",
+    "EfficientNetB4",
+    "EfficientNetB5",
+    "EfficientNetB6",
+    "EfficientNetB7",
+    "EfficientNetB8",
+    "EfficientNetL2",
+    "EvalConfig",
+    "LoadedModel",
+    "ModelSpec",
+    "OptimizerConfig",
+    "Phase",
+    "ScheduleConfig",
+    "Stage",
+    "TrainConfig",
+    "UserError",
+    "autoaugment",
+    "build_model",
+    "class_activation_map",
+    "compound",
+    "count_cost",
+    "cutmix",
+    "decode_predictions",
+    "evaluate_model",
+    "export_model",
+    "fit_budget",
+    "grad_cam",
+    "list_variants",
+    "load_config",
+    "load_image",
+    "load_model",
+    "load_variant",
+    "load_weights",
+    "mixup",
+    "predict_images",
+    "preprocess_input",
+    "randaugment",
+    "train_model",
+]
+
+# The module of each name, as in the imports above.
+_MODULES = {
+    **dict.fromkeys((name for name in __all__ if name.startswith("EfficientNet")), "applications"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Config")), "config.schema"),
+    **dict.fromkeys(("ModelSpec", "Phase", "Stage"), "config.schema"),
+    "Coefficients": "scaling.compound",
+    "LoadedModel": "export.load",
+    "UserError": "config.errors",
+    "autoaugment": "data.policies",
     "build_model": "models.builder",
-    "load_variant": "config.load",
-    "load_config": "config.load",
-    "load_weights": "weights.load",
     "class_activation_map": "evaluation.attribution",
+    "compound": "scaling.compound",
+    "count_cost": "scaling.complexity",
+    "cutmix": "data.mixing",
+    "decode_predictions": "applications",
+    "evaluate_model": "evaluate",
+    "export_model": "export.export",
+    "fit_budget": "scaling.budget",
     "grad_cam": "evaluation.attribution",
-} | {f"EfficientNetB{i}": "applications" for i in range(8)}
+    "list_variants": "config.load",
+    "load_config": "config.load",
+    "load_image": "data.decode",
+    "load_model": "export.load",
+    "load_variant": "config.load",
+    "load_weights": "weights.load",
+    "mixup": "data.mixing",
+    "predict_images": "predict",
+    "preprocess_input": "applications",
+    "randaugment": "data.policies",
+    "train_model": "training.trainer",
+}
 
-__all__ = sorted(_HOME)
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value
 
 
-def __getattr__(name):
-    """Import the module that defines `name` when it is first asked for (PEP 562)."""
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    """List the lazily imported names beside the loaded ones."""
-    return sorted({*globals(), *_HOME})
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

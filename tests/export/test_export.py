@@ -305,8 +305,8 @@ def test_quantization_errors_are_measured_per_layer(wild):
         (
             "net.xml",
             {"precision": "int8", "keep_float": ["stem_cov"]},
-            "keep_float=stem_cov is not a convolution or dense layer of the model, which has stem_conv ... predictions. "
-            "Did you mean 'stem_conv'?",
+            "keep_float=stem_cov is not a convolution or dense layer of the model, which has stem_conv ... "
+            "predictions. Did you mean 'stem_conv'?",
         ),
         ("none/net.onnx", {}, "is not a folder"),
         ("there.onnx", {}, "there.onnx exists"),
