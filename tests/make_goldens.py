@@ -21,12 +21,12 @@ def complexity_golden():
     return {variant: {part: numbers(cost) for part, cost in parts.items()} for variant, parts in costs.items()}
 
 
-def start_digits_loss():
+def start_digits_loss(**options):
     """Return the run of the loss curve: the tiny variant on digits, seed 0, the official rate after 11 of 20 steps."""
     import tiny  # TensorFlow, which the other goldens do not need
 
     official = ("optimizer.learning_rate=0.016", "model.drop_connect=0.2")
-    return tiny.Run(tiny.load_config(*official, "schedule.warmup_epochs=0.5"))
+    return tiny.Run(tiny.load_config(*official, "schedule.warmup_epochs=0.5"), **options)
 
 
 def digits_loss_golden():

@@ -1,6 +1,8 @@
 """Runs of the tiny variant: what the tests of the training loop and its golden file share."""
 
 import itertools
+import os
+import signal
 from pathlib import Path
 
 import keras
@@ -12,7 +14,9 @@ from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
+from efficientnet_tf.training.trainer import Callback
 
 _strategies = itertools.count(1)
 
@@ -60,15 +64,30 @@ def variables_of(state):
     return named
 
 
+class At(Callback):
+    """Calls a function once, after the loop that ends at a given step."""
+
+    def __init__(self, **actions):
+        self.actions = {int(name.removeprefix("step")): action for name, action in actions.items()}
+
+    def after_loop(self, trainer, metrics):
+        self.actions.pop(trainer.step, lambda: None)()
+
+
+def send_sigterm():
+    """Ask this process to stop, as a scheduler does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Run:
     """What `train` holds while it trains on digits, without a model directory."""
 
-    def __init__(self, config, replicas=1):
+    def __init__(self, config, replicas=1, fuse_from=FUSE_FROM_VALUES):
         self.config = config
         self.strategy = make_strategy(replicas)
         self.source = open_source(config.data, config.data.train_split, training=True)
         self.state = create_state(config, len(self.source.class_names), self.source.size, self.strategy)
-        self.loop = make_train_loop(self.state, config, self.strategy)
+        self.loop = make_train_loop(self.state, config, self.strategy, fuse_from=fuse_from)
         self.rewind()
 
     def rewind(self):

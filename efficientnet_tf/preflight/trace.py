@@ -16,8 +16,8 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
 from efficientnet_tf.data.source import source_from_bytes
-from efficientnet_tf.evaluation.loop import make_classifiers, make_eval_loop
-from efficientnet_tf.training.tensorflow_loop import make_train_loop
+from efficientnet_tf.evaluation.loop import make_eval_loop
+from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_train_loop
 
 # All replicas run one program. Two show what it exchanges, and a run's variables need not lie here eight times.
 TRACED_REPLICAS = 2

@@ -1,26 +1,23 @@
-"""A model directory: what a run writes there, and how it, or its model, comes back.
+"""The state that training changes, and its checkpoints in a model directory.
 
-    config.yaml       the resolved config, versions and git commit
-    classes.txt       the class names, one a line, in the order of the labels
-    checkpoints/      step-N.index and step-N.data-*: weights, averages, slots, step and config
-    metrics.jsonl     one JSON object a line
-    wandb.json        with --tracker=wandb: the id of the run there and what it was told; wandb/ beside it
-    model.keras       the trained model (the average), once training has ended
-
-Random state and input position need no room of their own: masks, crops and order follow from seed and step.
+Random numbers and the position in the input need no checkpoint: dropout masks, crops and the order of the images follow
+from the seed and the step.
 """
 
+import logging
 import os
 import re
 from concurrent import futures
 from dataclasses import dataclass
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_config
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.model_dir import (
     build_from_config,
     list_checkpoints,
@@ -36,31 +33,36 @@ from efficientnet_tf.training.optimizers import create_optimizer
 
 @dataclass
 class State:
-    """What training changes: the model's weights, the optimiser's slots and step, the moving average."""
+    """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA."""
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     ema: ModelEMA | None
 
     @property
-    def step(self):
-        """Number of steps done, int."""
+    def step(self) -> int:
+        """Number of steps done."""
         return int(self.optimizer.iterations.numpy())
 
 
-def create_state(config, classes, size, strategy, initial=None):
-    """Create model, optimiser and moving average on the strategy's devices.
+def create_state(
+    config: Config,
+    classes: int,
+    size: int,
+    strategy: tf.distribute.Strategy,
+    initial: dict[str, np.ndarray] | None = None,
+) -> State:
+    """Create the model, the optimizer and the EMA on the strategy's devices.
 
     Args:
-        config: config.Config; `train.seed` decides the initial weights.
-        classes: int >= 2.
-        size: int, number of training images: the schedule is told in epochs.
-        strategy: tf.distribute.Strategy.
-        initial: {path of a variable: array} or None; weights to start from, the moving average too. Those that are not
-            in it are random.
+        config: The config of the run. `train.seed` decides the initial weights.
+        classes: Number of classes, int >= 2.
+        size: Number of training images. The schedule counts in epochs.
+        strategy: Where to create the variables.
+        initial: {path of a variable: value}, weights to start from, for the EMA too. The others are random.
 
     Returns:
-        State.
+        The state before the first step.
     """
     with strategy.scope(), precision_scope(config, strategy):
         keras.utils.set_random_seed(config.train.seed)
@@ -69,16 +71,16 @@ def create_state(config, classes, size, strategy, initial=None):
         for name, value in (initial or {}).items():
             variables[name].assign(value)
         optimizer = create_optimizer(config, model, size)
-        average = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
-        return State(model, optimizer, average)
+        ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
+        return State(model, optimizer, ema)
 
 
-def _variables(state):
-    """Name every variable of a state, for the file: {part: {name: tf.Variable}}."""
+def _name_variables(state: State) -> dict[str, dict[str, Any]]:
+    """Return the variables of a state under the names that checkpoints use: {part: {name: tf.Variable}}."""
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
     parts = {
         "model": {v.path: v.value for v in weights},
-        # Without the first part of the path: Keras counts optimisers up in a process.
+        # Without the first part of the path: Keras numbers the optimizers of a process.
         "optimizer": {v.path.partition("/")[2] or v.path: v.value for v in state.optimizer.variables},
     }
     if state.ema:
@@ -88,16 +90,20 @@ def _variables(state):
 
 
 class Checkpointer:
-    """Saves and restores a State in a model directory; as a context it ends when what it writes is written.
+    """Saves and restores the state of a run. As a context manager, it finishes writing before it ends.
 
-    A checkpoint counts once its index file is there, which TensorFlow writes last; its blocks carry checksums.
+    A checkpoint counts once its index file exists, which TensorFlow writes last. Its blocks carry checksums.
+
+    `tf.train.CheckpointManager` is not used because it trusts a list in a file of its own. It would not fall back to an
+    older checkpoint when the newest is damaged, and it would forget the existing checkpoints when that list is lost.
+    TensorFlow's asynchronous checkpoints report a failed write only with the next one. Here, `wait` reports it.
     """
 
-    def __init__(self, model_dir, state, config):
+    def __init__(self, model_dir: str, state: State, config: Config):
         self.model_dir = model_dir
         self.state = state
         self._keep = config.train.keep_checkpoints
-        self._parts = {"config": tf.Variable(dump_config(config), trainable=False), **_variables(state)}
+        self._parts = {"config": tf.Variable(dump_config(config), trainable=False), **_name_variables(state)}
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing = None
 
@@ -110,33 +116,34 @@ class Checkpointer:
         except UserError as error:
             if kind is None:
                 raise
-            logging.error("%s", error)  # beside what has ended the run
+            logging.getLogger(__name__).error("%s", error)  # Another error is ending the run already.
         finally:
             self._writer.shutdown()
 
-    def restore(self):
-        """Restore the newest whole checkpoint; return its step, 0 where there is none.
+    def restore(self) -> int:
+        """Restore the newest checkpoint that can be read, and return its step, or 0 if there is none.
 
         Raises:
-            UserError: when there are checkpoints and all are damaged.
+            UserError: If there are checkpoints and all are damaged.
         """
         return read_newest_checkpoint(self.model_dir, tf.train.Checkpoint(**self._parts)) or 0
 
-    def save(self, background=False):
-        """Write a checkpoint of the current step, then delete the oldest beyond `train.keep_checkpoints`.
+    def save(self, background: bool = False) -> int:
+        """Write a checkpoint of the current step, then delete the oldest ones beyond `train.keep_checkpoints`.
 
         Args:
-            background: bool; write what the variables hold now while they change: `wait` tells how it went.
+            background: Return at once, and write the current values while training changes the variables. `wait`
+                reports whether that worked.
 
         Returns:
-            int, the step.
+            The step.
 
         Raises:
-            UserError: when it, or the one begun before it, cannot be written; the ones before are whole.
+            UserError: If this checkpoint or the one before it cannot be written. Earlier checkpoints stay intact.
         """
         self.wait()
         with on_host():
-            # A value read is a tensor of its own: whoever changes the variable leaves it alone.
+            # Reading a variable gives a tensor of its own, which later changes of the variable do not touch.
             values = tf.nest.map_structure(lambda v: tf.Variable(tf.identity(v), trainable=False), self._parts)
         step = self.state.step
         self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values))
@@ -144,31 +151,34 @@ class Checkpointer:
             self.wait()
         return step
 
-    def wait(self, only_if_done=False):
-        """Wait until the checkpoint that `save` began is written; or merely look whether that has failed.
+    def wait(self, only_if_done: bool = False) -> None:
+        """Wait until the checkpoint that `save` began is written.
+
+        Args:
+            only_if_done: Do not wait, but report a write that has failed.
 
         Raises:
-            UserError: when it cannot be written.
+            UserError: If the checkpoint cannot be written.
         """
         if self._writing and (self._writing.done() or not only_if_done):
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, step, values):
+    def _write(self, step: int, values: tf.train.Checkpoint) -> None:
         folder = os.path.join(self.model_dir, "checkpoints")
         try:
             values.write(os.path.join(folder, f"step-{step}"))
-            # For tf.train.latest_checkpoint; here nothing reads it.
+            # For `tf.train.latest_checkpoint`. This package does not read it.
             write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
             self._delete_old(folder)
         except (tf.errors.OpError, OSError) as error:
             raise UserError(
-                f"checkpoint of step {step} cannot be written to {self.model_dir} "
-                f"({str(error)[:300]}). The checkpoints before it are whole: mend this and start the same command again"
+                f"The checkpoint of step {step} cannot be written to {self.model_dir} ({str(error)[:300]}). Earlier "
+                "checkpoints are intact. Fix the cause and start the same command again."
             ) from None
 
-    def _delete_old(self, folder):
-        """Delete all but the newest checkpoints, parts of a killed write too; index files, which count, first."""
+    def _delete_old(self, folder: str) -> None:
+        """Delete all but the newest checkpoints and what a killed process left, index files first."""
         kept = list(list_checkpoints(self.model_dir))[: self._keep]
         for name in sorted(tf.io.gfile.listdir(folder), key=lambda name: not name.endswith(".index")):
             match = re.match(r"step-(\d+)[._]", name)

@@ -1,4 +1,7 @@
-"""TODO docstring (from optim)."""
+"""Exponential moving average (EMA) of a model's weights and batch-norm statistics."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,15 +15,14 @@ class ModelEMA:
     """Exponential moving average of a model's weights and batch-norm statistics.
 
     Attributes:
-        trainable: list of keras.Variable, the averages of `model.trainable_variables`.
-        statistics: list of keras.Variable, the averages of `statistics(model)`.
+        trainable: The averages of `model.trainable_variables`, list of keras.Variable.
+        statistics: The averages of `batch_norm_statistics(model)`, list of keras.Variable.
 
-    Source: official code, `ema_vars` and tf.train.ExponentialMovingAverage with `num_updates`; the ramp counts the
-    updates done before.
-    Deviates from Keras's `use_ema`: that has neither the ramp nor the statistics.
+    Source: official code, `ema_vars` and `tf.train.ExponentialMovingAverage` with `num_updates`.
+    Deviates from Keras's `use_ema`, which has neither the ramp of the decay nor the statistics.
     """
 
-    def __init__(self, model, decay):
+    def __init__(self, model: keras.Model, decay: float):
         self.decay = decay
         self.trainable = [self._copy(v) for v in model.trainable_variables]
         self.statistics = [self._copy(v) for v in batch_norm_statistics(model)]
@@ -29,13 +31,14 @@ class ModelEMA:
     def _copy(variable):
         return keras.Variable(variable, trainable=False, dtype=variable.dtype, autocast=False, name="average")
 
-    def update(self, step, trainable, statistics):
-        """Move every average towards the given values, lists in the order of the attributes.
+    def update(self, step: Any, trainable: Sequence[Any], statistics: Sequence[Any]) -> None:
+        """Move every average toward the given values.
 
         Args:
-            step: int scalar, updates done before; the decay is min(decay, (1 + step)/(10 + step)).
-            trainable: list of tensors or variables; None for one that is frozen, whose average stays, too.
-            statistics: the same.
+            step: Number of updates done before, int scalar. The decay is min(decay, (1 + step) / (10 + step)).
+            trainable: Tensors or variables in the order of the attribute. None leaves that average as it is, which is
+                used for frozen weights.
+            statistics: The same for the statistics.
         """
         step = ops.cast(step, "float32")
         share = 1 - ops.minimum(self.decay, (1 + step) / (10 + step))

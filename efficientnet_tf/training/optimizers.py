@@ -1,12 +1,13 @@
-"""What moves the weights and what follows them: schedule, optimiser, weight decay, moving average.
+"""Optimizers and weight decay."""
 
-The only place where epochs become steps.
-"""
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.variables import decayed_variables
 from efficientnet_tf.runtime.variables import resource_handle
 from efficientnet_tf.training.schedule import create_schedule
@@ -14,23 +15,23 @@ from efficientnet_tf.training.schedule import create_schedule
 
 @keras.saving.register_keras_serializable("efficientnet_tf")
 class RMSprop(keras.optimizers.RMSprop):
-    """Keras's RMSprop with the mean square starting at one, as TensorFlow 1's did.
+    """Keras's RMSprop, except that the mean square starts at one, as in TensorFlow 1.
 
-    From zero, as Keras has it, the first steps are up to 1/sqrt(1 - rho) times as long and more.
+    Keras starts it at zero, which makes the first steps up to 1/sqrt(1 - rho) times larger.
 
-    Source: official code, `build_optimizer`; epsilon is inside the root and the rate inside the momentum, as in Keras.
+    Source: official code, `build_optimizer`. Epsilon is inside the root and the rate inside the momentum, as in Keras.
     """
 
-    def build(self, variables):
-        """Create the slots, once."""
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the optimizer slot variables, once."""
         if self.built:
             return
         super().build(variables)
         for slot in self._velocities:
             slot.assign(ops.ones_like(slot))
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Update a variable and its slots, by TensorFlow's one operation for what Keras does in fifteen."""
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable and its slots with one TensorFlow operation, where Keras takes fifteen."""
         if not self.momentum:
             return super().update_step(gradient, variable, learning_rate)
         index = self._get_variable_index(variable)
@@ -49,20 +50,20 @@ class RMSprop(keras.optimizers.RMSprop):
 _DECOUPLED = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}
 
 
-def create_optimizer(config, model, size):
-    """Make the optimiser of a run and its slots.
+def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.optimizers.Optimizer:
+    """Create the optimizer of a run and its slot variables.
 
     Args:
-        config: config.Config.
-        model: keras.Model.
-        size: int, number of training images.
+        config: The config of the run.
+        model: The model to train.
+        size: Number of training images. The schedule counts in epochs.
 
     Returns:
-        A built keras.optimizers.Optimizer. AdamW and LAMB decay weights by themselves; for the others the decay is a
-        term of the loss (`weight_penalty`).
+        A built optimizer. AdamW and LAMB decay weights by themselves. For the others, weight decay is a term of the
+        loss: see `weight_penalty`.
 
     Source: You et al., "Large batch optimization for deep learning", ICLR 2020, for LAMB.
-    Deviates there, with Keras: the decay stands beside the update, not within what a layer's trust ratio scales.
+    Deviates there, like Keras: the decay is added to the update instead of being scaled by a layer's trust ratio.
     """
     settings, rate = config.optimizer, create_schedule(config, size)
     if settings.name == "rmsprop":
@@ -83,10 +84,10 @@ def create_optimizer(config, model, size):
     return optimizer
 
 
-def weight_penalty(config, values):
-    """Return weight_decay/2 * sum(v^2) over the given values: the decay that the loss carries.
+def weight_penalty(config: Config, values: Sequence[tf.Tensor]) -> tf.Tensor | float:
+    """Return weight_decay / 2 * sum(v^2) over the given values: the weight decay that is part of the loss.
 
-    Source: paper, section 5.2; official code: 1e-5 times `tf.nn.l2_loss`, batch norm excluded.
+    Source: paper, section 5.2; official code: 1e-5 times `tf.nn.l2_loss`, without batch norm.
     """
     if config.optimizer.name in _DECOUPLED or not config.optimizer.weight_decay:
         return 0.0

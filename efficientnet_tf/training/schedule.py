@@ -1,42 +1,51 @@
-"""TODO docstring (from optim)."""
+"""The learning-rate schedule, the phases of a run, and the only place where epochs become steps."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops
 
-from efficientnet_tf.config.load import Config
+from efficientnet_tf.config.schema import Config
 
 
-def steps_per_epoch(config, size):
-    """Return steps a pass over `size` training images takes: a float, for batches run on across epochs."""
+def steps_per_epoch(config: Config, size: int) -> float:
+    """Return how many steps a pass over `size` training images takes. It is a float: batches run across epochs."""
     return size / config.train.batch_size
 
 
-def to_steps(epochs, config, size):
-    """Turn a duration in epochs into whole steps, at least one."""
+def to_steps(epochs: float, config: Config, size: int) -> int:
+    """Convert a duration in epochs of `size` images into whole steps, at least one."""
     return max(1, round(epochs * steps_per_epoch(config, size)))
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run: a config that holds from one step to another (`train.phases`)."""
+    """A part of a run, with a config of its own (`train.phases`).
+
+    Attributes:
+        config: The config that holds in this phase.
+        first_step: The run's step at which the phase begins.
+        end_step: The step after its last one.
+        first_epoch: The epoch at which it begins, float.
+        first_position: How many images the run has used before.
+    """
 
     config: Config
     first_step: int
     end_step: int
     first_epoch: float
-    first_position: int  # images that the run has used before
+    first_position: int
 
     @property
-    def batch_size(self):
-        """Images a step."""
+    def batch_size(self) -> int:
+        """Images per step."""
         return self.config.train.batch_size
 
 
-def plan_phases(config, size):
-    """Return the phases of a run over `size` training images, a list of Phase; without `train.phases` it is one."""
+def plan_phases(config: Config, size: int) -> list[Phase]:
+    """Return the phases of a run over `size` training images. A config without `train.phases` has one."""
     phases, step, epoch, position = [], 0, 0.0, 0
     for until, part in config.phases:
         end = step + to_steps(until - epoch, part, size)
@@ -48,22 +57,30 @@ def plan_phases(config, size):
 
 @keras.saving.register_keras_serializable("efficientnet_tf")
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate at a step: linear warm-up from 0, then one of three shapes.
+    """A learning rate with linear warmup from zero and one of three shapes.
 
     Args:
-        name: "exponential" (staircase), "cosine" (to 0 at `total_epochs`) or "constant".
-        phases: list of [first step, epoch at it, steps an epoch, rate that the warm-up leads to], in order. The shape
-            runs over all of them; each scales it by a rate of its own.
-        warmup_epochs: float >= 0.
-        total_epochs: float > 0, length of the run.
-        decay_epochs: float > 0, exponential: length of a stair.
-        decay_rate: float in (0, 1], exponential: factor a stair.
+        name: "exponential" (in steps down), "cosine" (to zero at `total_epochs`) or "constant".
+        phases: One list per phase: its first step, the epoch at that step, steps per epoch, and the peak rate. The
+            shape covers all phases. Each phase scales it by its own peak rate.
+        warmup_epochs: Length of the warmup, float >= 0.
+        total_epochs: Length of the run, float > 0.
+        decay_epochs: For "exponential": epochs between two decay steps, float > 0.
+        decay_rate: For "exponential": factor of each decay step, float in (0, 1].
 
-    Source: official code, `build_learning_rate`: stairs are counted from step 0, not from the warm-up's end.
-    Deviates: the warm-up may end within a step; the official code cuts its length to whole ones.
+    Source: official code, `build_learning_rate`. Decay steps are counted from step 0, not from the end of the warmup.
+    Deviates: the warmup may end within a step. The official code truncates its length to whole steps.
     """
 
-    def __init__(self, name, phases, warmup_epochs, total_epochs, decay_epochs, decay_rate):
+    def __init__(
+        self,
+        name: str,
+        phases: list[list[float]],
+        warmup_epochs: float,
+        total_epochs: float,
+        decay_epochs: float,
+        decay_rate: float,
+    ):
         self.name = name
         self.phases = phases
         self.warmup_epochs = warmup_epochs
@@ -71,8 +88,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_epochs = decay_epochs
         self.decay_rate = decay_rate
 
-    def __call__(self, step):
-        """Return the rate, float32 scalar, at int scalar `step`."""
+    def __call__(self, step: Any) -> Any:
+        """Return the learning rate, float32 scalar, at an int scalar `step`."""
         step = ops.cast(step, "float32")
         rate = self._in_phase(step, *self.phases[0])
         for phase in self.phases[1:]:
@@ -80,7 +97,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         return rate
 
     def _in_phase(self, step, first_step, first_epoch, steps_per_epoch, peak):
-        # Epochs are scaled to steps, not the other way round: at the edge of a stair the numbers are whole.
+        # Epochs are scaled to steps, not the other way round, so that the numbers at a decay step are whole.
         step = step - first_step + first_epoch * steps_per_epoch
         warmup_steps, total_steps = self.warmup_epochs * steps_per_epoch, self.total_epochs * steps_per_epoch
         if self.name == "exponential":
@@ -92,13 +109,16 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
             rate = ops.full((), peak, "float32")
         return ops.where(step < warmup_steps, peak * step / warmup_steps, rate) if warmup_steps else rate
 
-    def get_config(self):
-        """Return the constructor's arguments."""
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
         return dict(vars(self))
 
 
-def create_schedule(config, size):
-    """Make the schedule of a run over `size` training images; a phase's peak grows with its batch."""
+def create_schedule(config: Config, size: int) -> LearningRate:
+    """Create the schedule of a run over `size` training images. The peak rate of a phase is scaled by batch size / 256.
+
+    Source: official code, `build_learning_rate`.
+    """
     schedule = config.schedule
     return LearningRate(
         schedule.name,

@@ -1,4 +1,4 @@
-"""Runs training steps under `tf.distribute`: the TensorFlow engine of the trainer.
+"""Runs training and evaluation of a state under `tf.distribute`: the TensorFlow engine of the trainer.
 
 A loop is one `tf.function` around `strategy.run`. Its length is a tensor, so it is traced once and runs without coming
 back to the host between steps.
@@ -11,16 +11,25 @@ import keras
 import tensorflow as tf
 
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.data.source import Source
+from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.strategy import replica_count, should_jit
 from efficientnet_tf.runtime.variables import read_values
 from efficientnet_tf.training.checkpoint import State
+from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.graph import batch_norm_group_size, make_training_graph
 from efficientnet_tf.training.step import TrainStep
 
 
-def make_train_loop(state: State, config: Config, strategy: tf.distribute.Strategy, graph: keras.Model | None = None):
+def make_train_loop(
+    state: State,
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    graph: keras.Model | None = None,
+    fuse_from: int = FUSE_FROM_VALUES,
+):
     """Make the function that trains for some steps without coming back to the host.
 
     Args:
@@ -29,6 +38,7 @@ def make_train_loop(state: State, config: Config, strategy: tf.distribute.Strate
         strategy: The strategy that places the state.
         graph: A model that lends its layers to the state's weights, for another image size, other drop rates or with
             frozen layers (see `step`). Defaults to the state's own model.
+        fuse_from: On a CPU, layers are fused for tensors of at least this many values.
 
     Returns:
         A `tf.function` of an iterator of per-replica batches (images uint8 [B, S, S, C], labels int32 [B]) and a
@@ -38,7 +48,7 @@ def make_train_loop(state: State, config: Config, strategy: tf.distribute.Strate
     Raises:
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
     """
-    graph = make_training_graph(graph or state.model, config, strategy)
+    graph = make_training_graph(graph or state.model, config, strategy, fuse_from)
     replica_step = ReplicaStep(TrainStep(state.model, graph, config), state, config, strategy)
 
     @tf.autograph.experimental.do_not_convert  # Converting Keras's code and ours would take seconds and change nothing.
@@ -130,3 +140,33 @@ class ReplicaStep:
             model = self._state.model
             groups = model.trainable_variables, batch_norm_statistics(model)
             self._state.ema.update(number, *([new.get(v.path) for v in group] for group in groups))
+
+
+def make_classifiers(state: State) -> dict[str, Any]:
+    """Return {"raw": ..., "ema": ...}: the functions from images to logits of a state's weights and of their EMA.
+
+    Each takes images float32 [B, S, S, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica.
+    Without an EMA there is only "raw".
+    """
+    model = state.model
+
+    def classify_with(trainable, statistics):
+        stands_for = {id(v): s for v, s in zip(batch_norm_statistics(model), statistics, strict=True)}
+        others = [stands_for.get(id(v), v) for v in model.non_trainable_variables]
+
+        def logits_of(images):
+            return model.stateless_call(read_values(trainable), read_values(others), images, training=False)[0]
+
+        return logits_of
+
+    classifiers = {"raw": classify_with(model.trainable_variables, batch_norm_statistics(model))}
+    if state.ema:
+        classifiers["ema"] = classify_with(state.ema.trainable, state.ema.statistics)
+    return classifiers
+
+
+def make_evaluators(state: State, source: Source, config: Config, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Return {"raw": ..., "ema": ...}: the evaluators (`make_evaluator`) of a state's weights and of their EMA."""
+    return {
+        kind: make_evaluator(logits_of, source, config, strategy) for kind, logits_of in make_classifiers(state).items()
+    }

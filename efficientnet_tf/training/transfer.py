@@ -1,7 +1,8 @@
-"""Training that starts from another network's weights: `train.init_from`, and what `train.freeze` holds still."""
+"""Training that starts from existing weights: `train.init_from`, and what `train.freeze` keeps fixed."""
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -9,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import override_config
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.model_dir import build_from_config, read_class_names, read_config
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.weights.formats import read_weights
@@ -22,80 +25,90 @@ class InitialWeights:
     """The weights that a run starts from.
 
     Attributes:
-        values: {path of a variable: array}; without the classifier's where a new one is to be learnt.
-        message: str, where they come from and what became of the classifier, for the user.
+        values: {path of a variable: array}, without those of the classifier if a new one is trained.
+        message: Where they come from and what happened to the classifier, for the user.
     """
 
-    values: dict
+    values: dict[str, np.ndarray]
     message: str
 
 
-def needs_as_overrides(config, model_dir):
-    """Return what the weights of `train.init_from` need of the model, as `section.key=value` strings.
+def adopt_needs(config: Config, model_dir: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Return the config with what the weights of `train.init_from` require of the model.
 
-    How pixels are normalised, batch norm's epsilon and the padding belong to the weights; size and crop are the new
-    task's own. A run that goes on asks its own config, for the weights may be gone.
+    Normalization of the pixels, epsilon of batch norm and padding belong to the weights. Image size and crop belong to
+    the new task.
+
+    Args:
+        config: The config of the run, with `train.init_from`.
+        model_dir: The run's directory. If the run has begun, its own config says what the weights need, because the
+            weights may be gone. None if there is no such directory.
+        overrides: The user's `section.key=value` strings, which take precedence.
 
     Raises:
-        UserError: when the weights cannot be read.
+        UserError: If the weights cannot be read.
     """
-    if tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
+    if model_dir is not None and tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
         needs = needs_of(read_config(model_dir))
     else:
         needs = read_weights(config.train.init_from, variable_paths(config.model)).needs
-    return [f"{key}={json.dumps(value)}" for key, value in needs.items() if key.startswith("model.")]
+    model_needs = [f"{key}={json.dumps(value)}" for key, value in needs.items() if key.startswith("model.")]
+    return override_config(config, [*model_needs, *overrides])
 
 
-def read_initial_weights(config, class_names):
+def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialWeights:
     """Read the weights that `train.init_from` names.
 
-    The classifier is kept where a model directory or an export states the same classes in the same order; else the
-    run begins with a new one.
+    The classifier is kept if a model directory or an export states the same classes in the same order. Otherwise the
+    run starts with a new one.
 
     Args:
-        config: config.Config.
-        class_names: sequence of str, of the data set.
-
-    Returns:
-        Initial.
+        config: The config of the run.
+        class_names: The class names of the data.
 
     Raises:
-        UserError: when the weights cannot be read, do not fit the network, or need another model section.
+        UserError: If the weights cannot be read, do not fit the network, or need another normalization.
     """
     path = config.train.init_from
-    theirs = _class_names(path)
+    theirs = _read_class_names(path)
     keep = theirs == list(class_names)
     with on_host():
-        stored = read_weights(path, variable_paths(config.model))
+        loaded = read_weights(path, variable_paths(config.model))
         model = build_from_config(config, len(class_names))
-        assign_weights(model, stored, path, reset_head=not keep)
+        assign_weights(model, loaded, path, reset_head=not keep)
     for key in ("mean", "std"):
-        needed, has = stored.needs.get(f"model.{key}"), getattr(config.model, key)
-        if needed is not None and not np.allclose(needed, has):
-            raise UserError(f"{path}: these weights need model.{key}={list(needed)}, but the config has {list(has)}")
+        needed, given = loaded.needs.get(f"model.{key}"), getattr(config.model, key)
+        if needed is not None and not np.allclose(needed, given):
+            raise UserError(
+                f"{path}: these weights need model.{key}={list(needed)}, but the config has {list(given)}. Leave "
+                f"model.{key} out to use what they need."
+            )
     values = {name: np.asarray(v) for name, v in model_variables(model).items() if keep or name not in HEAD}
     if keep:
-        head = "its classifier is kept, for the classes are the same"
+        head = "The classifier is kept because the classes are the same."
+    elif theirs:
+        head = "The classifier is new because the classes are different."
     else:
-        head = f"the classifier is new, for {'its classes are others' if theirs else 'it names no classes'}"
-    return InitialWeights(values, "; ".join([f"starting from {path} ({stored.format})", *stored.notes, head]))
+        head = "The classifier is new because the weights name no classes."
+    return InitialWeights(values, " ".join([f"Starting from {path} ({loaded.format}).", *loaded.notes, head]))
 
 
-def _class_names(path):
-    """Return the class names beside a model directory's or an export's weights, or None."""
+def _read_class_names(path: str) -> list[str] | None:
+    """Return the class names that are stored with a model directory or an export, or None."""
     for folder in (path, os.path.join(path, "assets")):
         if tf.io.gfile.exists(os.path.join(folder, "classes.txt")):
             return read_class_names(folder)
     return None
 
 
-def freeze_layers(model, what):
-    """Set which layers of a model train.
+def freeze_layers(model: keras.Model, freeze: str) -> None:
+    """Set which layers of a model are trained.
 
     Args:
-        model: keras.Model of this package.
-        what: "none", "batch_norm" or "body", as `train.freeze`. A frozen batch norm uses its stored statistics.
+        model: A model of this package.
+        freeze: "none"; "batch_norm" for all batch-norm layers, which then use their stored statistics; or "body" for
+            everything but the classifier.
     """
     for layer in model.layers:
-        still = what == "batch_norm" and isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = layer.name == "predictions" if what == "body" else not still
+        is_frozen = freeze == "batch_norm" and isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name == "predictions" if freeze == "body" else not is_frozen

@@ -1,27 +1,30 @@
-"""TODO docstring (from report)."""
+"""Logs a run to Weights & Biases, without gaps or repeated lines, however often the run is stopped."""
 
 import json
 import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.runtime.files import read_text, write_text
 
-SECONDS_IN_MEMORY = 30  # twice as long as wandb says that it keeps lines
+SECONDS_IN_MEMORY = 30  # Twice as long as wandb says that it buffers lines.
 
 
-def require_tracker(tracker):
-    """Check that a tracker's package is there.
+def require_tracker(tracker: str) -> None:
+    """Check that the package of a tracker is installed.
 
     Args:
-        tracker: str, "tensorboard" or "wandb".
+        tracker: "tensorboard" or "wandb".
 
     Raises:
-        UserError: when it is not.
+        UserError: If it is not.
     """
     if tracker != "wandb":
         return
@@ -29,42 +32,46 @@ def require_tracker(tracker):
         import wandb  # noqa: F401
     except ModuleNotFoundError:
         raise UserError(
-            "--tracker=wandb needs Weights & Biases, which is not installed: pip install 'efficientnet_tf[wandb]'"
+            "tracker=wandb needs Weights & Biases, which is not installed. Run pip install 'efficientnet_tf[wandb]'."
         ) from None
 
 
 class WandbLog:
-    """Tells one run of Weights & Biases every line of metrics.jsonl, however often training was stopped.
+    """Sends every line of metrics.jsonl to one run of Weights & Biases.
 
-    wandb.json in the model directory holds the run's id and how many lines are safe with wandb: a run that goes on
-    writes the same lines again in the same order. wandb keeps them in memory for up to 15 seconds, so a line counts
-    once it is older or the run was ended; after a SIGKILL the last ones may be told twice, at the same step, but none
-    is missing. The step is told as a value, for the steps that wandb counts itself cannot go back.
+    wandb.json in the model directory records the id of that run and how many lines it has for sure. A resumed run
+    writes the same lines again in the same order, so lines that wandb has are skipped. wandb buffers lines for up to 15
+    seconds. A line counts as sent once it is older than that or the run was closed. After a SIGKILL the last lines may
+    be sent twice, with the same step, but none is missing. The step is logged as a value, because the steps that wandb
+    counts itself cannot go back.
+
+    wandb's own TensorBoard sync is not used: it would send the steps after the last checkpoint twice when a run is
+    killed and resumed.
 
     Args:
-        model_dir: str; wandb's files lie in it, where it is local.
-        config: config.Config.
-        lines: iterable of dict, the lines that are there already.
+        model_dir: The run's directory. If it is local, wandb's files are written there.
+        config: The config that wandb shows.
+        lines: The lines of metrics.jsonl that exist already.
 
     Raises:
-        UserError: when wandb cannot begin.
+        UserError: If wandb cannot start.
     """
 
-    def __init__(self, model_dir, config, lines):
+    def __init__(self, model_dir: str, config: Config, lines: Iterable[dict[str, Any]]):
         import wandb
 
         self._path, self._line = os.path.join(model_dir, "wandb.json"), 0
         self._marked, self._marked_at = 0, time.monotonic()
         name = re.sub(r"[^\w.-]", "-", os.path.basename(os.path.abspath(model_dir)))[:80]
         if tf.io.gfile.exists(self._path):
-            self._told = json.loads(read_text(self._path))
+            self._sent = json.loads(read_text(self._path))
         else:
-            self._told = {"id": f"{name}-{secrets.token_hex(4)}", "lines": 0}
+            self._sent = {"id": f"{name}-{secrets.token_hex(4)}", "lines": 0}
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "efficientnet_tf"),
                 name=os.environ.get("WANDB_NAME", name),
-                id=self._told["id"],
+                id=self._sent["id"],
                 resume="allow",
                 dir=None if "://" in model_dir else model_dir,
                 config=config.model_dump(mode="json"),
@@ -72,18 +79,18 @@ class WandbLog:
             )
         except wandb.Error as error:
             raise UserError(
-                f"--tracker=wandb: {error}\nLog in by 'wandb login', or set WANDB_MODE=offline and upload later by "
-                "'wandb sync'"
+                f"tracker=wandb: {error}\nLog in with 'wandb login', or set WANDB_MODE=offline and upload later with "
+                "'wandb sync'."
             ) from None
         self._run.define_metric("*", step_metric="step")
         self._save(0)
         for line in lines:
             self.write(line)
 
-    def write(self, line):
-        """Tell a line of metrics.jsonl, unless an earlier process has."""
+    def write(self, line: dict[str, Any]) -> None:
+        """Send a line of metrics.jsonl, unless an earlier process has sent it."""
         self._line += 1
-        if self._line <= self._told["lines"]:
+        if self._line <= self._sent["lines"]:
             return
         kind, step = line["kind"], line["step"]
         values = {f"{kind}/{name}": value for name, value in line.items() if name not in ("kind", "step")}
@@ -92,11 +99,11 @@ class WandbLog:
             self._save(self._marked)
             self._marked, self._marked_at = self._line, time.monotonic()
 
-    def close(self, failed):
-        """End the run, until it goes on."""
+    def close(self, failed: bool) -> None:
+        """Close the run. A later process can continue it."""
         self._run.finish(exit_code=int(failed))
         self._save(self._line)
 
-    def _save(self, lines):
-        self._told["lines"] = max(lines, self._told["lines"])
-        write_text(self._path, json.dumps(self._told))
+    def _save(self, lines: int) -> None:
+        self._sent["lines"] = max(lines, self._sent["lines"])
+        write_text(self._path, json.dumps(self._sent))

@@ -16,7 +16,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
-from efficientnet_tf.train import train
+from efficientnet_tf.training.trainer import train_model
 
 DISPATCHER = """
 import sys
@@ -149,7 +149,7 @@ def test_training_over_the_service(address, tmp_path):
     run = tiny.load_config(
         *(f"data.service={address}", "train.epochs=0.5", "schedule.warmup_epochs=0", "train.ema_decay=0.0", tiny.SHORT)
     )
-    result = train(run, str(tmp_path), tiny.make_strategy(1))
+    result = train_model(run, str(tmp_path), tiny.make_strategy(1))
     assert result["finished"] and result["step"] == 11 and result["raw"]["examples"] == 360
     assert (tmp_path / "model.keras").exists()
 

@@ -1,7 +1,5 @@
 """What training changes in a graph: groups of batch norm, and that any number of replicas is one device."""
 
-import os
-import signal
 from types import SimpleNamespace
 
 import keras
@@ -12,9 +10,9 @@ import tiny
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.models.model_dir import build_from_config, restore_model
-from efficientnet_tf.train import train
 from efficientnet_tf.training import graph as graph_lib
-from efficientnet_tf.training.metrics import RunLog
+from efficientnet_tf.training.fused_layers import FusedLayers
+from efficientnet_tf.training.trainer import train_model
 
 ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long
 DRAWN = ("model.dropout=0.3", "model.drop_connect=0.3", "augment.mixup=0.2", "augment.cutmix=0.5")
@@ -38,13 +36,14 @@ def test_group_size(asked, replicas, group):
 
 def test_groups_that_cannot_be(tmp_path):
     config = tiny.load_config("train.batch_norm_group=3", "train.batch_size=32", "eval.batch_size=32")
-    with pytest.raises(UserError, match="train.batch_norm_group=3: groups of 3 do not divide 4 replicas"):
-        train(config, str(tmp_path / "run"), tiny.make_strategy(4))
+    with pytest.raises(UserError, match="train.batch_norm_group=3 does not divide 4 replicas .* Use 1, 2, 4"):
+        train_model(config, str(tmp_path / "run"), tiny.make_strategy(4))
     config = tiny.load_config("train.batch_norm_group=all", "train.jit_compile=on")
     with pytest.raises(
-        UserError, match="train.batch_norm_group=all makes 2 replicas meet, which train.jit_compile=on cannot"
+        UserError,
+        match="batch_norm_group=all shares batch norm between 2 replicas, which train.jit_compile=on cannot compile",
     ):
-        train(config, str(tmp_path / "run"), tiny.make_strategy(2))
+        train_model(config, str(tmp_path / "run"), tiny.make_strategy(2))
     assert not (tmp_path / "run").exists()
     for value in ("0", "some", "1.5"):
         with pytest.raises(UserError, match="train.batch_norm_group"):
@@ -105,7 +104,7 @@ def copied():
 
 def test_rows_of_layers_are_one_operation_each(copied):
     model, graph, _ = copied
-    assert [layer.name for layer in graph.layers if isinstance(layer, graph_lib._Row)] == [
+    assert [layer.name for layer in graph.layers if isinstance(layer, FusedLayers)] == [
         "stem_bn_to_stem_activation",
         "block1a_expand_conv_to_block1a_expand_activation",
         "block1a_bn_to_block1a_se_excite",
@@ -121,10 +120,12 @@ def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train(copi
     np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("many", [0, graph_lib.MANY_VALUES])
-def test_the_copy_for_training_trains_as_the_model(copied, many, monkeypatch):
+@pytest.mark.parametrize("fuse_from", [0, FUSE_FROM_VALUES])
+def test_the_copy_for_training_trains_as_the_model(copied, fuse_from):
     """The same outputs, the same gradients, the same statistics, as one operation and layer by layer."""
-    monkeypatch.setattr(graph_lib, "MANY_VALUES", many)
+    for layer in copied[1].layers:
+        if isinstance(layer, FusedLayers):
+            layer.fuse_from = fuse_from
     results = []
     for network in copied[:2]:
         trainable = {v.path: tf.constant(v.numpy()) for v in sorted(network.trainable_variables, key=lambda v: v.path)}
@@ -150,23 +151,14 @@ def test_the_copy_for_training_trains_as_the_model(copied, many, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path, monkeypatch):
+def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path):
     """Stopped by a signal at steps 8 and 16 of 22: examples, weights, slots, averages, results are one device's."""
     config = tiny.load_config(*DIGITS, "train.batch_norm_group=all", "train.epochs=0.5", "train.steps_per_loop=4")
-    look, stops = RunLog.train, []
-
-    def look_and_stop(log, step, values):
-        look(log, step, values)
-        if step in stops:
-            stops.remove(step)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "train", look_and_stop)
-    expected = train(config, str(tmp_path / "one"), tiny.make_strategy(1))
-    stops += [8, 16]
+    expected = train_model(config, str(tmp_path / "one"), tiny.make_strategy(1))
+    stops = tiny.At(step8=tiny.send_sigterm, step16=tiny.send_sigterm)
     for replicas, result in ((4, {"step": 8, "finished": False}), (2, {"step": 16, "finished": False})):
-        assert train(config, str(tmp_path / "moved"), tiny.make_strategy(replicas)) == result
-    result = train(config, str(tmp_path / "moved"), tiny.make_strategy(1))
+        assert train_model(config, str(tmp_path / "moved"), tiny.make_strategy(replicas), callbacks=[stops]) == result
+    result = train_model(config, str(tmp_path / "moved"), tiny.make_strategy(1))
     assert result["step"] == expected["step"] == 22
     for kind in ("raw", "ema"):
         assert result[kind] == pytest.approx(expected[kind], rel=1e-3)

@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.train import main, make_parser, train
+from efficientnet_tf.runtime import terminal
+from efficientnet_tf.train import main, make_parser
 from efficientnet_tf.training import metrics, wandb
+from efficientnet_tf.training.trainer import train_model
 
 TRAIN = {"loss": 1.23456, "top1": 0.25, "learning_rate": 0.004, "images_per_second": 123.4}
+CONFIG = tiny.load_config()
 RESULT = {"examples": 360, "loss": 0.12344, "top1": 0.975, "top5": 1.0}
 
 
@@ -27,17 +31,17 @@ def lines_of(model_dir):
 
 
 def test_metrics_of_a_run(tmp_path):
-    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
         assert lines_of(tmp_path) == []
-        log.train(10, TRAIN)
-        log.evaluation(10, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
+        log.log_training(10, TRAIN)
+        log.log_evaluation(10, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
         # Each line is there at once, not when the run ends.
         assert lines_of(tmp_path) == [
             {"step": 10, "kind": "train", **TRAIN},
             {"step": 10, "kind": "eval/raw", **RESULT},
             {"step": 10, "kind": "eval/ema", **RESULT, "top1": 0.5},
         ]
-        log.train(20, TRAIN)
+        log.log_training(20, TRAIN)
     assert [line["step"] for line in lines_of(tmp_path)] == [10, 10, 10, 20]
 
 
@@ -50,17 +54,17 @@ def test_what_lies_past_the_restored_step_is_dropped(tmp_path, cut):
     past = [{"step": 11, "kind": "train"}, {"step": 20, "kind": "eval/ema"}]
     text = "".join(json.dumps(line) + "\n" for line in kept + past)
     (tmp_path / "metrics.jsonl").write_text(text + cut)
-    with metrics.RunLog(str(tmp_path), "b0", 10, 40) as log:
+    with metrics.RunLog(str(tmp_path), CONFIG, 10, 40) as log:
         assert lines_of(tmp_path) == kept
         log.write(15, "train", {"loss": 1.0})
     assert lines_of(tmp_path) == [*kept, {"step": 15, "kind": "train", "loss": 1.0}]
 
 
 def test_tensorboard_reads_the_scalars(tmp_path):
-    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
-        log.train(10, TRAIN)
-        log.train(20, TRAIN | {"loss": 0.5})
-        log.evaluation(20, {"ema": RESULT})
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
+        log.log_training(10, TRAIN)
+        log.log_training(20, TRAIN | {"loss": 0.5})
+        log.log_evaluation(20, {"ema": RESULT})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
 
@@ -75,48 +79,45 @@ def test_tensorboard_reads_the_scalars(tmp_path):
     assert scalars("eval/ema/examples") == {20: 360}
 
 
-def test_bar_tells_where_the_run_is(tmp_path, capsys):
-    with metrics.RunLog(str(tmp_path), "b0", 10, 40) as log:
-        log.train(20, TRAIN)
-    bars = capsys.readouterr().err.replace("\n", "\r").split("\r")
-    assert any(bar.startswith("b0:") and " 10/40 [" in bar for bar in bars)  # goes on from the restored step
-    last = bars[-2]
-    assert last.startswith("b0:  50%") and " 20/40 [" in last and "<" in last  # time gone < time left
-    assert "loss 1.235, top-1 25.0%, rate 0.004, 123 images/s" in last
+def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    with metrics.RunLog(str(tmp_path), CONFIG, 10, 40) as log:
+        log.log_training(20, TRAIN)
+    line = "tiny: 20 of 40 steps, loss 1.235, top-1 25.0%, rate 0.004, 123 images/s\n"
+    assert capsys.readouterr().err == line
 
 
 def test_evaluations_are_printed_for_people(tmp_path, capsys):
-    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
-        log.evaluation(20, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
-        log.say("a line")
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
+        log.log_evaluation(20, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
+        log.print("a line")
     told = [line for line in capsys.readouterr().out.splitlines() if line]
     assert told == [
-        "step 20: raw: top-1 97.50%, top-5 100.00%, loss 0.1234 on 360 examples",
-        "step 20: ema: top-1 50.00%, top-5 100.00%, loss 0.1234 on 360 examples",
+        "step 20: top-1 97.50% (EMA 50.00%), top-5 100.00% (EMA 100.00%), loss 0.1234 (EMA 0.1234) on 360 images",
         "a line",
     ]
 
 
-def test_a_run_that_is_stuck_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(metrics, "STUCK_SECONDS", 0.6)
-    with metrics.RunLog(str(tmp_path), "tiny", 0, 20) as log:
+def test_a_run_that_is_stuck_says_so(tmp_path, capsys):
+    before = threading.active_count()
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 20, stuck_seconds=0.6) as log:
         for _ in range(4):  # slow, and never stuck
             time.sleep(0.2)
-            log.train(10, TRAIN)
-        assert "no progress" not in capsys.readouterr().out
+            log.log_training(10, TRAIN)
+        assert "No progress" not in capsys.readouterr().out
         time.sleep(1.6)
-        log.train(20, TRAIN)
-    told = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line]
-    assert [line.partition(":")[0] for line in told] == [
-        f"no progress for {minutes} minutes after step 10" for minutes in ("0.01", "0.02")
+        log.log_training(20, TRAIN)
+    told = [line for line in capsys.readouterr().out.splitlines() if "No progress" in line]
+    assert [line.partition(".  ")[0].partition(" Check")[0] for line in told] == [
+        f"No progress for {minutes} minutes after step 10." for minutes in ("0.01", "0.02")
     ]
-    assert not log._watch.is_alive()
+    assert threading.active_count() == before
 
 
 def test_a_failure_inside_keeps_what_was_told(tmp_path):
     with pytest.raises(RuntimeError, match="plug"):
-        with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
-            log.train(10, TRAIN)
+        with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
+            log.log_training(10, TRAIN)
             raise RuntimeError("the plug is pulled")
     assert [line["step"] for line in lines_of(tmp_path)] == [10]
 
@@ -124,12 +125,12 @@ def test_a_failure_inside_keeps_what_was_told(tmp_path):
 def test_what_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/metrics\.jsonl .* cannot be written"):
-        metrics.RunLog(str(tmp_path / "file"), "b0", 0, 40)
-    with metrics.RunLog(str(tmp_path), "b0", 0, 40) as log:
+        metrics.RunLog(str(tmp_path / "file"), CONFIG, 0, 40)
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
         (tmp_path / "metrics.jsonl").unlink()
         (tmp_path / "metrics.jsonl").mkdir()
         with pytest.raises(UserError, match=r"metrics\.jsonl .* cannot be written"):
-            log.train(10, TRAIN)
+            log.log_training(10, TRAIN)
 
 
 # ------------------------------------------------------------------------------------------------ Weights & Biases
@@ -186,7 +187,7 @@ def as_told(lines):
 def test_wandb_is_told_what_metrics_jsonl_holds(offline, tmp_path):
     config = tiny.load_config(tiny.SHORT, "train.epochs=0.2", "schedule.warmup_epochs=0", "train.steps_per_loop=2")
     model_dir = tmp_path / "my run"
-    result = train(config, str(model_dir), tiny.make_strategy(1), "wandb")
+    result = train_model(config, str(model_dir), tiny.make_strategy(1), "wandb")
     lines = lines_of(model_dir)
     assert {line["kind"] for line in lines} == {"train", "eval/raw", "eval/ema"}
     assert wandb_lines(model_dir) == as_told(lines)
@@ -203,14 +204,12 @@ def test_wandb_is_told_what_metrics_jsonl_holds(offline, tmp_path):
 
 
 def test_a_killed_run_goes_on_in_the_same_wandb_run_and_repeats_nothing(offline, tmp_path):
-    config = tiny.load_config()
-
     def go_on(step, steps, tracker="wandb"):
-        with metrics.RunLog(str(tmp_path), "b0", step, 60, tracker, config) as log:
+        with metrics.RunLog(str(tmp_path), CONFIG, step, 60, tracker) as log:
             for now in steps:
-                log.train(now, TRAIN | {"loss": float(now)})
+                log.log_training(now, TRAIN | {"loss": float(now)})
                 if now % 20 == 0:
-                    log.evaluation(now, {"raw": RESULT, "ema": RESULT | {"top1": now / 100}})
+                    log.log_evaluation(now, {"raw": RESULT, "ema": RESULT | {"top1": now / 100}})
                 if now == 40 and step == 0:
                     raise RuntimeError("the plug is pulled")
 
@@ -234,8 +233,8 @@ def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch
     """The process is gone before wandb has written what it holds in memory."""
     program = (
         "import os, tiny\nfrom efficientnet_tf.training.metrics import RunLog\n"
-        f"log = RunLog({str(tmp_path)!r}, 'b0', 0, 60, 'wandb', tiny.load_config())\n"
-        f"for step in (10, 20, 30): log.train(step, {TRAIN})\n"
+        f"log = RunLog({str(tmp_path)!r}, tiny.load_config(), 0, 60, 'wandb')\n"
+        f"for step in (10, 20, 30): log.log_training(step, {TRAIN})\n"
         "os.kill(os.getpid(), 9)"
     )
     # With a wandb service of its own: that of these tests would outlive it.
@@ -246,9 +245,9 @@ def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch
     first = json.loads((tmp_path / "wandb.json").read_text())
     assert first["lines"] == 0
     monkeypatch.setattr(wandb, "SECONDS_IN_MEMORY", 0)
-    with metrics.RunLog(str(tmp_path), "b0", 10, 60, "wandb", tiny.load_config()) as log:
+    with metrics.RunLog(str(tmp_path), CONFIG, 10, 60, "wandb") as log:
         for step in (20, 30, 40):
-            log.train(step, TRAIN)
+            log.log_training(step, TRAIN)
         assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 3}
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 4}
     rows = wandb_lines(tmp_path)
@@ -257,9 +256,9 @@ def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch
 
 def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    missing = r"--tracker=wandb needs Weights & Biases, .*: pip install 'efficientnet_tf\[wandb\]'"
+    missing = r"tracker=wandb needs Weights & Biases, .*: pip install 'efficientnet_tf\[wandb\]'"
     with pytest.raises(UserError, match=missing):
-        train(tiny.load_config("data.source=folder", "data.dir=nowhere"), str(tmp_path / "run"), None, "wandb")
+        train_model(tiny.load_config("data.source=folder", "data.dir=nowhere"), str(tmp_path / "run"), None, "wandb")
     flags = ["--tracker=wandb", f"--model_dir={tmp_path / 'run'}", "--device=tpu"]
     with pytest.raises(UserError, match=missing):
         main(make_parser().parse_args(flags))
@@ -268,5 +267,5 @@ def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypa
 
 def test_wandb_that_cannot_begin_says_why(offline, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "a/b")
-    with pytest.raises(UserError, match="--tracker=wandb: .*a/b.*\n.*'wandb login', or set WANDB_MODE=offline"):
-        metrics.RunLog(str(tmp_path), "b0", 0, 40, "wandb", tiny.load_config())
+    with pytest.raises(UserError, match="tracker=wandb: .*a/b.*\n.*'wandb login', or set WANDB_MODE=offline"):
+        metrics.RunLog(str(tmp_path), CONFIG, 0, 40, "wandb")

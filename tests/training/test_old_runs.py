@@ -11,7 +11,7 @@ import tensorflow as tf
 import tiny
 
 from efficientnet_tf.models.model_dir import read_config, restore_model
-from efficientnet_tf.train import train
+from efficientnet_tf.training.trainer import train_model
 
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "old_run"  # written by scripts/make_old_run.sh
 FIRST, LAST = 22, 45
@@ -30,7 +30,7 @@ def continued(tmp_path_factory):
     shutil.copytree(OLD_RUN, model_dir)
     for path in [*model_dir.glob(f"checkpoints/step-{LAST}.*"), model_dir / "model.keras"]:
         path.unlink()
-    assert train(read_config(str(model_dir)), str(model_dir), tiny.make_strategy(1)) | {"raw": 0, "ema": 0} == {
+    assert train_model(read_config(str(model_dir)), str(model_dir), tiny.make_strategy(1)) | {"raw": 0, "ema": 0} == {
         "step": LAST,
         "finished": True,
         "raw": 0,
@@ -62,7 +62,7 @@ def test_it_ends_with_the_state_that_the_old_version_reached(continued, tmp_path
 def test_it_ends_bit_for_bit_as_a_run_that_was_not_interrupted(continued, tmp_path):
     """Trained through by today's code, on this processor, from the old version's first checkpoint or without a stop."""
     config = read_config(str(OLD_RUN))
-    train(config, str(tmp_path / "whole"), tiny.make_strategy(1))
+    train_model(config, str(tmp_path / "whole"), tiny.make_strategy(1))
     whole = checkpoint_values(tmp_path / "whole", LAST)
     first = checkpoint_values(tmp_path / "whole", FIRST)
     old_first = checkpoint_values(OLD_RUN, FIRST)

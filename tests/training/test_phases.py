@@ -9,8 +9,8 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.data.source import Order
-from efficientnet_tf.train import graph_of
 from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import create_schedule, plan_phases, to_steps
 
 PHASES = (
@@ -82,7 +82,9 @@ def test_a_phase_lends_its_graph_to_the_weights():
     run = tiny.load_config("train.epochs=4", "train.batch_size=64", PHASES)
     strategy = tiny.make_strategy(1)
     state = create_state(run, 10, 1280, strategy)
-    small, same, also = (graph_of(phase, state, strategy) for phase in plan_phases(run, 1280))
+    small, same, also = (
+        build_phase_graph(phase.config, run, state.model, strategy) for phase in plan_phases(run, 1280)
+    )
     assert small.input_shape == (None, 16, 16, 3) and same is also is state.model
     assert [v.path for v in small.trainable_variables] == [v.path for v in state.model.trainable_variables]
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import signal
 
@@ -18,16 +17,15 @@ import tiny
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import eval_image
-from efficientnet_tf.evaluate import evaluate_dir
-from efficientnet_tf.evaluation.loop import make_evaluator, make_evaluators
+from efficientnet_tf.evaluate import evaluate_model
+from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.models.model_dir import build_from_config, list_checkpoints, restore_model
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.train import train
-from efficientnet_tf.training import graph as graph_lib
 from efficientnet_tf.training.checkpoint import State, create_state
-from efficientnet_tf.training.metrics import RunLog
+from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.optimizers import create_optimizer
-from efficientnet_tf.training.tensorflow_loop import make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
+from efficientnet_tf.training.trainer import train_model
 from efficientnet_tf.training.transfer import freeze_layers
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
@@ -109,10 +107,8 @@ class Reference:
         ),
     ],
 )
-def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts, monkeypatch):
+def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts):
     """Ten steps of everything: loss, gradients, weight decay, RMSprop, statistics (mean of the groups'), average."""
-    if replicas == 1:
-        monkeypatch.setattr(graph_lib, "MANY_VALUES", 0)  # rows of layers as one operation, small as they are
     short = ONE_BLOCK if replicas == 4 else ()
     settings = f"train.jit_compile={jit}", f"train.batch_norm_group={group}", f"train.accumulate={parts}"
     config = tiny.load_config(*STEP, *settings, *short)
@@ -128,7 +124,8 @@ def test_train_step_is_that_of_eager_keras_and_numpy(replicas, jit, group, parts
     shards = images.reshape(10, count, -1, 32, 32, 3), labels.reshape(10, count, -1)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
     iterator = tiny.distribute(strategy, lambda context: batches)
-    loop = make_train_loop(state, config, strategy)
+    # On one replica, fuse layers although the tensors are small.
+    loop = make_train_loop(state, config, strategy, fuse_from=0 if replicas == 1 else FUSE_FROM_VALUES)
     step = 0
     for count in (1, 1, 1, 3, 4):
         expected = [
@@ -227,11 +224,9 @@ def test_masks_come_again_with_seed_and_step():
 @pytest.fixture(scope="module")
 def digits_run():
     """Return a run of the golden file's config after its 20 steps, its variables before them, and its losses."""
-    run = make_goldens.start_digits_loss()
+    run = make_goldens.start_digits_loss(fuse_from=0)  # The golden file was written layer by layer.
     start = {name: variable.numpy() for name, variable in tiny.variables_of(run.state).items()}
-    with pytest.MonkeyPatch.context() as patch:  # the file is written layer by layer, this is by `fused`
-        patch.setattr(graph_lib, "MANY_VALUES", 0)
-        return run, start, run.losses(20)
+    return run, start, run.losses(20)
 
 
 def test_loss_curve_is_the_golden_one(digits_run):
@@ -486,7 +481,7 @@ def told(model_dir):
 def finished(tmp_path_factory):
     """Return the directory of a finished run, never interrupted, and what `train` returned."""
     model_dir = tmp_path_factory.mktemp("run") / "new" / "model"
-    return model_dir, train(tiny.load_config(*WHOLE), str(model_dir), tiny.make_strategy(1))
+    return model_dir, train_model(tiny.load_config(*WHOLE), str(model_dir), tiny.make_strategy(1))
 
 
 def test_a_finished_run(finished, capsys):
@@ -504,49 +499,44 @@ def test_a_finished_run(finished, capsys):
     ]
     assert result["raw"] != result["ema"]
     strategy = tiny.make_strategy(1)
-    assert evaluate_dir(str(model_dir), strategy) == pytest.approx(result["ema"], rel=1e-5)
-    assert evaluate_dir(str(model_dir), strategy, raw=True) == pytest.approx(result["raw"], rel=1e-5)
+    assert evaluate_model(str(model_dir), strategy=strategy) == pytest.approx(result["ema"], rel=1e-5)
+    assert evaluate_model(str(model_dir), strategy=strategy, raw=True) == pytest.approx(result["raw"], rel=1e-5)
     model, average = keras.saving.load_model(model_dir / "model.keras"), restore_model(str(model_dir))[0]
     for variable, value in zip(model.get_weights(), average.get_weights(), strict=True):
         np.testing.assert_array_equal(variable, value)
     # Once more: nothing is left to train, nor to tell.
     before = saved(model_dir)
-    assert train(tiny.load_config(*WHOLE), str(model_dir), strategy) == result
+    assert train_model(tiny.load_config(*WHOLE), str(model_dir), strategy) == result
     assert told(model_dir) == lines
     after = saved(model_dir)
     assert all(np.array_equal(after[name], value) for name, value in before.items())
-    assert "going on from the checkpoint of step 22 of 22" in capsys.readouterr().out
+    assert "Continuing from the checkpoint of step 22 of 22" in capsys.readouterr().out
 
 
-def test_interrupted_and_resumed_is_the_same_run_bit_for_bit(finished, tmp_path, monkeypatch, capsys):
+def test_interrupted_and_resumed_is_the_same_run_bit_for_bit(finished, tmp_path, capsys):
     """A SIGTERM after step 10, which no checkpoint is due at, then a crash after step 17, then to the end."""
     config, strategy = tiny.load_config(*WHOLE), tiny.make_strategy(1)
-    look, accidents = RunLog.train, {}
-
-    def look_and_fall(log, step, values):
-        look(log, step, values)
-        accidents.pop(step, lambda: None)()
 
     def crash():
         raise RuntimeError("the plug is pulled")
 
-    monkeypatch.setattr(RunLog, "train", look_and_fall)
     handler = signal.getsignal(signal.SIGTERM)
-    accidents[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    assert train(config, str(tmp_path), strategy) == {"step": 10, "finished": False}
+    assert train_model(config, str(tmp_path), strategy, callbacks=[tiny.At(step10=tiny.send_sigterm)]) == {
+        "step": 10,
+        "finished": False,
+    }
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert "stopped by a signal: step 10 of 22 is saved" in capsys.readouterr().out
+    assert "Stopped. Step 10 of 22 is saved." in capsys.readouterr().out
     assert sorted(list_checkpoints(str(tmp_path))) == [7, 10]
     assert not (tmp_path / "model.keras").exists()
-    accidents[17] = crash
     with pytest.raises(RuntimeError, match="the plug"):
-        train(config, str(tmp_path), strategy)
+        train_model(config, str(tmp_path), strategy, callbacks=[tiny.At(step17=crash)])
     assert told(tmp_path)[-1]["step"] == 17
-    result = train(config, str(tmp_path), strategy)
+    result = train_model(config, str(tmp_path), strategy)
     out = capsys.readouterr().out
-    assert "going on from the checkpoint of step 10" in out and "going on from the checkpoint of step 14" in out
+    assert "Continuing from the checkpoint of step 10" in out and "Continuing from the checkpoint of step 14" in out
     model_dir, expected = finished
-    assert result == expected and not accidents
+    assert result == expected
     one, other = saved(tmp_path), saved(model_dir)
     assert one.keys() == other.keys() and len(one) > 100
     for name, value in one.items():
@@ -558,11 +548,11 @@ def test_two_replicas_from_start_to_end(tmp_path):
     config = tiny.load_config(
         tiny.SHORT, "train.epochs=0.14", "train.ema_decay=0", "optimizer.name=sgd", "schedule.warmup_epochs=0"
     )
-    result = train(config, str(tmp_path), tiny.make_strategy(2))
+    result = train_model(config, str(tmp_path), tiny.make_strategy(2))
     assert (result["step"], result["finished"]) == (3, True) and "ema" not in result
-    assert evaluate_dir(str(tmp_path), tiny.make_strategy(1)) == pytest.approx(result["raw"], rel=1e-5)
+    assert evaluate_model(str(tmp_path), strategy=tiny.make_strategy(1)) == pytest.approx(result["raw"], rel=1e-5)
     with pytest.raises(UserError, match="belongs to a run with another config"):
-        train(tiny.load_config(tiny.SHORT), str(tmp_path), tiny.make_strategy(1))
+        train_model(tiny.load_config(tiny.SHORT), str(tmp_path), tiny.make_strategy(1))
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -571,18 +561,16 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = tiny.load_config(
         tiny.SHORT, *every_step, "train.steps_per_loop=1", "optimizer.learning_rate=1e30", "schedule.name=constant"
     )
-    with pytest.raises(UserError, match=r"the loss is (inf|nan) after step \d+\..*optimizer\.learning_rate"):
-        train(config, str(tmp_path), tiny.make_strategy(1))
+    with pytest.raises(UserError, match=r"The loss is (inf|nan) after step \d+\..*optimizer\.learning_rate"):
+        train_model(config, str(tmp_path), tiny.make_strategy(1))
     steps = sorted(list_checkpoints(str(tmp_path)))
     assert steps[0] == 1 and told(tmp_path)[-1]["step"] == steps[-1] < 5
     prefix = list_checkpoints(str(tmp_path))[1]
     state = create_state(config, 10, SIZE, tiny.make_strategy(1))
-    fresh = {name: variable.numpy() for name, variable in tiny.variables_of(state).items() if "kernel" in name}
     reader = tf.train.load_checkpoint(prefix)
     for variable in state.model.trainable_variables:
         value = reader.get_tensor(f"model/{variable.path.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE")
         np.testing.assert_array_equal(value, variable.numpy())
-    assert fresh
 
 
 def test_parts_are_the_whole_where_batch_norm_is_frozen():
@@ -621,13 +609,13 @@ def test_parts_have_masks_of_their_own():
 def test_batch_that_cannot_be_divided_builds_nothing(tmp_path):
     model_dir = tmp_path / "model"
     with pytest.raises(
-        UserError, match="train.batch_size=64 cannot be divided into train.accumulate=3 parts on 1 repl"
+        UserError, match="train.batch_size=64 is not divisible into train.accumulate=3 parts on each of 1 repl"
     ):
-        train(tiny.load_config("train.accumulate=3"), str(model_dir), tiny.make_strategy(1))
+        train_model(tiny.load_config("train.accumulate=3"), str(model_dir), tiny.make_strategy(1))
     with pytest.raises(UserError, match="batch_norm_group=all makes 2 replicas meet, which train.accumulate=2 cannot"):
         together = tiny.load_config("train.accumulate=2", "train.batch_norm_group=all")
-        train(together, str(model_dir), tiny.make_strategy(2))
+        train_model(together, str(model_dir), tiny.make_strategy(2))
     for override in ("train.batch_size=30", "eval.batch_size=30"):
-        with pytest.raises(UserError, match=rf"{override} cannot be divided among 4 replicas: give a multiple of 4"):
-            train(tiny.load_config(override), str(model_dir), tiny.make_strategy(4))
+        with pytest.raises(UserError, match=rf"{override} is not divisible by 4 replicas. Use a multiple of 4"):
+            train_model(tiny.load_config(override), str(model_dir), tiny.make_strategy(4))
     assert not model_dir.exists()

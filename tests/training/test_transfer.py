@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -19,11 +18,12 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.models import model_dir as model_dir_lib
-from efficientnet_tf.train import graph_of, main, make_parser, train
+from efficientnet_tf.train import main, make_parser
 from efficientnet_tf.training import checkpoint
-from efficientnet_tf.training.metrics import RunLog
-from efficientnet_tf.training.schedule import Phase, create_schedule, plan_phases
+from efficientnet_tf.training.graph import build_phase_graph
+from efficientnet_tf.training.schedule import create_schedule, plan_phases
 from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
+from efficientnet_tf.training.trainer import train_model
 from efficientnet_tf.training.transfer import read_initial_weights
 
 # What the weights of `trained` need, all of it other than the variant's.
@@ -105,7 +105,9 @@ def start(config, strategy, size=50, classes=5):
             strategy,
             lambda context: train_dataset(source, phase.config, Failures(source), 0, context),
         )
-        loop = make_train_loop(state, phase.config, strategy, graph_of(phase, state, strategy))
+        loop = make_train_loop(
+            state, phase.config, strategy, build_phase_graph(phase.config, config, state.model, strategy)
+        )
         return loop(batches, tf.constant(count)).numpy()
 
     return state, steps
@@ -118,7 +120,7 @@ def test_body_is_loaded_and_head_is_new(digits, trained):
     """The average as well starts from the loaded weights; a head is random, as the seed has it."""
     config = new_config(digits, trained)
     initial = read_initial_weights(config, ["5", "6", "7", "8", "9"])
-    assert "classifier is new, for its classes are others" in initial.message
+    assert "classifier is new because the classes are different" in initial.message
     state, fresh = (checkpoint.create_state(config, 5, 50, tiny.make_strategy(1), v) for v in (initial.values, None))
     theirs = {f"model/{v.path}": v.numpy() for v in model_dir_lib.restore_model(trained)[0].variables}
     ours, random = values_of(state), values_of(fresh)
@@ -155,7 +157,7 @@ def test_a_wrong_path_builds_and_writes_nothing(digits, trained, tmp_path, monke
     monkeypatch.setattr(model_dir_lib, "build_model", build)
     config = new_config(digits, tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere: no such file"):
-        train(config, str(tmp_path / "model"), tiny.make_strategy(1))
+        train_model(config, str(tmp_path / "model"), tiny.make_strategy(1))
     assert not (tmp_path / "model").exists()
 
 
@@ -163,11 +165,11 @@ def test_weights_that_do_not_fit_write_nothing(digits, trained, tmp_path):
     model_dir = str(tmp_path / "model")
     wider = new_config(digits, trained, "model.stem_channels=16")
     with pytest.raises(UserError, match="does not fit the model"):
-        train(wider, model_dir, tiny.make_strategy(1))
+        train_model(wider, model_dir, tiny.make_strategy(1))
     for need in NEEDS:
         others = new_config(digits, trained, needs=[other for other in NEEDS if other != need])
         with pytest.raises(UserError, match=re.escape(need.partition("=")[0])):
-            train(others, model_dir, tiny.make_strategy(1))
+            train_model(others, model_dir, tiny.make_strategy(1))
     assert not os.path.exists(model_dir)
 
 
@@ -197,7 +199,7 @@ def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp
     assert not model_dir.exists()
     assert run() == 0
     out = capsys.readouterr().out
-    assert f"starting from {copy} (a model directory)" in out and "the classifier is new" in out
+    assert f"Starting from {copy} (a model directory)" in out and "The classifier is new" in out
     expect(model_dir_lib.read_config(str(model_dir)))
     evaluated = evaluate_model(str(model_dir), strategy=tiny.make_strategy(1))
     lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
@@ -205,7 +207,7 @@ def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp
     shutil.rmtree(copy)
     assert run() == 0
     out = capsys.readouterr().out
-    assert "going on from the checkpoint of step 10 of 10" in out and "starting from" not in out
+    assert "Continuing from the checkpoint of step 10 of 10" in out and "Starting from" not in out
 
 
 # ------------------------------------------------------------------------------------------------------ train.freeze
@@ -244,12 +246,12 @@ def test_frozen_batch_norm_uses_its_stored_statistics(digits, trained):
     config = new_config(digits, trained, "train.freeze=batch_norm", "model.dropout=0.0", "model.drop_connect=0.0")
     state, _ = start(config, tiny.make_strategy(1))
     (phase,) = plan_phases(config, 50)
-    graph = graph_of(phase, state, tiny.make_strategy(1))
+    graph = build_phase_graph(phase.config, config, state.model, tiny.make_strategy(1))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
     np.testing.assert_array_equal(graph(images, training=True), graph(images, training=False))
     assert not np.allclose(state.model(images, training=True), state.model(images, training=False))
     whole = new_config(digits, trained, "train.freeze=body", "model.dropout=0.0", "model.drop_connect=0.5")
-    graph = graph_of(Phase(whole, 0, 1, 0.0, 0), state, tiny.make_strategy(1))
+    graph = build_phase_graph(whole, whole, state.model, tiny.make_strategy(1))
     np.testing.assert_array_equal(graph(images, training=True), graph(images, training=False))
     assert [v.path for v in graph.trainable_variables] == ["predictions/kernel", "predictions/bias"]
 
@@ -292,27 +294,21 @@ def test_a_phase_unfreezes(digits, trained):
 
 
 @pytest.mark.slow
-def test_interrupted_in_a_phase_and_resumed_is_the_same_run(digits, trained, tmp_path, monkeypatch):
+def test_interrupted_in_a_phase_and_resumed_is_the_same_run(digits, trained, tmp_path):
     """Stopped while the body is frozen; the weights that it began with are gone when it goes on."""
     copy = str(tmp_path / "weights")
     shutil.copytree(trained, copy)
     phases = "train.phases=[{until: 0.5, set: {train.freeze: body}}, {until: 1.0, set: {train.freeze: batch_norm}}]"
     config = new_config(digits, copy, phases, "train.epochs=2", "train.steps_per_loop=2")
     strategy = tiny.make_strategy(1)
-    assert train(config, str(tmp_path / "whole"), strategy)["finished"]
-    look, stops = RunLog.train, [4]
-
-    def look_and_stop(log, step, values):
-        look(log, step, values)
-        if stops and step == stops[0]:
-            stops.pop(0)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "train", look_and_stop)
+    assert train_model(config, str(tmp_path / "whole"), strategy)["finished"]
     parts = str(tmp_path / "parts")
-    assert train(config, parts, strategy) == {"step": 4, "finished": False}
+    assert train_model(config, parts, strategy, callbacks=[tiny.At(step4=tiny.send_sigterm)]) == {
+        "step": 4,
+        "finished": False,
+    }
     shutil.rmtree(copy)
-    assert train(config, parts, strategy)["finished"]
+    assert train_model(config, parts, strategy)["finished"]
     one, other = (saved(tmp_path / name) for name in ("whole", "parts"))
     assert one.keys() == other.keys() and len(one) > 100
     for name, value in one.items():

@@ -1,0 +1,95 @@
+"""What an evaluation counts: loss, top-1, top-5, accuracy by ImageNet-ReaL, and the confusion matrix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_tf.config.errors import UserError
+
+_LABELS = {"raw": "raw weights", "ema": "EMA", "exported": "exported model"}
+
+
+def sum_metrics(
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    classes: int,
+    has_real_labels: bool = False,
+    confusion: bool = False,
+) -> tf.Tensor:
+    """Sum up the metrics of a batch, each image times its weight.
+
+    Args:
+        logits: float32 [B, classes].
+        labels: int32 [B]. With `has_real_labels`, int32 [B, 1 + K]: the label, up to K that count as correct, then -1.
+        weights: float32 [B], 1 for an image and 0 for padding.
+        classes: Number of classes.
+        has_real_labels: Whether images have several labels that count as correct.
+        confusion: Whether to count predictions by class as well.
+
+    Returns:
+        float32 [4]: images, loss, top-1 and top-5 hits. With `has_real_labels`, two more: images that have real labels,
+        and hits among these. With `confusion`, classes**2 more. One vector, so that replicas reduce once per step.
+    """
+    labels, real = (labels[:, 0], labels[:, 1:]) if has_real_labels else (labels, None)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    true = tf.gather(logits, labels, batch_dims=1)[:, None]
+    # How many classes rank above the label. Among equal logits the first class wins, as in argmax. No logit ranks
+    # below a NaN, so a label whose logits have one is never hit.
+    is_below = tf.where(tf.range(classes) < labels[:, None], logits < true, logits <= true)
+    rank = classes - tf.reduce_sum(tf.cast(is_below, tf.int32), axis=1)
+    values = [tf.ones_like(losses), losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32)]
+    is_nan = tf.reduce_any(tf.math.is_nan(logits), axis=1)
+    predicted = tf.where(is_nan, classes, tf.argmax(logits, axis=1, output_type=tf.int32))
+    if real is not None:
+        values.append(tf.cast(tf.reduce_any(real != -1, axis=1), tf.float32))
+        values.append(tf.cast(tf.reduce_any(real == predicted[:, None], axis=1), tf.float32))
+    sums = tf.reduce_sum(tf.where(weights > 0, tf.stack(values), 0.0), axis=1)
+    if confusion:
+        # A product of ones and zeros, which is exact on every device, even in bfloat16. The row of a NaN is zero.
+        true = tf.one_hot(labels, classes) * weights[:, None]
+        counts = tf.matmul(true, tf.one_hot(predicted, classes), transpose_a=True)
+        sums = tf.concat([sums, tf.reshape(counts, [-1])], axis=0)
+    return sums
+
+
+def read_sums(sums: np.ndarray, size: int, classes: int, has_real_labels: bool, confusion: bool) -> dict[str, Any]:
+    """Turn the sums of `sum_metrics` over all `size` images of a split into the results that `make_evaluator` returns.
+
+    Raises:
+        UserError: If no image has real labels, or if logits that are counted by class are NaN.
+    """
+    totals = 4 + 2 * has_real_labels
+    count, loss, top1, top5, *real = sums[:totals]
+    if count != size:
+        raise RuntimeError(f"evaluation counted {count:g} of {size} images")
+    result = {"examples": int(count), "loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+    if has_real_labels:
+        if not real[0]:
+            raise UserError(f"None of the {size} images has real labels to compare with.")
+        result |= {"real": real[1] / real[0], "real_examples": int(real[0])}
+    if confusion:
+        result["confusion"] = sums[totals:].reshape(classes, classes).astype(np.int64)
+        missing = count - result["confusion"].sum()
+        if missing:
+            raise UserError(f"The logits of {missing:g} images contain NaN, so they belong to no class.")
+    return result
+
+
+def format_evaluation(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return evaluations as one line for people, raw weights and EMA side by side.
+
+    Args:
+        results: {kind: result of an evaluator}, with the kinds "raw" and "ema", or a single one.
+    """
+    first, *others = results
+
+    def compare(key: str, form: str) -> str:
+        values = [f" (EMA {format(results[kind][key], form)})" for kind in others]
+        return format(results[first][key], form) + "".join(values)
+
+    numbers = [f"top-1 {compare('top1', '.2%')}", f"top-5 {compare('top5', '.2%')}", f"loss {compare('loss', '.4f')}"]
+    line = f"{', '.join(numbers)} on {results[first]['examples']:,} images"
+    return line if others else f"{line}, {_LABELS.get(first, first)}"
