@@ -1,72 +1,95 @@
 """Scale a network to a budget: `python -m efficientnet_tf.scale --target_macs=1.8e9 --output=mine.yaml`.
 
-With --explain, how the published variants follow from the coefficients, and where they do not.
+`--explain` shows how the published variants follow from the scaling coefficients, and where they do not.
 """
 
-import functools
+import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant, load_variant
-from efficientnet_tf.scaling.compound import Coefficients, compound, implied_phi
+from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.runtime.terminal import make_table, show
+from efficientnet_tf.scaling.compound import Coefficients, compound, solve_phi
 
-VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+if TYPE_CHECKING:
+    from efficientnet_tf.scaling.budget import Fit, Limit
+
+FAMILY = [f"b{i}" for i in range(9)] + ["l2"]
+TARGETS = ("target_macs", "target_params", "target_memory", "target_latency_ms")
 
 
-def explain(coefficients, baseline):
-    """Return a table of the variants: their multipliers, the phi that each implies, and what the formula would give.
+def explain_family(coefficients: Coefficients, baseline: ModelSpec) -> list[dict]:
+    """Return how the published variants relate to compound scaling.
 
     Args:
-        coefficients: scaling.Coefficients.
-        baseline: schema.ModelSpec.
+        coefficients: Growth per unit of phi.
+        baseline: The network that phi=0 stands for.
 
     Returns:
-        A list of dict, a variant each: "variant"; "depth", "width", "resolution" as published; "phi_depth",
-        "phi_width", "phi_resolution"; "alpha^phi" and "beta^phi" at the resolution's phi.
+        One dict per variant. "variant" is its name. "depth", "width" and "resolution" are the published numbers, and
+        "phi_depth", "phi_width" and "phi_resolution" the phi that each of them implies. "alpha^phi" and "beta^phi" are
+        the depth and the width that follow from the phi of the resolution.
     """
     rows = []
-    for name in VARIANTS:
+    for name in FAMILY:
         spec = load_variant(name)
-        phi = implied_phi(spec.resolution / baseline.resolution, coefficients.gamma)
-        depth, width, _ = compound(phi, coefficients)
+        phi = solve_phi(spec.resolution / baseline.resolution, coefficients.gamma)
+        multipliers = compound(phi, coefficients)
         rows.append(
             {
                 "variant": name,
                 "depth": spec.depth,
                 "width": spec.width,
                 "resolution": spec.resolution,
-                "phi_depth": implied_phi(spec.depth / baseline.depth, coefficients.alpha),
-                "phi_width": implied_phi(spec.width / baseline.width, coefficients.beta),
+                "phi_depth": solve_phi(spec.depth / baseline.depth, coefficients.alpha),
+                "phi_width": solve_phi(spec.width / baseline.width, coefficients.beta),
                 "phi_resolution": phi,
-                "alpha^phi": depth * baseline.depth,
-                "beta^phi": width * baseline.width,
+                "alpha^phi": multipliers.depth * baseline.depth,
+                "beta^phi": multipliers.width * baseline.width,
             }
         )
     return rows
 
 
-def _format_explanation(rows, coefficients):
-    lines = [f"{'':8}{'published':^24}{'phi implied by':^27}{'at the phi of the resolution':^30}"]
-    lines += [
-        f"{'variant':8}{'depth':>7}{'width':>7}{'pixels':>8}  {'depth':>7}{'width':>8}{'pixels':>8}"
-        f"{'alpha^phi':>14}{'beta^phi':>12}"
+def _show_explanation(coefficients: Coefficients, baseline: ModelSpec) -> None:
+    header = ["variant", "depth", "width", "pixels", "phi(depth)", "phi(width)", "phi(pixels)", "alpha^phi", "beta^phi"]
+    rows = [
+        [
+            row["variant"],
+            *(f"{row[key]:.1f}" for key in ("depth", "width")),
+            f"{row['resolution']}",
+            *(f"{row[key]:.2f}" for key in ("phi_depth", "phi_width", "phi_resolution", "alpha^phi", "beta^phi")),
+        ]
+        for row in explain_family(coefficients, baseline)
     ]
-    lines += [
-        f"{r['variant']:8}{r['depth']:7.1f}{r['width']:7.1f}{r['resolution']:8d}  {r['phi_depth']:7.2f}"
-        f"{r['phi_width']:8.2f}{r['phi_resolution']:8.2f}{r['alpha^phi']:14.2f}{r['beta^phi']:12.2f}"
-        for r in rows
-    ]
-    lines.append(
-        f"alpha {coefficients.alpha:g}, beta {coefficients.beta:g}, gamma {coefficients.gamma:g}: "
-        f"alpha * beta^2 * gamma^2 = {coefficients.growth:.3f}, the multiply-adds' growth with each unit of phi. The "
-        "published depths lag behind alpha^phi from b3 on; the table, not the formula, is the family."
+    show(
+        make_table(header, rows),
+        "phi(...) is the compound coefficient that the published number implies. alpha^phi and beta^phi are the depth "
+        "and the width at phi(pixels).\n"
+        f"With alpha {coefficients.alpha:g}, beta {coefficients.beta:g} and gamma {coefficients.gamma:g}, each unit of "
+        f"phi multiplies the multiply-adds by alpha * beta^2 * gamma^2 = {coefficients.growth:.3f}.\n"
+        "From b3 on, the published depths are lower than alpha^phi. The table, not the formula, defines the family.",
     )
-    return "\n".join(lines)
 
 
-def _write(path, text):
+def _show_fit(fit: "Fit") -> None:
+    from efficientnet_tf.scaling.complexity import count_cost
+
+    spec, cost = fit.spec, count_cost(fit.spec)
+    shares = ", ".join(f"{share:.1%} of {name}" for name, share in fit.used.items())
+    show(
+        f"depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels, dropout {spec.dropout:g}, "
+        f"near phi {fit.phi:.2f}\n"
+        f"{cost.macs / 1e9:.3f} billion multiply-adds, {cost.params / 1e6:.2f} million parameters\n"
+        f"Uses {shares}. The binding limit is {fit.binding}."
+    )
+
+
+def _write(path: str, text: str) -> None:
     try:
         with open(path, "x") as file:
             file.write(text)
@@ -74,84 +97,94 @@ def _write(path, text):
         raise UserError(f"--output={path} cannot be written: {error}") from None
 
 
-def _latency_limit(args):
-    """Return the limit on the time of a forward pass on this device; None where none is asked for."""
+def _latency_limit(args: argparse.Namespace) -> "Limit | None":
+    """Return the limit on the time of a forward pass on this device, or None if there is none."""
     if args.target_latency_ms is None:
         return None
-    from tqdm import tqdm
-
     from efficientnet_tf.benchmark.measure import inference_seconds
     from efficientnet_tf.scaling.budget import Limit
 
-    @functools.cache
-    def milliseconds(spec):
-        taken = inference_seconds(spec, batch=args.latency_batch) * 1e3
-        tqdm.write(f"depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels: {taken:.1f} ms", sys.stderr)
-        return taken
+    measured: dict[ModelSpec, float] = {}
 
-    return Limit("latency", args.target_latency_ms, milliseconds, "ms")
+    def measure_milliseconds(spec: ModelSpec) -> float:
+        if spec not in measured:
+            measured[spec] = inference_seconds(spec, batch=args.latency_batch) * 1e3
+            network = f"depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels"
+            print(f"{network}: {measured[spec]:.1f} ms", file=sys.stderr, flush=True)
+        return measured[spec]
+
+    return Limit("latency", args.target_latency_ms, measure_milliseconds, "ms")
 
 
-def main(args):
-    """Explain, or fit a budget and write the variant."""
-    from efficientnet_tf.scaling.budget import counted_limits, fit_budget
-    from efficientnet_tf.scaling.complexity import count_cost
+def main(args: argparse.Namespace) -> None:
+    """Explain the family, or find the network that fits the budget and write its variant file."""
+    from efficientnet_tf.scaling.budget import fit_budget
 
     coefficients = Coefficients(args.alpha, args.beta, args.gamma)
     baseline = load_variant(args.baseline)
     if args.explain:
-        print(_format_explanation(explain(coefficients, baseline), coefficients))
+        _show_explanation(coefficients, baseline)
         return
+    if all(getattr(args, name) is None for name in TARGETS):
+        raise UserError(f"no limit is given. Give at least one of {', '.join(f'--{name}' for name in TARGETS)}.")
     if args.output and not args.output.endswith(".yaml"):
-        raise UserError(f"--output={args.output}: a variant's name must end in .yaml, for --variant to take it")
+        raise UserError(f"--output={args.output} does not end in .yaml, as the name of a variant file must.")
     if args.output and os.path.exists(args.output):
-        raise UserError(f"--output={args.output} exists: take another, nothing is overwritten")
-    limits = counted_limits(args.target_macs, args.target_params, args.target_memory, args.batch, args.precision)
-    fit = fit_budget(baseline, limits, coefficients, _latency_limit(args))
-    spec, total = fit.spec, count_cost(fit.spec)["total"]
-    shares = ", ".join(f"{share:.1%} of the {name}" for name, share in fit.used.items())
-    print(
-        f"depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels, dropout {spec.dropout:g}: "
-        f"{total.macs / 1e9:.3f} B multiply-adds, {total.trainable_params / 1e6:.2f} M parameters; phi {fit.phi:.2f}\n"
-        f"uses {shares}; {fit.binding} binds"
+        raise UserError(f"--output={args.output} already exists and is not overwritten. Choose another name.")
+    fit = fit_budget(
+        baseline,
+        macs=args.target_macs,
+        params=args.target_params,
+        memory_bytes=args.target_memory,
+        batch=args.batch,
+        precision=args.precision,
+        coefficients=coefficients,
+        measured=_latency_limit(args),
     )
+    _show_fit(fit)
     if args.output:
-        _write(args.output, f"# phi {fit.phi:.3f} from {args.baseline}; {fit.binding} binds.\n{dump_variant(spec)}")
-        print(f"written to {args.output}: python -m efficientnet_tf.train --variant={args.output} ...")
+        comment = f"# phi {fit.phi:.3f} from {args.baseline}. The binding limit is {fit.binding}.\n"
+        _write(args.output, comment + dump_variant(fit.spec))
+        show(f"Wrote {args.output}. Train it with: python -m efficientnet_tf.train --variant={args.output}")
 
 
-def _base(text):
+def _coefficient(text: str) -> float:
     value = float(text)
     if not 1 < value < 10:
         raise ValueError
     return value
 
 
-_base.__name__ = "number above 1 and below 10"
+_coefficient.__name__ = "number above 1 and below 10"  # argparse puts it into its error messages
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = cli.make_parser(
         "scale",
-        "Find the network that uses a budget best, by compound scaling (the paper's equation 2), and write it as a "
-        "variant's YAML, which every command takes: --variant=mine.yaml.",
+        "Find the network that makes the most of a budget, by compound scaling (equation 2 of the paper), and write it "
+        "as a variant file, which every command accepts: --variant=mine.yaml.",
     )
-    parser.add_argument("--baseline", default="b0", help="the network to scale: a variant, or the path of its YAML")
-    parser.add_argument("--target_macs", type=cli.positive_number, help="multiply-adds at most, such as 1.8e9")
-    parser.add_argument("--target_params", type=cli.positive_number, help="trainable parameters at most, such as 12e6")
-    parser.add_argument("--target_memory", type=cli.positive_number, help="bytes of a training step at most: 16e9")
-    parser.add_argument("--batch", type=cli.positive_int, default=32, help="images of that training step")
-    parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="of that step")
+    number, count = cli.positive_number, cli.positive_int
+    parser.add_argument("--baseline", default="b0", help="Network to scale: a variant, or the path of a variant file.")
+    parser.add_argument("--target_macs", type=number, help="Maximum number of multiply-adds, for example 1.8e9.")
+    parser.add_argument("--target_params", type=number, help="Maximum number of trainable parameters, such as 12e6.")
+    parser.add_argument("--target_memory", type=number, help="Maximum bytes of a training step, such as 16e9.")
+    parser.add_argument("--batch", type=count, default=32, help="Images in that training step.")
     parser.add_argument(
-        "--target_latency_ms", type=cli.positive_number, help="time of a forward pass at most, measured on this device"
+        "--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="Precision of that training step."
     )
-    parser.add_argument("--latency_batch", type=cli.positive_int, default=1, help="images of that forward pass")
-    parser.add_argument("--alpha", type=_base, default=1.2, help="depth grows by this with each unit of phi")
-    parser.add_argument("--beta", type=_base, default=1.1, help="width")
-    parser.add_argument("--gamma", type=_base, default=1.15, help="resolution")
-    parser.add_argument("--output", help="YAML file to write; must not exist")
-    parser.add_argument("--explain", action="store_true", help="print how the published variants follow, and end")
+    parser.add_argument(
+        "--target_latency_ms", type=number, help="Maximum time of a forward pass, measured on this device."
+    )
+    parser.add_argument("--latency_batch", type=count, default=1, help="Images in that forward pass.")
+    parser.add_argument("--alpha", type=_coefficient, default=1.2, help="Growth of the depth per unit of phi.")
+    parser.add_argument("--beta", type=_coefficient, default=1.1, help="Growth of the width per unit of phi.")
+    parser.add_argument("--gamma", type=_coefficient, default=1.15, help="Growth of the resolution per unit of phi.")
+    parser.add_argument("--output", help="YAML file to write. It must not exist.")
+    parser.add_argument(
+        "--explain", action="store_true", help="Show how the published variants follow from the coefficients, and exit."
+    )
     return parser
 
 

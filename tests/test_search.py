@@ -15,8 +15,14 @@ from waiting import count_trials, wait_for
 from efficientnet_tf import search
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
-from efficientnet_tf.scaling.budget import scale_spec
-from efficientnet_tf.scaling.compound import PAPER, Coefficients, round_channels, round_repeats, round_resolution
+from efficientnet_tf.scaling.compound import (
+    PAPER,
+    Coefficients,
+    round_channels,
+    round_repeats,
+    round_resolution,
+    scale_by_phi,
+)
 from efficientnet_tf.search import (
     find_candidates,
     find_points,
@@ -172,7 +178,7 @@ def test_a_search_from_the_grid_to_the_family(tmp_path, monkeypatch, capsys):
     baseline = load_variant(TINY)
     assert family[0] == baseline.model_copy(update={"name": "phi0"})
     for phi, spec in enumerate(family):
-        expected = scale_spec(baseline, phi, phi, phi, Coefficients(1.05, 1.0, 1.4))
+        expected = scale_by_phi(baseline, phi, Coefficients(1.05, 1.0, 1.4))
         assert spec == expected.model_copy(update={"name": f"phi{phi}"})
     assert family[7].resolution == 336
 

@@ -227,8 +227,7 @@ def _keys_at(schema: type[Section], location: Sequence[str | int]) -> list[str]:
 def _suggest_section(key: str) -> str:
     """Return a hint if the key belongs to another section, or ""."""
     for name, field in Config.model_fields.items():
-        section = field.annotation
-        if section is not None and key in section.model_fields:
+        if key in getattr(field.annotation, "model_fields", ()):
             return f" Did you mean {name}.{key}?"
     return ""
 

@@ -1,170 +1,180 @@
-"""Which network fits a budget: the paper's equation 2, solved along the compound direction."""
+"""Find the largest network within a budget: equation 2 of the paper, solved along the compound direction."""
 
 import bisect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.scaling.complexity import count_cost, list_layers
-from efficientnet_tf.scaling.compound import PAPER, implied_phi, multiply
-from efficientnet_tf.scaling.memory import training_memory
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.scaling.complexity import count_cost
+from efficientnet_tf.scaling.compound import PAPER, Coefficients, scale_by_phi, scale_spec, solve_phi
 
-NEAR = 0.3  # how far, in phi, a neighbour's depth, width and resolution may each be from the compound direction
-LEAST_RESOLUTION = 32
-MOST_PHI = 20.0
-MEASURED_NEIGHBOURS = 5
+MAX_DEVIATION = 0.3  # of a neighbor's depth, width and resolution from the compound direction, in units of phi
+MIN_RESOLUTION = 32
+MAX_PHI = 20.0
+MEASURED_NEIGHBORS = 5
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a network may cost in one respect."""
+    """An upper bound on what a network may cost.
 
-    name: str
-    most: float
-    cost: Callable  # from a schema.ModelSpec to a number that grows with the network
-    unit: str
-
-    def share(self, spec):
-        """Return the share of the limit that a schema.ModelSpec uses."""
-        return self.cost(spec) / self.most
-
-
-def counted_limits(macs=None, params=None, memory=None, batch=32, precision="float32"):
-    """Return the limits that are given, as a list of Limit.
-
-    Args:
-        macs: float, multiply-adds of an image.
-        params: float, trainable parameters.
-        memory: float, bytes of a training step with RMSProp and a moving average.
-        batch: int >= 1, images a step; for the memory.
-        precision: str, "float32" or "mixed_bfloat16"; for the memory.
+    Attributes:
+        name: Name of what is limited.
+        maximum: The largest cost that is allowed.
+        cost: Function from a `ModelSpec` to its cost, which grows with the network.
+        unit: Unit of the cost, for error messages.
     """
 
-    def bytes_of(spec):
-        return training_memory(list_layers(spec), batch, precision).total
+    name: str
+    maximum: float
+    cost: Callable[[ModelSpec], float]
+    unit: str
 
-    limits = [
-        Limit("macs", macs, _macs, "multiply-adds"),
-        Limit("params", params, lambda spec: count_cost(spec)["total"].trainable_params, "parameters"),
-        Limit("memory", memory, bytes_of, "bytes"),
-    ]
-    return [limit for limit in limits if limit.most is not None]
+    def share(self, spec: ModelSpec) -> float:
+        """Return the share of the limit that a network uses. More than 1 exceeds it."""
+        return self.cost(spec) / self.maximum
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A network that fits: its spec, the phi of the compound direction it lies near, and the shares of each limit."""
+    """A network that fits a budget.
 
-    spec: object
+    Attributes:
+        spec: The network.
+        phi: Compound coefficient of the point on the compound direction that the network is near.
+        used: Share of each limit that the network uses, for example `{"macs": 0.99}`.
+    """
+
+    spec: ModelSpec
     phi: float
-    used: dict
+    used: dict[str, float]
 
     @property
-    def binding(self):
+    def binding(self) -> str:
         """Name of the limit that keeps the network from being larger."""
-        return max(self.used, key=self.used.get)
+        return max(self.used, key=lambda name: self.used[name])
 
 
-def scale_spec(baseline, depth_phi, width_phi, resolution_phi, coefficients=PAPER):
-    """Scale a baseline, each dimension by a phi of its own; numbers are rounded as a variant's YAML has them.
+def fit_budget(
+    baseline: str | ModelSpec = "b0",
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    memory_bytes: float | None = None,
+    batch: int = 32,
+    precision: str = "float32",
+    coefficients: Coefficients = PAPER,
+    measured: Limit | None = None,
+) -> Fit:
+    """Return the largest network within all limits, near the compound direction from a baseline.
 
-    Args:
-        baseline: schema.ModelSpec.
-        depth_phi: float, exponent of alpha.
-        width_phi: float, exponent of beta.
-        resolution_phi: float, exponent of gamma.
-        coefficients: scaling.Coefficients.
-
-    Returns:
-        schema.ModelSpec. Dropout grows by .05 for each unit of the mean phi, to at most .5, as it does, in steps, from
-        B0 to B7.
-    """
-    phi = (depth_phi + width_phi + resolution_phi) / 3
-    alpha, beta, gamma = coefficients.alpha, coefficients.beta, coefficients.gamma
-    spec = multiply(baseline, alpha**depth_phi, beta**width_phi, gamma**resolution_phi)
-    dropout = min(max(baseline.dropout + 0.05 * phi, baseline.dropout / 2), 0.5)
-    return spec.model_copy(update={"dropout": round(dropout, 2)})
-
-
-def fit_budget(baseline, limits, coefficients=PAPER, measured=None):
-    """Find the largest network within all limits near the compound direction from a baseline.
-
-    First the largest phi whose network fits. Then, for rounding leaves room, its neighbours: depth, width and
-    resolution each up to 0.3 in phi away; of those that fit, the one that uses most of the limit that binds.
+    First the largest phi is found whose network fits. Because rounding leaves some of the budget unused, networks close
+    to it are tried next, with depth, width and resolution up to 0.3 in phi away. Of those that fit, the one that uses
+    most of the binding limit is returned.
 
     Args:
-        baseline: schema.ModelSpec.
-        limits: sequence of Limit, cheap to ask.
-        coefficients: scaling.Coefficients.
-        measured: Limit or None; one more, whose cost takes long to find (a latency): about ten networks are asked.
+        baseline: The network to scale: a `ModelSpec`, the name of a variant, or the path of a variant file.
+        macs: Maximum number of multiply-adds for one image.
+        params: Maximum number of trainable parameters.
+        memory_bytes: Maximum memory of a training step with RMSProp and an EMA of the weights.
+        batch: Images per training step, at least 1. Only used with `memory_bytes`.
+        precision: "float32" or "mixed_bfloat16". Only used with `memory_bytes`.
+        coefficients: Growth per unit of phi.
+        measured: Another limit whose cost takes long to determine, such as a latency. About ten networks are measured.
 
     Returns:
-        Fit; no limit is exceeded.
+        A `Fit`. No limit is exceeded.
 
     Raises:
-        UserError: without a limit, and where the smallest network of the direction is too large, saying by how much.
+        UserError: If no limit is given, or if even the smallest network is too large. The message says by how much.
 
     Source: paper, equations 2 and 3.
+
+    Example:
+        >>> from efficientnet_tf import count_cost, fit_budget
+        >>> fit = fit_budget("b0", macs=1.8e9, params=11e6)
+        >>> fit.binding
+        'params'
+        >>> count_cost(fit.spec).params <= 11e6
+        True
     """
-    if not limits and not measured:
-        raise UserError("no limit is given: give --target_macs, --target_params, --target_memory, --target_latency_ms")
-    everything = [*limits, measured] if measured else limits
+    baseline = load_variant(baseline)
+    limits = _counted_limits(macs, params, memory_bytes, batch, precision)
+    all_limits = [*limits, measured] if measured else limits
+    if not all_limits:
+        raise UserError("no limit is given. Give macs, params, memory_bytes or measured.")
 
-    def along(phi):
-        return scale_spec(baseline, phi, phi, phi, coefficients)
+    def along(phi: float) -> ModelSpec:
+        return scale_by_phi(baseline, phi, coefficients)
 
-    low = implied_phi(LEAST_RESOLUTION / baseline.resolution, coefficients.gamma)
-    _check_smallest(baseline, along(low), low, everything)
-    phi = _largest_phi(low, MOST_PHI, lambda phi: _fits(along(phi), limits)) if limits else MOST_PHI
+    low = solve_phi(MIN_RESOLUTION / baseline.resolution, coefficients.gamma)
+    _check_smallest(baseline, along(low), low, all_limits)
+    phi = _largest_phi(low, MAX_PHI, lambda phi: _fits(along(phi), limits)) if limits else MAX_PHI
     if measured:
         phi = _approach(low, phi, along, measured)
-        # What a neighbour takes is measured for the most promising alone: until then, it is as its multiply-adds.
-        macs = _macs(along(phi)) / measured.share(along(phi))
-        limits = [*limits, Limit("macs", macs, _macs, "multiply-adds")]
-
-    def fit(spec):
-        return Fit(spec, phi, {limit.name: limit.share(spec) for limit in everything})
-
-    near = list(_neighbours(baseline, phi, coefficients, limits))
+        # Only the most promising neighbors are measured. Until then, assume costs in proportion to multiply-adds.
+        limits = [*limits, Limit("macs", _macs(along(phi)) / measured.share(along(phi)), _macs, "multiply-adds")]
+    neighbors = list(_neighbors(baseline, phi, coefficients, limits))
     if measured:
-        near = sorted(near, key=_macs)[-MEASURED_NEIGHBOURS:]
-    fits = [fit(along(phi)), *(fit(spec) for spec in near)]
-    return max((f for f in fits if f.used[f.binding] <= 1), key=lambda f: f.used[f.binding])
+        neighbors = sorted(neighbors, key=_macs)[-MEASURED_NEIGHBORS:]
+    candidates = [along(phi), *neighbors]
+    fits = [Fit(spec, phi, {limit.name: limit.share(spec) for limit in all_limits}) for spec in candidates]
+    return max((fit for fit in fits if fit.used[fit.binding] <= 1), key=lambda fit: fit.used[fit.binding])
 
 
-def _macs(spec):
-    return count_cost(spec)["total"].macs
+def _counted_limits(
+    macs: float | None, params: float | None, memory_bytes: float | None, batch: int, precision: str
+) -> list[Limit]:
+    """Return the limits that are given, of those whose cost is counted rather than measured."""
+
+    def count_bytes(spec: ModelSpec) -> int:
+        return count_cost(spec).training_bytes(batch, precision)
+
+    limits = []
+    if macs is not None:
+        limits.append(Limit("macs", macs, _macs, "multiply-adds"))
+    if params is not None:
+        limits.append(Limit("params", params, lambda spec: count_cost(spec).params, "parameters"))
+    if memory_bytes is not None:
+        limits.append(Limit("memory", memory_bytes, count_bytes, "bytes"))
+    return limits
 
 
-def _fits(spec, limits):
+def _macs(spec: ModelSpec) -> int:
+    return count_cost(spec).macs
+
+
+def _fits(spec: ModelSpec, limits: Sequence[Limit]) -> bool:
     return all(limit.share(spec) <= 1 for limit in limits)
 
 
-def _check_smallest(baseline, spec, phi, limits):
-    over = "; ".join(
-        f"{limit.most:,.9g} {limit.unit} are allowed, it has {limit.share(spec):.3g} times as many"
+def _check_smallest(baseline: ModelSpec, spec: ModelSpec, phi: float, limits: Sequence[Limit]) -> None:
+    exceeded = [
+        f"it takes {limit.share(spec):.3g} times the {limit.maximum:,.9g} {limit.unit} allowed"
         for limit in limits
         if limit.share(spec) > 1
-    )
-    if over:
+    ]
+    if exceeded:
         raise UserError(
-            f"no network fits: the smallest from {baseline.name}, phi={phi:.2f} at {spec.resolution} pixels, is too "
-            f"large: {over}"
+            f"no network fits. The smallest one scaled from {baseline.name} (phi {phi:.2f}, {spec.resolution} pixels) "
+            f"is too large: {', and '.join(exceeded)}."
         )
 
 
-def _largest_phi(low, high, fits):
-    """Halve the range until its lower end, which fits, is the largest that does: costs grow with phi."""
+def _largest_phi(low: float, high: float, fits: Callable[[float], bool]) -> float:
+    """Return the largest phi that fits, found by bisection. `low` must fit. Costs grow with phi."""
     while high - low > 1e-3:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
-def _approach(low, high, along, limit):
-    """Find the largest phi within a limit whose cost takes long to find: guess by what is known, ask, guess again."""
+def _approach(low: float, high: float, along: Callable[[float], ModelSpec], limit: Limit) -> float:
+    """Return the largest phi within a limit that is slow to measure, guessing the next phi from each measurement."""
     guess = min(max(low, 0.0), high)
     for _ in range(10):
         share = limit.share(along(guess))
@@ -176,16 +186,20 @@ def _approach(low, high, along, limit):
     return low
 
 
-def _neighbours(baseline, phi, coefficients, limits):
-    """Yield, for depths and widths around the direction, the network of the highest resolution that fits."""
-    steps = [NEAR * i / 3 for i in range(-3, 4)]
+def _neighbors(
+    baseline: ModelSpec, phi: float, coefficients: Coefficients, limits: Sequence[Limit]
+) -> Iterator[ModelSpec]:
+    """Yield the network of the highest resolution that fits, for depths and widths around the compound direction."""
+    steps = [MAX_DEVIATION * i / 3 for i in range(-3, 4)]
     gamma = coefficients.gamma
-    least, most = (multiply(baseline, resolution=gamma ** (phi + sign * NEAR)).resolution for sign in (-1, 1))
-    sides = range(max(least, LEAST_RESOLUTION), most + 1, 4)
+    least, most = (
+        scale_spec(baseline, resolution=gamma ** (phi + sign * MAX_DEVIATION)).resolution for sign in (-1, 1)
+    )
+    sides = range(max(least, MIN_RESOLUTION), most + 1, 4)
     for depth, width in itertools.product(steps, steps):
-        spec = scale_spec(baseline, phi + depth, phi + width, phi, coefficients)
+        spec = scale_by_phi(baseline, (phi + depth, phi + width, phi), coefficients)
         candidates = [spec.model_copy(update={"resolution": side}) for side in sides]
-        # Costs grow with the side: the highest that fits stands before the first that does not.
+        # Costs grow with the side, so the largest side that fits is the one before the first that does not.
         count = bisect.bisect_left(candidates, True, key=lambda candidate: not _fits(candidate, limits))
         if count:
             yield candidates[count - 1]

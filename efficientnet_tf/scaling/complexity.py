@@ -1,44 +1,30 @@
-"""What a network costs, counted from its numbers alone, layer by layer: nothing is built."""
+"""Parameters, multiply-adds, memory and receptive fields of a network, counted without building it."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.scaling.compound import scale_network
-
-NORM_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
-
-
-class Layer(NamedTuple):
-    """A layer of the network: its variables, its work and its output, for one image."""
-
-    part: str  # "stem", "stage1", ..., "head"
-    name: str  # as in the built model
-    kind: str  # "convolution", "depthwise", "squeeze_excite", "batch_norm", "activation", "add", "dense", ...
-    kernel: int
-    stride: int
-    side: int  # of the output, which is [side, side, channels]
-    channels: int
-    variables: tuple[str, ...] = ()
-    params: int = 0  # trainable
-    statistics: int = 0  # batch norm's moving means and variances
-    macs: int = 0
-    kept: bool = True  # whether the backward pass needs the output
-
-    @property
-    def elements(self):
-        """Number of values of the output."""
-        return self.side * self.side * self.channels
+from efficientnet_tf.scaling.layers import Layer, list_layers
+from efficientnet_tf.scaling.memory import count_inference_memory, count_training_memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters and multiply-adds (for one image) of a part of a network."""
+    """Parameters and multiply-adds of a part of a network.
+
+    Attributes:
+        trainable_params: Parameters that training changes by gradients.
+        statistics: Moving means and variances of batch norm.
+        macs: Multiply-adds for one image, of convolutions (including squeeze-and-excitation) and dense layers.
+    """
 
     trainable_params: int = 0
-    statistics: int = 0  # batch norm's moving means and variances
-    macs: int = 0  # convolutions, squeeze-excite included, and dense layers
+    statistics: int = 0
+    macs: int = 0
 
-    def __add__(self, other):
+    def __add__(self, other: "Cost") -> "Cost":
         """Return the cost of two parts together."""
         return Cost(
             self.trainable_params + other.trainable_params,
@@ -47,147 +33,84 @@ class Cost:
         )
 
     @property
-    def total_params(self):
+    def total_params(self) -> int:
         """Trainable parameters and batch-norm statistics."""
         return self.trainable_params + self.statistics
 
 
-def halve(side, stride=2):
-    """Return the side of a feature map after a convolution with padding: ceil(side / stride)."""
-    return -(-side // stride)
+class NetworkCost(Mapping[str, Cost]):
+    """What a network costs: parameters, multiply-adds and memory.
 
-
-class _Trace:
-    """Follows one image through a network: notes each layer, and the shape that it leaves."""
-
-    def __init__(self, spec, side, channels):
-        self.layers = []
-        self.part, self.side, self.channels = "stem", side, channels
-        # The gradient of swish needs its input, that of relu its own output.
-        self.sum_is_kept = spec.activation == "swish"
-
-    def note(self, name, kind, variables=(), params=0, statistics=0, macs=0, kernel=1, stride=1, kept=True):
-        """Add a layer that leaves what `side` and `channels` say now."""
-        part, side, channels = self.part, self.side, self.channels
-        self.layers.append(
-            Layer(part, name, kind, kernel, stride, side, channels, variables, params, statistics, macs, kept)
-        )
-
-    def conv(self, name, channels, kernel=1, stride=1):
-        weights = kernel * kernel * self.channels * channels
-        self.side, self.channels = halve(self.side, stride), channels
-        macs = weights * self.side * self.side
-        self.note(name, "convolution", ("kernel",), weights, 0, macs, kernel, stride)
-
-    def depthwise(self, name, kernel, stride):
-        weights = kernel * kernel * self.channels
-        self.side = halve(self.side, stride)
-        self.note(name, "depthwise", ("kernel",), weights, 0, weights * self.side * self.side, kernel, stride)
-
-    def batch_norm(self, name, activation=True):
-        """Batch norm, whose output is computed again or kept by what follows, and what acts on it."""
-        self.note(name, "batch_norm", NORM_VARIABLES, 2 * self.channels, 2 * self.channels, kept=False)
-        if activation:
-            self.note(name.removesuffix("bn") + "activation", "activation")
-
-    def squeeze_excite(self, name, squeezed):
-        side, channels, weights = self.side, self.channels, self.channels * squeezed
-        self.side = 1
-        self.note(f"{name}_squeeze", "squeeze_excite")
-        self.channels = squeezed
-        self.note(f"{name}_reduce", "squeeze_excite", ("kernel", "bias"), weights + squeezed, 0, weights)
-        self.channels = channels
-        self.note(f"{name}_expand", "squeeze_excite", ("kernel", "bias"), weights + channels, 0, weights)
-        self.side = side
-        self.note(f"{name}_excite", "squeeze_excite")
-
-
-def _mbconv(trace, block):
-    name = block.name
-    if block.expand != 1:
-        trace.conv(f"{name}_expand_conv", block.inner_channels)
-        trace.batch_norm(f"{name}_expand_bn")
-    trace.depthwise(f"{name}_dwconv", block.kernel, block.stride)
-    trace.batch_norm(f"{name}_bn")
-    if block.se_channels:
-        trace.squeeze_excite(f"{name}_se", block.se_channels)
-    trace.conv(f"{name}_project_conv", block.out_channels)
-    trace.batch_norm(f"{name}_project_bn", activation=False)
-    trace.note(f"{name}_add" if block.has_residual else f"{name}_output", "add")
-
-
-def _separable(trace, block):
-    trace.depthwise(f"{block.name}_dwconv", block.kernel, block.stride)
-    trace.batch_norm(f"{block.name}_bn")
-    trace.conv(f"{block.name}_project_conv", block.out_channels)
-    trace.batch_norm(f"{block.name}_project_bn")
-
-
-def _bottleneck(trace, block):
-    name, side, channels = block.name, trace.side, trace.channels
-    if not block.keeps_shape:
-        trace.conv(f"{name}_shortcut_conv", block.out_channels, stride=block.stride)
-        trace.batch_norm(f"{name}_shortcut_bn", activation=False)
-        trace.side, trace.channels = side, channels
-    trace.conv(f"{name}_reduce_conv", block.inner_channels)
-    trace.batch_norm(f"{name}_reduce_bn")
-    trace.conv(f"{name}_conv", block.inner_channels, block.kernel, block.stride)
-    trace.batch_norm(f"{name}_bn")
-    trace.conv(f"{name}_project_conv", block.out_channels)
-    trace.batch_norm(f"{name}_project_bn", activation=False)
-    trace.note(f"{name}_add", "add", kept=trace.sum_is_kept)
-    trace.note(f"{name}_output", "activation")
-
-
-_BLOCKS = {"mbconv": _mbconv, "separable": _separable, "bottleneck": _bottleneck}
-
-
-def list_layers(spec, resolution=None, classes=1000, channels=3):
-    """List the layers of a spec without building it.
+    As a mapping it holds the `Cost` of each part, in the order of the network: "stem", "stage1", ..., "head" and, last,
+    "total".
 
     Args:
-        spec: schema.ModelSpec.
-        resolution: int >= 1, image side in pixels; the spec's by default.
-        classes: int >= 1.
-        channels: int >= 1, of the images.
-
-    Returns:
-        list of Layer, in the order of the network. Layers with variables are those of the built model, name by name.
-        Of the others there are those that leave an output of their own; a block without a residual ends with
-        "..._output", which is no layer but its last batch norm's output, the next block's input.
+        layers: The layers of the network.
     """
-    network = scale_network(spec)
-    trace = _Trace(spec, resolution or spec.resolution, channels)
-    trace.note("normalization", "normalization")
-    trace.conv("stem_conv", network.stem_channels, spec.stem_kernel, 2)
-    trace.batch_norm("stem_bn")
-    if spec.stem_pool:
-        trace.side = halve(trace.side)
-        trace.note("stem_pool", "pooling", kernel=3, stride=2)
-    for number, stage in enumerate(network.stages, 1):
-        trace.part = f"stage{number}"
-        for block in stage:
-            _BLOCKS[block.kind](trace, block)
-    trace.part = "head"
-    if network.head_channels:
-        trace.conv("top_conv", network.head_channels)
-        trace.batch_norm("top_bn")
-    weights, trace.side = trace.channels * classes, 1
-    trace.note("avg_pool", "pooling")
-    trace.channels = classes
-    trace.note("predictions", "dense", ("kernel", "bias"), weights + classes, 0, weights)
-    return trace.layers
+
+    def __init__(self, layers: Iterable[Layer]):
+        self.layers = tuple(layers)
+        self._parts = sum_by(self.layers, "part")
+
+    def __getitem__(self, part: str) -> Cost:
+        return self._parts[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __repr__(self) -> str:
+        return f"NetworkCost(params={self.params:,}, macs={self.macs:,})"
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return self["total"].trainable_params
+
+    @property
+    def total_params(self) -> int:
+        """Trainable parameters and batch-norm statistics."""
+        return self["total"].total_params
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image."""
+        return self["total"].macs
+
+    def training_bytes(
+        self, batch: int, precision: str = "float32", optimizer: str = "rmsprop", ema: bool = True
+    ) -> int:
+        """Return the predicted peak memory of a training step, in bytes.
+
+        Args:
+            batch: Images per replica, at least 0.
+            precision: "float32" or "mixed_bfloat16".
+            optimizer: "rmsprop", "sgd", "adamw" or "lamb".
+            ema: Whether training keeps an exponential moving average of the weights.
+        """
+        return count_training_memory(self.layers, batch, precision, optimizer, ema).total
+
+    def inference_bytes(self, batch: int, precision: str = "float32") -> int:
+        """Return the predicted peak memory of a forward pass, in bytes.
+
+        Args:
+            batch: Number of images, at least 0.
+            precision: "float32" or "mixed_bfloat16".
+        """
+        return count_inference_memory(self.layers, batch, precision).total
 
 
-def sum_by(layers, key):
-    """Add up layers by one of their fields.
+def sum_by(layers: Iterable[Layer], key: str) -> dict[str, Cost]:
+    """Return the cost of layers, added up by one of their fields.
 
     Args:
-        layers: sequence of Layer.
-        key: str, "part" or "kind".
+        layers: The layers to add up.
+        key: "part" or "kind".
 
     Returns:
-        dict of Cost, in the order of the network, and "total".
+        A dict from each value of the field, in the order of the network, to its `Cost`. The last key is "total".
     """
     sums = {}
     for layer in layers:
@@ -199,40 +122,52 @@ def sum_by(layers, key):
     return parts | {"total": sum(parts.values(), Cost())}
 
 
-def count_cost(spec, resolution=None, classes=1000, channels=3):
-    """Count parameters and multiply-adds of a spec without building it.
+def count_cost(
+    spec: str | ModelSpec, resolution: int | None = None, classes: int = 1000, channels: int = 3
+) -> NetworkCost:
+    """Return the parameters, multiply-adds and memory of a network without building it.
 
     Args:
-        spec: schema.ModelSpec.
-        resolution: int >= 1, image side in pixels; the spec's by default.
-        classes: int >= 1.
-        channels: int >= 1, of the images.
+        spec: The network: a `ModelSpec`, the name of a variant, or the path of a variant file.
+        resolution: Side of the images in pixels, at least 1. Defaults to that of the network.
+        classes: Number of classes, at least 1.
+        channels: Channels of the images, at least 1.
 
-    Returns:
-        dict of Cost, in the order of the network: "stem", "stage1" ..., "head", and "total".
+    Raises:
+        UserError: If the variant is unknown or its file is invalid.
 
-    Source: multiply-adds as the paper prints them under the name FLOPS: convolutions and dense layers.
+    Source: the paper prints multiply-adds of convolutions and dense layers as "FLOPS".
+
+    Example:
+        >>> from efficientnet_tf import count_cost
+        >>> cost = count_cost("b0")
+        >>> cost
+        NetworkCost(params=5,288,548, macs=385,814,752)
+        >>> cost["head"].trainable_params
+        1693160
+        >>> f"{cost.training_bytes(batch=32) / 2**30:.1f} GiB"
+        '4.2 GiB'
     """
-    return sum_by(list_layers(spec, resolution, classes, channels), "part")
+    return NetworkCost(list_layers(load_variant(spec), resolution, classes, channels))
 
 
-def receptive_fields(spec):
-    """Return how far each part's outputs look and stand apart on the image, squeeze-excite left aside.
+def compute_receptive_fields(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Return the receptive field and the stride of each part's outputs, ignoring squeeze-and-excitation.
 
     Args:
-        spec: schema.ModelSpec.
+        spec: The network.
 
     Returns:
-        dict, {"stem": (side of the receptive field, stride), "stage1": ...}, both in pixels.
+        A dict from "stem", "stage1", ... to `(receptive field, stride)`, both in pixels of the input.
     """
     network = scale_network(spec)
     kernels = {"stem": [(spec.stem_kernel, 2)] + [(3, 2)] * spec.stem_pool}
     for number, stage in enumerate(network.stages, 1):
         kernels[f"stage{number}"] = [(block.kernel, block.stride) for block in stage]
-    field, apart, fields = 1, 1, {}
+    field, total_stride, fields = 1, 1, {}
     for part, pairs in kernels.items():
         for kernel, stride in pairs:
-            field += (kernel - 1) * apart
-            apart *= stride
-        fields[part] = field, apart
+            field += (kernel - 1) * total_stride
+            total_stride *= stride
+        fields[part] = field, total_stride
     return fields

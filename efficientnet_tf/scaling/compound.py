@@ -1,21 +1,29 @@
-"""Compound scaling: from a baseline's stage table and its coefficients to the concrete blocks of a network."""
+"""Compound scaling: from a baseline network to a larger or smaller one.
+
+Scaling takes three steps. Each has one function:
+
+    scale_by_phi   compound coefficient -> multipliers  (how much deeper, wider and finer is phi=1?)
+    scale_spec     multipliers -> a `ModelSpec`         (the numbers of a variant file)
+    scale_network  a `ModelSpec` -> a `Network`         (the channels and repeats of every block)
+"""
 
 import math
 import string
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from efficientnet_tf.config.schema import ModelSpec
 
-def round_channels(channels, width, divisor=8):
-    """Scale a channel count and round it to a multiple of `divisor`, never more than 10 % below.
+# ------------------------------------------------------------------------------------------- rules of rounding
+
+
+def round_channels(channels: float, width: float, divisor: int = 8) -> int:
+    """Return scaled channels, rounded to a multiple of `divisor` that is never more than 10 % too low.
 
     Args:
-        channels: int >= 1, channels at width 1.
-        width: float > 0, the multiplier.
-        divisor: int >= 1.
-
-    Returns:
-        int, a multiple of `divisor`.
+        channels: Channels at width 1, at least 1.
+        width: Multiplier, greater than 0.
+        divisor: The result is a multiple of this number, at least 1.
 
     Source: MobileNet's rule as the official EfficientNet code applies it (`round_filters`).
     """
@@ -24,51 +32,125 @@ def round_channels(channels, width, divisor=8):
     return rounded + divisor if rounded < 0.9 * scaled else rounded
 
 
-def round_repeats(repeats, depth):
-    """Scale a repeat count, rounding up. Source: official code, `round_repeats`."""
+def round_repeats(repeats: int, depth: float) -> int:
+    """Return scaled repeats, rounded up.
+
+    Source: official code, `round_repeats`.
+    """
     return math.ceil(depth * repeats)
+
+
+def round_resolution(side: float) -> int:
+    """Return an image side rounded to a multiple of 4 pixels, as those of B0 to B8 are."""
+    return max(4, round(side / 4) * 4)
+
+
+# ------------------------------------------------------------------------------------------- coefficients
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """By what depth, width and resolution grow with each unit of phi. Source: paper, equation 3 and section 4."""
+    """The scaling coefficients: growth of depth, width and resolution per unit of phi.
+
+    Attributes:
+        alpha: Growth of the depth.
+        beta: Growth of the width.
+        gamma: Growth of the resolution.
+
+    Source: paper, equation 3 and section 4.
+
+    Example:
+        >>> from efficientnet_tf import Coefficients
+        >>> paper = Coefficients()
+        >>> paper.alpha, paper.beta, paper.gamma
+        (1.2, 1.1, 1.15)
+        >>> round(paper.growth, 2)
+        1.92
+    """
 
     alpha: float = 1.2
     beta: float = 1.1
     gamma: float = 1.15
 
     @property
-    def growth(self):
-        """By what multiply-adds grow with each unit of phi, about: alpha * beta^2 * gamma^2."""
+    def growth(self) -> float:
+        """Approximate growth of the multiply-adds per unit of phi: alpha * beta^2 * gamma^2."""
         return self.alpha * self.beta**2 * self.gamma**2
 
 
 PAPER = Coefficients()
 
 
-def compound(phi, coefficients=PAPER):
-    """Return the multipliers (depth, width, resolution) of a compound coefficient (paper, equation 3)."""
-    return coefficients.alpha**phi, coefficients.beta**phi, coefficients.gamma**phi
+class Multipliers(NamedTuple):
+    """Factors by which a network is made deeper, wider and finer."""
+
+    depth: float
+    width: float
+    resolution: float
 
 
-def implied_phi(multiplier, base):
-    """Return the phi with base^phi = multiplier."""
+def compound(phi: float, coefficients: Coefficients = PAPER) -> Multipliers:
+    """Return the multipliers of depth, width and resolution for a compound coefficient.
+
+    Args:
+        phi: Compound coefficient. 0 is the baseline. Each unit costs about twice as many multiply-adds.
+        coefficients: Growth per unit of phi.
+
+    Returns:
+        A named tuple `(depth, width, resolution)`.
+
+    Source: paper, equation 3.
+
+    Example:
+        >>> from efficientnet_tf import compound
+        >>> [round(multiplier, 2) for multiplier in compound(2)]
+        [1.44, 1.21, 1.32]
+    """
+    return Multipliers(coefficients.alpha**phi, coefficients.beta**phi, coefficients.gamma**phi)
+
+
+def solve_phi(multiplier: float, base: float) -> float:
+    """Return the phi for which `base ** phi` equals the multiplier. Both must be greater than 0, and base not 1."""
     return math.log(multiplier) / math.log(base)
 
 
-def round_resolution(side):
-    """Round an image side to a multiple of 4 pixels, as those of B0 to B8 are."""
-    return max(4, round(side / 4) * 4)
+# ------------------------------------------------------------------------------------------- scaling
 
 
-def multiply(spec, depth=1.0, width=1.0, resolution=1.0):
-    """Return a schema.ModelSpec with its multipliers multiplied, rounded as a variant's YAML has them.
+def scale_by_phi(
+    baseline: ModelSpec, phi: float | tuple[float, float, float], coefficients: Coefficients = PAPER
+) -> ModelSpec:
+    """Return the network that is `phi` units larger than a baseline.
 
     Args:
-        spec: schema.ModelSpec.
-        depth: float > 0, for repeats.
-        width: float > 0, for channels.
-        resolution: float > 0; the side becomes a multiple of 4 pixels, unless it stays.
+        baseline: The network to scale.
+        phi: Compound coefficient, or one for each of depth, width and resolution.
+        coefficients: Growth per unit of phi.
+
+    Returns:
+        A `ModelSpec` with numbers rounded as in a variant file. Its dropout is 0.05 higher per unit of the mean phi, up
+        to 0.5, which follows the trend from B0 to B7.
+    """
+    depth_phi, width_phi, resolution_phi = phi if isinstance(phi, tuple) else (phi, phi, phi)
+    mean_phi = (depth_phi + width_phi + resolution_phi) / 3
+    alpha, beta, gamma = coefficients.alpha, coefficients.beta, coefficients.gamma
+    spec = scale_spec(baseline, alpha**depth_phi, beta**width_phi, gamma**resolution_phi)
+    dropout = min(max(baseline.dropout + 0.05 * mean_phi, baseline.dropout / 2), 0.5)
+    return spec.model_copy(update={"dropout": round(dropout, 2)})
+
+
+def scale_spec(spec: ModelSpec, depth: float = 1.0, width: float = 1.0, resolution: float = 1.0) -> ModelSpec:
+    """Return a network that is larger by the given multipliers.
+
+    Args:
+        spec: The network to scale.
+        depth: Multiplier of the repeats, greater than 0.
+        width: Multiplier of the channels, greater than 0.
+        resolution: Multiplier of the image side, greater than 0. Unless it is 1, the side becomes a multiple of 4
+            pixels.
+
+    Returns:
+        A `ModelSpec` with numbers rounded as in a variant file. Dropout stays the same.
     """
     side = spec.resolution if resolution == 1 else round_resolution(spec.resolution * resolution)
     scaled = {"depth": round(spec.depth * depth, 4), "width": round(spec.width * width, 4), "resolution": side}
@@ -76,64 +158,64 @@ def multiply(spec, depth=1.0, width=1.0, resolution=1.0):
 
 
 class Block(NamedTuple):
-    """One block with every number decided; `models` has a function for each kind."""
+    """One block of a network with all its numbers. The models and the cost accounting have a function per kind."""
 
-    name: str  # "block2a": stage 2, first block; weight files address layers by it
-    kind: str  # "mbconv", "separable" or "bottleneck", as in schema.Stage
-    kernel: int
+    name: str  # "block2a" is the first block of stage 2. Weight files address layers by this name.
+    kind: str  # "mbconv", "separable" or "bottleneck", as in a `Stage`
+    kernel: int  # in pixels
     stride: int
     expand: int
     in_channels: int
-    inner_channels: int  # of the convolution that looks at neighbours
+    inner_channels: int  # of the depthwise convolution, or of the bottleneck's middle convolution
     out_channels: int
-    se_channels: int  # squeeze-excite bottleneck; 0 for none
+    se_channels: int  # of the squeeze-and-excitation bottleneck, 0 if there is none
     drop_rate: float  # probability that the block is skipped in training
 
     @property
-    def keeps_shape(self):
+    def keeps_shape(self) -> bool:
         """Whether input and output have the same shape."""
         return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
-    def has_residual(self):
-        """Whether the input is added to the output: a bottleneck projects it where shapes differ."""
+    def has_residual(self) -> bool:
+        """Whether the input is added to the output. A bottleneck projects its input if the shapes differ."""
         return self.kind == "bottleneck" or (self.kind == "mbconv" and self.keeps_shape)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A scaled network: what the builder builds and the accounting counts."""
+    """A scaled network. The models build it, and the cost accounting counts it."""
 
     stem_channels: int
     stages: tuple[tuple[Block, ...], ...]
-    head_channels: int  # 0 for no convolution before the pooling
+    head_channels: int  # 0 if there is no convolution before the pooling
 
     @property
-    def blocks(self):
+    def blocks(self) -> tuple[Block, ...]:
         """All blocks, from the input to the output."""
         return tuple(block for stage in self.stages for block in stage)
 
 
-def _letter(index):
-    """Return a, b, ..., z, aa, ab, ...: the name of a stage's block number `index`."""
+def _letter(index: int) -> str:
+    """Return a, b, ..., z, aa, ab, ... for 0, 1, ...: the letters that name a block within its stage."""
     head, tail = divmod(index, 26)
     return (_letter(head - 1) if head else "") + string.ascii_lowercase[tail]
 
 
-def scale_network(spec):
-    """Apply width and depth of a spec to its stage table.
+def scale_network(spec: ModelSpec) -> Network:
+    """Return every block of a network, after applying its width and depth to its stage table.
 
     Args:
-        spec: schema.ModelSpec.
+        spec: The network.
 
     Returns:
-        A Network. Its squeeze-excite widths follow each block's *input* channels, and the drop rate of block i
-        of N is `drop_connect * i / N` with N counted after scaling.
+        A `Network`. Squeeze-and-excitation widths follow the input channels of a block, before expansion. The drop rate
+        of block i of N is `drop_connect * i / N`, where N counts the blocks after scaling.
 
-    Source: paper, Table 1, section 5.1 (other families) and 5.2; official code for the two rules above.
+    Source: paper, Table 1, section 5.1 (other networks) and 5.2. Official code for the two rules above.
     """
 
-    def channels(count):
+    def channels(count: float) -> int:
         return round_channels(count, spec.width, spec.channel_divisor)
 
     repeats = [round_repeats(stage.repeats, spec.depth) for stage in spec.stages]
@@ -141,7 +223,7 @@ def scale_network(spec):
     in_channels = channels(spec.stem_channels)
     stages = []
     for number, (stage, count) in enumerate(zip(spec.stages, repeats, strict=True), 1):
-        # A bottleneck states its output's channels; it is its inner ones that are rounded.
+        # The table states a bottleneck's output channels, but the rule of rounding applies to its inner channels.
         inner = channels(stage.channels / stage.expand) if stage.block == "bottleneck" else 0
         blocks = []
         for index in range(count):

@@ -1,119 +1,140 @@
-"""What memory a network takes in training and in inference, and the largest batch that fits: counted, nothing is built.
+"""The memory of training and inference, and the largest batch that fits, predicted without building anything.
 
-TensorFlow without XLA keeps, for the backward pass, exactly the outputs that `complexity` marks as kept: that part is
-arithmetic. What it needs beside them (the traced program and its kernels, updates in flight) was measured on a CPU.
+Without XLA, TensorFlow keeps exactly the outputs that `layers` marks as kept until the backward pass. That part is
+arithmetic. The rest (the traced program and its kernels, and updates in flight) was measured on a CPU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-PRECISIONS = {"float32": 4, "mixed_bfloat16": 2}  # bytes of an activation
-SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2, "lamb": 2}  # numbers that an optimiser keeps for each weight
-WEIGHT_BYTES = 4  # variables are float32 in either precision
-# Measured by `summary --measure` on B0 to B3: what a layer's trace and kernels take, forward and backward; and how many
-# copies of the weights, beside the gradients, are on their way into the variables at once.
-PROGRAM_BYTES = 2.2 * 2**20
-FORWARD_PROGRAM_BYTES = 0.6 * 2**20
-UPDATES = 2
+from efficientnet_tf.scaling.layers import Layer
+
+ACTIVATION_BYTES = {"float32": 4, "mixed_bfloat16": 2}
+OPTIMIZER_SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2, "lamb": 2}  # numbers that an optimizer keeps per weight
+WEIGHT_BYTES = 4  # variables are always float32
+# These constants were fitted to `summary --measure` on B0 to B3.
+PROGRAM_BYTES = 2.2 * 2**20  # trace and kernels of a layer, forward and backward
+FORWARD_PROGRAM_BYTES = 0.6 * 2**20  # trace and kernels of a layer, forward only
+UPDATES = 2  # copies of the weights that exist besides the gradients while variables are updated
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by purpose."""
+    """Bytes of memory by purpose.
 
-    weights: int  # with batch norm's statistics; in training twice, for the graph that training takes has its own
-    optimizer: int  # its slots
-    average: int  # the moving average of weights and statistics
-    gradients: int  # and updates in flight
-    activations: int  # of the batch
-    program: int  # traced graph and kernels; of the CPU
+    Attributes:
+        weights: Weights and batch-norm statistics. Training counts them twice, because its graph has its own.
+        optimizer: Slot variables of the optimizer.
+        ema: Exponential moving average of weights and statistics.
+        gradients: Gradients, and updates in flight.
+        activations: Activations of the whole batch.
+        program: Traced graph and kernels, on a CPU.
+    """
+
+    weights: int
+    optimizer: int
+    ema: int
+    gradients: int
+    activations: int
+    program: int
 
     @property
-    def total(self):
-        """All of it, in bytes."""
-        return self.weights + self.optimizer + self.average + self.gradients + self.activations + self.program
+    def total(self) -> int:
+        """Sum over all purposes, in bytes."""
+        return self.weights + self.optimizer + self.ema + self.gradients + self.activations + self.program
 
 
-def kept_bytes(layers, precision="float32"):
-    """Return the bytes of one image's activations that wait for the backward pass.
+def count_kept_bytes(layers: Sequence[Layer], precision: str = "float32") -> int:
+    """Return the bytes of one image's activations that are kept for the backward pass.
 
     Args:
-        layers: sequence of complexity.Layer, the network or a part of it.
-        precision: str, "float32" or "mixed_bfloat16"; pixels and logits are float32 in either.
+        layers: The layers of a network or of a part of it.
+        precision: "float32" or "mixed_bfloat16". Pixels and logits are always float32.
     """
-    size = PRECISIONS[precision]
+    size = ACTIVATION_BYTES[precision]
     bytes_of = {"normalization": 4, "dense": 4}
     return sum(layer.elements * bytes_of.get(layer.kind, size) for layer in layers if layer.kept)
 
 
-def training_memory(layers, batch, precision="float32", optimizer="rmsprop", average=True):
-    """Count the peak memory of a training step.
+def count_training_memory(
+    layers: Sequence[Layer], batch: int, precision: str = "float32", optimizer: str = "rmsprop", ema: bool = True
+) -> Memory:
+    """Return the predicted peak memory of a training step.
 
     Args:
-        layers: list of complexity.Layer.
-        batch: int >= 0, images a replica.
-        precision: str, "float32" or "mixed_bfloat16".
-        optimizer: str, a key of SLOTS.
-        average: bool, whether a moving average is kept.
+        layers: The layers of the network.
+        batch: Images per replica, at least 0.
+        precision: "float32" or "mixed_bfloat16".
+        optimizer: A key of `OPTIMIZER_SLOTS`.
+        ema: Whether training keeps an exponential moving average of the weights.
 
     Returns:
-        Memory. Activations are those kept for the backward pass, and two more of the largest: the gradients that come
-        to a layer and leave it.
+        A `Memory`. Its activations are those kept for the backward pass and twice the largest one, for the gradients
+        that enter and leave a layer.
     """
     params, statistics = sum(layer.params for layer in layers), sum(layer.statistics for layer in layers)
     weights = (params + statistics) * WEIGHT_BYTES
-    largest = max(layer.elements for layer in layers) * PRECISIONS[precision]
+    largest = max(layer.elements for layer in layers) * ACTIVATION_BYTES[precision]
     return Memory(
         weights=2 * weights,
-        optimizer=params * WEIGHT_BYTES * SLOTS[optimizer],
-        average=weights * average,
+        optimizer=params * WEIGHT_BYTES * OPTIMIZER_SLOTS[optimizer],
+        ema=weights * ema,
         gradients=params * WEIGHT_BYTES * (1 + UPDATES),
-        activations=batch * (kept_bytes(layers, precision) + 2 * largest),
+        activations=batch * (count_kept_bytes(layers, precision) + 2 * largest),
         program=round(len(layers) * PROGRAM_BYTES),
     )
 
 
-def inference_memory(layers, batch, precision="float32"):
-    """Count the peak memory of a forward pass.
+def count_inference_memory(layers: Sequence[Layer], batch: int, precision: str = "float32") -> Memory:
+    """Return the predicted peak memory of a forward pass.
 
     Args:
-        layers: list of complexity.Layer.
-        batch: int >= 0, images.
-        precision: str, "float32" or "mixed_bfloat16".
+        layers: The layers of the network.
+        batch: Number of images, at least 0.
+        precision: "float32" or "mixed_bfloat16".
 
     Returns:
-        Memory. A layer's input and output live together, and beside them the input of a residual until it is added;
-        batch norm and activations, several operations each, hold three tensors of their size.
+        A `Memory`. A layer's input and output exist at the same time, together with the input of a residual until it is
+        added. Batch norm and activations consist of several operations and hold three tensors of their size.
     """
     weights = sum(layer.params + layer.statistics for layer in layers) * WEIGHT_BYTES
     elementwise = [3 * layer.elements for layer in layers if layer.kind in ("batch_norm", "activation")]
-    moving = [layer for layer in layers if layer.kind not in ("batch_norm", "activation")]
-    held, begin = [0] * len(moving), 0
-    for i, layer in enumerate(moving):
+    others = [layer for layer in layers if layer.kind not in ("batch_norm", "activation")]
+    held, block_start = [0] * len(others), 0
+    for i, layer in enumerate(others):
         if layer.kind == "add":
             if layer.name.endswith("_add"):
-                held[begin + 2 : i + 1] = [moving[begin].elements] * (i - begin - 1)
-            begin = i
+                held[block_start + 2 : i + 1] = [others[block_start].elements] * (i - block_start - 1)
+            block_start = i
         elif layer.part == "stem":
-            begin = i
-    pairs = (moving[i - 1].elements + moving[i].elements + held[i] for i in range(1, len(moving)))
+            block_start = i
+    pairs = (others[i - 1].elements + others[i].elements + held[i] for i in range(1, len(others)))
     return Memory(
         weights=weights,
         optimizer=0,
-        average=0,
+        ema=0,
         gradients=0,
-        activations=batch * max(*elementwise, *pairs) * PRECISIONS[precision],
+        activations=batch * max(*elementwise, *pairs) * ACTIVATION_BYTES[precision],
         program=round(len(layers) * FORWARD_PROGRAM_BYTES),
     )
 
 
-def largest_batch(layers, available, **options):
-    """Return the largest batch whose training step fits, 0 where none does.
+def find_largest_batch(
+    layers: Sequence[Layer],
+    available_bytes: float,
+    precision: str = "float32",
+    optimizer: str = "rmsprop",
+    ema: bool = True,
+) -> int:
+    """Return the largest batch whose training step fits, or 0 if none does.
 
     Args:
-        layers: list of complexity.Layer.
-        available: number > 0, bytes.
-        **options: precision, optimizer, average, as of `training_memory`.
+        layers: The layers of the network.
+        available_bytes: Memory of the device, greater than 0.
+        precision: "float32" or "mixed_bfloat16".
+        optimizer: A key of `OPTIMIZER_SLOTS`.
+        ema: Whether training keeps an exponential moving average of the weights.
     """
-    fixed = training_memory(layers, 0, **options).total
-    image = training_memory(layers, 1, **options).total - fixed
-    return max(0, int((available - fixed) // image))
+    fixed = count_training_memory(layers, 0, precision, optimizer, ema).total
+    per_image = count_training_memory(layers, 1, precision, optimizer, ema).total - fixed
+    return max(0, int((available_bytes - fixed) // per_image))

@@ -2,7 +2,7 @@
 
 import re
 
-from efficientnet_tf.scaling.complexity import list_layers
+from efficientnet_tf.scaling.layers import list_layers
 
 
 def model_variables(model):
