@@ -1,4 +1,4 @@
-"""The accounting against the published numbers, the golden file, and a count over the layers of built models."""
+"""Tests of the cost accounting: against published numbers, the golden file, and the layers of built models."""
 
 import math
 
@@ -12,8 +12,10 @@ from unallocated import unallocated
 from efficientnet_tf.config import schema
 from efficientnet_tf.config.load import ModelSpec, load_variant
 from efficientnet_tf.models.builder import build_model
-from efficientnet_tf.scaling.complexity import count_cost, list_layers, sum_by
-from efficientnet_tf.scaling.compound import multiply
+from efficientnet_tf.scaling.complexity import count_cost, sum_by
+from efficientnet_tf.scaling.compound import scale_spec
+from efficientnet_tf.scaling.layers import list_layers
+from efficientnet_tf.scaling.memory import count_inference_memory, count_training_memory
 
 # Published: trainable parameters, total parameters, multiply-adds in billions as printed there.
 REFERENCE = {
@@ -44,11 +46,21 @@ def test_golden_file_is_current():
 
 
 def test_parts_add_up():
-    parts = count_cost(load_variant("b0"))
+    parts = dict(count_cost("b0"))
     total = parts.pop("total")
     assert list(parts) == ["stem", *(f"stage{i}" for i in range(1, 8)), "head"]
     for field in ("trainable_params", "statistics", "total_params", "macs"):
         assert sum(getattr(part, field) for part in parts.values()) == getattr(total, field)
+
+
+def test_one_call_counts_parameters_macs_and_memory():
+    cost, layers = count_cost("b1", resolution=128), list_layers(load_variant("b1"), 128)
+    assert (cost.params, cost.total_params) == REFERENCE["b1"][:2]
+    assert cost.macs == cost["total"].macs == sum(layer.macs for layer in layers)
+    options = ("mixed_bfloat16", "sgd", False)
+    assert cost.training_bytes(7, *options) == count_training_memory(layers, 7, *options).total
+    assert cost.inference_bytes(7, "mixed_bfloat16") == count_inference_memory(layers, 7, "mixed_bfloat16").total
+    assert count_cost(load_variant("b1"), 128) == cost
 
 
 def test_stem_and_head_by_hand():
@@ -61,7 +73,7 @@ def test_stem_and_head_by_hand():
 
 
 def count_layers(model):
-    """Count (trainable, statistics, multiply-adds) over a built model's layers, from kernels and output shapes."""
+    """Return (trainable, statistics, multiply-adds) of a built model, from its kernels and output shapes."""
     macs = 0
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense):
@@ -76,7 +88,7 @@ def count_layers(model):
 
 
 def assert_same_layers(spec, resolution, classes, channels):
-    """Compare with the built model: in total, and each layer's variables and output."""
+    """Compare the total and each layer's variables and output with those of the built model."""
     with unallocated():
         model = build_model(spec, classes, (resolution, resolution, channels))
     layers = list_layers(spec, resolution, classes, channels)
@@ -100,13 +112,13 @@ def assert_same_layers(spec, resolution, classes, channels):
     ("variant", "resolution", "classes", "channels"),
     [("b0", 224, 1000, 3), ("b0", 131, 10, 1), ("resnet50", 97, 10, 3), ("mobilenetv1", 33, 5, 3)],
 )
-def test_layers_are_those_of_the_built_model(variant, resolution, classes, channels):
+def test_layers_match_the_built_model(variant, resolution, classes, channels):
     assert_same_layers(load_variant(variant), resolution, classes, channels)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", make_goldens.VARIANTS)
-def test_layers_of_every_variant(variant):
+def test_layers_of_every_variant_match_the_built_model(variant):
     spec = load_variant(variant)
     assert_same_layers(spec, spec.resolution, 1000, 3)
 
@@ -156,14 +168,14 @@ shapes = (st.integers(1, 70), st.integers(1, 12), st.integers(1, 5))
 
 @settings(max_examples=20)
 @given(specs, *shapes)
-def test_random_specs_equal_the_built_model(spec, resolution, classes, channels):
+def test_random_specs_match_the_built_model(spec, resolution, classes, channels):
     assert_same_layers(spec, resolution, classes, channels)
 
 
 @pytest.mark.slow
 @settings(max_examples=200)
 @given(specs, *shapes)
-def test_200_random_specs_equal_the_built_model(spec, resolution, classes, channels):
+def test_200_random_specs_match_the_built_model(spec, resolution, classes, channels):
     assert_same_layers(spec, resolution, classes, channels)
 
 
@@ -177,14 +189,14 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_other_families_are_the_published_networks(variant):
+def test_other_families_match_the_published_networks(variant):
     spec, (trainable, billions) = load_variant(variant), FAMILIES[variant]
     cost = count_cost(spec)["total"]
     assert (cost.trainable_params, f"{cost.macs / 1e9:.2f}") == (trainable, billions)
 
 
 @pytest.mark.parametrize("variant", ["mobilenetv1", "mobilenetv2"])
-def test_mobile_networks_are_those_of_keras_applications(variant):
+def test_mobile_networks_match_keras_applications(variant):
     with unallocated():
         theirs = getattr(keras.applications, {"mobilenetv1": "MobileNet", "mobilenetv2": "MobileNetV2"}[variant])(
             weights=None, input_shape=(224, 224, 3)
@@ -195,8 +207,9 @@ def test_mobile_networks_are_those_of_keras_applications(variant):
 
 
 COMPOUND = (1.4, 1.2, 1.3)
-# Multiply-adds in billions: by the rules of rounding, and as the paper prints them (Tables 3 and 7). Where the two
-# differ by more than rounding the paper's cannot be had from its rules; ResNet's depth and width look exchanged there.
+# Multiply-adds in billions, as they follow from the rounding rules and as the paper prints them (Tables 3 and 7). Where
+# the two differ by more than rounding, the paper's numbers do not follow from its rules. It seems to swap depth and
+# width in the rows of ResNet.
 TABLES = {
     ("b0", (4, 1, 1)): (1.575, 1.8),
     ("b0", (1, 2, 1)): (1.450, 1.8),
@@ -223,8 +236,8 @@ AGREE = {
 
 
 @pytest.mark.parametrize(("variant", "multipliers"), TABLES)
-def test_scaled_networks_of_the_papers_tables(variant, multipliers):
+def test_scaled_networks_in_the_tables_of_the_paper(variant, multipliers):
     derived, printed = TABLES[variant, multipliers]
-    macs = count_cost(multiply(load_variant(variant), *multipliers))["total"].macs / 1e9
+    macs = count_cost(scale_spec(load_variant(variant), *multipliers))["total"].macs / 1e9
     assert macs == pytest.approx(derived, abs=5e-4)
     assert (round(macs, 1) == printed) == ((variant, multipliers) in AGREE)

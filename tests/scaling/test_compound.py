@@ -1,4 +1,4 @@
-"""Compound scaling against the official code's tables and the laws of its rules."""
+"""Tests of compound scaling: against the tables of the official code, and properties of its rounding rules."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def network(variant):
 
 
 @given(CHANNELS, WIDTHS, DIVISORS)
-def test_channels_are_a_multiple_never_ten_percent_below_nor_a_divisor_above(channels, width, divisor):
+def test_channels_are_a_nearby_multiple_of_the_divisor(channels, width, divisor):
     rounded = round_channels(channels, width, divisor)
     assert isinstance(rounded, int)
     assert rounded % divisor == 0
@@ -39,10 +39,10 @@ def test_channels_grow_with_the_width(channels, one, other, divisor):
     ("channels", "width", "expected"),
     [
         (32, 1.0, 32),
-        (32, 1.1, 32),  # 35.2: to the nearest multiple
-        (20, 1.0, 24),  # 20 is half-way: up
-        (12, 0.25, 8),  # never below the divisor
-        (24, 0.8, 24),  # 19.2: the nearest, 16, is more than 10 % below
+        (32, 1.1, 32),  # 35.2 is rounded to the nearest multiple
+        (20, 1.0, 24),  # 20 is half-way and rounded up
+        (12, 0.25, 8),  # at least the divisor
+        (24, 0.8, 24),  # 19.2: the nearest multiple, 16, is more than 10 % too low
         (32, 4.3, 136),
         (1280, 1.1, 1408),
     ],
@@ -83,7 +83,7 @@ def test_repeats_and_channels_of_each_stage(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_only_the_first_block_of_a_stage_has_its_stride_and_its_change_of_channels(variant):
+def test_only_the_first_block_of_a_stage_changes_the_shape(variant):
     stages = network(variant).stages
     strides, kernels, expands = (1, 2, 2, 2, 1, 2, 1), (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6)
     for stage, stride, kernel, expand in zip(stages, strides, kernels, expands, strict=True):
@@ -94,7 +94,7 @@ def test_only_the_first_block_of_a_stage_has_its_stride_and_its_change_of_channe
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_channels_are_handed_on(variant):
+def test_each_block_takes_the_channels_of_the_one_before(variant):
     scaled = network(variant)
     assert scaled.blocks[0].in_channels == scaled.stem_channels
     for before, after in itertools.pairwise(scaled.blocks):
@@ -102,13 +102,13 @@ def test_channels_are_handed_on(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_squeeze_excite_is_a_quarter_of_the_input_not_of_the_expanded_channels(variant):
+def test_squeeze_excite_is_a_quarter_of_the_input_channels(variant):
     for block in network(variant).blocks:
         assert block.se_channels == block.in_channels // 4
         assert block.inner_channels == block.in_channels * block.expand
 
 
-def test_squeeze_excite_has_at_least_one_channel_and_ratio_zero_has_none():
+def test_squeeze_excite_has_at_least_one_channel_unless_the_ratio_is_zero():
     spec = load_variant("b0")
 
     def first_block(ratio):
@@ -121,7 +121,7 @@ def test_squeeze_excite_has_at_least_one_channel_and_ratio_zero_has_none():
 
 
 @pytest.mark.parametrize(("variant", "total"), [("b0", 16), ("b4", 32), ("b7", 55)])
-def test_drop_rate_grows_with_the_block_counted_after_scaling(variant, total):
+def test_drop_rate_grows_linearly_over_the_scaled_blocks(variant, total):
     rates = [block.drop_rate for block in network(variant).blocks]
     assert rates == pytest.approx([0.2 * i / total for i in range(total)], abs=1e-12)
 
@@ -134,7 +134,7 @@ def test_block_names():
     assert network("b7").stages[5][-1].name == "block6m"
 
 
-def test_block_names_go_on_after_z():
+def test_block_names_continue_after_z():
     spec = load_variant("b0").model_copy(update={"depth": 54.0})
     first = [block.name for block in scale_network(spec).stages[0]]
     assert first[25:28] == ["block1z", "block1aa", "block1ab"]
