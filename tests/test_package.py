@@ -1,5 +1,6 @@
-"""What is installed: the wheel, its configs, its metadata; and that the README says what is there."""
+"""The wheel: its files, its metadata and its console script; and the commands at the top of the README."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -10,6 +11,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Import names that differ from the name of the package.
+ALIASES = {
+    "absl-py": "absl",
+    "apache-beam": "apache_beam",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "tensorflow-cpu": "tensorflow",
+}
+# Users install torch and timm themselves, as no extra could choose their build. grpc comes with TensorFlow.
+UNDECLARED = {"grpc", "timm", "torch"}
+
+
+def imported_packages(source):
+    """Yield the top-level names that a module imports anywhere, except its own package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        else:
+            continue
+        yield from (name.split(".")[0] for name in names if not name.startswith("efficientnet_tf"))
+
+
+def read_metadata(wheel, name):
+    """Return the text of a file in the wheel's dist-info folder."""
+    with zipfile.ZipFile(wheel) as archive:
+        return next(archive.read(n).decode() for n in archive.namelist() if n.endswith(f".dist-info/{name}"))
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +57,17 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_brings_its_configs_and_finds_them(wheel, tmp_path):
+def test_wheel_contains_the_package_data_and_finds_it(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     shipped = {p.relative_to(tmp_path / "efficientnet_tf/configs") for p in tmp_path.rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
     assert (tmp_path / "efficientnet_tf/study/page.html").is_file()
-    code = "import efficientnet_tf.config.load as c; print(c.CONFIG_DIR); print(c.load_config('b4', 'digits').model.resolution)"
+    assert (tmp_path / "efficientnet_tf/py.typed").is_file()
+    code = (
+        "import efficientnet_tf.config.load as c; print(c.CONFIG_DIR); "
+        "print(c.load_config('b4', 'digits').model.resolution)"
+    )
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
@@ -40,20 +75,39 @@ def test_wheel_brings_its_configs_and_finds_them(wheel, tmp_path):
     assert done.stdout.split() == [str(tmp_path / "efficientnet_tf/configs"), "380"]
 
 
-def test_wheel_never_asks_for_a_tensorflow(wheel):
-    """A TensorFlow comes by extra alone: beside another one, each would overwrite the other's files."""
+def test_wheel_contains_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        metadata = next(archive.read(n).decode() for n in archive.namelist() if n.endswith("METADATA"))
+        modules = {name for name in archive.namelist() if name.endswith(".py")}
+    assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "efficientnet_tf").rglob("*.py")}
+
+
+def test_wheel_requires_no_tensorflow_without_an_extra(wheel):
+    """TensorFlow's wheels overwrite each other, so only an extra may require one of them."""
+    metadata = read_metadata(wheel, "METADATA")
     requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     core = [r for r in requirements if "extra ==" not in r]
     assert not [r for r in core if re.match(r"tensorflow(-cpu|-tpu)?\b(?!-datasets)", r)]
-    assert all(re.search(r"[<=]", r) for r in core), "every version is bounded"
-    extras = {match for r in requirements for match in re.findall(r'extra == "(\w+)"', r)}
+    assert all(re.search(r"<|==", r) for r in core), "every version has an upper bound"
+    extras = {match for r in requirements for match in re.findall(r"""extra == ['"](\w+)['"]""", r)}
     assert {"cpu", "gpu", "tpu", "test"} <= extras
-    assert any(r.startswith("cloud-tpu-client") and '"tpu"' in r for r in requirements)
+    assert any(r.startswith("cloud-tpu-client") and re.search(r"""['"]tpu['"]""", r) for r in requirements)
 
 
-def test_first_lines_of_the_readme_hold_both_commands():
+def test_every_import_is_declared(wheel):
+    """Each top-level import of another package belongs to a requirement, of the core or of an extra."""
+    requirements = re.findall(r"^Requires-Dist: ([\w.-]+)", read_metadata(wheel, "METADATA"), re.MULTILINE)
+    declared = {ALIASES.get(name.lower(), name.lower().replace("-", "_")) for name in requirements}
+    with zipfile.ZipFile(wheel) as archive:
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")]
+    imported = {name for source in sources for name in imported_packages(source)}
+    assert imported - sys.stdlib_module_names - declared <= UNDECLARED
+
+
+def test_wheel_installs_the_console_script(wheel):
+    assert "efficientnet-tf = efficientnet_tf.__main__:main" in read_metadata(wheel, "entry_points.txt")
+
+
+def test_top_of_the_readme_has_both_commands():
     first = (ROOT / "README.md").read_text().splitlines()[:20]
-    assert any("efficientnet_tf.train --variant=b0 --recipe=digits" in line for line in first)
+    assert any("efficientnet-tf train --variant=b0 --recipe=digits" in line for line in first)
     assert any("pytest" in line for line in first)
