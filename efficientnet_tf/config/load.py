@@ -91,7 +91,7 @@ def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str
         >>> from efficientnet_tf import load_config
         >>> config = load_config("b0", "digits", ["train.epochs=3", "optimizer.name=adamw"])
         >>> config.optimizer.name, config.train.epochs, config.train.batch_size
-        ('adamw', 3, 64)
+        ('adamw', 3.0, 64)
     """
     model, variant_path = _read_variant(variant)
     recipe_path = _find("recipe", CONFIG_DIR / "recipes", recipe)

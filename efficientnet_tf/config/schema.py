@@ -343,7 +343,7 @@ class Config(Section):
         >>> from efficientnet_tf import load_config
         >>> config = load_config("b0", "digits", ["train.epochs=2"])
         >>> config.train.epochs, config.image_size
-        (2, 32)
+        (2.0, 32)
     """
 
     model: ModelSpec

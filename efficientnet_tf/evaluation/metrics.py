@@ -62,7 +62,7 @@ def read_sums(sums: np.ndarray, size: int, classes: int, has_real_labels: bool, 
         UserError: If no image has real labels, or if logits that are counted by class are NaN.
     """
     totals = 4 + 2 * has_real_labels
-    count, loss, top1, top5, *real = sums[:totals]
+    count, loss, top1, top5, *real = sums[:totals].tolist()
     if count != size:
         raise RuntimeError(f"evaluation counted {count:g} of {size} images")
     result = {"examples": int(count), "loss": loss / count, "top1": top1 / count, "top5": top5 / count}

@@ -146,7 +146,7 @@ def count_cost(
         >>> cost["head"].trainable_params
         1693160
         >>> f"{cost.training_bytes(batch=32) / 2**30:.1f} GiB"
-        '4.2 GiB'
+        '2.8 GiB'
     """
     return NetworkCost(list_layers(load_variant(spec), resolution, classes, channels))
 
