@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Stage,
         TrainConfig,
     )
-    from efficientnet_tf.data.decode import load_image
+    from efficientnet_tf.data.load_image import load_image
     from efficientnet_tf.data.mixing import cutmix, mixup
     from efficientnet_tf.data.policies import autoaugment, randaugment
     from efficientnet_tf.evaluate import evaluate_model
@@ -124,7 +124,7 @@ _MODULES = {
     "grad_cam": "evaluation.attribution",
     "list_variants": "config.load",
     "load_config": "config.load",
-    "load_image": "data.decode",
+    "load_image": "data.load_image",
     "load_model": "export.load",
     "load_variant": "config.load",
     "load_weights": "weights.load",

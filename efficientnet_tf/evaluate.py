@@ -105,12 +105,12 @@ def _locate_data(data_dir, folder):
 def _check_outputs(per_class, confusion):
     """Refuse files that cannot be written, before the work starts."""
     from efficientnet_tf.runtime.files import check_output
-    from efficientnet_tf.visualization.grids import require_pillow
+    from efficientnet_tf.visualization.figures import require_matplotlib
 
     check_output("per_class", per_class, (".csv", ".json"))
     check_output("confusion", confusion, (".png",))
     if confusion:
-        require_pillow("confusion")
+        require_matplotlib("confusion")
 
 
 def _open(model, raw, strategy):
@@ -171,7 +171,7 @@ def _write_outputs(result, class_names, strategy, name, per_class, confusion):
     from efficientnet_tf.evaluation import per_class as per_class_lib
     from efficientnet_tf.runtime.workers import is_chief
     from efficientnet_tf.visualization.confusion_matrix import draw_confusion
-    from efficientnet_tf.visualization.grids import save_picture
+    from efficientnet_tf.visualization.figures import save_figure
 
     result = dict(result)
     counts = result.pop("confusion", None)
@@ -183,7 +183,7 @@ def _write_outputs(result, class_names, strategy, name, per_class, confusion):
         result["confusion"] = counts.tolist()
         title = f"{name}: top-1 {result['top1']:.2%} on {result['examples']} examples"
         if is_chief(strategy):
-            save_picture(draw_confusion(counts, class_names, title), confusion, "confusion")
+            save_figure(draw_confusion(counts, class_names, title), confusion, "confusion")
     return result
 
 
@@ -206,10 +206,10 @@ def _describe_outputs(result, args):
 
 def main(args):
     """Evaluate a model and print the results."""
+    from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.workers import is_chief
-    from efficientnet_tf.training.metrics import format_metrics
 
     strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
     result = evaluate_model(
@@ -228,7 +228,7 @@ def main(args):
     if args.json:
         print(json.dumps(result))
         return
-    print(format_metrics(find_weights(args.model_dir, args.raw), result))
+    print(format_evaluation({find_weights(args.model_dir, args.raw): result}))
     for line in _describe_outputs(result, args):
         print(line)
 

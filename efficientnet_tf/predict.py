@@ -36,6 +36,7 @@ def predict_images(
         UserError: If there is no model at the path, or an image cannot be read or has another shape.
 
     Example:
+        >>> from efficientnet_tf import predict_images
         >>> predictions = predict_images("runs/digits", ["seven.png"], top=3)
         >>> [(class_name, probability), *others] = predictions[0]
         >>> class_name, len(others)

@@ -62,6 +62,7 @@ def export_model(
             layers that lose most.
 
     Example:
+        >>> from efficientnet_tf import export_model
         >>> result = export_model("runs/digits", "digits.tflite", images=100)
         >>> result["images"], result["agreement"]
         (100, 1.0)

@@ -37,6 +37,8 @@ class LoadedModel:
         keras_model: The `keras.Model`, or None for an export.
 
     Example:
+        >>> import numpy as np
+        >>> from efficientnet_tf import load_model
         >>> model = load_model("runs/digits")
         >>> model.image_size, model.class_names[:3]
         (32, ['0', '1', '2'])
@@ -92,16 +94,16 @@ class LoadedModel:
         Raises:
             UserError: If the file cannot be read or decoded.
         """
-        import tensorflow as tf
+        from efficientnet_tf.data.load_image import load_image
 
-        name = "The image" if isinstance(source, bytes) else os.fspath(source)
-        try:
-            encoded = source if isinstance(source, bytes) else tf.io.read_file(name)
-            return self._decode(tf.convert_to_tensor(encoded)).numpy()
-        except tf.errors.OpError as error:
-            # TensorFlow puts the place in the code before the reason, and the place in the graph after it.
-            reason = error.message.partition("\n\t [[")[0].splitlines()[-1]
-            raise UserError(f"{name} cannot be read: {reason}") from None
+        data = self.config.data
+        return load_image(
+            source,
+            self.image_size,
+            channels=data.channels,
+            crop_padding=data.crop_padding,
+            interpolation=data.interpolation,
+        )
 
     def predict(self, images: Any, top: int = 5, batch_size: int = 32) -> list[list[tuple[str, float]]]:
         """Classify images; see `predict_images`."""
@@ -174,16 +176,6 @@ class LoadedModel:
 
         return tf.function(self.compute_logits, input_signature=[tf.TensorSpec([None, *self._image_shape], tf.float32)])
 
-    @functools.cached_property
-    def _decode(self):
-        import tensorflow as tf
-
-        from efficientnet_tf.data.pipeline import eval_image
-
-        return tf.function(
-            lambda encoded: eval_image(encoded, self.config), input_signature=[tf.TensorSpec([], tf.string)]
-        )
-
 
 def load_model(path: str | os.PathLike[str], raw: bool = False) -> LoadedModel:
     """Load a trained or exported model with its class names and its preprocessing.
@@ -200,6 +192,7 @@ def load_model(path: str | os.PathLike[str], raw: bool = False) -> LoadedModel:
         UserError: If there is no model at `path`, it cannot be read, or its runtime is not installed.
 
     Example:
+        >>> from efficientnet_tf import load_model
         >>> model = load_model("runs/digits")
         >>> logits = model(model.load_image("seven.png")[None])
         >>> model.class_names[logits[0].argmax()]

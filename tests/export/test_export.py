@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fitted
 import keras
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ from test_end_to_end import run as command
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
-from efficientnet_tf.data.open import open_source
-from efficientnet_tf.data.pipeline import Failures, eval_dataset
 from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.export import litert
 from efficientnet_tf.export.export import export_model
@@ -41,16 +40,6 @@ def randomize_batch_norm(model, seed=0):
             layer.set_weights([gamma + noise[0], beta + noise[1], mean + noise[2], variance * np.exp(noise[3])])
 
 
-def read(config, split, count=None):
-    source = open_source(config.data, split, training=split == "train")
-    failures = Failures(source)
-    images, labels = [], []
-    for batch, label, weights in eval_dataset(source, config, failures, tiny.tf.distribute.InputContext()):
-        images.append(batch.numpy()[weights > 0])
-        labels.append(label.numpy()[weights > 0])
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
-
-
 def write_run(model_dir, model, config):
     write_model_dir(str(model_dir), model, config, CLASSES)
     return str(model_dir)
@@ -69,15 +58,9 @@ def trained():
     keras.utils.set_random_seed(0)
     model = build_from_config(config, 5)
     randomize_batch_norm(model)
-    images, labels = read(config, "train")
+    images, labels = fitted.read_split(config, "train")
     model(images[:256], training=True)  # with momentum 0, this sets the batch norm statistics
-    features = keras.Model(model.input, model.get_layer("avg_pool").output).predict(images, verbose=0)
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    known = np.hstack([(features - mean) / deviation, np.ones((len(features), 1))])
-    ridge = 0.03 * len(known) * np.eye(known.shape[1])
-    kernel = np.linalg.solve(known.T @ known + ridge, known.T @ (np.eye(5)[labels] * 20 - 10))
-    bias = kernel[-1] - (mean / deviation) @ kernel[:-1]
-    model.get_layer("predictions").set_weights([kernel[:-1] / deviation[:, None], bias])
+    fitted.fit_last_layer(model, images, labels)
     return model, config
 
 
@@ -214,7 +197,7 @@ def test_reduced_precisions(run, float32, suffix, precision, tmp_path):
     assert not {name.lower() for name in element_types(float32[suffix][0])} & expected
     logits_of, texts = open_export(path)
     assert texts["precision"] == precision
-    images, _ = read(read_config(run), "val", 5)
+    images, _ = fitted.read_split(read_config(run), "val", 5)
     np.testing.assert_allclose(logits_of(images[:1]), logits_of(images)[:1], atol=0.2)
 
 
@@ -285,7 +268,7 @@ def test_float_region():
 def test_quantization_errors_are_measured_per_layer(wild):
     model, config, _ = restore_model(wild)
     folded = fold_batch_norm(model)
-    images, _ = read(config, "val", 40)
+    images, _ = fitted.read_split(config, "val", 40)
     errors = measure_quantization_errors(folded, [image[None] for image in images], images)
     assert list(errors) == sorted(list_kernel_layers(folded), key=errors.get, reverse=True)
     ranked = list(errors.values())
