@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# ImageNet's own tars -> TensorFlow Datasets' records -> TFRecord files of the official layout, sharded for many hosts.
+# Convert ImageNet's tar files to TensorFlow Datasets' records, then to TFRecord files in the official layout with enough
+# shards for many hosts.
 #   bash scripts/prepare_imagenet.sh /data/tfds gs://bucket/imagenet
-# ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar must lie in /data/tfds/downloads/manual. `data.source` reads the
-# first step's output as tfds:imagenet2012, and the second's as records. Killed, it goes on where it was.
+# Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into /data/tfds/downloads/manual first. `data.source` reads the
+# output of the first step as tfds:imagenet2012, and that of the second as records. If the script is interrupted, start
+# it again: it continues where it stopped.
 set -euo pipefail
 tfds=$1
 output=$2

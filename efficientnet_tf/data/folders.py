@@ -1,24 +1,37 @@
-"""Images as files: a folder a class, or a table of paths and labels."""
+"""Sources of image files: a folder with one subfolder per class, or a table of paths and labels."""
+
+from __future__ import annotations
 
 import csv
 import io
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.source import indexed_source
+from efficientnet_tf.data.source import Source, indexed_source
 from efficientnet_tf.runtime.files import read_text
+
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import DataConfig
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
-def find_images(paths):
-    """Return the image files that `paths` name: files as they are, folders searched for images, in order.
+def find_images(paths: Sequence[str]) -> list[str]:
+    """Return the image files that some paths name.
+
+    Args:
+        paths: Files, which are returned as they are, and folders, which are searched for images.
+
+    Returns:
+        The paths of the files, in the order of the arguments, sorted within each folder.
 
     Raises:
-        UserError: for a path that is not there, and a folder without an image.
+        UserError: If a path does not exist, or if a folder has no image.
     """
     found = []
     for path in paths:
@@ -30,84 +43,107 @@ def find_images(paths):
         inside = [os.path.join(root, name) for root, _, names in tf.io.gfile.walk(path) for name in names]
         images = sorted(name for name in inside if name.lower().endswith(IMAGE_SUFFIXES))
         if not images:
-            raise UserError(f"{path}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+            raise UserError(f"{path}: no image in this folder. Supported suffixes are {', '.join(IMAGE_SUFFIXES)}.")
         found += images
     return found
 
 
-def _listdir(path):
-    """Return (sub-folders, files) of a folder, local or gs://, sorted, hidden names left out."""
+# --------------------------------------------------------------------------------------------------------- folders
+
+
+def open_folder(data: DataConfig, split: str, training: bool) -> Source:
+    """Open a folder with one subfolder per class.
+
+    The images are in DIR/<split>/<class>/..., or in DIR/<class>/... if `data.val_fraction` is set. In the first case,
+    the folder of the training split determines the labels.
+
+    Args:
+        data: The section `data` of the configuration.
+        split: Name of the split.
+        training: Which part to open if `data.val_fraction` is set.
+
+    Raises:
+        UserError: If the folders do not have this structure.
+    """
+    if not tf.io.gfile.isdir(data.dir):
+        raise UserError(f"data.dir={data.dir!r} is not a folder.")
+    root, class_names = _find_class_folders(data, split)
+    labels = class_names
+    train_root = os.path.join(data.dir, data.train_split)
+    if data.val_fraction is None and split != data.train_split and tf.io.gfile.isdir(train_root):
+        labels = _list_subfolders(train_root)
+        unknown = sorted(set(class_names) - set(labels))
+        if unknown:
+            raise UserError(
+                f"{root!r} has classes that {data.train_split!r} does not have: {', '.join(unknown[:10])}. "
+                "Remove them, or add training images."
+            )
+    images = _find_class_images(root, class_names)
+    if data.val_fraction is not None:
+        images = {name: _split_files(paths, data.val_fraction, training) for name, paths in images.items()}
+    number = {name: i for i, name in enumerate(labels)}
+    paths = [path for files in images.values() for path in files]
+    return _make_file_source(paths, [number[name] for name, files in images.items() for _ in files], labels)
+
+
+def _find_class_folders(data, split):
+    """Return the folder of a split and the sorted names of the class folders in it."""
+    root, present = data.dir, _list_subfolders(data.dir)
+    if data.val_fraction is not None and {data.train_split, data.eval_split} <= set(present):
+        raise UserError(
+            f"{root!r} has the subfolders {data.train_split!r} and {data.eval_split!r}, which data.val_fraction would "
+            "treat as classes. Leave data.val_fraction out."
+        )
+    if data.val_fraction is None:
+        if split not in present:
+            raise UserError(
+                f"{root!r} has no subfolder {split!r}; it has {', '.join(present[:10]) or 'no subfolder'}. Put the "
+                f"images into {split}/<class>/. If they are in <class>/, use --set data.val_fraction=0.2."
+            )
+        root = os.path.join(root, split)
+        present = _list_subfolders(root)
+    if not present:
+        raise UserError(f"{root!r} has no class folder. Put the images into <class>/ in this folder.")
+    return root, present
+
+
+def _list_subfolders(path):
+    """Return the sorted names of the subfolders of a folder, local or gs://, without hidden ones."""
     names = sorted(n.rstrip("/") for n in tf.io.gfile.listdir(path) if not n.startswith("."))
-    folders = [n for n in names if tf.io.gfile.isdir(os.path.join(path, n))]
-    return folders, [n for n in names if n not in set(folders)]
+    return [n for n in names if tf.io.gfile.isdir(os.path.join(path, n))]
 
 
-def _class_images(folder, class_names):
-    """Return the image paths of every class folder, {class name: [path, ...]}."""
+def _find_class_images(folder, class_names):
+    """Return the sorted image paths of every class folder, {class name: [path, ...]}, without hidden files."""
     found = {}
     for name in class_names:
         files = []
         for root, _, names in tf.io.gfile.walk(os.path.join(folder, name)):
             paths = [os.path.join(root, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
-            files += [path for path in paths if "/." not in path.removeprefix(folder)]  # hidden, as in `_listdir`
+            files += [path for path in paths if "/." not in path.removeprefix(folder)]
         if not files:
             raise UserError(
-                f"class folder {os.path.join(folder, name)!r} holds no image; "
-                f"looked for files that end in {', '.join(IMAGE_SUFFIXES)}"
+                f"class folder {os.path.join(folder, name)!r} has no image. "
+                f"Supported suffixes are {', '.join(IMAGE_SUFFIXES)}."
             )
         found[name] = sorted(files)
     return found
 
 
-def _hold_out(paths, fraction, training):
-    """Split a class's files: every example keeps its side, for the choice depends on the sorted names alone."""
-    held = max(1, round(len(paths) * fraction))
-    if held >= len(paths):
+def _split_files(paths, fraction, training):
+    """Return the training or the validation files of a class. The split depends only on the sorted names."""
+    held_out = max(1, round(len(paths) * fraction))
+    if held_out >= len(paths):
         raise UserError(
             f"data.val_fraction={fraction} leaves no training image in {os.path.dirname(paths[0])!r}, "
-            f"which holds {len(paths)}"
+            f"which has {len(paths)}. Use a smaller fraction or add images."
         )
     shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
-    return sorted(shuffled[held:] if training else shuffled[:held])
+    return sorted(shuffled[held_out:] if training else shuffled[:held_out])
 
 
-def open_folder(data, split, training):
-    """Class per sub-folder: DIR/<split>/<class>/..., or DIR/<class>/... with `data.val_fraction`."""
-    root = data.dir
-    if not tf.io.gfile.isdir(root):
-        raise UserError(f"data.dir={root!r} is not a folder")
-    present, _ = _listdir(root)
-    if data.val_fraction is not None and {data.train_split, data.eval_split} <= set(present):
-        raise UserError(
-            f"{root!r} has the sub-folders {data.train_split!r} and {data.eval_split!r}: leave data.val_fraction out, "
-            "or they would be taken for classes"
-        )
-    if data.val_fraction is None:
-        if split not in present:
-            raise UserError(
-                f"{root!r} has no sub-folder {split!r}; it has {', '.join(present[:10]) or 'no sub-folder'}. Expected "
-                f"{split}/<class>/images; for <class>/images alone pass --set data.val_fraction=0.2"
-            )
-        root = os.path.join(root, split)
-        present, _ = _listdir(root)
-    if not present:
-        raise UserError(f"{root!r} holds no class folder; expected <class>/images in it")
-    classes, train_root = present, os.path.join(data.dir, data.train_split)
-    if data.val_fraction is None and split != data.train_split and tf.io.gfile.isdir(train_root):
-        classes, _ = _listdir(train_root)  # the training folder says what the labels are
-        unknown = sorted(set(present) - set(classes))
-        if unknown:
-            raise UserError(f"{root!r} has classes that {data.train_split!r} lacks: {', '.join(unknown[:10])}")
-    images = _class_images(root, present)
-    if data.val_fraction is not None:
-        images = {name: _hold_out(paths, data.val_fraction, training) for name, paths in images.items()}
-    label = {name: i for i, name in enumerate(classes)}
-    paths = [path for files in images.values() for path in files]
-    return _files(paths, [label[name] for name, files in images.items() for _ in files], classes)
-
-
-def _files(paths, labels, class_names):
-    """Make a source of image files."""
+def _make_file_source(paths, labels, class_names):
+    """Return a source of image files."""
     path_tensor, label_tensor = tf.constant(paths), tf.constant(labels, tf.int32)
     return indexed_source(
         len(paths),
@@ -118,10 +154,21 @@ def _files(paths, labels, class_names):
     )
 
 
-def open_table(data, split):
-    """Open DIR/<split>.csv or .tsv, with a line of names that has `path` and `label`; paths are relative to DIR.
+# ---------------------------------------------------------------------------------------------------------- tables
 
-    The training table says what the classes are: its labels, sorted.
+
+def open_table(data: DataConfig, split: str) -> Source:
+    """Open a table of paths and labels: DIR/<split>.csv or DIR/<split>.tsv.
+
+    The first line names the columns, of which `path` and `label` are used. Paths are relative to DIR. The classes are
+    the sorted labels of the training table.
+
+    Args:
+        data: The section `data` of the configuration.
+        split: Name of the split.
+
+    Raises:
+        UserError: If a table is missing or malformed, or if it has labels that the training table does not have.
     """
     train = _read_table(data.dir, data.train_split)
     rows = train if split == data.train_split else _read_table(data.dir, split)
@@ -129,34 +176,43 @@ def open_table(data, split):
     number = {name: i for i, name in enumerate(class_names)}
     unknown = sorted({label for _, label in rows} - set(class_names))
     if unknown:
-        raise UserError(f"table {split!r} in {data.dir!r} has labels that {data.train_split!r} lacks: {unknown[:10]}")
+        raise UserError(
+            f"table {split!r} in {data.dir!r} has labels that {data.train_split!r} does not have: {unknown[:10]}. "
+            "Remove these rows, or add training images."
+        )
     paths = [path if "://" in path else os.path.join(data.dir, path) for path, _ in rows]
-    return _files(paths, [number[label] for _, label in rows], class_names)
+    return _make_file_source(paths, [number[label] for _, label in rows], class_names)
 
 
 def _read_table(folder, split):
-    """Return [(path, label), ...] of a table."""
-    names = [os.path.join(folder, split + suffix) for suffix in (".csv", ".tsv")]
-    names = [name for name in names if tf.io.gfile.exists(name)]
-    if len(names) != 1:
-        has = "both" if names else "neither"
-        raise UserError(f"data.dir={folder!r} has {has} {split}.csv {'and' if names else 'nor'} {split}.tsv")
-    name, rows = names[0], []
+    """Return the rows of a table, [(path, label), ...]."""
+    name = _find_table(folder, split)
+    rows = []
     try:
-        text = io.StringIO(read_text(name).removeprefix("\ufeff"), newline="")  # Excel begins a file with a mark
+        text = io.StringIO(read_text(name).removeprefix("\ufeff"), newline="")  # Excel writes a byte order mark.
         reader = csv.DictReader(text, delimiter="," if name.endswith(".csv") else "\t", strict=True)
         columns = reader.fieldnames or []
         if not {"path", "label"} <= set(columns):
             raise UserError(
-                f"{name}: expected a first line that names the columns path and label; it has "
-                f"{', '.join(columns) or 'no line'}"
+                f"{name}: the first line must name the columns path and label; it has "
+                f"{', '.join(columns) or 'no column'}."
             )
         for row in reader:
             if not row["path"] or not row["label"]:
-                raise UserError(f"{name}, line {reader.line_num}: path or label is empty")
+                raise UserError(f"{name}, line {reader.line_num}: path or label is empty.")
             rows.append((row["path"], row["label"]))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: not a table in UTF-8: {error}") from None
+        raise UserError(f"{name} is not a valid table in UTF-8: {error}") from None
     if not rows:
-        raise UserError(f"{name}: has a line of names and no row")
+        raise UserError(f"{name} names its columns but has no rows.")
     return rows
+
+
+def _find_table(folder, split):
+    names = [os.path.join(folder, split + suffix) for suffix in (".csv", ".tsv")]
+    names = [name for name in names if tf.io.gfile.exists(name)]
+    if not names:
+        raise UserError(f"data.dir={folder!r} has neither {split}.csv nor {split}.tsv.")
+    if len(names) > 1:
+        raise UserError(f"data.dir={folder!r} has both {split}.csv and {split}.tsv. Remove one of them.")
+    return names[0]

@@ -1,4 +1,8 @@
-"""TODO docstring (from augment)."""
+"""Mixup and CutMix: mix pairs of images of a batch on the training device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.special
@@ -6,62 +10,146 @@ import tensorflow as tf
 
 from efficientnet_tf.ops import random
 
-# ------------------------------------------------------------------------------------------------ pairs of images
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import AugmentConfig
+
+_FIRST_PURPOSE = 2**20  # for `random.derive_seed`; smaller numbers belong to the layers of the network
+_QUANTILES = 4096
 
 
-def _sample_beta(alpha, images, seed):
-    """Draw from Beta(alpha, alpha), float32 [images]: a look into its quantiles, for TPUs have no sampler of it."""
-    quantiles = scipy.special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096).astype(np.float32)
-    return tf.gather(quantiles, tf.cast(random.uniform(seed, images, 1)[:, 0] * len(quantiles), tf.int32))
+def mixup(images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Blend each image of a batch with its neighbor.
 
-
-def _partners(batch):
-    """Exchange the first and the second of a batch, the third and the fourth, ...; an odd one out stays."""
-    pairs = batch.shape[0] // 2
-    swapped = tf.reverse(tf.reshape(batch[: 2 * pairs], [pairs, 2, *batch.shape[1:]]), [1])
-    return tf.concat([tf.reshape(swapped, [2 * pairs, *batch.shape[1:]]), batch[2 * pairs :]], axis=0)
-
-
-def mix_images(images, targets, seed, settings):
-    """Mix every image of a batch with its neighbour, two and two; on the device.
+    Images 0 and 1 are a pair, as are 2 and 3, and so on. The last image of an odd batch is not changed.
 
     Args:
-        images: float32 [B, H, W, C].
-        targets: float32 [B, classes], a distribution an image.
-        seed: int64 [2], of `draws`.
-        settings: schema.AugmentConfig: alpha of mixup and of cutmix; where both are on, each gets half of the batches.
+        images: float32 [B, H, W, C] with a static shape.
+        targets: Class probabilities, float32 [B, classes].
+        alpha: Parameter of the Beta(alpha, alpha) distribution of the weights, > 0. Each image has its own weight.
+        seed: Two integers, int64 [2]: the seed of the run, in [0, 2**31), and the training step, in [0, 2**32).
 
     Returns:
-        (images, targets), of the same shapes: blended, or with a rectangle of the partner pasted in, and the targets
-        in the same proportion.
+        The blended images and targets, with the shapes of the arguments.
 
-    Source: Zhang et al., "mixup"; Yun et al., "CutMix". As in EfficientNetV2's code the weights are drawn an image.
-    Deviates from it in the partners, there the batch read backwards: a pair stays one however many replicas there are.
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization".
+
+    Example:
+        >>> import tensorflow as tf
+        >>> images, targets = tf.random.uniform([4, 8, 8, 3]), tf.eye(4)
+        >>> mixed, mixed_targets = mixup(images, targets, alpha=0.2, seed=(0, 1))
+        >>> mixed.shape, tf.reduce_sum(mixed_targets, axis=1).numpy().round(3).tolist()
+        (TensorShape([4, 8, 8, 3]), [1.0, 1.0, 1.0, 1.0])
+    """
+    images, targets, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(targets), tf.cast(seed, tf.int64)
+    return _mix_pairs(images, targets, _mixup_weights(images.shape, alpha, _split_seed(seed)))
+
+
+def cutmix(images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Paste a rectangle of its neighbor into each image of a batch.
+
+    Images 0 and 1 are a pair, as are 2 and 3, and so on. The last image of an odd batch is not changed. The rectangle
+    has the aspect ratio of the image and a uniform center. The targets are mixed in proportion to the visible area.
+
+    Args:
+        images: float32 [B, H, W, C] with a static shape.
+        targets: Class probabilities, float32 [B, classes].
+        alpha: Parameter of the Beta(alpha, alpha) distribution of the area that is kept, > 0.
+        seed: Two integers, int64 [2]: the seed of the run, in [0, 2**31), and the training step, in [0, 2**32).
+
+    Returns:
+        The mixed images and targets, with the shapes of the arguments.
+
+    Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers".
+
+    Example:
+        >>> import tensorflow as tf
+        >>> images, targets = tf.random.uniform([4, 8, 8, 3]), tf.eye(4)
+        >>> mixed, mixed_targets = cutmix(images, targets, alpha=1.0, seed=(0, 1))
+        >>> mixed.shape, tf.reduce_sum(mixed_targets, axis=1).numpy().round(3).tolist()
+        (TensorShape([4, 8, 8, 3]), [1.0, 1.0, 1.0, 1.0])
+    """
+    images, targets, seed = tf.convert_to_tensor(images), tf.convert_to_tensor(targets), tf.cast(seed, tf.int64)
+    return _mix_pairs(images, targets, _cutmix_weights(images.shape, alpha, _split_seed(seed)))
+
+
+def mix_images(
+    images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, settings: AugmentConfig
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Apply mixup, CutMix, or one of both at random to a batch, as the configuration says.
+
+    Args:
+        images: float32 [B, H, W, C] with a static shape.
+        targets: Class probabilities, float32 [B, classes].
+        seed: Seed from `ops.random.make_seed`, int64 [2].
+        settings: The alphas of mixup and CutMix. If both are set, each is applied to half of the batches.
+
+    Returns:
+        The mixed images and targets, with the shapes of the arguments.
+
+    Source: As in the code of EfficientNetV2, each image has its own weight.
+    Deviates: That code pairs a batch with its reverse. Here neighbors are pairs, so that the pairs do not depend on how
+    many replicas share the batch.
     """
     if not settings.mixup and not settings.cutmix:
         return images, targets
-    batch, height, width = images.shape[:3]
-    seeds = [random.derive_seed(seed, 2**20 + i) for i in range(4)]  # behind those of layers
-
-    def blend():
-        share = _sample_beta(settings.mixup, batch, seeds[0])[:, None, None, None]
-        return tf.broadcast_to(share, [batch, height, width, 1])
-
-    def paste():
-        cut = tf.sqrt(1 - _sample_beta(settings.cutmix, batch, seeds[1]))
-        centre = tf.transpose(random.uniform(seeds[2], batch, 2))
-
-        def outside(length, where):
-            positions = tf.range(length, dtype=tf.float32) + 0.5
-            distance = tf.abs(positions[None] - where[:, None] * length)
-            return distance > cut[:, None] * length / 2
-
-        rows, columns = outside(height, centre[0]), outside(width, centre[1])
-        return tf.cast(rows[:, :, None] | columns[:, None, :], tf.float32)[..., None]
-
+    seeds = _split_seed(seed)
     if settings.mixup and settings.cutmix:
-        share = tf.where(random.uniform_shared(seeds[3]) < 0.5, blend(), paste())
+        use_mixup = random.uniform_shared(seeds[3]) < 0.5
+        weights = tf.where(
+            use_mixup,
+            _mixup_weights(images.shape, settings.mixup, seeds),
+            _cutmix_weights(images.shape, settings.cutmix, seeds),
+        )
+    elif settings.mixup:
+        weights = _mixup_weights(images.shape, settings.mixup, seeds)
     else:
-        share = blend() if settings.mixup else paste()
-    weight = tf.reduce_mean(share, axis=(1, 2))
-    return share * images + (1 - share) * _partners(images), weight * targets + (1 - weight) * _partners(targets)
+        weights = _cutmix_weights(images.shape, settings.cutmix, seeds)
+    return _mix_pairs(images, targets, weights)
+
+
+def _split_seed(seed):
+    """Return the seeds of: weights of mixup, areas of CutMix, centers of CutMix, choice between the two."""
+    return [random.derive_seed(seed, _FIRST_PURPOSE + i) for i in range(4)]
+
+
+def _mixup_weights(shape, alpha, seeds):
+    """Return the weight of each pixel of the first image, one value per image: float32 [B, H, W, 1]."""
+    batch, height, width = shape[:3]
+    weights = _sample_beta(alpha, batch, seeds[0])[:, None, None, None]
+    return tf.broadcast_to(weights, [batch, height, width, 1])
+
+
+def _cutmix_weights(shape, alpha, seeds):
+    """Return 0 for the pixels inside a random rectangle and 1 elsewhere: float32 [B, H, W, 1]."""
+    batch, height, width = shape[:3]
+    side = tf.sqrt(1 - _sample_beta(alpha, batch, seeds[1]))
+    centers = tf.transpose(random.uniform(seeds[2], batch, 2))
+
+    def is_outside(length, center):
+        positions = tf.range(length, dtype=tf.float32) + 0.5
+        distance = tf.abs(positions[None] - center[:, None] * length)
+        return distance > side[:, None] * length / 2
+
+    rows, columns = is_outside(height, centers[0]), is_outside(width, centers[1])
+    return tf.cast(rows[:, :, None] | columns[:, None, :], tf.float32)[..., None]
+
+
+def _sample_beta(alpha, count, seed):
+    """Sample from Beta(alpha, alpha), float32 [count], by looking up quantiles: TPUs have no sampler for it."""
+    probabilities = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    quantiles = scipy.special.betaincinv(alpha, alpha, probabilities).astype(np.float32)
+    return tf.gather(quantiles, tf.cast(random.uniform(seed, count, 1)[:, 0] * len(quantiles), tf.int32))
+
+
+def _mix_pairs(images, targets, weights):
+    """Mix each image and its target with those of its neighbor, by the weights of the pixels, [B, H, W, 1]."""
+    share = tf.reduce_mean(weights, axis=(1, 2))
+    mixed_images = weights * images + (1 - weights) * _swap_pairs(images)
+    return mixed_images, share * targets + (1 - share) * _swap_pairs(targets)
+
+
+def _swap_pairs(batch):
+    """Swap elements 0 and 1 of a batch, 2 and 3, and so on. The last element of an odd batch stays."""
+    pairs = batch.shape[0] // 2
+    swapped = tf.reverse(tf.reshape(batch[: 2 * pairs], [pairs, 2, *batch.shape[1:]]), [1])
+    return tf.concat([tf.reshape(swapped, [2 * pairs, *batch.shape[1:]]), batch[2 * pairs :]], axis=0)

@@ -1,6 +1,9 @@
-"""Where images come from: every kind of data set, opened by what `data.source` says."""
+"""Open the dataset that a configuration names."""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -10,28 +13,31 @@ from efficientnet_tf.data.folders import open_folder, open_table
 from efficientnet_tf.data.source import Order, Source, cache_in_memory, cache_on_disk, check_split, source_from_bytes
 from efficientnet_tf.data.tfrecord import open_records, open_tfds
 
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import DataConfig
+
 __all__ = ["Order", "Source", "open_source"]
 
 
-def open_source(data, split, training):
-    """Open a split of the configured data set.
+def open_source(data: DataConfig, split: str, training: bool) -> Source:
+    """Open a split of the configured dataset.
 
     Args:
-        data: schema.DataConfig.
-        split: str, the split's name.
-        training: bool; with `data.val_fraction` it tells the two parts of a folder apart.
+        data: The section `data` of the configuration.
+        split: Name of the split.
+        training: Which part of a folder to open if `data.val_fraction` is set.
 
     Returns:
-        A Source with at least two classes and one example.
+        A source with at least two classes and one image.
 
     Raises:
-        UserError: for data that is not there, is empty, or has one class only.
+        UserError: If the dataset is missing, empty or malformed, or if it has only one class.
     """
     kind, _, name = data.source.partition(":")
     if kind == "digits":
-        source = _digits(split)
+        source = _open_digits(split)
     elif kind == "synthetic":
-        source = _synthetic(data, split)
+        source = _make_synthetic(data, split)
     elif kind == "folder":
         source = open_folder(data, split, training)
     elif kind == "table":
@@ -42,21 +48,19 @@ def open_source(data, split, training):
         source = open_tfds(name, data, split)
     if len(source.class_names) < 2:
         raise UserError(
-            f"data.source={data.source}: found one class only, {source.class_names[0]!r}; "
-            "a classifier needs two or more"
+            f"data.source={data.source}: found only one class, {source.class_names[0]!r}. "
+            "A classifier needs at least two."
         )
-    what = f"{data.source} {split}"
     if data.cache == "none":
         return source
-    return (
-        cache_in_memory(source, what)
-        if data.cache == "memory"
-        else cache_on_disk(source, what, os.path.join(data.cache, split))
-    )
+    what = f"{data.source} {split}"
+    if data.cache == "memory":
+        return cache_in_memory(source, what)
+    return cache_on_disk(source, what, os.path.join(data.cache, split))
 
 
-def _digits(split):
-    """1,797 handwritten digits, 8x8 pixels, shipped with scikit-learn: 1,437 to train on, 360 to test, stratified."""
+def _open_digits(split):
+    """Open scikit-learn's 1,797 handwritten digits of 8x8 pixels, split into 1,437 and 360 with equal class shares."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -69,14 +73,14 @@ def _digits(split):
     return source_from_bytes(encoded, labels[chosen], [str(digit) for digit in range(10)], f"digit {split}")
 
 
-def _synthetic(data, split):
-    """Noise of 64x64 pixels around a colour that tells the class: learnable, made in a moment, JPEG like photos."""
+def _make_synthetic(data, split):
+    """Make JPEG images of 64x64 pixels: noise around a color that depends on the class. They are easy to learn."""
     check_split(split, ["train", "val"], "data.source=synthetic")
     rng = np.random.default_rng(0 if split == "train" else 1)
     classes, count = data.synthetic_classes, data.synthetic_examples
     labels = np.arange(count) % classes
-    colours = np.random.default_rng(2).uniform(64, 192, (classes, 1, 1, 3))
+    colors = np.random.default_rng(2).uniform(64, 192, (classes, 1, 1, 3))
     noise = rng.normal(0, 32, (count, 64, 64, 3))
-    images = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+    images = np.clip(colors[labels] + noise, 0, 255).astype(np.uint8)
     encoded = [tf.io.encode_jpeg(image).numpy() for image in images]
     return source_from_bytes(encoded, labels, [f"class{i}" for i in range(classes)], f"synthetic {split}")

@@ -1,89 +1,97 @@
-"""From encoded bytes to batches: what is done to an image, and the two pipelines that training and evaluation read."""
+"""The input pipelines: from encoded images to the batches of training and evaluation."""
+
+from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.decode import center_window, decode_window, random_window
+from efficientnet_tf.data.decode import center_window, decode_center_crop, decode_window, random_window
+from efficientnet_tf.data.load_image import shorten_error
 from efficientnet_tf.data.policies import apply_policy, make_policy
-from efficientnet_tf.data.source import Order, map_or_blank
+from efficientnet_tf.data.source import Order, Source, map_with_fallback
 from efficientnet_tf.ops import image as image_ops
 
-# ------------------------------------------------------------------------------------------------- one image
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import Config
+
+# --------------------------------------------------------------------------------------------------- single images
 
 
-def _resize(image, config):
-    size = config.image_size
-    return tf.image.resize(image, [size, size], config.data.interpolation)
+def image_seed(source: Source, config: Config, position: tf.Tensor, id_: tf.Tensor) -> tf.Tensor:
+    """Return the seed that determines how an image is augmented in the epoch of a position, int64 [2]."""
+    return tf.stack([config.train.seed + position // source.size * 2**32, id_])
 
 
-def split_seed(seed):
-    """Return an image's seeds for crop, mirror, policy and erasing."""
+def split_seed(seed: tf.Tensor) -> list[tf.Tensor]:
+    """Return the seeds of an image for its crop, flip, policy and erasing, int64 [2] each."""
     return tf.unstack(tf.random.experimental.stateless_split(seed, 4))
 
 
-def train_image(encoded, seed, config):
-    """Decode a random crop of an image, resize it, mirror half of them, and apply the policy.
+def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tensor:
+    """Decode a random crop of an image, resize it, and augment it as the configuration says.
 
     Args:
-        encoded: string scalar, the bytes of an image file.
-        seed: int64 [2]; it alone decides how the image is varied.
-        config: config.Config.
+        encoded: Bytes of an image file, string scalar.
+        seed: Seed from `image_seed`, int64 [2]. It determines the result.
+        config: The configuration of the run.
 
     Returns:
-        uint8 [S, S, C], S = config.image_size.
+        uint8 [S, S, C] with S = config.image_size.
 
     Source: paper, section 5.2; official code, `preprocess_for_train`.
-    Deviates: today's half-pixel bicubic (`tf.image.resize`), where the official code had TensorFlow 1's; rounded to
-    uint8, not cut off.
+    Deviates: Bicubic interpolation uses half-pixel centers (`tf.image.resize`), the official code used TensorFlow 1's.
+    Values are rounded to uint8 instead of truncated.
     """
     crop_seed, flip_seed, policy_seed, erase_seed = split_seed(seed)
     size, channels = config.image_size, config.data.channels
 
-    def window(shape):
-        fallback = center_window(shape, config.image_size, config.data.crop_padding)
+    def choose_window(shape):
+        fallback = center_window(shape, size, config.data.crop_padding)
         return random_window(shape, crop_seed, config.augment, fallback)
 
-    image = _resize(decode_window(encoded, config.data.channels, window), config)
+    image = decode_window(encoded, channels, choose_window)
+    image = tf.image.resize(image, [size, size], config.data.interpolation)
     image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
     if config.augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     policy = make_policy(config.augment)
     if policy:
         image = apply_policy(policy, image, policy_seed)
-    return image_ops.erase(image, config.augment.erase, erase_seed) if config.augment.erase else image
+    if config.augment.erase:
+        image = image_ops.random_erase(image, erase_seed, config.augment.erase)
+    return image
 
 
-def eval_image(encoded, config):
-    """Decode the centre crop of an image and resize it.
+def eval_image(encoded: tf.Tensor, config: Config) -> tf.Tensor:
+    """Decode the center crop of an image and resize it.
 
     Args:
-        encoded: string scalar, the bytes of an image file.
-        config: config.Config.
+        encoded: Bytes of an image file, string scalar.
+        config: The configuration of the run.
 
     Returns:
-        float32 [S, S, C], pixels in about [0, 255] (bicubic overshoots), S = config.image_size.
-
-    Source: official code, `preprocess_for_eval`.
+        float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_center_crop`.
     """
-
-    def window(shape):
-        return center_window(shape, config.image_size, config.data.crop_padding)
-
-    image = _resize(decode_window(encoded, config.data.channels, window), config)
-    return tf.ensure_shape(image, [config.image_size, config.image_size, config.data.channels])
+    data = config.data
+    return decode_center_crop(encoded, config.image_size, data.channels, data.crop_padding, data.interpolation)
 
 
-def make_image_reader(convert):
-    """Return a function that reads image files and converts each.
+def make_image_reader(
+    convert: Callable[[tf.Tensor], tf.Tensor],
+) -> Callable[[Sequence[str]], tuple[dict[str, tf.Tensor], dict[str, str]]]:
+    """Return a function that reads and converts image files.
 
     Args:
-        convert: function from the bytes of an image file, string scalar, to a tensor.
+        convert: Function of the bytes of an image file, string scalar, that returns a tensor. It is traced once.
 
     Returns:
-        A function from paths, a sequence of str, to ({path: tensor}, {path: str, why it cannot be read or decoded}).
+        A function of a sequence of paths. It returns the tensors by path, and the reasons by path for the files that
+        cannot be read or decoded.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
@@ -96,33 +104,32 @@ def make_image_reader(convert):
             try:
                 images[path] = load(tf.constant(path))
             except tf.errors.OpError as error:
-                # Before the reason stands where in the code, after it where in the graph.
-                errors[path] = error.message.partition("\n\t [[")[0].splitlines()[-1]
+                errors[path] = shorten_error(error)
         return images, errors
 
     return read
 
 
-# ------------------------------------------------------------------------------------------------- pipelines
+# ------------------------------------------------------------------------------------------------------- pipelines
 
 
 class Failures:
-    """The examples that could not be read or decoded: filled inside tf.data, asked from Python."""
+    """Collects the images that cannot be read or decoded. It is filled inside tf.data and queried from Python."""
 
-    def __init__(self, source):
+    def __init__(self, source: Source) -> None:
         self.source = source
         self._ids = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
 
-    def record(self, ids):
-        """Note int64 [N] ids; runs inside tf.data."""
+    def record(self, ids: tf.Tensor) -> None:
+        """Add ids, int64 [N]. Runs inside tf.data."""
         self._ids.insert(ids, ids)
 
-    def names(self):
-        """Return the names of the failed examples, sorted."""
+    def names(self) -> list[str]:
+        """Return the sorted names of the failed images."""
         return sorted(self.source.describe(int(i)) for i in self._ids.export()[0].numpy())
 
-    def check(self, max_fraction):
-        """Raise UserError where more than `max_fraction` of the source's examples have failed."""
+    def check(self, max_fraction: float) -> None:
+        """Raise UserError if more than `max_fraction` of the images of the source have failed."""
         count, size = int(self._ids.size()), self.source.size
         if count > max_fraction * size:
             names = self.names()
@@ -133,49 +140,60 @@ class Failures:
             )
 
 
-def check_batches(config, replicas):
-    """Raise UserError where a batch cannot be divided among the replicas, or what is theirs into parts."""
+def check_batches(config: Config, replicas: int) -> None:
+    """Raise UserError if a batch size is not divisible by the number of replicas, or a replica's share by its parts."""
     train_sizes = [("train.batch_size", phase.train.batch_size) for _, phase in config.phases]
     for key, size in (*train_sizes, ("eval.batch_size", config.eval.batch_size)):
         if size % replicas:
-            raise UserError(f"{key}={size} cannot be divided among {replicas} replicas: give a multiple of {replicas}")
+            raise UserError(
+                f"{key}={size} is not divisible by {replicas} replicas. {_suggest_multiple(size, replicas)}"
+            )
     parts = config.train.accumulate
     for key, size in train_sizes:
         if size % (replicas * parts):
             raise UserError(
-                f"{key}={size} cannot be divided into train.accumulate={parts} parts on {replicas} replicas: give a "
-                f"multiple of {replicas * parts}"
+                f"{key}={size} is not divisible into train.accumulate={parts} parts on each of {replicas} replicas. "
+                + _suggest_multiple(size, replicas * parts)
             )
 
 
-def example_seed(source, config, position, id_):
-    """Return the seed, int64 [2], of an example in the epoch of a position: it decides how the image is varied."""
-    return tf.stack([config.train.seed + position // source.size * 2**32, id_])
+def _suggest_multiple(size, divisor):
+    lower = size // divisor * divisor
+    nearest = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
+    return f"Use a multiple of {divisor}, for example {nearest}."
 
 
-def train_dataset(source, config, failures, first_step, context, first_position=0):
-    """Make the training batches of one host, without end, from a step on.
+def train_dataset(
+    source: Source,
+    config: Config,
+    failures: Failures,
+    first_step: int,
+    context: tf.distribute.InputContext,
+    first_position: int = 0,
+) -> tf.data.Dataset:
+    """Return the infinite training batches of one host, from a step on.
 
-    Which examples form step s, and how each is varied, follows from seed, epoch and id alone, whatever the number of
-    hosts, replicas and threads. An image that cannot be decoded is replaced by another of its batch and recorded.
+    The images of a step and their augmentation depend only on the seed, the epoch and the ids of the images, and not on
+    the number of hosts, replicas or threads. An image that cannot be decoded is replaced by another image of its batch
+    and recorded.
 
     Args:
-        source: sources.Source.
-        config: config.Config.
-        failures: Failures, filled while the batches are read.
-        first_step: int >= 0, steps done already.
-        context: tf.distribute.InputContext.
-        first_position: int >= 0, images that the run had used before step 0, in earlier phases.
+        source: The training images.
+        config: The configuration of the run.
+        failures: Collects the images that cannot be decoded while the batches are read.
+        first_step: Number of steps that are already done, >= 0.
+        context: Says which host this is, and how many hosts and replicas there are.
+        first_position: Number of images that earlier phases of the run have used, >= 0.
 
     Returns:
-        A dataset of per-replica batches (images uint8 [B, S, S, C], labels int32 [B]).
+        A dataset of batches for one replica: images, uint8 [B, S, S, C], and labels, int32 [B].
     """
     batch, size = config.train.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)
 
     def convert(position, id_, payload):
         encoded, label = source.load(payload)
-        return train_image(encoded, example_seed(source, config, position, id_), config), label
+        return train_image(encoded, image_seed(source, config, position, id_), config), label
 
     def replace_failed(_, ids, images, labels, ok):
         failures.record(tf.boolean_mask(ids, ~ok))
@@ -193,30 +211,33 @@ def train_dataset(source, config, failures, first_step, context, first_position=
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    blank = tf.zeros((size, size, config.data.channels), tf.uint8), 0
-    batches = map_or_blank(source.stream(order), convert, blank).batch(per_replica, drop_remainder=True)
+    fallback = tf.zeros((size, size, config.data.channels), tf.uint8), 0
+    images = map_with_fallback(source.stream(order), convert, fallback)
+    batches = images.batch(per_replica, drop_remainder=True)
     if config.data.service:
-        batches = _on_service(batches, config.data.service)
-    return _finish(batches.map(replace_failed))
+        batches = _distribute_to_service(batches, config.data.service)
+    return _prefetch(batches.map(replace_failed))
 
 
-def eval_steps(source, config):
-    """Return the number of evaluation batches: the last one is filled up, no example is left out."""
+def eval_steps(source: Source, config: Config) -> int:
+    """Return the number of evaluation batches. The last batch is padded, so that no image is left out."""
     return math.ceil(source.size / config.eval.batch_size)
 
 
-def eval_dataset(source, config, failures, context):
-    """Make the evaluation batches of one host: every example of the split once, and padding to full batches.
+def eval_dataset(
+    source: Source, config: Config, failures: Failures, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """Return the evaluation batches of one host: every image of the split once, and padding to full batches.
 
     Args:
-        source: sources.Source.
-        config: config.Config.
-        failures: Failures, filled while the batches are read.
-        context: tf.distribute.InputContext.
+        source: The evaluation images.
+        config: The configuration of the run.
+        failures: Collects the images that cannot be decoded while the batches are read.
+        context: Says which host this is, and how many hosts and replicas there are.
 
     Returns:
-        A dataset of `eval_steps` per-replica batches for each replica: (images float32 [B, S, S, C], labels int32 [B]
-        or [B, *source.label_shape], weights float32 [B]: 1 for an example, 0 for padding).
+        A dataset of `eval_steps` batches for each replica: images, float32 [B, S, S, C], labels, int32 [B] or
+        [B, *source.label_shape], and weights, float32 [B], 1 for an image and 0 for padding and failed images.
     """
     batch, size = config.eval.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)
@@ -225,7 +246,7 @@ def eval_dataset(source, config, failures, context):
         encoded, label = source.load(payload)
         return eval_image(encoded, config), label
 
-    def weigh(positions, ids, images, labels, ok):
+    def add_weights(positions, ids, images, labels, ok):
         failures.record(tf.boolean_mask(ids, ~ok))
         return images, labels, tf.cast(ok & (positions < source.size), tf.float32)
 
@@ -235,24 +256,24 @@ def eval_dataset(source, config, failures, context):
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    blank = tf.zeros((size, size, config.data.channels)), tf.zeros(source.label_shape, tf.int32)
-    examples = map_or_blank(source.stream(order), convert, blank)
-    return _finish(examples.batch(per_replica, drop_remainder=True).map(weigh))
+    fallback = tf.zeros((size, size, config.data.channels)), tf.zeros(source.label_shape, tf.int32)
+    images = map_with_fallback(source.stream(order), convert, fallback)
+    return _prefetch(images.batch(per_replica, drop_remainder=True).map(add_weights))
 
 
-def sample_images(source, config, failures, count):
-    """Read some images of a split, spread over it and always the same ones, as evaluation sees them.
+def sample_images(source: Source, config: Config, failures: Failures, count: int) -> tf.data.Dataset:
+    """Return some images of a split as evaluation sees them. They are spread over the split, and always the same.
 
     Args:
-        source: sources.Source.
-        config: config.Config.
-        failures: Failures, filled while the images are read; what it holds is left out.
-        count: int >= 1; all images where the split has no more.
+        source: The images.
+        config: The configuration of the run.
+        failures: Collects the images that cannot be decoded while the images are read. They are left out.
+        count: Number of images, >= 1. If the split has fewer, all are returned.
 
     Returns:
         A dataset of float32 [S, S, C].
     """
-    blank = (tf.zeros((config.image_size, config.image_size, config.data.channels)),)
+    fallback = (tf.zeros((config.image_size, config.image_size, config.data.channels)),)
 
     def convert(_position, _id, payload):
         return (eval_image(source.load(payload)[0], config),)
@@ -262,32 +283,37 @@ def sample_images(source, config, failures, count):
         return tf.boolean_mask(images, ok)
 
     order = Order(batch=1, shuffle=True, steps=min(count, source.size))
-    examples = map_or_blank(source.stream(order), convert, blank)
-    return _finish(examples.batch(config.eval.batch_size).map(drop_failed).unbatch())
+    images = map_with_fallback(source.stream(order), convert, fallback)
+    return _prefetch(images.batch(config.eval.batch_size).map(drop_failed).unbatch())
 
 
-def _on_service(batches, address):
-    """Let a tf.data service's workers make the batches: each step is made by one of them, whoever comes first.
+def _distribute_to_service(batches, address):
+    """Let the workers of a tf.data service make the batches. Each step is made by whichever worker is first.
 
-    Of an indexed source a batch is bit for bit one that the local pipeline makes, and none comes twice; workers run
-    ahead, so that the first n to arrive are not quite the first n steps, and what a worker that dies had begun is lost.
-    Of record files each worker reads whole epochs of its own: examples come equally often, in other batches.
+    With an indexed source, every batch is bit for bit one that the local pipeline makes, and no batch comes twice.
+    Workers run ahead, so the first n batches to arrive are not exactly the first n steps, and the batches that a worker
+    is working on are lost if it dies. With record files, each worker reads whole epochs by itself: all images come
+    equally often, but in other batches.
     """
     host, _, port = address.removeprefix("grpc://").rpartition(":")
     try:
-        # TensorFlow itself would try for ever.
+        # TensorFlow itself would try forever.
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"data.service={address!r}: no dispatcher can be reached there: {error}") from None
+        raise UserError(
+            f"data.service={address!r}: cannot connect to a dispatcher at this address: {error}. Start the service, or "
+            "leave data.service out."
+        ) from None
     service = tf.data.experimental.service
     return batches.apply(service.distribute(service.ShardingPolicy.DYNAMIC, address))
 
 
-def _finish(dataset):
+def _prefetch(dataset):
+    """Prefetch in a deterministic order, with all cores from the start."""
     options = tf.data.Options()
     options.deterministic = True
-    # What would find out how many cores to take may sleep through the end of an iterator, up to a minute: TensorFlow
-    # 2.21 wakes it before the end is marked. All of them are right from the start, for there is one parallel step.
+    # Autotuning is off: in TensorFlow 2.21 its thread is woken before the end of an iterator is marked, and may then
+    # sleep for up to a minute. It is not needed, because the pipeline has a single parallel step.
     options.autotune.enabled = False
-    options.autotune.initial_parallelism = 2**31 - 1  # no more than there are cores
+    options.autotune.initial_parallelism = 2**31 - 1  # limited to the number of cores
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,58 +1,64 @@
-"""How training images are varied: the policies AutoAugment and RandAugment, and mixtures of pairs of images.
+"""The augmentation policies AutoAugment and RandAugment.
 
-Nothing is drawn from hidden state: a seed decides. A policy first draws which operations to apply, then applies them
-one after the other, a branch each, so that an image pays for what it gets alone.
+A seed decides everything, there is no hidden state. A policy first chooses operations, then applies one after the other
+through a switch, so that an image only pays for its own operations.
 """
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.ops import image as image_ops
 
-# ------------------------------------------------------------------------------------------------------ policies
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import AugmentConfig
+
+# ------------------------------------------------------------------------------------------------------ operations
 
 
-def _factor(level):
+def _enhancement_factor(level):
     return tf.cast(level / 10 * 1.8 + 0.1, tf.float32)
 
 
-def _whole_number(level, at_ten, most=10**6):
-    return tf.minimum(tf.cast(level / 10 * at_ten, tf.int32), most)
+def _to_integer(level, at_ten, maximum=10**6):
+    return tf.minimum(tf.cast(level / 10 * at_ten, tf.int32), maximum)
 
 
-# What a level means for each operation (official code, `level_to_arg`): from (image, level 0 to 10 and beyond, sign -1
-# or 1, both float64 as there, seed, the policy's translate and cutout) to the image.
+# The meaning of a level for each operation (official code, `level_to_arg`). Arguments: image, level in [0, 10] or more,
+# sign -1 or 1 (both float64, as in the official code), seed, and the policy's `translate` and `cutout`.
 OPERATIONS = {
     "AutoContrast": lambda image, *rest: image_ops.autocontrast(image),
     "Equalize": lambda image, *rest: image_ops.equalize(image),
     "Invert": lambda image, *rest: image_ops.invert(image),
     "Rotate": lambda image, level, sign, *rest: image_ops.rotate(image, sign * level / 10 * 30),
-    "Posterize": lambda image, level, *rest: image_ops.posterize(image, _whole_number(level, 4, most=8)),
-    "Solarize": lambda image, level, *rest: image_ops.solarize(image, _whole_number(level, 256, most=256)),
-    "Color": lambda image, level, *rest: image_ops.color(image, _factor(level)),
-    "Contrast": lambda image, level, *rest: image_ops.contrast(image, _factor(level)),
-    "Brightness": lambda image, level, *rest: image_ops.brightness(image, _factor(level)),
-    "Sharpness": lambda image, level, *rest: image_ops.sharpness(image, _factor(level)),
+    "Posterize": lambda image, level, *rest: image_ops.posterize(image, _to_integer(level, 4, maximum=8)),
+    "Solarize": lambda image, level, *rest: image_ops.solarize(image, _to_integer(level, 256, maximum=256)),
+    "Color": lambda image, level, *rest: image_ops.color(image, _enhancement_factor(level)),
+    "Contrast": lambda image, level, *rest: image_ops.contrast(image, _enhancement_factor(level)),
+    "Brightness": lambda image, level, *rest: image_ops.brightness(image, _enhancement_factor(level)),
+    "Sharpness": lambda image, level, *rest: image_ops.sharpness(image, _enhancement_factor(level)),
     "ShearX": lambda image, level, sign, *rest: image_ops.shear_x(image, sign * level / 10 * 0.3),
     "ShearY": lambda image, level, sign, *rest: image_ops.shear_y(image, sign * level / 10 * 0.3),
-    "TranslateX": lambda image, level, sign, seed, translate, half: image_ops.translate_x(
+    "TranslateX": lambda image, level, sign, seed, translate, cutout: image_ops.translate_x(
         image, sign * level / 10 * translate
     ),
-    "TranslateY": lambda image, level, sign, seed, translate, half: image_ops.translate_y(
+    "TranslateY": lambda image, level, sign, seed, translate, cutout: image_ops.translate_y(
         image, sign * level / 10 * translate
     ),
-    "Cutout": lambda image, level, sign, seed, translate, half: image_ops.cutout(
-        image, _whole_number(level, half), seed
+    "Cutout": lambda image, level, sign, seed, translate, cutout: image_ops.cutout(
+        image, _to_integer(level, cutout), seed
     ),
-    "SolarizeAdd": lambda image, level, *rest: image_ops.solarize_add(image, _whole_number(level, 110, most=127)),
-    "-": lambda image, *rest: image,  # nothing: an operation of AutoAugment's that its probability left out
+    "SolarizeAdd": lambda image, level, *rest: image_ops.solarize_add(image, _to_integer(level, 110, maximum=127)),
+    "Identity": lambda image, *rest: image,  # an operation of AutoAugment that was skipped by its probability
 }
-NAMES = tuple(OPERATIONS)
-NOTHING = NAMES.index("-")
+OPERATION_NAMES = tuple(OPERATIONS)
+IDENTITY = OPERATION_NAMES.index("Identity")
 
 # AutoAugment's policy v0: 25 pairs of (operation, probability, level). Source: official code, `policy_v0`.
 AUTOAUGMENT_V0 = """
@@ -65,65 +71,133 @@ Equalize 1 4, AutoContrast .6 2 | ShearY .4 7, SolarizeAdd .6 7 | Posterize .8 2
 Solarize .6 8, Equalize .6 1 | Color .8 6, Rotate .4 5
 """
 
+# -------------------------------------------------------------------------------------------------------- policies
+
 
 @dataclass(frozen=True)
 class Policy:
-    """Which operations an image may get.
+    """A distribution over sequences of operations.
 
     Attributes:
-        draw: from a seed, int64 [2], to (operations int32 [N], indices into NAMES; levels float32 [N]).
-        translate: pixels that level 10 of TranslateX and TranslateY moves the image.
-        cutout: half the side, in pixels, of the square that level 10 of Cutout covers.
+        choose: Function of a seed, int64 [2], that returns the operations, int32 [N] indices into OPERATION_NAMES, and
+            their levels, float32 [N].
+        translate: Shift of TranslateX and TranslateY at level 10, in pixels.
+        cutout: Half the side of Cutout's square at level 10, in pixels.
     """
 
-    draw: Callable
+    choose: Callable
     translate: int
     cutout: int
 
 
-def autoaugment():
-    """AutoAugment v0: one of 25 pairs, each operation with its own probability and level."""
-    pairs = [pair.split(",") for line in AUTOAUGMENT_V0.split("\n") for pair in line.split("|") if pair.strip()]
-    names, probabilities, levels = np.array([[op.split() for op in pair] for pair in pairs]).transpose(2, 0, 1)
-    operations = np.vectorize(NAMES.index)(names).astype(np.int32)
-    probabilities, levels = probabilities.astype(np.float32), levels.astype(np.float32)
+def autoaugment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Augment an image by AutoAugment's ImageNet policy v0.
 
-    def draw(seed):
-        numbers = tf.random.stateless_uniform([3], seed)
-        pair = tf.cast(numbers[0] * len(pairs), tf.int32)
-        chosen = numbers[1:] < tf.gather(probabilities, pair)
-        return tf.where(chosen, tf.gather(operations, pair), NOTHING), tf.gather(levels, pair)
-
-    return Policy(draw, translate=250, cutout=100)
-
-
-def randaugment(count, level):
-    """RandAugment: `count` operations out of 16, equally likely, all at `level` (0 to 10 and beyond)."""
-
-    def draw(seed):
-        operations = tf.random.stateless_uniform([count], seed, 0, NOTHING, tf.int32)
-        return operations, tf.fill([count], float(level))
-
-    return Policy(draw, translate=100, cutout=40)
-
-
-def draw_policy(policy, seed):
-    """Return what `apply_policy` does with a seed: operations int32 [N], indices into NAMES, and levels float32 [N]."""
-    return policy.draw(tf.random.experimental.stateless_split(seed, 2)[0])
-
-
-def apply_policy(policy, image, seed):
-    """Vary an image.
+    One of 25 pairs of operations is chosen at random. Each operation has its own probability and level.
 
     Args:
-        policy: Policy.
+        image: uint8 [H, W, C] with C = 1 or 3.
+        seed: Two integers, int64 [2]. The same seed always gives the same result.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data"; official code, `policy_v0`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> image = tf.zeros([32, 32, 3], tf.uint8)
+        >>> augmented = autoaugment(image, seed=(0, 1))
+        >>> augmented.shape, augmented.dtype
+        (TensorShape([32, 32, 3]), tf.uint8)
+    """
+    return apply_policy(autoaugment_policy(), tf.convert_to_tensor(image), tf.cast(seed, tf.int64))
+
+
+def randaugment(image: tf.Tensor, seed: tf.Tensor, count: int = 2, level: float = 10.0) -> tf.Tensor:
+    """Augment an image by RandAugment: a few random operations, all of the same strength.
+
+    Args:
+        image: uint8 [H, W, C] with C = 1 or 3.
+        seed: Two integers, int64 [2]. The same seed always gives the same result.
+        count: Number of operations, chosen independently out of 16, >= 1.
+        level: Strength of the operations, 0 to 10 or more.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space".
+
+    Example:
+        >>> import tensorflow as tf
+        >>> image = tf.zeros([32, 32, 3], tf.uint8)
+        >>> augmented = randaugment(image, seed=(0, 1), count=2, level=9)
+        >>> augmented.shape, augmented.dtype
+        (TensorShape([32, 32, 3]), tf.uint8)
+    """
+    return apply_policy(randaugment_policy(count, level), tf.convert_to_tensor(image), tf.cast(seed, tf.int64))
+
+
+def autoaugment_policy() -> Policy:
+    """Return AutoAugment v0: one of 25 pairs of operations, each with its own probability and level."""
+    pairs = [pair.split(",") for line in AUTOAUGMENT_V0.split("\n") for pair in line.split("|") if pair.strip()]
+    names, probabilities, levels = np.array([[op.split() for op in pair] for pair in pairs]).transpose(2, 0, 1)
+    operations = np.vectorize(OPERATION_NAMES.index)(names).astype(np.int32)
+    probabilities, levels = probabilities.astype(np.float32), levels.astype(np.float32)
+
+    def choose(seed):
+        numbers = tf.random.stateless_uniform([3], seed)
+        pair = tf.cast(numbers[0] * len(pairs), tf.int32)
+        applied = numbers[1:] < tf.gather(probabilities, pair)
+        return tf.where(applied, tf.gather(operations, pair), IDENTITY), tf.gather(levels, pair)
+
+    return Policy(choose, translate=250, cutout=100)
+
+
+def randaugment_policy(count: int, level: float) -> Policy:
+    """Return RandAugment: `count` operations out of 16 with equal probability, all at `level`, 0 to 10 or more."""
+
+    def choose(seed):
+        operations = tf.random.stateless_uniform([count], seed, 0, IDENTITY, tf.int32)
+        return operations, tf.fill([count], float(level))
+
+    return Policy(choose, translate=100, cutout=40)
+
+
+def make_policy(settings: AugmentConfig) -> Policy | None:
+    """Return the policy of a configuration, or None if it has none."""
+    if settings.policy == "autoaugment":
+        return autoaugment_policy()
+    if settings.policy == "randaugment":
+        return randaugment_policy(settings.randaugment_count, settings.randaugment_level)
+    return None
+
+
+def choose_operations(policy: Policy, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the operations that `apply_policy` applies for a seed.
+
+    Args:
+        policy: A policy.
+        seed: int64 [2].
+
+    Returns:
+        The operations, int32 [N] indices into OPERATION_NAMES, and their levels, float32 [N].
+    """
+    return policy.choose(tf.random.experimental.stateless_split(seed, 2)[0])
+
+
+def apply_policy(policy: Policy, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Augment an image.
+
+    Args:
+        policy: A policy.
         image: uint8 [H, W, C].
-        seed: int64 [2]; with the policy it decides everything.
+        seed: int64 [2]. The seed and the policy determine the result.
 
     Returns:
         uint8 [H, W, C].
     """
-    operations, levels = draw_policy(policy, seed)
+    operations, levels = choose_operations(policy, seed)
     count = operations.shape[0]
     seed = tf.random.experimental.stateless_split(seed, 2)[1]
     signs = tf.random.stateless_uniform([count], seed, 0, 2, tf.int32) * 2 - 1
@@ -133,12 +207,3 @@ def apply_policy(policy, image, seed):
         branches = [functools.partial(operation, *arguments) for operation in OPERATIONS.values()]
         image = tf.ensure_shape(tf.switch_case(operations[i], branches), image.shape)
     return image
-
-
-def make_policy(settings):
-    """Return the Policy that a schema.AugmentConfig asks for, or None."""
-    if settings.policy == "autoaugment":
-        return autoaugment()
-    if settings.policy == "randaugment":
-        return randaugment(settings.randaugment_count, settings.randaugment_level)
-    return None

@@ -1,199 +1,229 @@
-"""What a source of examples is: encoded image bytes and a label for every position of a run.
+"""Sources of labeled images: encoded bytes and a label for every position of a run.
 
-A *position* counts the images that a run has used: position p lies in epoch p // size. A source that can be indexed
-answers for any position at once (seed and position alone decide the image), so that a resumed run finds its place
-without reading what it has seen; a source of records reads on from the start of its epoch.
+A *position* counts the images that a run has used, so position p is in epoch p // size. An indexed source can return
+the image of any position directly, because seed and position alone determine it. A resumed run therefore continues
+without reading what it has already seen. A source of record files must read from the start of its epoch.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.terminal import track
+
+GROUP_SIZE = 64  # images that are converted together, to share the cost of one inner dataset
+_FILES_PER_FOLDER = 1000  # of a copy on disk
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which positions of a run this host reads, and in which order the images stand behind them.
+    """The positions of a run that this host reads, and whether the images are shuffled.
 
-    `batch` images over all hosts form a step; this host takes its share of each, images
-    [host * batch / hosts, (host + 1) * batch / hosts) of it.
+    A step uses `batch` images over all hosts. This host reads its share of each step, the images from
+    host * batch / hosts to (host + 1) * batch / hosts.
     """
 
     batch: int
     shuffle: bool = False
     seed: int = 0
     first_step: int = 0
-    steps: int | None = None  # None: without end
+    steps: int | None = None
+    """Number of steps, or None for infinitely many."""
     host: int = 0
     hosts: int = 1
-    first_position: int = 0  # images used before step 0
+    first_position: int = 0
+    """Number of images that were used before step 0."""
 
-    def positions(self):
-        """Return a tf.data.Dataset of int64 positions. It counts steps first: the data service deals out these."""
+    def positions(self) -> tf.data.Dataset:
+        """Return a dataset of positions, int64. It starts with a range of steps, which the data service distributes."""
         share = self.batch // self.hosts
         end = np.iinfo(np.int64).max if self.steps is None else self.first_step + self.steps
 
-        def of_step(step):
+        def positions_of_step(step):
             first = self.first_position + step * self.batch + self.host * share
             return tf.data.Dataset.range(first, first + share)
 
-        return tf.data.Dataset.range(self.first_step, end).flat_map(of_step)
+        return tf.data.Dataset.range(self.first_step, end).flat_map(positions_of_step)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The examples of one split.
+    """The labeled images of one split.
 
     Attributes:
-        size: number of examples.
-        class_names: name of every label, 0 ... len - 1.
-        stream: from an Order to a dataset of (position, id, payload): int64, int64, and what `load` takes.
-        load: from a payload to (encoded image, string scalar; label, int32 of `label_shape`). Runs inside tf.data.
-        describe: from an id to the example's name, for messages.
-        indexed: whether the id is an index in [0, size), and the payload, too.
-        file_name: from a payload to the name of the example's file, string scalar, inside tf.data; None where examples
-            have none.
-        label_shape: () for one label; for evaluation also (1 + K,), one and up to K that count as right, then -1.
+        size: Number of images.
+        class_names: Names of the labels 0, 1, ...
+        stream: Function of an Order that returns a dataset of (position, id, payload): int64, int64, and the argument
+            of `load` and `file_name`.
+        load: Function of a payload that returns the encoded image, string scalar, and its label, int32 of
+            `label_shape`. Runs inside tf.data.
+        describe: Function of an id, int, that returns the name of an image for messages.
+        indexed: Whether ids and payloads are indices in [0, size).
+        file_name: Function of a payload that returns the file name of an image, string scalar, inside tf.data. None if
+            the images have no file names.
+        label_shape: () for one label. In evaluation also (1 + K,): one label, and up to K labels that count as correct,
+            padded with -1.
     """
 
     size: int
     class_names: tuple[str, ...]
-    stream: Callable
+    stream: Callable[[Order], tf.data.Dataset]
     load: Callable
-    describe: Callable
+    describe: Callable[[int], str]
     indexed: bool = False
     file_name: Callable | None = None
     label_shape: tuple[int, ...] = ()
 
 
-def check_split(split, allowed, what):
-    """Raise UserError where a data set has no such split."""
+def check_split(split: str, allowed: Sequence[str], what: str) -> None:
+    """Raise UserError if a split is not one of the allowed ones. `what` names the dataset in the message."""
     if split not in allowed:
         raise UserError(
-            f"{what} has no split {split!r}: allowed are {', '.join(allowed)} (keys data.train_split, data.eval_split)."
+            f"{what} has no split {split!r}. Set data.train_split and data.eval_split to one of {', '.join(allowed)}."
             + suggest(split, allowed)
         )
 
 
-def indexed_source(size, class_names, load, describe, file_name=None):
-    """Make a source of examples that can be read in any order: a permutation an epoch, computed by index."""
+def indexed_source(
+    size: int,
+    class_names: Sequence[str],
+    load: Callable,
+    describe: Callable[[int], str],
+    file_name: Callable | None = None,
+) -> Source:
+    """Return a source of images that can be read in any order. Every epoch is a new permutation, computed by index.
+
+    Args:
+        size: Number of images.
+        class_names: Names of the labels 0, 1, ...
+        load: Function of an index, int64 scalar, that returns the encoded image and its label.
+        describe: Function of an index, int, that returns the name of an image for messages.
+        file_name: Function of an index, int64 scalar, that returns the file name of an image, or None.
+    """
 
     def stream(order):
-        def with_index(position):
+        def add_index(position):
             index = position % size
             if order.shuffle:
-                # The shuffle reads a few low bits of its key, 8 for small sets: spread seed and epoch over all of them.
+                # The shuffle uses a few low bits of its key, only 8 for small sizes. Mix seed and epoch into all bits.
                 seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
                 key = tf.random.stateless_uniform([2], seed, minval=None, maxval=None, dtype=tf.int32)
                 last = tf.constant(size - 1, tf.int64)
                 index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)
             return position, index, index
 
-        return order.positions().map(with_index)
+        return order.positions().map(add_index)
 
     return Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name)
 
 
-def source_from_bytes(images, labels, class_names, name):
-    """Make a source of images held in memory as encoded bytes."""
-    images, labels = tf.constant(images), tf.constant(labels, tf.int32)
+def source_from_bytes(images: Sequence[bytes], labels: Sequence[int], class_names: Sequence[str], name: str) -> Source:
+    """Return a source of encoded images in memory. `name` is the start of the names of the images in messages."""
+    image_tensor, label_tensor = tf.constant(images), tf.constant(labels, tf.int32)
     return indexed_source(
         len(labels),
         class_names,
-        load=lambda index: (tf.gather(images, index), tf.gather(labels, index)),
+        load=lambda index: (tf.gather(image_tensor, index), tf.gather(label_tensor, index)),
         describe=lambda index: f"{name} {index}",
     )
 
 
-GROUP = 64  # examples that are converted together: the price of a data set of their own is shared
+def map_with_fallback(stream: tf.data.Dataset, convert: Callable, fallback: tuple) -> tf.data.Dataset:
+    """Convert the images of a stream, and replace those that fail by a fallback. The order and the count stay the same.
 
-
-def map_or_blank(examples, convert, blank):
-    """Map (position, id, payload) to (position, id, *converted, ok); what fails gives `blank` and ok = False.
-
-    A group of examples is a data set of its own, for that is where tf.data lets an error be dropped; the blank stands
-    behind it, and every example that did not come through takes that. Order and count thus stay those of the positions.
+    tf.data can only drop an element that fails. Images are therefore converted in groups, each of which is a dataset
+    of its own that ends with the fallback. Every image that was dropped from its group takes that last element.
 
     Args:
-        examples: dataset, as a source's `stream` gives it.
-        convert: from (position, id, payload) to a tuple of tensors, of the same shapes for every example.
-        blank: tuple of tensors like those.
+        stream: Dataset of (position, id, payload), from the `stream` of a source.
+        convert: Function of (position, id, payload) that returns a tuple of tensors with fixed shapes.
+        fallback: Tuple of tensors with the shapes and types of those tensors.
+
+    Returns:
+        A dataset of (position, id, *converted, ok). `ok` is False where the fallback was used.
     """
 
     def convert_group(positions, ids, payloads):
         count = tf.size(positions)
         group = tf.data.Dataset.from_tensor_slices((tf.range(count), positions, ids, payloads))
-        good = group.map(lambda row, *example: (row, *convert(*example))).ignore_errors()
-        last = tf.data.Dataset.from_tensors((count, *blank))
-        rows, *converted = good.concatenate(last).batch(GROUP + 1).get_single_element()
+        good = group.map(lambda row, *element: (row, *convert(*element))).ignore_errors()
+        last = tf.data.Dataset.from_tensors((count, *fallback))
+        rows, *converted = good.concatenate(last).batch(GROUP_SIZE + 1).get_single_element()
         found = tf.size(rows) - 1
         places = tf.tensor_scatter_nd_update(tf.fill([count], found), rows[:-1, None], tf.range(found))
         return positions, ids, *(tf.gather(values, places) for values in converted), places < found
 
-    groups = examples.batch(GROUP)
+    groups = stream.batch(GROUP_SIZE)
     return groups.map(convert_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
 
 
 def _read_all(source, what):
-    """Yield (id, encoded, label) of every example; one that cannot be read is empty, which no decoder takes later."""
+    """Yield (id, encoded, label) of every image. An image that cannot be read is empty, which fails to decode later."""
     stream = source.stream(Order(batch=1, steps=source.size))
-    read = map_or_blank(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
-    rows = tqdm(read.as_numpy_iterator(), total=source.size, desc=f"reading {what}", unit="image")
-    for _, id_, encoded, label, _ in rows:
+    images = map_with_fallback(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
+    for _, id_, encoded, label, _ in track(images.as_numpy_iterator(), source.size, f"reading {what}", "images"):
         yield int(id_), encoded, int(label)
 
 
-def cache_in_memory(source, what):
-    """Read all of a source into memory, still encoded: it can be indexed then, whatever it was."""
+def cache_in_memory(source: Source, what: str) -> Source:
+    """Read all encoded images into memory and return an indexed source. `what` names the source in messages."""
     ids, images, labels = zip(*_read_all(source, what), strict=True)
     cached = source_from_bytes(list(images), list(labels), source.class_names, what)
     return dataclasses.replace(cached, describe=lambda index: source.describe(ids[index]))
 
 
-def cache_on_disk(source, what, folder):
-    """Copy all of a source into a folder, a file an image, once: it can be indexed then, whatever it was.
+def cache_on_disk(source: Source, what: str, folder: str) -> Source:
+    """Copy all encoded images into a folder, once, and return an indexed source.
+
+    Args:
+        source: The images.
+        what: Name of the source in messages.
+        folder: Where the copy is or will be, local or gs://. It has one file per image.
 
     Raises:
-        UserError: when the folder holds the copy of another source, or cannot be written.
+        UserError: If the folder has the copy of another source, or cannot be written.
     """
-    marker = os.path.join(folder, "copy.json")  # written last: without it the copy is not whole
-
-    def path(index):
-        return os.path.join(folder, f"{index // 1000:06d}", f"{index:09d}")
-
-    if not tf.io.gfile.exists(marker):
-        ids, labels = [], []
-        try:
-            for index, (id_, encoded, label) in enumerate(_read_all(source, what)):
-                if index % 1000 == 0:
-                    tf.io.gfile.makedirs(os.path.dirname(path(index)))
-                with tf.io.gfile.GFile(path(index), "wb") as file:
-                    file.write(encoded)
-                ids.append(id_)
-                labels.append(label)
-            names = [source.describe(ids[0]), source.describe(ids[-1])]
-            copy = {"first_and_last": names, "classes": source.class_names, "ids": ids, "labels": labels}
-            write_text(marker, json.dumps(copy))
-        except (tf.errors.OpError, OSError) as error:
-            raise UserError(f"data.cache={folder}: cannot be written: {str(error)[:300]}") from None
-    copy = json.loads(read_text(marker))
+    index_file = os.path.join(folder, "copy.json")  # It is written last, and marks a complete copy.
+    if not tf.io.gfile.exists(index_file):
+        _copy_images(source, what, folder, index_file)
+    copy = json.loads(read_text(index_file))
     names = [source.describe(copy["ids"][0]), source.describe(copy["ids"][-1])]
     same = copy["classes"] == list(source.class_names) and copy["first_and_last"] == names
     if not same or len(copy["ids"]) != source.size:
-        raise UserError(f"data.cache={folder} holds a copy of other images than {what}: take another folder")
+        raise UserError(f"data.cache={folder} has a copy of other images than {what}. Use another folder.")
     labels = tf.constant(copy["labels"], tf.int32)
 
     def load(index):
-        digits = tf.strings.as_string(index, width=9, fill="0")
-        thousands = tf.strings.as_string(index // 1000, width=6, fill="0")
-        return tf.io.read_file(tf.strings.join([folder, thousands, digits], "/")), tf.gather(labels, index)
+        name = tf.strings.as_string(index, width=9, fill="0")
+        subfolder = tf.strings.as_string(index // _FILES_PER_FOLDER, width=6, fill="0")
+        return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), tf.gather(labels, index)
 
     return indexed_source(source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]))
+
+
+def _copy_images(source, what, folder, index_file):
+    """Write one file per image, then the index file."""
+    ids, labels = [], []
+    try:
+        for index, (id_, encoded, label) in enumerate(_read_all(source, what)):
+            subfolder = os.path.join(folder, f"{index // _FILES_PER_FOLDER:06d}")
+            if index % _FILES_PER_FOLDER == 0:
+                tf.io.gfile.makedirs(subfolder)
+            with tf.io.gfile.GFile(os.path.join(subfolder, f"{index:09d}"), "wb") as file:
+                file.write(encoded)
+            ids.append(id_)
+            labels.append(label)
+        names = [source.describe(ids[0]), source.describe(ids[-1])]
+        copy = {"first_and_last": names, "classes": source.class_names, "ids": ids, "labels": labels}
+        write_text(index_file, json.dumps(copy))
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"data.cache={folder} cannot be written: {str(error)[:300]}") from None

@@ -1,70 +1,70 @@
-"""Images in TFRecord files: any set of TensorFlow Datasets, and the layout of the official EfficientNet tools."""
+"""Sources of TFRecord files: any image-classification dataset of TensorFlow Datasets, and the official layout."""
+
+from __future__ import annotations
 
 import functools
 import json
 import os
 import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.data.source import Source, check_split
+from efficientnet_tf.data.source import Order, Source, check_split
 from efficientnet_tf.runtime.files import read_text
+from efficientnet_tf.runtime.terminal import track
+
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import DataConfig
+
+_FILE_NAME = r"-\d{5}-of-\d{5,}"  # what follows the split in the name of a record file
+_CHECKED_RECORDS = 64
+_THREADS = 16
+_PROBE_SECONDS = 30
+
+# --------------------------------------------------------------------------------------------- TensorFlow Datasets
 
 
-def _prepare(builder, what):
-    """Download and prepare a data set that is not there yet."""
-    import requests
+def open_tfds(name: str, data: DataConfig, split: str) -> Source:
+    """Open an image-classification dataset of TensorFlow Datasets. Downloads and prepares it if necessary.
 
-    try:
-        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            # Left to itself TFDS tries for minutes to reach a server that cannot be reached; one try tells.
-            for url in [url for url in builder.url_infos or () if url.startswith("http")][:1]:
-                requests.get(url, stream=True, timeout=30).close()
-        builder.download_and_prepare()
-    except Exception as error:
-        raise UserError(
-            f"{what} is not prepared under {builder.data_dir} and could not be downloaded: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
+    Args:
+        name: Name of the dataset, for example imagenet2012 or imagenette/320px-v2.
+        data: The section `data` of the configuration.
+        split: Name of the split. Slices such as train[:90%] are allowed.
 
-
-def open_tfds(name, data, split):
-    """Any image-classification set of TensorFlow Datasets, read as encoded bytes."""
+    Raises:
+        UserError: If there is no such dataset or split, or if it is not for image classification.
+    """
     import tensorflow_datasets as tfds
 
     what = f"data.source=tfds:{name}"
-    try:
-        builder = tfds.builder(name, data_dir=data.dir)
-    except (AssertionError, ValueError) as error:
-        base = name.split("/")[0].split(":")[0]
-        known = tfds.list_builders(with_community_datasets=False)
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{what}: {first.rstrip('.')}." + suggest(base, known)) from None
-    if not builder.info.splits:
-        _prepare(builder, what)
-    info = builder.info
+    info = _prepare_tfds(name, data, what).info
     for part in split.split("+"):
         check_split(part.split("[")[0], list(info.splits), what)
     if info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise UserError(f"{what} is stored as {info.file_format.value}, only tfrecord can be read")
+        raise UserError(f"{what} is stored as {info.file_format.value}. Only tfrecord can be read.")
     features = dict(info.features)
-    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-    if not all(isinstance(features.get(key), kind) for key, kind in wanted.items()):
+    needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(key), kind) for key, kind in needed.items()):
         has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
         raise UserError(
-            f"{what} is not an image-classification set: needs the features image (Image) and label (ClassLabel), "
-            f"has {has}"
+            f"{what} is not an image-classification dataset. It needs the features image (Image) and label "
+            f"(ClassLabel), but has {has}."
         )
     try:
-        shards = [(i.filename, i.skip, i.take, i.examples_in_shard) for i in info.splits[split].file_instructions]
+        shards = [_Shard(i.filename, i.skip, i.take, i.examples_in_shard) for i in info.splits[split].file_instructions]
     except ValueError as error:
         raise UserError(f"{what}: {str(error).splitlines()[0]}") from None
     if not shards:
-        raise UserError(f"{what}: split {split!r} holds no example")
+        raise UserError(f"{what}: split {split!r} is empty.")
     decoders = {"image": tfds.decode.SkipDecoding()}
 
     def load(record):
@@ -74,25 +74,62 @@ def open_tfds(name, data, split):
     def file_name(record):
         return info.features.deserialize_example(record, decoders=decoders)["file_name"]
 
-    named = isinstance(features.get("file_name"), tfds.features.Text)
-    return _records(shards, features["label"].names, load, data.shuffle_buffer, file_name if named else None)
+    has_file_names = isinstance(features.get("file_name"), tfds.features.Text)
+    class_names = features["label"].names
+    return _make_record_source(shards, class_names, load, data.shuffle_buffer, file_name if has_file_names else None)
 
 
-def open_records(data, split):
-    """Open DIR/<split>-00000-of-00128 ..., in the layout of the official tools: labels count from 1.
+def _prepare_tfds(name, data, what):
+    """Return the builder of a dataset whose files exist."""
+    import tensorflow_datasets as tfds
 
-    Class names come from DIR/classes.txt; without it `data.classes` says how many there are.
+    try:
+        builder = tfds.builder(name, data_dir=data.dir)
+    except (AssertionError, ValueError) as error:
+        base = name.split("/")[0].split(":")[0]
+        known = tfds.list_builders(with_community_datasets=False)
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{what}: {first.rstrip('.')}." + suggest(base, known)) from None
+    if builder.info.splits:
+        return builder
+    try:
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            _probe_server(builder.url_infos or ())
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"{what} is not prepared under {builder.data_dir} and could not be downloaded: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+    return builder
+
+
+def _probe_server(urls):
+    """Connect to the first web address. TensorFlow Datasets would try for minutes to reach an unreachable server."""
+    for url in [url for url in urls if url.startswith("http")][:1]:
+        try:
+            urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # The server answered.
+
+
+# ------------------------------------------------------------------------------------------------ official layout
+
+
+def open_records(data: DataConfig, split: str) -> Source:
+    """Open record files in the layout of the official tools: DIR/<split>-00000-of-00128 ..., with labels from 1.
+
+    The class names are read from DIR/classes.txt. If it is missing, `data.classes` is the number of classes.
+
+    Args:
+        data: The section `data` of the configuration.
+        split: Name of the split.
+
+    Raises:
+        UserError: If files are missing, truncated, or have another layout.
     """
-    paths = _record_files(data.dir, split)
-    names_file = os.path.join(data.dir, "classes.txt")
-    if tf.io.gfile.exists(names_file):
-        class_names = read_text(names_file).removesuffix("\n").split("\n")
-        if data.classes not in (None, len(class_names)):
-            raise UserError(f"{names_file} names {len(class_names)} classes, but data.classes={data.classes}")
-    elif data.classes:
-        class_names = [str(number) for number in range(data.classes)]
-    else:
-        raise UserError(f"{data.dir!r} has no classes.txt: say how many classes there are, --set data.classes=1000")
+    paths = _find_record_files(data.dir, split)
+    class_names = _read_class_names(data)
     features = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64),
@@ -109,125 +146,187 @@ def open_records(data, split):
         feature = {"image/filename": tf.io.FixedLenFeature([], tf.string, "")}
         return tf.io.parse_single_example(record, feature)["image/filename"]
 
-    lengths = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
-    if not sum(lengths):
-        raise UserError(f"data.dir={data.dir!r}: the files of {split!r} hold no record")
-    _check_first(paths[int(np.flatnonzero(lengths)[0])], features, len(class_names))
-    shards = [(path, 0, length, length) for path, length in zip(paths, lengths, strict=True)]
-    return _records(shards, class_names, load, data.shuffle_buffer, file_name)
+    counts = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
+    if not sum(counts):
+        raise UserError(f"data.dir={data.dir!r}: the files of {split!r} have no records.")
+    _check_first_records(paths[int(np.flatnonzero(counts)[0])], features, len(class_names))
+    shards = [_Shard(path, 0, count, count) for path, count in zip(paths, counts, strict=True)]
+    return _make_record_source(shards, class_names, load, data.shuffle_buffer, file_name)
 
 
-def _record_files(folder, split):
-    """Return the paths of a split's files, all that their names promise."""
+def _read_class_names(data):
+    path = os.path.join(data.dir, "classes.txt")
+    if tf.io.gfile.exists(path):
+        class_names = read_text(path).removesuffix("\n").split("\n")
+        if data.classes not in (None, len(class_names)):
+            raise UserError(
+                f"data.classes={data.classes}, but {path} names {len(class_names)} classes. Leave data.classes out."
+            )
+        return class_names
+    if data.classes:
+        return [str(number) for number in range(data.classes)]
+    raise UserError(
+        f"{data.dir!r} has no classes.txt. Give the number of classes, for example --set data.classes=1000."
+    )
+
+
+def _find_record_files(folder, split):
+    """Return the paths of all files of a split, after checking that none is missing."""
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    of_split = re.escape(split) + r"-\d{5}-of-\d{5,}"
-    found = {name: name.rpartition("-")[2] for name in names if re.fullmatch(of_split, name)}
+    found = {name: name.rpartition("-")[2] for name in names if re.fullmatch(re.escape(split) + _FILE_NAME, name)}
     if not found:
-        others = sorted({match[1] for name in names if (match := re.fullmatch(r"(.+)-\d{5}-of-\d{5,}", name))})
+        others = sorted({match[1] for name in names if (match := re.fullmatch("(.+)" + _FILE_NAME, name))})
         hint = f" It has files of {', '.join(map(repr, others))}." + suggest(split, others) if others else ""
         raise UserError(
-            f"data.dir={folder!r} has no file {split}-00000-of-..., which data.train_split and data.eval_split name."
-            + hint
+            f"data.dir={folder!r} has no file {split}-00000-of-... for the split {split!r}. Set data.train_split and "
+            f"data.eval_split to splits that exist.{hint}"
         )
-    counts = sorted(set(found.values()))
-    if len(counts) > 1:
-        raise UserError(f"data.dir={folder!r} holds files of {split!r} of several sets: of {', '.join(counts)}")
-    expected = [f"{split}-{index:05d}-of-{counts[0]}" for index in range(int(counts[0]))]
+    totals = sorted(set(found.values()))
+    if len(totals) > 1:
+        raise UserError(
+            f"data.dir={folder!r} has files of {split!r} from several sets: of {', '.join(totals)}. Keep one set."
+        )
+    expected = [f"{split}-{index:05d}-of-{totals[0]}" for index in range(int(totals[0]))]
     missing = [name for name in expected if name not in found]
-    if missing or len(found) > len(expected):
-        what = f"lacks {', '.join(missing[:10])}" if missing else f"has more than {len(expected)} files of {split!r}"
-        raise UserError(f"data.dir={folder!r} {what}: {len(found)} files, where their names promise {len(expected)}")
+    if missing:
+        raise UserError(
+            f"data.dir={folder!r} lacks {', '.join(missing[:10])}. It has {len(found)} of {len(expected)} files."
+        )
+    if len(found) > len(expected):
+        raise UserError(f"data.dir={folder!r} has {len(found)} files of {split!r}, more than {len(expected)}.")
     return [os.path.join(folder, name) for name in expected]
 
 
-def _check_first(path, features, classes):
-    """Refuse records of another layout, or with labels counted otherwise, by a look at the first few."""
+def _check_first_records(path, features, classes):
+    """Raise UserError if the first records of a file have another layout or labels out of range."""
     try:
-        for record in tf.data.TFRecordDataset(path).take(64):
+        for record in tf.data.TFRecordDataset(path).take(_CHECKED_RECORDS):
             label = int(tf.io.parse_single_example(record, features)["image/class/label"])
             if not 1 <= label <= classes:
-                raise UserError(f"{path}: label {label} in a record, where {classes} classes are counted from 1")
+                raise UserError(f"{path}: a record has label {label}. Labels must be from 1 to {classes}.")
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: expected records with image/encoded and image/class/label: {error.message}") from None
+        raise UserError(f"{path} must have records with image/encoded and image/class/label: {error.message}") from None
 
 
 def _count_records(paths, summary):
-    """Return the number of records of each file: from the summary that `prepare` writes, else by a look at each."""
-
-    def size(path):
-        return tf.io.gfile.stat(path).length
-
-    def count(path):
-        records = 0
-        with tf.io.gfile.GFile(path, "rb") as file:
-            size = file.size()
-            at = 0
-            while at < size:
-                file.seek(at)
-                # A record is its length (8 bytes), a checksum (4), the data, and another checksum (4).
-                at += int.from_bytes(file.read(8), "little") + 16
-                records += 1
-        if at != size:
-            raise UserError(f"{path}: the last record is cut short")
-        return records
-
-    with ThreadPoolExecutor(16) as pool:
+    """Return the number of records of each file, from the summary that `prepare` writes, or else from the files."""
+    with ThreadPoolExecutor(_THREADS) as pool:
         if tf.io.gfile.exists(summary):
             written = json.loads(read_text(summary))
-            if written.get("bytes_per_file") == list(pool.map(size, paths)):  # else the files are others
+            sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, paths))
+            if written.get("bytes_per_file") == sizes:  # Otherwise the summary describes other files.
                 return written["records_per_file"]
-        return list(tqdm(pool.map(count, paths), total=len(paths), desc="counting records", unit="file"))
+        return list(track(pool.map(_count_records_of_file, paths), len(paths), "counting records", "files"))
 
 
-def _records(shards, class_names, load, shuffle_buffer, file_name):
-    """Make a source of TFRecord files, given (path, records to skip, records to take or -1, records in it) each.
+def _count_records_of_file(path):
+    records, position = 0, 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        size = file.size()
+        while position < size:
+            file.seek(position)
+            # A record consists of its length (8 bytes), a checksum (4), the data, and another checksum (4).
+            position += int.from_bytes(file.read(8), "little") + 16
+            records += 1
+    if position != size:
+        raise UserError(f"{path} is truncated: its last record is incomplete.")
+    return records
 
-    Training shuffles files and records anew every epoch, from seed and epoch alone. With several hosts each reads its
-    own files in training; in evaluation each reads all and decodes its share.
+
+# -------------------------------------------------------------------------------------------------------- streams
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The records of one file that belong to a split. `take` is -1 for all records after the skipped ones."""
+
+    path: str
+    skip: int
+    take: int
+    records_in_file: int
+
+    @property
+    def size(self) -> int:
+        return self.records_in_file - self.skip if self.take == -1 else self.take
+
+
+class _RecordReader:
+    """Reads the records of several files in the order of training or of evaluation.
+
+    Training shuffles files and records again in every epoch, as seed and epoch determine. In training, each host reads
+    its own files. In evaluation, each host reads all files and decodes its share.
     """
-    paths, skips, takes, lengths = (list(column) for column in zip(*shards, strict=True))
-    takes = [length - skip if take == -1 else take for take, skip, length in zip(takes, skips, lengths, strict=True)]
 
-    def read(shard):
-        records = tf.data.TFRecordDataset(tf.gather(paths, shard)).enumerate()
-        records = records.skip(tf.gather(tf.constant(skips, tf.int64), shard))
-        records = records.take(tf.gather(tf.constant(takes, tf.int64), shard))
-        return records.map(lambda ordinal, record: (shard * 2**32 + ordinal, record))
+    def __init__(self, shards: Sequence[_Shard], shuffle_buffer: int) -> None:
+        self.sizes = [shard.size for shard in shards]
+        self._paths = [shard.path for shard in shards]
+        self._skips = [shard.skip for shard in shards]
+        self._shuffle_buffer = shuffle_buffer
 
-    def epoch(order, shards, number):
-        shards = tf.constant(shards, tf.int64)
-        if order.shuffle:
-            shards = tf.random.experimental.stateless_shuffle(shards, seed=tf.stack([order.seed, number]))
-        files = tf.data.Dataset.from_tensor_slices(shards)
-        records = files.interleave(read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE)
-        if order.shuffle:
-            # Shuffle mixes in the global seed. Here, where a function is traced, that is set for this function alone.
-            tf.random.set_seed(order.seed % (2**31 - 2) + 1)  # zero fails: it is compared with, in a graph
-            records = records.shuffle(shuffle_buffer, seed=number + 1)
-        return records
+    def stream(self, order: Order) -> tf.data.Dataset:
+        """Return a dataset of (position, id, record): the `stream` of a source."""
+        return self._stream_training(order) if order.shuffle else self._stream_evaluation(order)
 
-    def stream(order):
+    def _stream_evaluation(self, order):
         share = order.batch // order.hosts
-        if not order.shuffle:
-            records = epoch(order, list(range(len(paths))), 0)
-            last = records.take(1).repeat()  # stands in for the positions past the end, which are masked
-            records = records.concatenate(last).enumerate().take((order.first_step + order.steps) * order.batch)
-            records = records.filter(lambda position, _: position % order.batch // share == order.host)
-            return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
-        if len(paths) < order.hosts:
-            raise UserError(f"{len(paths)} record files cannot be divided among {order.hosts} hosts")
-        mine = list(range(order.host, len(paths), order.hosts))
-        size = sum(takes[i] for i in mine)
-        first_epoch, skip = divmod(order.first_position // order.hosts + order.first_step * share, size)
+        records = self._read_epoch(order, list(range(len(self._paths))), 0)
+        padding = records.take(1).repeat()  # for the positions after the end, which have weight 0
+        records = records.concatenate(padding).enumerate().take((order.first_step + order.steps) * order.batch)
+        records = records.filter(lambda position, _: position % order.batch // share == order.host)
+        return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
+
+    def _stream_training(self, order):
+        if len(self._paths) < order.hosts:
+            raise UserError(
+                f"{len(self._paths)} record files cannot be divided among {order.hosts} hosts. Write more files with "
+                "`prepare --shards`."
+            )
+        own = list(range(order.host, len(self._paths), order.hosts))
+        size = sum(self.sizes[i] for i in own)
+        images_before = order.first_position // order.hosts + order.first_step * (order.batch // order.hosts)
+        first_epoch, skip = divmod(images_before, size)
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        records = epochs.flat_map(functools.partial(epoch, order, mine)).skip(skip)
+        records = epochs.flat_map(functools.partial(self._read_epoch, order, own)).skip(skip)
         return tf.data.Dataset.zip(order.positions(), records).map(lambda position, record: (position, *record))
 
+    def _read_epoch(self, order, shards, epoch):
+        """Return a dataset of (id, record) of some files, given by their indices."""
+        shards = tf.constant(shards, tf.int64)
+        if order.shuffle:
+            shards = tf.random.experimental.stateless_shuffle(shards, seed=tf.stack([order.seed, epoch]))
+        files = tf.data.Dataset.from_tensor_slices(shards)
+        records = files.interleave(
+            self._read_file, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        if order.shuffle:
+            # `shuffle` also uses the global seed. Inside a traced function, it is only set for this function. It must
+            # not be zero, because then the graph would have to compare the other seed with zero, which fails.
+            tf.random.set_seed(order.seed % (2**31 - 2) + 1)
+            records = records.shuffle(self._shuffle_buffer, seed=epoch + 1)
+        return records
+
+    def _read_file(self, shard):
+        """Return a dataset of (id, record) of one file. The id is file index * 2**32 + record index."""
+        records = tf.data.TFRecordDataset(tf.gather(self._paths, shard)).enumerate()
+        records = records.skip(tf.gather(tf.constant(self._skips, tf.int64), shard))
+        records = records.take(tf.gather(tf.constant(self.sizes, tf.int64), shard))
+        return records.map(lambda index, record: (shard * 2**32 + index, record))
+
+
+def _make_record_source(
+    shards: Sequence[_Shard],
+    class_names: Sequence[str],
+    load: Callable,
+    shuffle_buffer: int,
+    file_name: Callable | None,
+) -> Source:
+    """Return a source of record files."""
+    reader = _RecordReader(shards, shuffle_buffer)
     return Source(
-        sum(takes),
+        sum(reader.sizes),
         tuple(class_names),
-        stream,
+        reader.stream,
         load,
-        describe=lambda id_: f"{paths[id_ >> 32]} record {id_ & 0xFFFFFFFF}",
+        describe=lambda id_: f"{shards[id_ >> 32].path} record {id_ & 0xFFFFFFFF}",
         file_name=file_name,
     )

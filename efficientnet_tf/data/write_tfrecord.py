@@ -1,12 +1,14 @@
-"""Writes what `data.source=records` reads: TFRecord files in the layout of the official EfficientNet and ResNet tools.
+"""Write the files that `data.source=records` reads: TFRecords in the layout of the official EfficientNet tools.
 
-    DIR/train-00000-of-00128 ...   tf.train.Example: image/encoded, image/class/label (counted from 1), ...
-    DIR/train.json                 examples of each class, records of each file, images that cannot be decoded
-    DIR/classes.txt                the class names, one a line
-    DIR/.progress/                 notes on each file, for a run that is killed and started again
+    DIR/train-00000-of-00128 ...   tf.train.Example: image/encoded, image/class/label (from 1), ...
+    DIR/train.json                 images per class, records and bytes per file, images that cannot be decoded
+    DIR/classes.txt                the class names, one per line
+    DIR/.progress/                 a summary of each file, so that an interrupted run can continue
 
-A file comes to its name only when it is whole.
+A file gets its final name only when it is complete.
 """
+
+from __future__ import annotations
 
 import collections
 import functools
@@ -14,19 +16,25 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.decode import check_bitmap
-from efficientnet_tf.data.open import Order, open_source
+from efficientnet_tf.data.open import Order, Source, open_source
 from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.terminal import ProgressBar
 
-# The storage is at fault, not the image: to leave the image out would be wrong.
-_PASSING = (
+if TYPE_CHECKING:
+    from efficientnet_tf.config.schema import DataConfig
+
+_FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}
+# Errors of the storage, not of the image. The image must not be left out because of them.
+_STORAGE_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
     tf.errors.AbortedError,
@@ -34,27 +42,203 @@ _PASSING = (
 )
 
 
-def shard_path(folder, split, index, count):
+def write_records(
+    data: DataConfig,
+    split: str,
+    folder: str,
+    shards: int,
+    workers: int,
+    beam_arguments: list[str] | None = None,
+) -> dict[str, Any]:
+    """Write a split of a source as record files.
+
+    Args:
+        data: The section `data` of the configuration that names the source.
+        split: Name of the split. The names of the files start with it.
+        folder: Where the files go, local or gs://. It is created if it does not exist.
+        shards: Number of files, >= 1.
+        workers: Number of threads, >= 1.
+        beam_arguments: Flags of Apache Beam. If given, Beam writes the files, on several machines.
+
+    Returns:
+        The contents of <split>.json.
+
+    Raises:
+        UserError: If the source does not exist or has fewer images than `shards`, if the folder cannot be written, or
+            if it has files of other data or of another number of shards of this split.
+    """
+    if data.source == "records" or "[" in split:
+        raise UserError(
+            f"data.source={data.source}, split {split!r}: only whole splits of other sources can be written as records."
+        )
+    source = _open_split(data, split)
+    if shards > source.size:
+        raise UserError(f"split {split!r} has {source.size} images, too few for shards={shards}. Use fewer shards.")
+    try:
+        tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
+        _check_folder(folder, data, split, source, shards)
+        if beam_arguments is not None:
+            _write_with_beam(functools.partial(write_shard, data, split, folder, shards), shards, beam_arguments)
+            parts = [write_shard(data, split, folder, shards, shard, source) for shard in range(shards)]
+        else:
+            parts = _write_with_threads(data, split, folder, shards, source, workers)
+        summary = _summarize(parts, source)
+        write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
+        write_text(os.path.join(folder, "classes.txt"), _format_class_names(source))
+    except tf.errors.OpError as error:
+        raise UserError(f"{folder}: cannot write {split!r} to this folder: {error.message}") from error
+    return summary
+
+
+def _summarize(parts, source):
+    counts = collections.Counter()
+    for part in parts:
+        counts.update(part["classes"])
+    return {
+        "examples_per_class": {name: counts[str(label)] for label, name in enumerate(source.class_names)},
+        "records_per_file": [part["records"] for part in parts],
+        "bytes_per_file": [part["bytes"] for part in parts],
+        "unreadable": [line for part in parts for line in part["unreadable"]],
+    }
+
+
+def _format_class_names(source):
+    return "".join(f"{name}\n" for name in source.class_names)
+
+
+def _check_folder(folder, data, split, source, shards):
+    """Raise UserError if the folder has files that do not belong with those to be written."""
+    other = [
+        n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
+    ]
+    if other:
+        raise UserError(
+            f"{folder} has files of {split!r} with another number of shards, for example {other[0]}. "
+            f"Use another folder or the same number, not shards={shards}."
+        )
+    classes = os.path.join(folder, "classes.txt")
+    if tf.io.gfile.exists(classes) and read_text(classes) != _format_class_names(source):
+        raise UserError(
+            f"{classes} names other classes than data.source={data.source}, split {split!r}. Use another folder."
+        )
+    # Files of an earlier call are kept, so they must come from the same images.
+    names = [source.describe(i) for i in range(source.size)] if source.indexed else []
+    digest = hashlib.sha256("\n".join([data.source, *names, *source.class_names]).encode()).hexdigest()
+    fingerprint_path = os.path.join(folder, ".progress", f"{split}.json")
+    fingerprint = {"images": source.size, "sha256": digest}
+    if tf.io.gfile.exists(fingerprint_path) and json.loads(read_text(fingerprint_path)) != fingerprint:
+        raise UserError(
+            f"{folder} has files of {split!r} from other images than data.dir={data.dir!r} has now. Use another folder."
+        )
+    write_text(fingerprint_path, json.dumps(fingerprint))
+
+
+# --------------------------------------------------------------------------------------------------------- one file
+
+
+def write_shard(
+    data: DataConfig,
+    split: str,
+    folder: str,
+    shards: int,
+    shard: int,
+    source: Source | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Write one record file, unless it exists already.
+
+    Args:
+        data: The section `data` of the configuration that names the source.
+        split: Name of the split.
+        folder: Where the file goes, local or gs://.
+        shards: Number of files of the split.
+        shard: Index of this file, in [0, shards).
+        source: The source that `data` names. If None, it is opened, once per process.
+        on_images: Called with the number of images done since the last call. An exception from it stops the work.
+
+    Returns:
+        {"records": int, "bytes": int, "classes": {label: count}, "unreadable": [name: reason, ...]}.
+    """
+    path = shard_path(folder, split, shard, shards)
+    summary_path = os.path.join(folder, ".progress", os.path.basename(path) + ".json")
+    if tf.io.gfile.exists(path) and tf.io.gfile.exists(summary_path):
+        summary = json.loads(read_text(summary_path))
+        on_images(summary["records"] + len(summary["unreadable"]))
+        return summary
+    classes, unreadable = collections.Counter(), []
+    unfinished = os.path.join(folder, ".progress", os.path.basename(path))
+    with tf.io.TFRecordWriter(unfinished) as writer:
+        for name, part, payload in _read_shard(data, split, source or _open_split_once(data, split), shards, shard):
+            on_images(1)
+            try:
+                example, label = _convert(name, part, payload)
+            except _STORAGE_ERRORS:
+                raise
+            except tf.errors.OpError as error:
+                unreadable.append(f"{name}: {(error.message.splitlines() or ['cannot be read'])[0]}")
+                continue
+            writer.write(example)
+            classes[label] += 1
+    summary = {
+        "records": sum(classes.values()),
+        "bytes": tf.io.gfile.stat(unfinished).length,
+        "classes": {str(label): count for label, count in sorted(classes.items())},
+        "unreadable": unreadable,
+    }
+    write_text(summary_path, json.dumps(summary))
+    tf.io.gfile.rename(unfinished, path, overwrite=True)
+    return summary
+
+
+def shard_path(folder: str, split: str, index: int, count: int) -> str:
     """Return the path of a record file: DIR/train-00003-of-00128."""
     return os.path.join(folder, f"{split}-{index:05d}-of-{count:05d}")
 
 
-def make_example(encoded, label, class_name, name):
-    """Return an example of the official layout, serialized.
+def _open_split(data, split):
+    return open_source(data, split, training=split == data.train_split)
+
+
+_open_split_once = functools.lru_cache(maxsize=1)(_open_split)
+
+
+def _read_shard(data, split, source, shards, shard) -> Iterator[tuple[str, Source, tf.Tensor]]:
+    """Yield (name, source, payload) of the images of a shard: a share of all classes, the same in every call."""
+    if source.indexed:
+        # Shuffle once, because a reader shuffles only within its buffer.
+        for index in np.random.default_rng(0).permutation(source.size)[shard::shards].tolist():
+            yield source.describe(index), source, tf.constant(index, tf.int64)
+    else:
+        # The records of the dataset are already shuffled. A slice of the split can be found without reading the others.
+        first, last = (source.size * i // shards for i in (shard, shard + 1))
+        part = _open_split(data, f"{split}[{first}:{last}]")
+        for _, id_, record in part.stream(Order(batch=1, steps=part.size)):
+            yield part.describe(int(id_)), part, record
+
+
+def _convert(name, source, payload):
+    """Return the serialized example of an image and its label."""
+    encoded, label = (tensor.numpy() for tensor in source.load(payload))
+    file_name = source.file_name(payload).numpy().decode() if source.file_name else name
+    label = int(label)
+    return make_example(encoded, label, source.class_names[label], os.path.basename(file_name)), label
+
+
+def make_example(encoded: bytes, label: int, class_name: str, name: str) -> bytes:
+    """Return an example in the official layout, serialized.
 
     Args:
-        encoded: bytes of an image file; decoded here, to be sure that it can be.
-        label: int >= 0; written as label + 1, as the official tools count.
-        class_name: str.
-        name: str, the file's name.
+        encoded: Bytes of an image file. It is decoded here, to make sure that this is possible.
+        label: Label >= 0. It is written as label + 1, as the official tools count.
+        class_name: Name of the class.
+        name: Name of the file.
 
     Raises:
-        tf.errors.OpError: when the image cannot be decoded.
+        tf.errors.OpError: If the image cannot be decoded.
     """
     if encoded.startswith(b"BM"):
         check_bitmap(encoded)
     height, width, channels = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape
-    kind = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}[encoded[:2]]
 
     def text(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
@@ -64,7 +248,7 @@ def make_example(encoded, label, class_name, name):
 
     features = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-        "image/format": text(kind),
+        "image/format": text(_FORMATS[encoded[:2]]),
         "image/filename": text(name),
         "image/class/label": number(label + 1),
         "image/class/text": text(class_name),
@@ -75,177 +259,37 @@ def make_example(encoded, label, class_name, name):
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def _open(data, split):
-    return open_source(data, split, training=split == data.train_split)
+# --------------------------------------------------------------------------------------------------------- all files
 
 
-_open_once = functools.lru_cache(maxsize=1)(_open)
+def _write_with_threads(data, split, folder, shards, source, workers):
+    """Write all files on this machine. Threads suffice, because TensorFlow decodes and writes outside Python's lock."""
+    stop, lock = threading.Event(), threading.Lock()
+    with ThreadPoolExecutor(workers) as pool, ProgressBar(source.size, split, "images") as bar:
 
-
-def _examples(data, split, source, shards, shard):
-    """Yield (name, source, payload) of a shard's examples: a share of all classes, the same at every call."""
-    if source.indexed:
-        # Shuffled once, for a reader shuffles no further than its buffer.
-        for index in np.random.default_rng(0).permutation(source.size)[shard::shards].tolist():
-            yield source.describe(index), source, tf.constant(index, tf.int64)
-    else:
-        # The data set's own records are shuffled already; a slice of the split is found without reading the others.
-        first, last = (source.size * i // shards for i in (shard, shard + 1))
-        part = _open(data, f"{split}[{first}:{last}]")
-        for _, id_, record in part.stream(Order(batch=1, steps=part.size)):
-            yield part.describe(int(id_)), part, record
-
-
-def write_shard(data, split, folder, shards, shard, source=None, tick=lambda images: None):
-    """Write one record file, unless it is there.
-
-    Args:
-        data: schema.DataConfig of a source.
-        split: str.
-        folder: str, local or gs://.
-        shards: int, number of files of the split.
-        shard: int in [0, shards).
-        source: sources.Source, what `data` describes; None opens it, once a process.
-        tick: called with the number of images done since the last call; what it raises ends the work.
-
-    Returns:
-        {"records": int, "bytes": int, "classes": {label: count}, "unreadable": [name: why, ...]}.
-    """
-    path = shard_path(folder, split, shard, shards)
-    notes = os.path.join(folder, ".progress", os.path.basename(path) + ".json")
-    if tf.io.gfile.exists(path) and tf.io.gfile.exists(notes):
-        summary = json.loads(read_text(notes))
-        tick(summary["records"] + len(summary["unreadable"]))
-        return summary
-    classes, unreadable = collections.Counter(), []
-    unfinished = os.path.join(folder, ".progress", os.path.basename(path))
-    with tf.io.TFRecordWriter(unfinished) as writer:
-        for name, part, payload in _examples(data, split, source or _open_once(data, split), shards, shard):
-            tick(1)
-            try:
-                encoded, label = (tensor.numpy() for tensor in part.load(payload))
-                file_name = part.file_name(payload).numpy().decode() if part.file_name else name
-                example = make_example(encoded, int(label), part.class_names[label], os.path.basename(file_name))
-            except _PASSING:
-                raise
-            except tf.errors.OpError as error:
-                unreadable.append(f"{name}: {(error.message.splitlines() or ['cannot be read'])[0]}")
-                continue
-            writer.write(example)
-            classes[int(label)] += 1
-    summary = {
-        "records": sum(classes.values()),
-        "bytes": tf.io.gfile.stat(unfinished).length,
-        "classes": {str(label): count for label, count in sorted(classes.items())},
-        "unreadable": unreadable,
-    }
-    write_text(notes, json.dumps(summary))
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
-    return summary
-
-
-def write_records(data, split, folder, shards, workers, beam_arguments=None):
-    """Write a split of a source as record files.
-
-    Args:
-        data: schema.DataConfig.
-        split: str, also the first part of the files' names.
-        folder: str, local or gs://; made where it is not there.
-        shards: int >= 1.
-        workers: int >= 1, threads.
-        beam_arguments: None, or a list of Apache Beam's own flags: then Beam runs the shards, on many machines.
-
-    Returns:
-        dict, what comes to stand in <split>.json.
-
-    Raises:
-        UserError: for a source that is not there or has fewer images than `shards`, a folder that cannot be written, or
-            one with files of other data or another number of shards of this split.
-    """
-    if data.source == "records" or "[" in split:
-        raise UserError(f"data.source={data.source}, split {split!r}: only whole splits that are not records yet")
-    source = _open(data, split)
-    if shards > source.size:
-        raise UserError(f"split {split!r} has {source.size} images, which cannot fill {shards} files: give fewer")
-    try:
-        tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
-        _check_folder(folder, data, split, source, shards)
-        if beam_arguments is not None:
-            _run_beam(functools.partial(write_shard, data, split, folder, shards), shards, beam_arguments)
-            parts = [write_shard(data, split, folder, shards, shard, source) for shard in range(shards)]
-        else:
-            parts = _run_threads(data, split, folder, shards, source, workers)
-        counts = collections.Counter()
-        for part in parts:
-            counts.update(part["classes"])
-        summary = {
-            "examples_per_class": {name: counts[str(label)] for label, name in enumerate(source.class_names)},
-            "records_per_file": [part["records"] for part in parts],
-            "bytes_per_file": [part["bytes"] for part in parts],
-            "unreadable": [line for part in parts for line in part["unreadable"]],
-        }
-        write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
-        write_text(os.path.join(folder, "classes.txt"), _class_lines(source))
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"{folder}: cannot write {split!r} there: {error}") from error
-    return summary
-
-
-def _class_lines(source):
-    return "".join(f"{name}\n" for name in source.class_names)
-
-
-def _check_folder(folder, data, split, source, shards):
-    """Refuse a folder whose files would not go together with those to come."""
-    other = [
-        n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
-    ]
-    if other:
-        raise UserError(
-            f"{folder} holds files of {split!r} in another number of shards, {other[0]} for one; "
-            "take another folder or the same number"
-        )
-    classes = os.path.join(folder, "classes.txt")
-    if tf.io.gfile.exists(classes) and read_text(classes) != _class_lines(source):
-        raise UserError(f"{classes} names other classes than data.source={data.source}, split {split!r}")
-    # Files that an earlier call wrote are kept: they must be of the same images.
-    names = [source.describe(i) for i in range(source.size)] if source.indexed else []
-    digest = hashlib.sha256("\n".join([data.source, *names, *source.class_names]).encode()).hexdigest()
-    begun, now = os.path.join(folder, ".progress", f"{split}.json"), {"images": source.size, "sha256": digest}
-    if tf.io.gfile.exists(begun) and json.loads(read_text(begun)) != now:
-        raise UserError(
-            f"{folder} holds files of {split!r} from other images than data.dir={data.dir!r} has now; "
-            "take another folder"
-        )
-    write_text(begun, json.dumps(now))
-
-
-def _run_threads(data, split, folder, shards, source, workers):
-    """Write all shards on this machine: TensorFlow decodes and writes outside Python's lock, so threads do."""
-    failed, lock = threading.Event(), threading.Lock()
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=source.size, unit="image", desc=split) as bar:
-
-        def tick(images):
-            if failed.is_set():
+        def on_images(count):
+            if stop.is_set():
                 raise InterruptedError("another file failed")
             with lock:
-                bar.update(images)
+                bar.advance(count)
 
-        futures = [pool.submit(write_shard, data, split, folder, shards, i, source, tick) for i in range(shards)]
+        futures = [pool.submit(write_shard, data, split, folder, shards, i, source, on_images) for i in range(shards)]
         try:
             for future in as_completed(futures):
                 future.result()
         finally:
-            failed.set()  # nothing runs any more, or nothing shall
+            stop.set()  # Stops the other threads if one has failed. Otherwise all are done.
             pool.shutdown(cancel_futures=True)
     return [future.result() for future in futures]
 
 
-def _run_beam(write, shards, arguments):
+def _write_with_beam(write, shards, arguments):
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ModuleNotFoundError:
-        raise UserError("--beam needs Apache Beam: pip install 'efficientnet_tf[beam]'") from None
+        raise UserError(
+            "Apache Beam is needed to write with Beam, and is not installed. Run pip install 'efficientnet_tf[beam]'."
+        ) from None
     with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
         _ = pipeline | beam.Create(range(shards)) | beam.Reshuffle() | beam.Map(lambda shard: bool(write(shard)))

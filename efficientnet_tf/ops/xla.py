@@ -1,13 +1,14 @@
-"""TODO docstring (from image_ops)."""
+"""Compile functions of tensors for the CPU with XLA, if this build of TensorFlow can."""
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
 
 @functools.cache
-def has_xla():
-    """Try whether this TensorFlow compiles for the processor: a build may leave it out."""
+def has_xla() -> bool:
+    """Return whether TensorFlow can compile for the CPU. Some builds lack the compiler."""
     try:
         with tf.init_scope(), tf.device("CPU:0"):
             return bool(tf.function(lambda: tf.constant(1) > 0, jit_compile=True)())
@@ -15,7 +16,14 @@ def has_xla():
         return False
 
 
-def compile_for_cpu(function):
-    """Compile a function of tensors, where that can be done; its results are the same either way."""
-    by_xla = tf.function(function, autograph=False, jit_compile=True)
-    return functools.wraps(function)(lambda *tensors: (by_xla if has_xla() else function)(*tensors))
+def compile_for_cpu(function: Callable) -> Callable:
+    """Return a function compiled by XLA, or the function itself if XLA is missing.
+
+    Args:
+        function: Function of tensors. Its results must not depend on whether it is compiled.
+
+    Returns:
+        A function with the same arguments and results.
+    """
+    compiled = tf.function(function, autograph=False, jit_compile=True)
+    return functools.wraps(function)(lambda *tensors: (compiled if has_xla() else function)(*tensors))
