@@ -1,7 +1,8 @@
 """Compare predicted with measured training memory: `python scripts/memory_table.py [docs/memory.json [ROUNDS]]`.
 
-Each network and batch is measured by `efficientnet_tf.summary --measure`, in three processes, or ROUNDS. What counts is
-their median: TensorFlow runs operations as they become ready, and in an unlucky order more outputs are held at once.
+Each network and batch size is measured by `efficientnet_tf.summary --measure` in three processes, or in ROUNDS. The
+median counts. TensorFlow runs operations as soon as their inputs are ready, and an unlucky order holds more outputs at
+the same time.
 """
 
 import json
@@ -9,10 +10,9 @@ import statistics
 import subprocess
 import sys
 
-from tqdm import tqdm
-
 from efficientnet_tf.config.load import describe_environment
 from efficientnet_tf.runtime.hardware import describe_hardware
+from efficientnet_tf.runtime.terminal import track
 
 VARIANTS = ("b0", "b1", "b2", "b3")
 BATCHES = (8, 16, 32)
@@ -20,23 +20,25 @@ SIZE = 224
 ROUNDS = 3
 
 
-def measure(variant, batch):
-    """Return predicted and measured bytes."""
+def measure(variant: str, batch: int) -> tuple[int, int]:
+    """Return the predicted and the measured memory of a training step, in bytes."""
     command = [sys.executable, "-m", "efficientnet_tf.summary", f"--variant={variant}", f"--batch={batch}"]
     command += ["--set", f"data.image_size={SIZE}", "--measure", "--json"]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return told["memory"]["training"]["total"], told["measured"]["train_peak_bytes"]
+    summary = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return summary["memory"]["training"]["total"], summary["measured"]["train_peak_bytes"]
 
 
-def main(output, rounds=ROUNDS):
-    """Measure all, in turns; print the table, write it."""
-    stated = describe_environment() | describe_hardware()
+def main(output: str, rounds: str | int = ROUNDS) -> None:
+    """Measure every network and batch size in each round, print the table and write it as JSON."""
+    environment = describe_environment() | describe_hardware()
     cells = [(variant, batch) for variant in VARIANTS for batch in BATCHES]
-    told = [(cell, *measure(*cell)) for cell in tqdm(cells * int(rounds))]
+    jobs = cells * int(rounds)
+    results = [(cell, *measure(*cell)) for cell in track(jobs, len(jobs), "measuring", "runs")]
     rows = []
     print("| variant | batch | predicted MiB | measured MiB | | lowest and highest |\n|---|--:|--:|--:|--:|--:|")
     for variant, batch in cells:
-        (predicted, *_), peaks = zip(*((p, peak) for cell, p, peak in told if cell == (variant, batch)), strict=True)
+        pairs = [(predicted, peak) for cell, predicted, peak in results if cell == (variant, batch)]
+        predicted, peaks = pairs[0][0], [peak for _, peak in pairs]
         low, peak, high = min(peaks), statistics.median(peaks), max(peaks)
         row = {"variant": variant, "size": SIZE, "batch": batch, "predicted_bytes": predicted, "measured_bytes": peak}
         rows.append(row | {"low_bytes": low, "high_bytes": high, "error": round(predicted / peak - 1, 3)})
@@ -45,7 +47,7 @@ def main(output, rounds=ROUNDS):
             f"| {variant} | {batch} | {sizes} | {predicted / peak - 1:+.1%} | {low / 2**20:,.0f}, {high / 2**20:,.0f} |"
         )
     with open(output, "w") as file:
-        json.dump({"environment": stated, "rounds": int(rounds), "rows": rows}, file, indent=1)
+        json.dump({"environment": environment, "rounds": int(rounds), "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":
