@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 30.0  # between progress lines where the output is not a terminal
+# File and class names are printed as they are, even if they look like rich's markup or emoji codes.
+LITERAL: Any = {"highlight": False, "markup": False, "emoji": False}
 # How the logs of TensorFlow, absl, XLA and LiteRT begin, below the level of a fatal error.
 NATIVE_LOG = (
     r"^([IWE][0-9]{4} [0-9:. ]+|[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.]+: [IWE] |"
@@ -69,7 +72,7 @@ class ProgressBar:
     def __init__(self, total, description, unit="", completed=0):
         self.total, self.completed = total, completed
         self._description, self._unit, self._status = description, unit, ""
-        self._console = Console(file=sys.stderr, highlight=False, markup=False)
+        self._console = Console(file=sys.stderr, **LITERAL)
         self._is_live = self._console.is_terminal or self._console.is_jupyter
         self._last_line = time.monotonic()
         columns = [
@@ -172,8 +175,8 @@ def show(*parts, file=None):
     """
     file = file or sys.stdout
     if file.isatty():
-        console = Console(file=file, highlight=False, markup=False)
-        console = Console(file=file, highlight=False, markup=False, width=max(console.width, _width(parts)))
+        console = Console(file=file, **LITERAL)
+        console = Console(file=file, width=max(console.width, _width(parts)), **LITERAL)
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, str))
     else:
@@ -183,7 +186,7 @@ def show(*parts, file=None):
 def render(*parts):
     """Return texts and tables of `make_table` as one plain text, str, without trailing blanks."""
     text = io.StringIO()
-    console = Console(file=text, highlight=False, markup=False, color_system=None, width=_width(parts))
+    console = Console(file=text, color_system=None, width=_width(parts), **LITERAL)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
@@ -191,6 +194,6 @@ def render(*parts):
 
 def _width(parts):
     """Return the columns that the widest table needs, so that no cell is cut off."""
-    wide = Console(width=10_000, file=io.StringIO())
+    wide = Console(width=10_000, file=io.StringIO(), **LITERAL)
     tables = [part for part in parts if isinstance(part, Table)]
     return max((wide.measure(table).maximum for table in tables), default=80)
