@@ -19,8 +19,8 @@ from efficientnet_tf.benchmark.worker import CLASSES, COPIED_BYTES, EXPORTS, MAT
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.runtime.hardware import available_cores, available_memory_bytes
 from efficientnet_tf.runtime.terminal import ProgressBar
-from efficientnet_tf.scaling.complexity import list_layers
-from efficientnet_tf.scaling.memory import inference_memory, training_memory
+from efficientnet_tf.scaling.layers import list_layers
+from efficientnet_tf.scaling.memory import count_inference_memory, count_training_memory
 
 LIMITS = ("product", "copy")  # workers that measure the machine itself
 OTHERS = ("keras", "timm")  # other implementations of the same networks
@@ -158,7 +158,7 @@ class NetworkBenchmark:
 
     def _exceeds_memory(self, case):
         """Return why all processes of a case together do not fit into memory, or None."""
-        predict = training_memory if case.mode == "train" else inference_memory
+        predict = count_training_memory if case.mode == "train" else count_inference_memory
         processes = len(self.plan.implementations)
         needed = processes * (predict(_list_layers(case), case.batch, case.precision).total + PROCESS_BYTES)
         available = self._available_bytes()
