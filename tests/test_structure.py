@@ -1,23 +1,24 @@
-"""The structure of the source: what each part imports, and that every config key is read."""
+"""Tests of the source itself: light imports, limits on length, and that every config key has an effect."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import efficientnet_tf
 from efficientnet_tf.config import schema
 
 PACKAGE = Path(efficientnet_tf.__file__).parent
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
-# Everything that must work, or fail with a clear message, on a machine without TensorFlow.
-LIGHT = (
+LONGEST = Path(__file__).parents[1] / "scripts" / "longest.py"
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+# Modules that must work, or fail with a clear message, on a machine without TensorFlow.
+LIGHT = [
     "efficientnet_tf",
     "efficientnet_tf.cli",
-    "efficientnet_tf.config.load",
-    "efficientnet_tf.scaling.budget",
+    *(f"efficientnet_tf.{package}" for package in PACKAGES),
+    *(f"efficientnet_tf.{p}.{m.stem}" for p in ("config", "scaling") for m in sorted((PACKAGE / p).glob("*.py"))),
     "efficientnet_tf.benchmark.plot",
     "efficientnet_tf.preflight.checks",
     "efficientnet_tf.preflight.compile",
@@ -25,56 +26,61 @@ LIGHT = (
     "efficientnet_tf.study.page",
     "efficientnet_tf.study.runner",
     "efficientnet_tf.visualization.scatter",
-)
-COMMANDS = (
-    "train evaluate predict explain show summary prepare scale search "
-    "weights.__main__ export.__main__ benchmark.__main__ preflight.__main__ study.__main__"
-).split()
-PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+]
+COMMANDS = [
+    f"efficientnet_tf.{name}"
+    for name in (
+        "train evaluate predict explain show summary prepare scale search "
+        "weights.__main__ export.__main__ benchmark.__main__ preflight.__main__ study.__main__"
+    ).split()
+]
 
-
-def imports(tree):
-    """Return the dotted names that a module imports anywhere: "keras.layers", "efficientnet_tf.config"."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@pytest.mark.parametrize("module", ["models/builder.py", "models/blocks.py"])
-def test_models_import_keras_and_no_backend(module):
-    assert {name.split(".")[0] for name in imports(TREES[module])} <= {"re", "sys", "keras", "efficientnet_tf"}
+# ----------------------------------------------------------------------------------------------------- imports
 
 
 def test_light_modules_import_neither_tensorflow_nor_keras():
-    """All in one process, one after the other, so that the failure names the import that brought something heavy."""
-    commands = [f"efficientnet_tf.{name}" for name in COMMANDS]
-    modules = [*LIGHT, *(f"efficientnet_tf.{name}" for name in PACKAGES), *commands]
+    """One process imports the modules one after the other, so that a failure names the module that is to blame."""
     program = (
         "import importlib, sys\n"
-        f"for name in {modules}:\n"
+        f"for name in {LIGHT + COMMANDS}:\n"
         "    importlib.import_module(name)\n"
+        f"    if name in {COMMANDS}:\n"
+        "        sys.modules[name].make_parser().format_help()\n"
         "    heavy = {'tensorflow', 'keras', 'jax', 'tensorflow_datasets'} & set(sys.modules)\n"
         "    assert not heavy, (name, heavy)\n"
-        f"    if name in {commands}:\n"
-        "        sys.modules[name].make_parser().format_help()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_public_names():
-    for name in efficientnet_tf.__all__:
-        assert getattr(efficientnet_tf, name) is not None
-        assert name in dir(efficientnet_tf)
-    with pytest.raises(AttributeError, match="no attribute 'EfficientNetB9'"):
-        _ = efficientnet_tf.EfficientNetB9
+# ----------------------------------------------------------------------------------------------------- length
+
+
+def test_no_module_or_function_is_too_long():
+    done = subprocess.run([sys.executable, LONGEST], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_docstrings_comments_and_schemas_do_not_count(tmp_path, capsys):
+    main = runpy.run_path(str(LONGEST))["main"]
+    comment, docstring = "    # comment\n\n" * 40, '    """Docstring.' + "\n" * 40 + '    """\n'
+    (tmp_path / "function.py").write_text(f"def short():\n{docstring}{comment}    return 1\n")
+    fields = "".join(f'    key{i}: int = {i}\n    """Meaning."""\n' for i in range(200))
+    (tmp_path / "schema.py").write_text(f"class Keys(Section):\n{fields}")
+    assert main(tmp_path) == 0
+    (tmp_path / "long.py").write_text("class A:\n    def long(self):\n" + "        print(1)\n" * 60)
+    assert main(tmp_path) == 1
+    assert "long.py: A.long has 61 lines of code. A function may have at most 60." in capsys.readouterr().out
+    (tmp_path / "long.py").write_text("x = 1\n" * 351)
+    assert main(tmp_path) == 1
+    assert "long.py has 351 lines. A module may have at most 350." in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------- config keys
 
 
 def sections():
-    """Return {section: its keys}, as code calls the sections: a ModelSpec is a `spec`, its rows are each a `stage`."""
+    """Return the keys of each section, by the name of the section. The rows of a stage table are called `stage`."""
     keys = {name: set(field.annotation.model_fields) for name, field in schema.Config.model_fields.items()}
     return keys | {"stage": set(schema.Stage.model_fields)}
 
@@ -84,9 +90,10 @@ def last_name(node):
 
 
 def read_keys(tree):
-    """Return the (section, key) pairs that code reads.
+    """Return the pairs (section, key) that a module reads.
 
-    A section is `config.train`, `train`, what was assigned from it, or by convention `spec`; `settings` may be any.
+    A section is recognized as `config.train`, as `train`, or as a variable that one of these was assigned to. By
+    convention, `spec` is the section `model`, and `settings` can be any section.
     """
     known = sections()
     aliases = {"spec": "model"}
@@ -105,9 +112,9 @@ def read_keys(tree):
                 yield section, node.attr
 
 
-def test_every_key_is_read_by_some_code():
+def test_every_key_has_an_effect():
     trees = [tree for name, tree in TREES.items() if name != "config/schema.py"]
-    # In schema.py only properties count: its checks use keys but give them no effect.
+    # In the schema only properties count. Its checks read keys without giving them an effect.
     for node in ast.walk(TREES["config/schema.py"]):
         if isinstance(node, ast.FunctionDef) and any(last_name(d) == "property" for d in node.decorator_list):
             assert any(isinstance(n, ast.Attribute) and n.attr == node.name for t in trees for n in ast.walk(t))
