@@ -1,8 +1,8 @@
-"""Measure how fast everything is on this machine: `python scripts/speed_table.py [docs/speed]`.
+"""Measure all speeds on this machine and write docs/speed.md: `python scripts/speed_table.py [docs/speed]`.
 
-Each part is one run of the benchmark command, which writes a JSON into the folder; what is there already is not
-measured again. How far the exported files agree with the Keras model, the export command tells, for a B0 that has
-learnt digits. The page beside the folder, docs/speed.md, and the pictures in it are drawn from these files alone.
+Each part is one run of the benchmark command, which writes a JSON file into the folder. Parts that have a file are not
+measured again. The export command reports how well the exported files agree with the Keras model, for a B0 that was
+trained on digits. The page docs/speed.md and its plots are written from these files alone.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from efficientnet_tf.benchmark.__main__ import format_table
 from efficientnet_tf.benchmark.plot import draw_speed
+from efficientnet_tf.benchmark.report import format_markdown
 from efficientnet_tf.benchmark.worker import EXPORTS, PACKAGES, RUNTIMES
 from efficientnet_tf.config.load import describe_environment
 
 FAMILY = ",".join(f"b{i}" for i in range(8))
-QUICK = ["--rounds=2", "--seconds=0.5"]  # where there are many cases
+QUICK = ["--rounds=2", "--seconds=0.5"]  # for parts with many cases
 PARTS = {
     "train_b0": ["--mode=train", "--variant=b0", "--batch=32", "--compare=keras,timm", "--rounds=9"],
     "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=9"],
@@ -35,12 +35,12 @@ PARTS = {
     "scale_infer": [
         *("--mode=infer", f"--variant={FAMILY}", "--batch=1,8,64", "--threads=1,2,4", *QUICK, "--longest_step=2")
     ],
-    # Tracing the graph of training takes most of the time: fewer cases.
+    # Most of the time goes into tracing the training graph, so there are fewer cases.
     "scale_train": ["--mode=train", f"--variant={FAMILY}", "--batch=1,8,64", "--threads=4", *QUICK, "--longest_step=2"],
     "scale_train_threads": [
         *("--mode=train", "--variant=b0,b4", "--batch=1,8,64", "--threads=1,2", *QUICK, "--longest_step=2")
     ],
-    # One small image, so that the first step is tracing.
+    # One small image, so that the first step is almost only tracing.
     "start": [
         *("--mode=train", "--variant=b0,b4,b7", "--sizes=32", "--batch=1", "--compare=keras", "--rounds=1"),
         "--seconds=0.1",
@@ -50,22 +50,22 @@ DIGITS = ["efficientnet_tf.train", "--variant=b0", "--recipe=digits"]
 
 
 def run(words, **options):
-    """Run a command of this package; end where it fails, unless `check` is False."""
+    """Run a command of this package. Raise an error if it fails, unless `check` is False."""
     return subprocess.run([sys.executable, "-m", *words], **{"check": True, "text": True} | options)
 
 
 def measure(name, folder, flags=()):
-    """Let the benchmark command write a part's file."""
+    """Run the benchmark command of a part, which writes its file."""
     run(["efficientnet_tf.benchmark", *PARTS[name], *flags, f"--output={folder / name}.json"])
 
 
 def compare_exports(folder, digits=None, flags=()):
-    """Export a network that knows digits in every format, and write how far each agrees.
+    """Export a network trained on digits in every format, and write how well each file agrees with the Keras model.
 
     Args:
-        folder: Path, where agreement.json comes to lie.
-        digits: str, a model directory; None to train one.
-        flags: sequence of str, of the export command.
+        folder: The folder for agreement.json, a Path.
+        digits: Model directory of the trained network. None trains one.
+        flags: More flags of the export command.
     """
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,12 +82,14 @@ def compare_exports(folder, digits=None, flags=()):
                 f"--precision={precision}",
             ]
             done = run([*words, "--json", *flags], check=False, capture_output=True)
-            if done.returncode:  # too little agreement is a result, too
+            if done.returncode:  # a file that agrees too little is a result, too
                 error = done.stderr.strip().rpartition("error: ")[2].replace(f"{scratch}/", "")
-                rows.append({"contestant": name, "error": error})
+                rows.append({"implementation": name, "error": error})
             else:
-                told = json.loads(done.stdout.splitlines()[-1])
-                rows.append({"contestant": name} | {key: told[key] for key in ("images", "difference", "agreement")})
+                result = json.loads(done.stdout.splitlines()[-1])
+                rows.append(
+                    {"implementation": name} | {key: result[key] for key in ("images", "difference", "agreement")}
+                )
     commands = [
         f"python -m {shlex.join(DIGITS)} --model_dir=runs/digits",
         "python -m efficientnet_tf.export --model_dir=runs/digits --output=FILE --precision=PRECISION --json",
@@ -98,34 +100,35 @@ def compare_exports(folder, digits=None, flags=()):
 
 # ------------------------------------------------------------------------------------------------- the page
 
-ABOUT = """What stands in one table was measured in turns, in one run: medians, and the lowest and highest. `of
-keras` is the share of the rate of keras.applications in a plain graph, `of timm` of timm's with
-torch.compile, `of product` the share of the arithmetic of a product of large matrices in the same run.
-With `--longest_step` cases are left out whose step would take longer even at that product's rate;
-others, where the memory predicted for them was not there."""
+ABOUT = """All rows of one table were measured in the same run, in rounds: each implementation for a few seconds, one
+after the other, again and again. The table has the median of the rounds, the lowest (`low`) and the highest (`high`).
+`of keras` is the rate as a share of that of keras.applications in a plain graph, and `of timm` as a share of that of
+timm with torch.compile. `of product` is the arithmetic per second as a share of that of a product of large matrices in
+the same run. Cases are left out if `--longest_step` is given and one step would take longer than that even at the rate
+of the matrix product, or if the memory predicted for them was not free."""
 TEXTS = {
     "train_b0": "## Training, B0",
     "train_b4": "## Training, B4",
     "deploy": """## Deployment, B0
 
-The files that `export` writes, each run by its own runtime, beside the networks that they are compared with. Top-1
-agrees with the Keras model's on the share that `docs/speed/agreement.json` has: of B0 trained on digits, on their
-evaluation split, told by the export command.""",
+The files that `export` writes, each run by its own runtime, next to the networks they are compared with. The top-1
+agreement is the share of images for which the file and the Keras model predict the same class. The export command
+reports it for a B0 trained on digits, on the evaluation split of digits (`docs/speed/agreement.json`).""",
     "deploy_bfloat16": "The networks themselves in bfloat16:",
     "family": "## Do fewer multiply-adds mean less time?",
-    "scale_infer": "## How inference grows\n\nMilliseconds of a batch, each network at its own resolution.",
-    "scale_train": "## How training grows\n\nMilliseconds of a step, each network at its own resolution.",
+    "scale_infer": "## Inference across the family\n\nMilliseconds per batch, each network at its own resolution.",
+    "scale_train": "## Training across the family\n\nMilliseconds per step, each network at its own resolution.",
     "scale_train_threads": "On fewer cores:",
     "start": """## Start-up
 
-From the beginning of the process to the end of its first training step, and of that the first step alone, which is
-tracing: one image of 32 pixels.""",
+Seconds from the start of the process to the end of its first training step, and the seconds of the first step alone.
+With one image of 32 pixels, almost all of the first step is tracing.""",
 }
 SHOWN = (
     "variant",
     "size",
     "batch",
-    "contestant",
+    "implementation",
     "images_per_second",
     "low",
     "high",
@@ -136,62 +139,67 @@ SHOWN = (
 SHOWN += ("peak_mib",)
 
 
-def columns(rows, *keys):
-    """Return rows with these of their keys alone."""
+def select_columns(rows, *keys):
+    """Return rows that have only these keys."""
     return [{key: row[key] for key in keys if key in row} for row in rows]
 
 
-def deployment(rows, folder):
-    """Return a row for each format: size, rates at each batch, agreement."""
+def make_deployment_table(rows, folder):
+    """Return a row for each format, with its size, its rates at each batch and its agreement."""
     path = folder / "agreement.json"
-    told = {row["contestant"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    agreements = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     table = {}
     for row in rows:
-        found = table.setdefault(row["contestant"], {"format": row["contestant"]} | columns([row], "file_mib")[0])
+        name = row["implementation"]
+        found = table.setdefault(name, {"format": name} | select_columns([row], "file_mib")[0])
         found[f"images/s at batch {row['batch']}"] = row["images_per_second"]
         found[f"lowest to highest at {row['batch']}"] = f"{row['low']:,.1f} to {row['high']:,.1f}"
     if any("file_mib" in row for row in table.values()):
         for name, row in table.items():
-            share = told.get(name, {}).get("agreement")
-            failed = "below 98 %: not written" if "error" in told.get(name, {}) else ""
+            share = agreements.get(name, {}).get("agreement")
+            failed = "below 98 %: not written" if "error" in agreements.get(name, {}) else ""
             row["top-1 agreement"] = failed if share is None else f"{share:.2%}"
     return list(table.values())
 
 
-def grid(rows, key):
+def make_grid(rows, key):
     """Return a row for each network and a column for each batch and number of threads."""
     cells = {
         (row["batch"], row["threads"]): None for row in sorted(rows, key=lambda row: (row["threads"], row["batch"]))
     }
     table = {}
     for row in rows:
-        names = columns([row], "variant", "size", "gmacs")[0]
+        names = select_columns([row], "variant", "size", "gmacs")[0]
         found = table.setdefault(row["variant"], names | {f"batch {b}, threads {t}": None for b, t in cells})
         found[f"batch {row['batch']}, threads {row['threads']}"] = row[key]
     return sorted(table.values(), key=lambda row: row["gmacs"])
 
 
-def tables(name, rows, folder):
-    """Return what a part shows, as Markdown."""
+def format_tables(name, rows, folder):
+    """Return the tables of a part, as Markdown."""
     if name.startswith("deploy"):
-        return [format_table(deployment(rows, folder))]
+        return [format_markdown(make_deployment_table(rows, folder))]
     if name.startswith("scale"):
-        parts = [format_table(grid(rows, "milliseconds"))]
-        parts += ["Peak memory of the process, MiB:", format_table(grid(rows, "peak_mib"))]
-        return [*parts, "Start, seconds to the end of the first step:", format_table(grid(rows, "start_seconds"))]
+        parts = [format_markdown(make_grid(rows, "milliseconds"))]
+        parts += ["Peak memory of the process in MiB:", format_markdown(make_grid(rows, "peak_mib"))]
+        return [
+            *parts,
+            "Seconds from the start of the process to the end of the first step:",
+            format_markdown(make_grid(rows, "start_seconds")),
+        ]
     if name == "start":
-        shown = ("variant", "size", "batch", "contestant", "start_seconds", "first_step_seconds", "peak_mib")
-        return [format_table(columns(rows, *shown))]
-    return [format_table(columns(rows, *SHOWN))]
+        shown = ("variant", "size", "batch", "implementation", "start_seconds", "first_step_seconds", "peak_mib")
+        return [format_markdown(select_columns(rows, *shown))]
+    return [format_markdown(select_columns(rows, *SHOWN))]
 
 
-def section(name, folder):
-    """Return a part of the page; draw its picture."""
+def format_section(name, folder):
+    """Return the section of a part, and write its plot."""
     report = json.loads((folder / f"{name}.json").read_text())
-    lines = [TEXTS[name], f"    {report['command']}", *tables(name, report["rows"], folder)]
+    lines = [TEXTS[name], f"    {report['command']}", *format_tables(name, report["rows"], folder)]
     if len({row["variant"] for row in report["rows"]}) > 2 and name != "start":
         draw_speed(report["rows"], report["mode"]).savefig(folder / f"{name}.png", dpi=150)
-        lines.append(f"![Time over multiply-adds]({folder.name}/{name}.png)")
+        lines.append(f"![Time per image over multiply-adds per image]({folder.name}/{name}.png)")
     reasons = [
         "{variant} at {size} pixels, batch {batch}, threads {threads}: {reason}".format(**case)
         for case in report["skipped"]
@@ -203,28 +211,29 @@ def section(name, folder):
 
 
 def write_page(folder):
-    """Write the page beside the folder, of those parts that are measured."""
-    here = [name for name in PARTS if (folder / f"{name}.json").exists()]
-    missing = [name for name in PARTS if name not in here]
+    """Write the page of all parts that are measured, next to the folder."""
+    measured = [name for name in PARTS if (folder / f"{name}.json").exists()]
+    missing = [name for name in PARTS if name not in measured]
     parts = ["# Speed", f"Written by `python scripts/speed_table.py` from the files in `{folder.name}/`."]
     parts.append(ABOUT)
-    parts += [section(name, folder) for name in here]
+    parts += [format_section(name, folder) for name in measured]
     agreement = folder / "agreement.json"
     if agreement.exists():
         report = json.loads(agreement.read_text())
         parts += ["## Agreement", "\n".join(f"    {command}" for command in report["commands"])]
         rows = [
-            {key: row.get(key) for key in ("contestant", "images", "difference", "agreement")} for row in report["rows"]
+            {key: row.get(key) for key in ("implementation", "images", "difference", "agreement")}
+            for row in report["rows"]
         ]
-        parts.append(format_table(rows))
-        parts += [f"- {row['contestant']}: {row['error']}" for row in report["rows"] if "error" in row]
+        parts.append(format_markdown(rows))
+        parts += [f"- {row['implementation']}: {row['error']}" for row in report["rows"] if "error" in row]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.")
     folder.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
 
 
 def main(args):
-    """Measure what is missing, then write the page."""
+    """Measure the missing parts, then write the page."""
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in [] if args.page else [args.only] if args.only else [*PARTS, "agreement"]:
@@ -238,14 +247,16 @@ def main(args):
 
 
 def make_parser():
-    """Return the script's flags."""
+    """Return the flags of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default="docs/speed", help="where the files lie")
-    parser.add_argument("--only", choices=[*PARTS, "agreement"], help="measure this part alone")
-    parser.add_argument("--page", action="store_true", help="measure nothing, write the page from what is there")
-    parser.add_argument("--digits", metavar="MODEL_DIR", help="of a B0 that knows digits; else one is trained")
-    parser.add_argument("--flags", default="", help="more flags of the benchmark, which win: '--rounds=1 --sizes=32'")
-    parser.add_argument("--export_flags", default="", help="more flags of export: '--calibration_images=8'")
+    parser.add_argument("folder", nargs="?", default="docs/speed", help="Folder of the JSON files.")
+    parser.add_argument("--only", choices=[*PARTS, "agreement"], help="Measure only this part.")
+    parser.add_argument("--page", action="store_true", help="Measure nothing. Write the page from the existing files.")
+    parser.add_argument("--digits", metavar="MODEL_DIR", help="A B0 trained on digits. By default one is trained.")
+    parser.add_argument(
+        "--flags", default="", help="More flags of the benchmark, which take precedence: '--rounds=1 --sizes=32'."
+    )
+    parser.add_argument("--export_flags", default="", help="More flags of export: '--calibration_images=8'.")
     return parser
 
 

@@ -116,7 +116,7 @@ def test_a_preempted_tpu_is_made_anew(tmp_path, statuses, status):
 def test_the_page_of_speed_is_written_from_its_files(tmp_path):
     folder = tmp_path / "speed"
     folder.mkdir()
-    row = {"variant": "b0", "size": 224, "batch": 8, "threads": 4, "contestant": "efficientnet_tf", "gmacs": 0.39}
+    row = {"variant": "b0", "size": 224, "batch": 8, "threads": 4, "implementation": "efficientnet_tf", "gmacs": 0.39}
     row |= {"images_per_second": 100.0, "low": 90.0, "high": 110.0, "of_product": 0.2, "milliseconds": 80.0}
     row |= {"peak_mib": 900, "start_seconds": 7.5, "first_step_seconds": 1.5, "product_gflops": 500}
     report = {"command": "python -m efficientnet_tf.benchmark --mode=infer", "environment": {"cpu": "a", "cores": 4}}
@@ -129,11 +129,13 @@ def test_the_page_of_speed_is_written_from_its_files(tmp_path):
     grown = [row | {"variant": f"b{i}", "gmacs": 0.39 * 2**i, "threads": t} for t in (1, 4) for i in range(3)]
     write("scale_infer", "infer", grown[1:], left_out)
     exported = [
-        row | {"batch": b, "contestant": c, "file_mib": 20.5} for b in (1, 32) for c in ("onnx:int8", "onnx:float32")
+        row | {"batch": b, "implementation": c, "file_mib": 20.5}
+        for b in (1, 32)
+        for c in ("onnx:int8", "onnx:float32")
     ]
     write("deploy", "export", exported)
-    agreement = [{"contestant": "onnx:float32", "images": 360, "difference": 1e-6, "agreement": 0.9975}]
-    agreement += [{"contestant": "onnx:int8", "error": "run by ONNX Runtime in int8, ... less than 98%"}]
+    agreement = [{"implementation": "onnx:float32", "images": 360, "difference": 1e-6, "agreement": 0.9975}]
+    agreement += [{"implementation": "onnx:int8", "error": "run by ONNX Runtime in int8, ... less than 98%"}]
     (folder / "agreement.json").write_text(json.dumps({"commands": ["python -m ..."], "rows": agreement}))
     done = subprocess.run([sys.executable, SCRIPTS / "speed_table.py", folder, "--page"], check=False)
     assert done.returncode == 0 and (folder / "scale_infer.png").read_bytes().startswith(b"\x89PNG")
@@ -152,7 +154,7 @@ def test_the_page_of_speed_is_written_from_its_files(tmp_path):
 def test_the_gpu_benchmark_measures_without_tensorflow(tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('not here')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    words = ["--contestants=jax", "--variants=b0", "--sizes=32", "--batch=2", "--seconds=0.01", "--rounds=1"]
+    words = ["--implementations=jax", "--variants=b0", "--sizes=32", "--batch=2", "--seconds=0.01", "--rounds=1"]
     done = subprocess.run(
         [sys.executable, SCRIPTS / "gpu_benchmark.py", *words, f"--output={tmp_path / 'gpu.json'}"],
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
@@ -164,11 +166,11 @@ def test_the_gpu_benchmark_measures_without_tensorflow(tmp_path):
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["environment"]["jax"] and [row["mode"] for row in report["rows"]] == ["train", "infer"]
     for row in report["rows"]:
-        assert (row["contestant"], row["device"], row["device_peak_mib"]) == ("jax", "cpu", None)
+        assert (row["implementation"], row["device"], row["device_peak_mib"]) == ("jax", "cpu", None)
         assert 0 < row["low"] <= row["images_per_second"] <= row["high"]
 
 
 def test_the_gpu_benchmark_checks_its_flags():
-    words = [sys.executable, SCRIPTS / "gpu_benchmark.py", "--contestants=jaks"]
+    words = [sys.executable, SCRIPTS / "gpu_benchmark.py", "--implementations=jaks"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr == "error: --contestants=jaks: allowed are jax, timm\n"
+    assert done.returncode == 1 and done.stderr == "error: --implementations=jaks is not known. Use jax or timm.\n"
