@@ -278,11 +278,12 @@ def diff_config(old: Config, new: Config) -> list[str]:
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 
 
-def describe_environment(*others: str) -> dict[str, str]:
+def describe_environment(*others: str, source_dir: Path = PACKAGE_DIR) -> dict[str, str]:
     """Return the versions of Python and the main packages, the machine and the git commit.
 
     Args:
         *others: Names of more packages to list if they are installed.
+        source_dir: Folder of the git checkout.
     """
     versions = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("efficientnet_tf", "keras", "tensorflow", "tensorflow-cpu", "tensorflow-tpu", "numpy", *others):
@@ -291,7 +292,7 @@ def describe_environment(*others: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     try:
-        git = ["git", "-C", str(PACKAGE_DIR), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        git = ["git", "-C", str(source_dir), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         versions["git_commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         versions["git_commit"] = "not a git checkout"

@@ -471,7 +471,6 @@ def test_environment_states_versions_and_commit():
 
 
 def test_environment_without_a_repository_and_without_git(monkeypatch, tmp_path):
-    monkeypatch.setattr(load_lib, "PACKAGE_DIR", tmp_path)
-    assert load_lib.describe_environment()["git_commit"] == "not a git checkout"
+    assert load_lib.describe_environment(source_dir=tmp_path)["git_commit"] == "not a git checkout"
     monkeypatch.setenv("PATH", "")
     assert load_lib.describe_environment()["git_commit"] == "not a git checkout"
