@@ -1,6 +1,6 @@
-"""Stands in for the command train: takes its flags, leaves its files and its exit statuses, and needs no TensorFlow.
+"""A replacement for the command `train` that takes its flags and writes its files without TensorFlow.
 
-It trains for train.epochs seconds. A learning rate above 100 makes it fail, one above 1000 gets it killed.
+It trains for `train.epochs` seconds. A learning rate above 100 makes it fail, and one above 1000 kills it.
 """
 
 import json
@@ -10,16 +10,22 @@ import sys
 import time
 
 from efficientnet_tf.config.load import dump_config, load_config
-from efficientnet_tf.study import runner
+from efficientnet_tf.study.runner import WATCH_PARENT
 
-# As in trials.PROGRAM, but for the last line.
-PROGRAM = runner.PROGRAM.partition("runpy.run_module")[0] + f"runpy.run_path({__file__!r}, run_name='__main__')\n"
+COMMAND = (sys.executable, "-c", WATCH_PARENT + f"runpy.run_path({__file__!r}, run_name='__main__')\n")
+
+
+def make_failing_command(text):
+    """Return a command that fails for every run with `text` in its flags, and trains the others."""
+    check = f"if any({text!r} in word for word in sys.argv): sys.exit('error: this run fails')\n"
+    program = COMMAND[2].replace("runpy.run_path", f"{check}runpy.run_path")
+    return (*COMMAND[:2], program)
 
 
 def train(variant, recipe, overrides, model_dir):
     config = load_config(variant, recipe, overrides)
     os.makedirs(model_dir, exist_ok=True)
-    with open(f"{model_dir}/begun", "a") as file:
+    with open(f"{model_dir}/started", "a") as file:
         file.write(f"{os.getpid()}\n")
     with open(f"{model_dir}/classes.txt", "w") as file:
         file.write("one\ntwo\nthree\n")
@@ -35,11 +41,9 @@ def train(variant, recipe, overrides, model_dir):
         time.sleep(0.05)
     accuracy = 1 / config.model.width + config.train.seed / 1000
     with open(f"{model_dir}/metrics.jsonl", "w") as file:
-        for step, speed in enumerate([1.0, 30.0, 10.0, 20.0], 1):
-            file.write(
-                json.dumps({"step": step, "kind": "train", "top1": 0.0, "seconds": 0.5, "images_per_second": speed})
-                + "\n"
-            )
+        for step, rate in enumerate([1.0, 30.0, 10.0, 20.0], 1):
+            line = {"step": step, "kind": "train", "top1": 0.0, "seconds": 0.5, "images_per_second": rate}
+            file.write(json.dumps(line) + "\n")
             for kind, shift in (("raw", -0.1), ("ema", 0.0)):
                 line = {"top1": accuracy + shift - (4 - step), "top5": 0.9 + shift, "loss": 2.0 + shift}
                 file.write(json.dumps({"step": step, "kind": f"eval/{kind}", **line}) + "\n")

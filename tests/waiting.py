@@ -1,4 +1,4 @@
-"""Wait for other processes, and read what they wrote to the job queue's database."""
+"""Waits for other processes, and reads what they wrote to the database of the job queue."""
 
 import collections
 import sqlite3
@@ -8,12 +8,12 @@ import time
 def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"the condition did not become true within {seconds} seconds"
         time.sleep(0.05)
 
 
 def count_trials(folder):
-    """Return {(name, state): trials}, read from the database itself."""
+    """Return {(name of the run, state): number of Optuna trials}, read from the database itself."""
     with sqlite3.connect(folder / "trials.db") as connection:
         found = connection.execute(
             "select a.value_json, t.state from trials t join trial_user_attributes a using (trial_id) where key = 'run'"

@@ -1,247 +1,270 @@
-"""Scaling studies: `python -m efficientnet_tf.study --study=one_dimension --recipe=digits --output_dir=DIR`.
+"""Run a scaling study: `python -m efficientnet_tf.study --study=one_dimension --recipe=digits --output_dir=DIR`.
 
-Each network of a study is trained with several seeds; a page shows how accuracy grows with what they cost.
+Each network of the study is trained with several seeds. A page shows how the accuracy grows with the cost.
 """
 
-import fcntl
+import argparse
 import importlib.util
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.runtime.files import write_text
-from efficientnet_tf.study.designs import PUBLISHED, STUDIES, format_list, make_runs
-from efficientnet_tf.study.page import About, average, count_overlaps, write_page
-from efficientnet_tf.study.runner import read_rows, read_states, run_jobs
+from efficientnet_tf.runtime.signals import EXIT_RESTART
+from efficientnet_tf.runtime.terminal import show
+from efficientnet_tf.scaling.compound import Coefficients
+from efficientnet_tf.study import designs
+from efficientnet_tf.study.inference import add_inference, measure_inference
+from efficientnet_tf.study.report import write_report
+from efficientnet_tf.study.results import read_rows, read_states
+from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
+from efficientnet_tf.study.runs import make_runs
 
-# ------------------------------------------------------------------------------------------------- times
+
+def _one_dimension(args: argparse.Namespace) -> designs.Study:
+    return designs.one_dimension(
+        args.baseline,
+        args.resolution,
+        depths=args.depths,
+        widths=args.widths,
+        resolutions=args.resolutions,
+        phis=args.phis,
+        coefficients=Coefficients(args.alpha, args.beta, args.gamma),
+    )
 
 
-def measure_inference(variant):
-    """Measure a network in a process of its own, with random weights.
+def _interaction(args: argparse.Namespace) -> designs.Study:
+    return designs.interaction(args.baseline, args.resolution, widths=args.widths)
+
+
+def _family(args: argparse.Namespace) -> designs.Study:
+    return designs.family(
+        args.variants,
+        args.resolution,
+        recipe=args.recipe,
+        overrides=cli.overrides(args),
+        learning_rates=args.learning_rates,
+        learning_rate_grid=args.learning_rate_grid,
+    )
+
+
+def _baselines(args: argparse.Namespace) -> designs.Study:
+    return designs.baselines(args.networks, args.resolution)
+
+
+# Each of these functions shows which flags its study uses.
+STUDIES = {
+    "one_dimension": _one_dimension,
+    "interaction": _interaction,
+    "family": _family,
+    "baselines": _baselines,
+}
+
+
+def make_study(args: argparse.Namespace) -> designs.Study:
+    """Return the study that the flags describe."""
+    return STUDIES[args.study](args)
+
+
+def main(
+    args: argparse.Namespace,
+    train_command: Sequence[str] = TRAIN_COMMAND,
+    measure: Callable[[str], float | None] = measure_inference,
+) -> int:
+    """List the networks of a study, or train them and write the page.
 
     Args:
-        variant: str, path of its YAML.
-
-    Returns:
-        float, seconds for one image at batch 1; None where that failed, which is said.
+        args: The flags.
+        train_command: The command that trains, see `run_jobs`.
+        measure: Function that measures the inference time of a variant, see `add_inference`.
     """
-    command = [sys.executable, "-m", "efficientnet_tf.summary", f"--variant={variant}", "--measure", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{variant}: inference is not measured: {done.stderr.strip()[-300:]}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout)["measured"]["inference_seconds"]
-
-
-def add_inference(rows, runs, output_dir, measure):
-    """Return the rows with "inference_seconds", from measured.json and from `measure`, for what is not there.
-
-    Args:
-        rows: list of dict, as of `trials.rows`.
-        runs: list of trials.Run.
-        output_dir: str.
-        measure: function of a variant's path, as `measure_inference`; None to measure nothing.
-    """
-    networks = {run.name: _describe(run.spec) for run in runs}
-    path = os.path.join(output_dir, "measured.json")
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one after the other, also where several processes end together
-        known = {}
-        if os.path.exists(path):
-            with open(path) as file:
-                known = json.load(file)
-        ones = {networks[row["run"]]: row["run"] for row in reversed(rows)}  # a run of each network, the first
-        for network, name in reversed(ones.items()):
-            seconds = None
-            if measure and network not in known:
-                seconds = measure(os.path.join(output_dir, "variants", f"{name}.yaml"))
-            if seconds is not None:
-                known[network] = seconds
-                print(f"{network}: {seconds * 1000:.2f} ms for one image", flush=True)
-                write_text(path, json.dumps(known, indent=1))
-    return [row | {"inference_seconds": known.get(networks[row["run"]])} for row in rows]
-
-
-def _describe(spec):
-    return f"{spec.name}, depth {spec.depth:g}, width {spec.width:g}, {spec.resolution} pixels"
-
-
-# ------------------------------------------------------------------------------------------------- the page
-
-
-def show(study, runs, rows, output_dir, args, failed=()):
-    """Write the page of a study from the finished runs; return its path."""
-    points = average(rows)
-    lines = study.lines(points)
-    about = About(
-        study.title,
-        study.summary,
-        findings=tuple(study.findings(lines)),
-        caveats=(*study.caveats, *_caveats(points, args), *([f"Failed: {', '.join(failed)}."] if failed else [])),
-        command=format_command(args),
-        planned=len(runs),
-        tag=study.tag,
-        joined=study.joined,
-    )
-    return write_page(output_dir, about, rows, lines, study.pictures)
-
-
-def _caveats(points, args):
-    yield (
-        f"Trained from random weights by the recipe {args.recipe}, from {args.resolution} pixels: the order and the "
-        "shapes can be compared with the paper, the accuracies cannot."
-    )
-    overlaps = count_overlaps(points)
-    if args.seeds == 1:
-        yield "One seed each: how much of a difference is chance is not known."
-    elif overlaps and overlaps[0]:
-        yield (
-            f"The accuracies of {overlaps[0]} of {overlaps[1]} pairs of networks overlap, mean +- standard deviation: "
-            "which of the two is better is not established."
-        )
-    yield (
-        "Feature maps of few pixels are rounded up, so that multiply-adds grow in steps. Times are of the machine of "
-        "each run, and of whatever else ran on it."
-    )
-
-
-def format_command(args):
-    """Return the command that redoes a study; without the database, whose address may hold a password."""
-    required = [f"--study={args.study}"]
-    return cli.format_command(make_parser(), args, required, ("list", "report", "storage", "heartbeat_seconds"))
-
-
-# ------------------------------------------------------------------------------------------------- the command
-
-
-def main(args):
-    """List the runs of a study, or do them and show what they say."""
-    study = STUDIES[args.study](args)
+    study = make_study(args)
     runs = make_runs(study.networks, args.seeds)
     if args.list:
-        print(format_list(study.networks, args.seeds))
+        show(
+            designs.make_network_table(study.networks),
+            f"Networks: {len(study.networks)}, seeds: {args.seeds}, runs: {len(runs)}. Costs are for 1,000 classes.",
+        )
         return 0
-    if args.output_dir is None:
-        raise UserError("--output_dir is missing: where the runs and the page come to lie (or --list)")
-    missing = [name for name in ("optuna", "plotly", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{', '.join(missing)} not installed: pip install 'efficientnet_tf[study]'")
+    _check(args)
     status = 0
-    if not args.report:
-        try:
-            run_jobs(
-                runs,
-                args.output_dir,
-                recipe=args.recipe,
-                storage=args.storage,
-                study_name=args.study,
-                overrides=cli.overrides(args),
-                train_arguments=cli.training_arguments(args),
-                heartbeat_seconds=args.heartbeat_seconds,
-            )
-        except SystemExit as stop:  # a signal: what is finished is shown all the same
-            status = stop.code
+    if not args.report and not run_jobs(
+        runs,
+        args.output_dir,
+        recipe=args.recipe,
+        study_name=args.study,
+        storage=args.storage,
+        overrides=cli.overrides(args),
+        train_arguments=cli.training_arguments(args),
+        heartbeat_seconds=args.heartbeat_seconds,
+        train_command=train_command,
+    ):
+        status = EXIT_RESTART  # The runs that are finished are shown all the same.
     rows = read_rows(runs, args.output_dir, args.storage, args.study)
     if not rows:
         if status:
             return status
-        raise UserError(f"no run of {args.study} is finished: the logs in {args.output_dir}/runs say more")
-    # Not beside training, which would be in the way.
-    measure = None if args.report or len(rows) < len(runs) else measure_inference
-    rows = add_inference(rows, runs, args.output_dir, measure)
+        raise UserError(f"No run of the study {args.study} is finished. See the logs in {args.output_dir}/runs.")
+    # Training in other processes would distort the times, so they are measured when all runs are done.
+    is_measuring = not args.report and len(rows) == len(runs)
+    rows = add_inference(rows, runs, args.output_dir, measure if is_measuring else None)
     states = read_states(runs, args.output_dir, args.storage, args.study)
     failed = [name for name, state in states.items() if state == "failed"]
-    path = show(study, runs, rows, args.output_dir, args, failed)
-    print(f"{path}: {len(rows)} of {len(runs)} runs")
+    path = write_report(
+        study,
+        rows,
+        args.output_dir,
+        recipe=args.recipe,
+        resolution=args.resolution,
+        seeds=args.seeds,
+        command=format_command(args),
+        failed=failed,
+    )
+    show(f"Wrote {path} with {len(rows)} of {len(runs)} runs.")
     if failed and not args.report:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed. Run the same command again to retry them.")
     return status
 
 
-def _numbers(text):
+def _check(args: argparse.Namespace) -> None:
+    """Check before the work starts that the results can be written."""
+    if args.output_dir is None:
+        raise UserError("--output_dir is missing. Name a folder for the runs and the page, or use --list.")
+    missing = [name for name in ("optuna", "plotly", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {verb} not installed. Run pip install 'efficientnet_tf[study]'.")
+
+
+def format_command(args: argparse.Namespace) -> str:
+    """Return the command that repeats a study, without the database, because its URL may contain a password."""
+    omitted = ("list", "report", "verbose", "storage", "heartbeat_seconds")
+    return cli.format_command(make_parser(), args, [f"--study={args.study}"], omitted)
+
+
+def _numbers(text: str) -> list[float]:
     values = [float(part) for part in text.split(",")]
     if not all(0 < value < float("inf") for value in values):
         raise ValueError
     return sorted(set(values))
 
 
-def _phis(text):
+def _phis(text: str) -> list[float]:
     return sorted({0.0 if float(part) == 0 else cli.positive_number(part) for part in text.split(",")})
 
 
-def _names(text):
+def _names(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(",")))
 
 
-def _networks(text):
-    if not set(text.split(",")) <= PUBLISHED.keys():
+def _networks(text: str) -> list[str]:
+    if not set(text.split(",")) <= designs.PUBLISHED.keys():
         raise ValueError
     return _names(text)
 
 
-def _rates(text):
+def _rates(text: str) -> dict[str, float]:
     pairs = [part.rpartition(":") for part in text.split(",")]
     return {name: cli.positive_number(rate) for name, _, rate in pairs}
 
 
-def _side(text):
+def _resolution(text: str) -> int:
     if int(text) < 8:
         raise ValueError
     return int(text)
 
 
-_numbers.__name__ = "numbers > 0, divided by commas"  # argparse names the type in its message
-_phis.__name__ = "numbers >= 0, divided by commas"
-_networks.__name__ = f"networks of {', '.join(PUBLISHED)}, divided by commas"
-_rates.__name__ = "rates of variants, such as b0:0.004,b1:0.003"
-_side.__name__ = "int >= 8"
+# argparse names the type in its error messages.
+_numbers.__name__ = "comma-separated numbers > 0"
+_phis.__name__ = "comma-separated numbers >= 0"
+_networks.__name__ = f"comma-separated list of {', '.join(designs.PUBLISHED)}"
+_rates.__name__ = "list of rates such as b0:0.004,b1:0.003"
+_resolution.__name__ = "integer >= 8"
 
 
-def make_parser():
-    """Return the command's flags."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = cli.make_parser(
         "study",
-        "Train the networks of a scaling study and show them: results.csv, pictures and an interactive page, "
-        "index.html. Killed and started again, it goes on; started several times at once, the processes share the "
-        "work.",
+        "Train the networks of a scaling study. Writes results.csv, plots and an interactive page, index.html. If the "
+        "study is interrupted, run the same command again to continue. Start it several times to share the work "
+        "between processes or machines.",
     )
-    parser.add_argument("--study", required=True, choices=list(STUDIES), help="what is compared")
-    parser.add_argument("--recipe", default="digits", help="a name in configs/recipes, or the path of a recipe's YAML")
-    parser.add_argument("--output_dir", help="where runs, results.csv, pictures and index.html come to lie")
+    parser.add_argument("--study", required=True, choices=list(STUDIES), help="Study to run.")
     parser.add_argument(
-        "--resolution", type=_side, default=32, help="image side of the base, or of what 224 stands for"
+        "--recipe", default="digits", help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."
     )
-    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="runs of each network")
-    parser.add_argument("--list", action="store_true", help="print the networks and what each costs, and end")
-    parser.add_argument("--report", action="store_true", help="write the page from the finished runs, train nothing")
-    parser.add_argument("--storage", help="database of the runs, as Optuna takes it; by default a file in --output_dir")
+    parser.add_argument("--output_dir", help="Folder for the runs, results.csv, the plots and index.html.")
     parser.add_argument(
-        "--heartbeat_seconds", type=cli.positive_int, default=60, help="a process silent for three of these is dead"
+        "--resolution",
+        type=_resolution,
+        default=32,
+        help="Image side of the base network in pixels. For the family: the side that replaces 224.",
     )
-    scaled = parser.add_argument_group("one_dimension, interaction")
-    scaled.add_argument("--baseline", default="b0", help="the network to scale: a variant, or the path of its YAML")
-    scaled.add_argument("--widths", type=_numbers, default="1,1.4,1.8,2.6,3.8,5", help="multipliers")
-    scaled.add_argument("--depths", type=_numbers, default="1,2,3,4,6,8", help="multipliers (one_dimension)")
-    scaled.add_argument("--resolutions", type=_numbers, default="1,1.3,1.5,1.7,1.9,2.2,2.5", help="multipliers (same)")
-    scaled.add_argument("--phis", type=_phis, default="0,1,2,3,4", help="compound coefficients (same)")
-    scaled.add_argument("--alpha", type=cli.positive_number, default=1.2, help="depth grows by this with each phi")
-    scaled.add_argument("--beta", type=cli.positive_number, default=1.1, help="width")
-    scaled.add_argument("--gamma", type=cli.positive_number, default=1.15, help="resolution")
-    sizes = parser.add_argument_group("family")
-    sizes.add_argument("--variants", type=_names, default="b0,b1,b2,b3", help="names or paths, the smallest first")
-    rates = sizes.add_mutually_exclusive_group()
-    rates.add_argument("--learning_rates", type=_rates, help="of each variant: b0:0.004,b1:0.003; else the recipe's")
-    rates.add_argument("--learning_rate_grid", type=_numbers, help="every variant at each of these: 0.002,0.004,0.008")
-    others = parser.add_argument_group("baselines")
-    others.add_argument("--networks", type=_networks, default=",".join(PUBLISHED), help="which of them")
+    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="Number of runs of each network.")
+    parser.add_argument("--list", action="store_true", help="Print the networks and their costs, and exit.")
+    parser.add_argument(
+        "--report", action="store_true", help="Write the page from the finished runs without training anything."
+    )
+    parser.add_argument(
+        "--storage", help="Database URL for the queue of runs, as Optuna takes it. Defaults to a file in --output_dir."
+    )
+    parser.add_argument(
+        "--heartbeat_seconds",
+        type=cli.positive_int,
+        default=60,
+        help="Seconds between signs of life. The runs of a process that misses three of them are taken over.",
+    )
+    _add_study_arguments(parser)
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)
     cli.add_tracker_argument(parser)
     return parser
+
+
+def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the single studies."""
+    scaled = parser.add_argument_group("one_dimension and interaction")
+    scaled.add_argument(
+        "--baseline", default="b0", help="Network to scale: a variant, or the path of a variant's YAML file."
+    )
+    scaled.add_argument("--widths", type=_numbers, default="1,1.4,1.8,2.6,3.8,5", help="Width multipliers.")
+    scaled.add_argument(
+        "--depths", type=_numbers, default="1,2,3,4,6,8", help="Depth multipliers. Only for one_dimension."
+    )
+    scaled.add_argument(
+        "--resolutions",
+        type=_numbers,
+        default="1,1.3,1.5,1.7,1.9,2.2,2.5",
+        help="Resolution multipliers. Only for one_dimension.",
+    )
+    scaled.add_argument(
+        "--phis", type=_phis, default="0,1,2,3,4", help="Compound coefficients. Only for one_dimension."
+    )
+    for name, default, dimension in (("alpha", 1.2, "depth"), ("beta", 1.1, "width"), ("gamma", 1.15, "resolution")):
+        text = f"Growth of {dimension} with each unit of phi. Only for one_dimension."
+        scaled.add_argument(f"--{name}", type=cli.positive_number, default=default, help=text)
+    sizes = parser.add_argument_group("family")
+    sizes.add_argument(
+        "--variants",
+        type=_names,
+        default="b0,b1,b2,b3",
+        help="Variants or paths of their YAML files, from the smallest to the largest.",
+    )
+    rates = sizes.add_mutually_exclusive_group()
+    rates.add_argument(
+        "--learning_rates",
+        type=_rates,
+        help="Learning rate of each variant, for example b0:0.004,b1:0.003. Defaults to the rate of the recipe.",
+    )
+    rates.add_argument(
+        "--learning_rate_grid",
+        type=_numbers,
+        help="Learning rates at which every variant is trained, for example 0.002,0.004,0.008.",
+    )
+    others = parser.add_argument_group("baselines")
+    others.add_argument(
+        "--networks", type=_networks, default=",".join(designs.PUBLISHED), help="Networks to scale, comma-separated."
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""What the scaling studies are: lists of networks, and the lines in which their accuracies are compared.
+"""The scaling studies: lists of networks, and the groups in which their accuracies are compared.
 
-The paper's figures 3 and 4, its table 3, and the family. A study is a function of the flags of the command study.
+They are figures 3 and 4 and table 3 of the paper, and the family of published variants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from efficientnet_tf import cli
-from efficientnet_tf.config import schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config, load_variant
+from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.runtime.terminal import make_table
 from efficientnet_tf.scaling.complexity import count_cost
-from efficientnet_tf.scaling.compound import Coefficients, compound, multiply, round_resolution
-from efficientnet_tf.study.runner import Run
+from efficientnet_tf.scaling.compound import Coefficients, compound, round_resolution, scale_spec
+from efficientnet_tf.study.columns import Lines, Point
+from efficientnet_tf.study.runs import StudyNetwork
 
-# Multipliers of (depth, width, resolution), and what became of them: multiply-adds and top-1 on ImageNet.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Multipliers of (depth, width, resolution), and the multiply-adds and ImageNet top-1 accuracy that they gave.
 # Source: paper, table 3, which has no MobileNetV1 with d=4.
 SCALINGS = {"base": (1, 1, 1), "d=4": (4, 1, 1), "w=2": (1, 2, 1), "r=2": (1, 1, 2), "compound": (1.4, 1.2, 1.3)}
 PUBLISHED = {
@@ -28,196 +33,262 @@ PUBLISHED = {
         "compound": (16.7e9, 0.788),
     },
 }
-PUBLISHED_SIDE = 224  # pixels, of the networks that the published resolutions are multiples of
+PUBLISHED_RESOLUTION = 224  # pixels, of the networks that the published resolutions are multiples of
 INTERACTION = [(1, 1), (1, 1.3), (2, 1), (2, 1.3)]  # (depth, resolution) of the width sweeps. Source: paper, figure 4
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network of a study."""
-
-    name: str
-    spec: schema.ModelSpec
-    base: schema.ModelSpec  # what it is scaled from
-    labels: dict  # scalars; what tells it from the others
-    overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Study:
-    """What is trained, and how it is shown."""
+    """A study: what is trained, and how the results are shown.
+
+    Attributes:
+        title: Title of the page.
+        summary: One or two sentences that say what is compared.
+        networks: The networks to train.
+        make_lines: Function that groups points, one per network, into the lines of the plots.
+        point_label: The label whose value is written next to a point of a plot.
+        is_joined: Whether the points of a line are joined.
+        plots: Columns over which the accuracy is plotted.
+        caveats: Sentences that say what the results do not show.
+        find_conclusions: Function that returns sentences on what the lines show.
+    """
 
     title: str
     summary: str
-    networks: list[Network]
-    lines: Callable  # from the points of study_page.average to {name of a line: its points}
-    tag: str = "scaling"  # the label that names a point in a picture
-    joined: bool = True  # whether the points of a line are
-    pictures: tuple[str, ...] = ("macs",)
+    networks: list[StudyNetwork]
+    make_lines: Callable[[Sequence[Point]], Lines]
+    point_label: str = "scaling"
+    is_joined: bool = True
+    plots: tuple[str, ...] = ("macs",)
     caveats: tuple[str, ...] = ()
-    findings: Callable = lambda lines: ()  # from the lines to sentences
+    find_conclusions: Callable[[Lines], Iterable[str]] = lambda lines: ()
 
 
-def one_dimension(args):
-    """Depth, width and resolution alone, and all together (paper, figure 3 and table 7)."""
-    base = _baseline(args)
-    coefficients = Coefficients(args.alpha, args.beta, args.gamma)
-    dimensions = {
-        "depth": {f"d={d:g}": (d, 1, 1) for d in args.depths},
-        "width": {f"w={w:g}": (1, w, 1) for w in args.widths},
-        "resolution": {f"r={r:g}": (1, 1, r) for r in args.resolutions},
-        "compound": {f"phi={phi:g}": compound(phi, coefficients) for phi in args.phis},
+def one_dimension(
+    baseline: str,
+    resolution: int,
+    *,
+    depths: Sequence[float],
+    widths: Sequence[float],
+    resolutions: Sequence[float],
+    phis: Sequence[float],
+    coefficients: Coefficients,
+) -> Study:
+    """Scale depth, width and resolution alone, and all of them together.
+
+    Args:
+        baseline: Name of a variant, or path of its YAML file.
+        resolution: Image side of the baseline in pixels.
+        depths: Depth multipliers.
+        widths: Width multipliers.
+        resolutions: Resolution multipliers.
+        phis: Compound coefficients.
+        coefficients: Growth of depth, width and resolution with each unit of phi.
+
+    Source: paper, figure 3 and table 7.
+    """
+    base = _load_base(baseline, resolution)
+    scalings = {
+        "depth": {f"d={d:g}": (d, 1, 1) for d in depths},
+        "width": {f"w={w:g}": (1, w, 1) for w in widths},
+        "resolution": {f"r={r:g}": (1, 1, r) for r in resolutions},
+        "compound": {f"phi={phi:g}": compound(phi, coefficients) for phi in phis},
     }
-    networks = [Network("base", base, base, {"dimension": "base", "scaling": "base"})]
-    for dimension, scalings in dimensions.items():
-        for scaling, multipliers in scalings.items():
-            if multipliers != (1, 1, 1):  # the base, which all lines share
+    networks = [StudyNetwork("base", base, base, {"dimension": "base", "scaling": "base"})]
+    for dimension, multipliers in scalings.items():
+        for scaling, factors in multipliers.items():
+            if factors != (1, 1, 1):  # That is the base, which all lines share.
                 labels = {"dimension": dimension, "scaling": scaling}
                 name = dimension + scaling.partition("=")[2]
-                networks.append(Network(name, multiply(base, *multipliers), base, labels))
+                networks.append(StudyNetwork(name, scale_spec(base, *factors), base, labels))
     return Study(
-        "One dimension alone against all together",
-        f"{base.name} made deeper, wider or of higher resolution, and all three by the compound coefficient phi "
-        f"(alpha {args.alpha:g}, beta {args.beta:g}, gamma {args.gamma:g}); in the paper each alone saturates.",
+        "One dimension versus compound scaling",
+        f"Scales {base.name} in depth, width or resolution alone, and in all three by the compound coefficient phi "
+        f"(alpha {coefficients.alpha:g}, beta {coefficients.beta:g}, gamma {coefficients.gamma:g}). In the paper, the "
+        "accuracy saturates along each single dimension.",
         networks,
-        lambda points: {d: [p for p in points if p["dimension"] in ("base", d)] for d in dimensions},
+        lambda points: {d: [p for p in points if p["dimension"] in ("base", d)] for d in scalings},
     )
 
 
-def interaction(args):
-    """Width at several depths and resolutions (paper, figure 4)."""
-    base = _baseline(args)
+def interaction(baseline: str, resolution: int, *, widths: Sequence[float]) -> Study:
+    """Scale width at several depths and resolutions.
+
+    Args:
+        baseline: Name of a variant, or path of its YAML file.
+        resolution: Image side of the baseline in pixels.
+        widths: Width multipliers.
+
+    Source: paper, figure 4.
+    """
+    base = _load_base(baseline, resolution)
     networks = [
-        Network(
+        StudyNetwork(
             f"d{d:g}_r{r:g}_w{w:g}",
-            multiply(base, d, w, r),
+            scale_spec(base, d, w, r),
             base,
             {"sweep": f"d={d:g}, r={r:g}", "scaling": f"w={w:g}"},
         )
         for d, r in INTERACTION
-        for w in args.widths
+        for w in widths
     ]
     return Study(
-        "What width gains depends on depth and resolution",
-        f"The width of {base.name} swept at four depths and resolutions; in the paper width saturates soon unless the "
-        "network is also deeper and sees more pixels.",
+        "Width at different depths and resolutions",
+        f"Scales the width of {base.name} at four combinations of depth and resolution. In the paper, more width soon "
+        "stops helping unless the network is also deeper and has a higher resolution.",
         networks,
         lambda points: _group(points, "sweep"),
     )
 
 
-def family(args):
-    """The published variants, at one learning rate, at one for each, or at all of a grid."""
-    specs = {}
-    for variant in args.variants:
-        spec = load_variant(variant)
-        side = round_resolution(args.resolution * spec.resolution / PUBLISHED_SIDE)
-        specs[spec.name] = spec.model_copy(update={"resolution": side})
-    if args.learning_rates and args.learning_rates.keys() != specs.keys():
-        raise UserError(
-            f"--learning_rates names {', '.join(args.learning_rates)}; needed is a rate for each of {', '.join(specs)}"
-        )
-    stated = load_config(args.variants[0], args.recipe, cli.overrides(args)).optimizer.learning_rate
-    base, networks = next(iter(specs.values())), []
-    for rate in args.learning_rate_grid or [None]:
-        for name, spec in specs.items():
-            own = args.learning_rates[name] if args.learning_rates else rate
-            overrides = () if own is None else (f"optimizer.learning_rate={own!r}",)
-            labels = {"variant": name, "learning_rate": own or stated}
-            networks.append(Network(f"{name}_rate{rate:g}" if rate else name, spec, base, labels, overrides))
+def family(
+    variants: Sequence[str],
+    resolution: int,
+    *,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    learning_rates: Mapping[str, float] | None = None,
+    learning_rate_grid: Sequence[float] | None = None,
+) -> Study:
+    """Compare variants at the learning rate of the recipe, at one rate for each variant, or at all rates of a grid.
 
-    def lines(points):
-        if args.learning_rates:
-            return {"a rate for each": points}
-        one_rate = {f"rate {rate:g} for all": same for rate, same in _group(points, "learning_rate").items()}
-        return one_rate | ({"best rate of each": _best(points)} if args.learning_rate_grid else {})
+    Args:
+        variants: Names of variants or paths of their YAML files, from the smallest to the largest.
+        resolution: Image side in pixels that replaces 224. The variants keep the ratios of their resolutions.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
+        learning_rates: The rate of each variant, by its name. Excludes `learning_rate_grid`.
+        learning_rate_grid: Rates at which every variant is trained.
+
+    Raises:
+        UserError: If `learning_rates` does not name exactly the variants.
+    """
+    specs = {}
+    for variant in variants:
+        spec = load_variant(variant)
+        side = round_resolution(resolution * spec.resolution / PUBLISHED_RESOLUTION)
+        specs[spec.name] = spec.model_copy(update={"resolution": side})
+    if learning_rates and learning_rates.keys() != specs.keys():
+        raise UserError(
+            f"learning_rates={','.join(f'{name}:{rate:g}' for name, rate in learning_rates.items())} does not match "
+            f"the variants. Give one rate for each of {', '.join(specs)}."
+        )
+    recipe_rate = load_config(variants[0], recipe, overrides).optimizer.learning_rate
+    networks = _make_family(specs, recipe_rate, learning_rates, learning_rate_grid)
+
+    def make_lines(points: Sequence[Point]) -> Lines:
+        if learning_rates:
+            return {"own rate for each": list(points)}
+        lines = {f"rate {rate:g} for all": same for rate, same in _group(points, "learning_rate").items()}
+        return lines | ({"best rate of each": _find_best(points)} if learning_rate_grid else {})
 
     caveats = [
-        "On few small images the family is known to look inverted, larger networks worse, when all are trained with "
-        "the same hyper-parameters: a rate and a regularisation that fit the smallest. It says little about the rest.",
-        "Dropout is that of each variant; everything else but the learning rate is held equal.",
+        "On a few small images, larger variants are known to look worse than smaller ones when all are trained with "
+        "the same hyperparameters, because the learning rate and the regularization then suit the smallest one. This "
+        "says little about large data sets.",
+        "Each variant has its own dropout rate. Everything else but the learning rate is the same for all.",
     ]
-    if args.learning_rate_grid:
-        caveats.append("The best rates are chosen by the accuracies that are shown, which flatters them a little.")
-    elif not args.learning_rates:
-        caveats.append("One learning rate for all: --learning_rate_grid shows what each variant gets from its own.")
+    if learning_rate_grid:
+        caveats.append(
+            "The best rate of each variant was chosen by the accuracy shown here, which is thus slightly optimistic."
+        )
+    elif not learning_rates:
+        caveats.append(
+            "All variants have the same learning rate. Use --learning_rate_grid to see what each gains from its own."
+        )
     return Study(
-        "The family on this data",
-        f"{', '.join(specs)}: accuracy beside what it costs in parameters, multiply-adds and measured time.",
+        "The family on this data set",
+        f"Accuracy of {', '.join(specs)}, compared with parameters, multiply-adds and measured time.",
         networks,
-        lines,
-        tag="variant",
-        pictures=("macs", "params", "train_seconds", "inference_seconds"),
+        make_lines,
+        point_label="variant",
+        plots=("macs", "params", "train_seconds", "inference_seconds"),
         caveats=tuple(caveats),
-        findings=_compare_sizes,
+        find_conclusions=_compare_sizes,
     )
 
 
-def _best(points):
+def _make_family(
+    specs: Mapping[str, ModelSpec],
+    recipe_rate: float,
+    learning_rates: Mapping[str, float] | None,
+    learning_rate_grid: Sequence[float] | None,
+) -> list[StudyNetwork]:
+    """Return the networks of the family. Those that take the rate of the recipe have no override."""
+    base, networks = next(iter(specs.values())), []
+    for grid_rate in learning_rate_grid or [None]:
+        for name, spec in specs.items():
+            rate = learning_rates[name] if learning_rates else grid_rate
+            overrides = () if rate is None else (f"optimizer.learning_rate={rate!r}",)
+            labels = {"variant": name, "learning_rate": recipe_rate if rate is None else rate}
+            full_name = f"{name}_rate{grid_rate:g}" if grid_rate else name
+            networks.append(StudyNetwork(full_name, spec, base, labels, overrides))
+    return networks
+
+
+def _find_best(points: Sequence[Point]) -> list[Point]:
     """Return the point of each variant whose learning rate gave the highest accuracy."""
     return [max(same, key=lambda point: point["top1"]) for same in _group(points, "variant").values()]
 
 
-def _compare_sizes(lines):
+def _compare_sizes(lines: Lines) -> Iterable[str]:
     for name, points in lines.items():
         if points:
             numbers = ", ".join(f"{point['variant']} {point['top1']:.2%}" for point in points)
-            inverted = points[-1]["top1"] < points[0]["top1"]
-            yield f"{name}: {numbers}." + (" The largest is worse than the smallest: inverted." if inverted else "")
+            is_inverted = points[-1]["top1"] < points[0]["top1"]
+            yield f"{name.capitalize()}: {numbers}." + (
+                " The largest variant is less accurate than the smallest one." if is_inverted else ""
+            )
 
 
-def baselines(args):
-    """Other networks, scaled in one dimension and in all (paper, table 3)."""
+def baselines(names: Sequence[str], resolution: int) -> Study:
+    """Scale other networks, along one dimension and along all of them.
+
+    Args:
+        names: Keys of `PUBLISHED`.
+        resolution: Image side of the networks before scaling, in pixels.
+
+    Source: paper, table 3.
+    """
     networks = []
-    for name in args.networks:
-        base = load_variant(name).model_copy(update={"resolution": args.resolution})
+    for name in names:
+        base = _load_base(name, resolution)
         for scaling, (macs, top1) in PUBLISHED[name].items():
             labels = {"network": name, "scaling": scaling, "paper_macs": macs, "paper_top1": top1}
-            spec = multiply(base, *SCALINGS[scaling])
-            networks.append(Network(f"{name}_{scaling.replace('=', '')}", spec, base, labels))
+            spec = scale_spec(base, *SCALINGS[scaling])
+            networks.append(StudyNetwork(f"{name}_{scaling.replace('=', '')}", spec, base, labels))
     return Study(
         "Scaling other networks",
-        "One dimension against all three (d 1.4, w 1.2, r 1.3) on networks that were not searched for it.",
+        "One dimension versus all three (depth 1.4, width 1.2, resolution 1.3), on networks for which these "
+        "coefficients were not searched.",
         networks,
         lambda points: _group(points, "network"),
-        joined=False,
-        caveats=(f"The paper's figures, beside these, are of ImageNet at {PUBLISHED_SIDE} pixels.",),
+        is_joined=False,
+        caveats=(f"The paper's numbers are for ImageNet at {PUBLISHED_RESOLUTION} pixels.",),
     )
 
 
-STUDIES = {study.__name__: study for study in (one_dimension, interaction, family, baselines)}
+def _load_base(variant: str, resolution: int) -> ModelSpec:
+    return load_variant(variant).model_copy(update={"resolution": resolution})
 
 
-def _baseline(args):
-    return load_variant(args.baseline).model_copy(update={"resolution": args.resolution})
-
-
-def _group(points, label):
-    """Return {value of the label: the points that have it}, in their order."""
-    groups = {}
+def _group(points: Sequence[Point], label: str) -> Lines:
+    """Return the points by the value of a label, in their order."""
+    groups: Lines = {}
     for point in points:
         groups.setdefault(point[label], []).append(point)
     return groups
 
 
-def make_runs(networks, seeds):
-    """Return the trials.Run of each network and seed; all networks have their first seed before the second."""
-    return [
-        Run(f"{network.name}_seed{seed}", network.spec, network.labels | {"seed": seed}, network.overrides)
-        for seed in range(seeds)
-        for network in networks
-    ]
-
-
-def format_list(networks, seeds):
-    """Return a table of the networks: what each is and costs."""
-    wide = max(len(network.name) for network in networks)
-    lines = [f"{'network':{wide}}   depth   width  pixels  params/M  MACs/M  to base"]
+def make_network_table(networks: Sequence[StudyNetwork]) -> "Table":
+    """Return a table of the networks of a study and their costs with 1,000 classes."""
+    rows = []
     for network in networks:
-        spec, total, base = network.spec, count_cost(network.spec)["total"], count_cost(network.base)["total"]
-        lines.append(
-            f"{network.name:{wide}}{spec.depth:8g}{spec.width:8g}{spec.resolution:8d}"
-            f"{total.trainable_params / 1e6:10.3f}{total.macs / 1e6:8.1f}{total.macs / base.macs:8.2f}x"
+        spec, cost, base_cost = network.spec, count_cost(network.spec), count_cost(network.base)
+        rows.append(
+            [
+                *(network.name, f"{spec.depth:g}", f"{spec.width:g}", f"{spec.resolution}"),
+                *(f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e6:.1f}", f"{cost.macs / base_cost.macs:.2f}x"),
+            ]
         )
-    lines.append(f"{len(networks)} networks, seeds {seeds}: {len(networks) * seeds} runs; costs with 1,000 classes")
-    return "\n".join(lines)
+    return make_table(["network", "depth", "width", "pixels", "params (M)", "MACs (M)", "MACs / base"], rows)

@@ -1,6 +1,7 @@
-"""The page of a study in a real browser: it draws, switches, sorts, tells, and asks nothing of any network."""
+"""Tests of the averages, the files and the page of a study. The page is opened in a real browser."""
 
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -8,14 +9,15 @@ import shutil
 
 import pytest
 
-from efficientnet_tf.study.page import About, average, count_overlaps, draw, write_page
+from efficientnet_tf.study.columns import average_seeds, count_overlaps
+from efficientnet_tf.study.page import StudyInfo, draw_accuracy, write_page
 
 MILLION = 1e6
 MACS = {"base": 8 * MILLION, "width1.4": 15 * MILLION, "width2": 29 * MILLION, "depth2": 100 * MILLION}
 
 
 def make_rows(seeds=3, **changes):
-    """Return runs of four networks: made-up numbers, each column another order of the networks."""
+    """Return runs of four networks with invented numbers. Each column orders the networks differently."""
     rows = []
     for seed in range(seeds):
         for i, (name, macs) in enumerate(MACS.items()):
@@ -47,28 +49,28 @@ def make_rows(seeds=3, **changes):
 
 
 def make_lines(rows):
-    points = average(rows)
+    points = average_seeds(rows)
     return {
         dimension: [point for point in points if point["dimension"] in ("base", dimension)]
         for dimension in ("width", "depth")
     }
 
 
-ABOUT = About(
+INFO = StudyInfo(
     "One dimension <of> three",
     "Accuracy saturates along every single dimension.",
     ("Small images & few of them.", "</script><b>not markup</b>"),
     "python -m efficientnet_tf.study --study=one_dimension",
-    planned=12,
-    findings=("Wide is good.",),
+    planned_runs=12,
+    conclusions=("Wide is good.",),
 )
 
 
 # ------------------------------------------------------------------------------------------------ numbers and files
 
 
-def test_average_is_over_seeds_alone():
-    points = average(make_rows())
+def test_averages_are_over_seeds_only():
+    points = average_seeds(make_rows())
     assert [point["name"] for point in points] == list(MACS)
     second = points[1]
     assert (second["dimension"], second["multiplier"], second["seeds"]) == ("width", 1.4, 3)
@@ -80,27 +82,27 @@ def test_average_is_over_seeds_alone():
     assert "seed" not in second
 
 
-def test_average_leaves_out_what_is_missing_or_not_finite():
+def test_averages_skip_missing_and_non_finite_values():
     rows = make_rows()[::4]
     rows[0]["top1"], rows[1]["loss"] = None, math.nan
-    (point,) = average(rows)
+    (point,) = average_seeds(rows)
     assert point["top1"] == pytest.approx(0.903)
     assert point["loss"] == 0.5
-    assert average(rows[:1])[0]["top1"] is None
-    assert average(rows[1:2])[0]["top1_spread"] is None
+    assert average_seeds(rows[:1])[0]["top1"] is None
+    assert average_seeds(rows[1:2])[0]["top1_spread"] is None
 
 
 def test_overlaps_are_counted():
-    assert count_overlaps(average(make_rows())) == (0, 6)
+    assert count_overlaps(average_seeds(make_rows())) == (0, 6)
     wide = [row | {"top1": 0.9 + 0.02 * row["seed"]} for row in make_rows()]
-    assert count_overlaps(average(wide)) == (6, 6)
-    assert count_overlaps(average(make_rows(seeds=1))) is None
+    assert count_overlaps(average_seeds(wide)) == (6, 6)
+    assert count_overlaps(average_seeds(make_rows(seeds=1))) is None
 
 
-def test_table_reads_back_as_the_rows(tmp_path):
+def test_csv_file_contains_the_rows(tmp_path):
     rows = make_rows()
     rows[1]["top1"] = 1 / 3
-    write_page(tmp_path, ABOUT, rows, make_lines(rows), pictures=())
+    write_page(tmp_path, INFO, rows, make_lines(rows), plots=())
     with open(tmp_path / "results.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [list(row) for row in table] == [list(row) for row in rows]
@@ -108,12 +110,12 @@ def test_table_reads_back_as_the_rows(tmp_path):
         assert {key: type(row[key])(value) if value else None for key, value in read.items()} == row
 
 
-def test_pictures_have_a_line_each_with_bars_and_the_papers_axes():
+def test_plot_has_lines_with_error_bars_and_the_axes_of_the_paper():
     lines = make_lines(make_rows())
-    figure = draw(ABOUT, lines, "macs")
+    figure = draw_accuracy(INFO, lines, "macs")
     (axes,) = figure.axes
-    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "multiply-adds, B")
-    assert axes.get_ylabel() == "top-1 accuracy, %"
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "multiply-adds (B)")
+    assert axes.get_ylabel() == "top-1 accuracy (%)"
     for container, (name, points) in zip(axes.containers, lines.items(), strict=True):
         assert container.get_label() == name
         xs, ys = container.lines[0].get_data()
@@ -127,16 +129,16 @@ def test_pictures_have_a_line_each_with_bars_and_the_papers_axes():
     assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
-def test_pictures_are_drawn_of_what_was_measured(tmp_path):
+def test_plots_are_drawn_only_of_measured_columns(tmp_path):
     rows = make_rows(inference_seconds=None)
-    write_page(tmp_path, ABOUT, rows, make_lines(rows), ["macs", "params", "inference_seconds"])
+    write_page(tmp_path, INFO, rows, make_lines(rows), ["macs", "params", "inference_seconds"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy_macs.png", "accuracy_params.png"}
     page = (tmp_path / "index.html").read_text()
     assert '"files": ["results.csv", "accuracy_macs.png", "accuracy_params.png"]' in page
 
 
 def test_a_page_without_any_run_is_written(tmp_path):
-    write_page(tmp_path, ABOUT, [], {"width": []})
+    write_page(tmp_path, INFO, [], {"width": []})
     assert (tmp_path / "results.csv").read_text() == "\n"
 
 
@@ -145,10 +147,13 @@ def test_a_page_without_any_run_is_written(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no chromium on this machine: the page is not looked at in a browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for path in map(shutil.which, names) if path), None)
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        # A machine of a developer may lack them, but a build that skips these tests would hide failures.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("playwright and chromium are not both installed")
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
@@ -158,11 +163,11 @@ def browser():
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Return a function that writes a page and opens it; in the end nothing was requested and nothing went wrong."""
+    """Return a function that writes a page and opens it. At the end, check that it made no requests and no errors."""
     requests, errors, contexts = [], [], []
 
-    def open_page(rows, about=ABOUT, **settings):
-        write_page(tmp_path, about, rows, make_lines(rows), pictures=())
+    def open_page(rows, info=INFO, **settings):
+        write_page(tmp_path, info, rows, make_lines(rows), plots=())
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **settings))
         page = contexts[-1].new_page()
         page.on("request", lambda request: requests.append(request.url))
@@ -174,87 +179,86 @@ def visit(browser, tmp_path):
     yield open_page
     for context in contexts:
         context.close()
-    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [
-        (tmp_path / "index.html").as_uri() for _ in contexts
-    ]
+    fetched = {url for url in requests if not url.startswith(("data:", "blob:"))}
+    assert fetched == {(tmp_path / "index.html").as_uri()}
     assert not errors
 
 
-def drawn(page, key):
-    """Return a list a line: the numbers plotly has of its means, which have bars; the others are single runs."""
+def read_traces(page, key):
+    """Return values of the trace of each line's means. Traces of means have error bars, those of single runs do not."""
     js = f"document.getElementById('plot').data.filter(trace => trace.error_y).map(trace => trace.{key})"
     return json.loads(page.evaluate(f"JSON.stringify({js})"))
 
 
-def column(page, table, key):
+def read_column(page, table, key):
     index = page.eval_on_selector(f"#{table} th[data-key={key}]", "th => th.cellIndex")
     return page.eval_on_selector_all(f"#{table} tbody tr", f"trs => trs.map(tr => tr.cells[{index}].textContent)")
 
 
-def sort(page, table, key):
+def click_header(page, table, key):
     page.click(f"#{table} th[data-key={key}]")
     return page.get_attribute(f"#{table} th[data-key={key}]", "aria-sort")
 
 
 def test_page_draws_every_mean_and_every_run(visit):
     page = visit(make_rows())
-    assert drawn(page, "x") == [[8, 15, 29], [8, 100]]
-    assert drawn(page, "y")[0] == pytest.approx([90.2, 91.2, 92.2])
-    assert drawn(page, "error_y.array")[0] == pytest.approx([0.1 * 7**0.5] * 3)
+    assert read_traces(page, "x") == [[8, 15, 29], [8, 100]]
+    assert read_traces(page, "y")[0] == pytest.approx([90.2, 91.2, 92.2])
+    assert read_traces(page, "error_y.array")[0] == pytest.approx([0.1 * 7**0.5] * 3)
     assert page.locator("#plot .scatterlayer .trace").count() == 4
     assert page.locator("#plot .scatterlayer .point").count() == 9 + 3 + 6 + 2
-    assert page.locator("#plot .xtitle").text_content() == "multiply-adds, M"
+    assert page.locator("#plot .xtitle").text_content() == "multiply-adds (M)"
     assert page.locator("#plot .legendtext").all_text_contents() == ["width", "depth"]
     assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "log"
     ticks = page.locator("#plot .xtick").all_text_contents()
     assert {"10", "20", "50", "100"} <= set(ticks)
 
 
-def test_page_says_what_it_was_told_and_no_more(visit):
+def test_page_shows_the_given_texts(visit):
     page = visit(make_rows())
-    assert page.title() == page.text_content("h1") == ABOUT.title
-    assert page.locator("#caveats li").all_text_contents() == list(ABOUT.caveats)
-    assert page.locator("#findings li").all_text_contents() == ["Wide is good."]
-    assert page.text_content("#command") == ABOUT.command
-    assert page.text_content("#status") == "12 runs, all done."
+    assert page.title() == page.text_content("h1") == INFO.title
+    assert page.locator("#caveats li").all_text_contents() == list(INFO.caveats)
+    assert page.locator("#conclusions li").all_text_contents() == ["Wide is good."]
+    assert page.text_content("#command") == INFO.command
+    assert page.text_content("#status") == "All 12 runs are done."
     assert page.locator("#files a").all_text_contents() == ["results.csv"]
 
 
-def test_axes_switch_to_the_right_numbers(visit):
+def test_axes_can_be_switched(visit):
     page = visit(make_rows())
     expected = {
-        "params": ([4, 9, 16], "parameters, M"),
-        "resolution": ([32, 32, 32], "resolution, pixels"),
-        "images_per_second": ([900, 450, 300], "training rate, images/s"),
-        "train_seconds": ([101, 201, 301], "training time, s"),
-        "inference_seconds": ([8, 6, 4], "inference time, ms"),
+        "params": ([4, 9, 16], "parameters (M)"),
+        "resolution": ([32, 32, 32], "resolution (pixels)"),
+        "images_per_second": ([900, 450, 300], "training rate (images/s)"),
+        "train_seconds": ([101, 201, 301], "training time (s)"),
+        "inference_seconds": ([8, 6, 4], "inference time (ms)"),
     }
     options = page.eval_on_selector_all("#x option", "options => options.map(option => option.value)")
     assert options == ["macs", *expected], "peak memory was not measured"
     for key, (numbers, title) in expected.items():
         page.select_option("#x", key)
-        assert drawn(page, "x")[0] == pytest.approx(numbers)
+        assert read_traces(page, "x")[0] == pytest.approx(numbers)
         assert page.locator("#plot .xtitle").text_content() == title
     page.select_option("#y", "loss")
-    assert drawn(page, "y")[0] == pytest.approx([0.5, 0.4, 0.3])
+    assert read_traces(page, "y")[0] == pytest.approx([0.5, 0.4, 0.3])
     page.select_option("#scale", "linear")
     assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "linear"
 
 
-def test_headers_sort_by_number_and_by_name(visit):
+def test_headers_sort_by_number_and_by_text(visit):
     page = visit(make_rows())
-    assert sort(page, "runs", "macs") == "ascending"
-    assert column(page, "runs", "macs") == [f"{n}" for n in (8, 15, 29, 100) for _ in range(3)]
-    assert sort(page, "runs", "macs") == "descending"
-    assert column(page, "runs", "macs") == [f"{n}" for n in (100, 29, 15, 8) for _ in range(3)]
-    assert sort(page, "runs", "dimension") == "ascending"
+    assert click_header(page, "runs", "macs") == "ascending"
+    assert read_column(page, "runs", "macs") == [f"{n}" for n in (8, 15, 29, 100) for _ in range(3)]
+    assert click_header(page, "runs", "macs") == "descending"
+    assert read_column(page, "runs", "macs") == [f"{n}" for n in (100, 29, 15, 8) for _ in range(3)]
+    assert click_header(page, "runs", "dimension") == "ascending"
     assert page.get_attribute("#runs th[data-key=macs]", "aria-sort") is None
-    assert column(page, "runs", "dimension") == ["base"] * 3 + ["depth"] * 3 + ["width"] * 6
-    sort(page, "networks", "inference_seconds")
-    assert column(page, "networks", "name") == list(MACS)[::-1]
+    assert read_column(page, "runs", "dimension") == ["base"] * 3 + ["depth"] * 3 + ["width"] * 6
+    click_header(page, "networks", "inference_seconds")
+    assert read_column(page, "networks", "name") == list(MACS)[::-1]
     page.focus("#networks th[data-key=params] button")
     page.keyboard.press("Enter")
-    assert column(page, "networks", "params") == ["4", "7", "9", "16"]
+    assert read_column(page, "networks", "params") == ["4", "7", "9", "16"]
 
 
 def test_runs_link_to_their_configs(visit):
@@ -263,21 +267,21 @@ def test_runs_link_to_their_configs(visit):
     assert links == [row["config"] for row in make_rows()]
 
 
-def test_hover_tells_the_network(visit):
+def test_hover_text_describes_the_network(visit):
     page = visit(make_rows())
     page.locator("#plot .legendtoggle").first.wait_for()
     box = page.locator("#plot .scatterlayer .trace").first.locator(".point").nth(1).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.locator("#plot .hovertext").wait_for()
-    told = page.locator("#plot .hovertext").text_content()
+    text = page.locator("#plot .hovertext").text_content()
     for part in ("width1.4", "multiplier 1.4", "91.20 ± 0.26 %", "15 M", "9 M", "450 ± 0 images/s", "6 ms", "3 seeds"):
-        assert part in told
-    assert "memory" not in told
+        assert part in text
+    assert "memory" not in text
     buttons = page.eval_on_selector_all("#plot .modebar-btn", "all => all.map(one => one.dataset.title)")
-    assert "Zoom" in buttons and not [b for b in buttons if "hare" in b or "loud" in b], "nothing is sent anywhere"
+    assert "Zoom" in buttons and not [b for b in buttons if "hare" in b or "loud" in b], "nothing can be uploaded"
 
 
-def test_missing_values_break_nothing(visit):
+def test_missing_values_are_skipped(visit):
     rows = make_rows()
     for row in rows[:4]:
         row |= {"top1": None, "inference_seconds": None}
@@ -285,27 +289,37 @@ def test_missing_values_break_nothing(visit):
         row |= {"inference_seconds": None, "loss": math.inf, "config": None}
     page = visit(rows)
     page.select_option("#x", "inference_seconds")
-    assert drawn(page, "x")[0] == [8, None, 4]
+    assert read_traces(page, "x")[0] == [8, None, 4]
     page.select_option("#y", "loss")
-    assert drawn(page, "y")[0] == [0.5, None, 0.3]
+    assert read_traces(page, "y")[0] == [0.5, None, 0.3]
     for _ in range(2):
-        sort(page, "runs", "inference_seconds")
-        assert column(page, "runs", "inference_seconds")[-6:] == ["–"] * 6
+        click_header(page, "runs", "inference_seconds")
+        assert read_column(page, "runs", "inference_seconds")[-6:] == ["–"] * 6
     assert page.locator("#runs td a").count() == 9
 
 
-def test_an_unfinished_study_says_so(visit):
+def test_page_of_an_unfinished_study(visit):
     page = visit(make_rows(seeds=1)[:2])
     assert page.text_content("#status").startswith("Unfinished: 2 of 12 runs are done")
-    assert drawn(page, "error_y.array") == [[0, 0], [0]]
+    assert read_traces(page, "error_y.array") == [[0, 0], [0]]
     empty = visit([])
     assert empty.text_content("#plot") == "No run is finished yet."
 
 
-def test_page_follows_the_system_into_the_dark(visit):
+def test_page_follows_the_color_scheme_of_the_system(visit):
     page = visit(make_rows(), color_scheme="dark")
     background = "document.getElementById('plot').layout.paper_bgcolor"
     assert page.evaluate(background) == "#15181c"
     page.emulate_media(color_scheme="light")
     page.locator("#plot .main-svg[style*='rgb(255, 255, 255)']").first.wait_for()
     assert page.evaluate(background) == "#fff"
+
+
+def test_page_fits_a_phone(visit):
+    page = visit(make_rows())
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.reload()
+    page.locator("#plot .legendtext").first.wait_for()
+    assert page.evaluate("document.scrollingElement.scrollWidth") == 390
+    axis, legend = (page.locator(f"#plot {name}").bounding_box() for name in (".xtitle", ".legend"))
+    assert legend["y"] >= axis["y"] + axis["height"], "the legend is below the plot"

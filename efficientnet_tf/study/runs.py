@@ -1,0 +1,106 @@
+"""Training runs: the networks of a study, one run for each seed, and the config of each run."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from efficientnet_tf.config.load import dump_variant, load_config
+from efficientnet_tf.config.schema import Config, ModelSpec
+from efficientnet_tf.runtime.files import write_text
+
+Labels = dict[str, str | int | float]  # the values that tell a network from the others of its study
+
+
+@dataclass(frozen=True)
+class StudyNetwork:
+    """A network of a study.
+
+    Attributes:
+        name: Unique name, which is also a valid folder name, such as "width1.4".
+        spec: The network.
+        base: The network that it was scaled from.
+        labels: Values that tell it from the others, such as `{"dimension": "width", "scaling": "w=1.4"}`.
+        overrides: Keys of the recipe to change, "section.key=value".
+    """
+
+    name: str
+    spec: ModelSpec
+    base: ModelSpec
+    labels: Labels
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: one network with one seed.
+
+    Attributes:
+        name: Unique name, which is also a valid folder name, such as "width1.4_seed2".
+        spec: The network.
+        labels: Values that tell it from the others, including "seed".
+        overrides: Keys of the recipe to change, "section.key=value". `train.seed` and `data.image_size` are always set
+            from the seed and the spec.
+    """
+
+    name: str
+    spec: ModelSpec
+    labels: Labels
+    overrides: tuple[str, ...] = ()
+
+
+def make_runs(networks: Iterable[StudyNetwork], seeds: int) -> list[Run]:
+    """Return one run for each network and seed.
+
+    Every network comes with its first seed before any network comes with its second one, so that an unfinished study
+    has results for all networks.
+
+    Args:
+        networks: The networks.
+        seeds: Number of seeds, at least 1.
+    """
+    return [
+        Run(f"{network.name}_seed{seed}", network.spec, network.labels | {"seed": seed}, network.overrides)
+        for seed in range(seeds)
+        for network in networks
+    ]
+
+
+def list_overrides(run: Run, overrides: Sequence[str]) -> list[str]:
+    """Return the "section.key=value" texts of a run. Its seed and its resolution come last, so they always apply.
+
+    Args:
+        run: The run.
+        overrides: Texts for all runs of the study. Those of the run come after them.
+    """
+    seed, side = run.labels["seed"], run.spec.resolution
+    return [*overrides, *run.overrides, f"train.seed={seed}", f"data.image_size={side}"]
+
+
+def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """Return the config with which each run will be trained.
+
+    Args:
+        runs: The runs.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
+
+    Returns:
+        The configs by the names of the runs.
+
+    Raises:
+        UserError: If a config is invalid.
+        ValueError: If a name is no valid folder name or is used twice.
+    """
+    configs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            if not re.fullmatch(r"\w[\w.+-]*", run.name):
+                raise ValueError(f"{run.name!r} is no valid name of a run. Use letters, digits and any of '_.+-'.")
+            if run.name in configs:
+                raise ValueError(f"Two runs are named {run.name!r}. Give each run its own name.")
+            variant = os.path.join(folder, f"{run.name}.yaml")
+            write_text(variant, dump_variant(run.spec))
+            configs[run.name] = load_config(variant, recipe, list_overrides(run, overrides))
+    return configs
