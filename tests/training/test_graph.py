@@ -11,7 +11,7 @@ import tiny
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.models.model_dir import build_from_config, restore_model
 from efficientnet_tf.training import graph as graph_lib
-from efficientnet_tf.training.fused_layers import FusedLayers
+from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES, FusedLayers
 from efficientnet_tf.training.trainer import train_model
 
 ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long

@@ -256,7 +256,7 @@ def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch
 
 def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    missing = r"tracker=wandb needs Weights & Biases, .*: pip install 'efficientnet_tf\[wandb\]'"
+    missing = r"tracker=wandb needs Weights & Biases, .* pip install 'efficientnet_tf\[wandb\]'"
     with pytest.raises(UserError, match=missing):
         train_model(tiny.load_config("data.source=folder", "data.dir=nowhere"), str(tmp_path / "run"), None, "wandb")
     flags = ["--tracker=wandb", f"--model_dir={tmp_path / 'run'}", "--device=tpu"]
