@@ -1,4 +1,4 @@
-"""Pillow's operations beside this package's, and images to hold them against each other."""
+"""Pillow's counterparts of the image operations, and images to compare their results on."""
 
 import numpy as np
 import PIL.Image
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from efficientnet_tf.ops import image as image_ops
 
-GREY = 128
+GRAY = 128
 NEAREST = PIL.Image.Resampling.NEAREST
 
 
@@ -19,14 +19,14 @@ def add_below_128(image, addition):
 
 
 def fill(image):
-    return (GREY,) * 3 if image.mode == "RGB" else GREY
+    return (GRAY,) * 3 if image.mode == "RGB" else GRAY
 
 
 def transform(image, *matrix):
     return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix, NEAREST, fillcolor=fill(image))
 
 
-# By operation: this package's, Pillow's, and the range of the argument that both take (none for None).
+# By name: this package's operation, Pillow's, and the range of their argument, or None if they have no argument.
 OPERATIONS = {
     "AutoContrast": (image_ops.autocontrast, PIL.ImageOps.autocontrast, None),
     "Equalize": (image_ops.equalize, PIL.ImageOps.equalize, None),
@@ -47,7 +47,7 @@ OPERATIONS = {
 
 
 def make_images(rng, count, channels, size, first=0):
-    """Return random images: noise, low contrast, a channel of one value, a smooth picture, few values; in turns."""
+    """Return random images of five kinds in turn: noise, low contrast, one constant channel, a gradient, few values."""
     images = []
     height, width = size
     for i in range(first, first + count):
@@ -66,7 +66,8 @@ def make_images(rng, count, channels, size, first=0):
     return images
 
 
-def draw_arguments(rng, bounds, count):
+def sample_arguments(rng, bounds, count):
+    """Return `count` tuples of arguments for an operation, among them the bounds and the neutral values."""
     if bounds is None:
         return [()] * count
     if isinstance(bounds[0], int):
@@ -75,7 +76,8 @@ def draw_arguments(rng, bounds, count):
     return ends_and_neutral + [(float(v),) for v in rng.uniform(*bounds, count - len(ends_and_neutral)).astype("f")]
 
 
-def with_pillow(operation, pixels, *arguments):
+def run_pillow(operation, pixels, *arguments):
+    """Return the result of a Pillow operation on an array, uint8 [H, W, C]."""
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     return np.asarray(operation(image, *arguments)).reshape(pixels.shape)
 
@@ -85,7 +87,7 @@ def as_tensors(arguments):
 
 
 def call_many(function, *arguments):
-    """Return function(*row) for every row of the arguments, from inside tf.data, as arrays."""
+    """Return function(*row) for every row of the arguments as arrays, computed inside tf.data."""
     rows = tf.data.Dataset.from_tensor_slices(arguments).map(function, num_parallel_calls=2).batch(len(arguments[0]))
     return tf.nest.map_structure(lambda tensor: tensor.numpy(), next(iter(rows)))
 
@@ -95,7 +97,7 @@ def make_seeds(count):
 
 
 def check_frequencies(observed, probabilities):
-    """Hold counts against probabilities; what cannot happen must not."""
+    """Check counts against probabilities by a chi-square test. Outcomes of probability 0 must not occur."""
     observed, expected = np.asarray(observed), np.asarray(probabilities) * np.sum(observed)
     assert not observed[expected == 0].any()
     assert scipy.stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-4

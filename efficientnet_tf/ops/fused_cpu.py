@@ -46,10 +46,10 @@ def batch_norm(
 
         def backward(gradient, *_):
             if swish:
-                gradient = _swish_gradient(x, *_scale_and_shift(mean, variance, gamma, beta, epsilon), gradient)
+                gradient = swish_gradient(x, *_scale_and_shift(mean, variance, gamma, beta, epsilon), gradient)
             return normalize_gradient(gradient)
 
-        return (_activate(y) if swish else y, mean, variance), backward
+        return (apply_swish(y) if swish else y, mean, variance), backward
 
     return run(x, gamma, beta)
 
@@ -133,7 +133,7 @@ def conv_batch_norm_swish(
         z = _multiply(centered, weights * (gamma * inverse), beta)
 
         def backward(gradient, *_):
-            gradient = _swish_gradient(z, 1.0, 0.0, gradient)
+            gradient = swish_gradient(z, 1.0, 0.0, gradient)
             products = _sum_products(centered, gradient)
             beta_gradient = _sum_rows(gradient)
             gamma_gradient = inverse * tf.reduce_sum(weights * products, axis=0)
@@ -144,7 +144,7 @@ def conv_batch_norm_swish(
             x_gradient = _multiply(gradient, tf.transpose(weights * scale), shift) + _multiply(centered, back)
             return x_gradient, weight_gradient[None, None], gamma_gradient, beta_gradient
 
-        return (_activate(z), mean, variance), backward
+        return (apply_swish(z), mean, variance), backward
 
     return run(x, kernel, gamma, beta)
 
@@ -199,8 +199,8 @@ def _sum_rows(x):
 # ------------------------------------------------------------------------- elementwise functions, compiled by XLA
 
 
-def _sigmoid(z):
-    """Return the sigmoid with an error of at most 3e-7."""
+def sigmoid(z):
+    """Return the sigmoid of z, float32, with an error of at most 3e-7."""
     # XLA's own sigmoid is slower. XLA also ignores an exponential in its cost estimate, and runs kernels that it takes
     # for cheap on fewer cores.
     z = tf.clip_by_value(z, -16.0, 16.0)
@@ -213,11 +213,11 @@ def _polynomial(x, coefficients):
 
 
 def _swish(z):
-    return z * _sigmoid(z)
+    return z * sigmoid(z)
 
 
 def _swish_slope(z):
-    gate = _sigmoid(z)
+    gate = sigmoid(z)
     return gate * (1 + z * (1 - gate))
 
 
@@ -232,13 +232,13 @@ def _sum_pixels(function, *images):
 
 
 @compile_for_cpu
-def _activate(z):
-    """Return swish(z)."""
+def apply_swish(z):
+    """Return swish(z) with the shape and dtype of z."""
     return tf.cast(_swish(tf.cast(z, tf.float32)), z.dtype)
 
 
 @compile_for_cpu
-def _swish_gradient(x, scale, shift, gradient):
+def swish_gradient(x, scale, shift, gradient):
     """Return `gradient` times the derivative of swish at x * scale + shift."""
     slope = _swish_slope(tf.cast(x, tf.float32) * scale + shift)
     return tf.cast(tf.cast(gradient, tf.float32) * slope, x.dtype)

@@ -96,8 +96,9 @@ class _Canvas:
     def write(self, x, y, lines, color):
         """Write lines of text with their top left corner at (x, y)."""
         for i, line in enumerate(lines):
-            place = x / self.width, 1 - (y + i * LINE) / self.height
-            self.figure.text(*place, line, color=color, fontsize=FONT_SIZE, va="top", parse_math=False)
+            baseline = y + i * LINE + FONT_SIZE
+            place = x / self.width, 1 - baseline / self.height
+            self.figure.text(*place, line, color=color, fontsize=FONT_SIZE, va="baseline", parse_math=False)
 
     def draw_vertical_line(self, x, margin):
         """Draw a light line from the top to the bottom, except for a margin."""

@@ -1,4 +1,4 @@
-"""Every operation against Pillow; what is random against its law."""
+"""Compare every operation with Pillow, and the random ones with their distributions."""
 
 import itertools
 
@@ -7,61 +7,61 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 from pillow import (
-    GREY,
+    GRAY,
     OPERATIONS,
     as_tensors,
     call_many,
     check_frequencies,
-    draw_arguments,
     make_images,
     make_seeds,
-    with_pillow,
+    run_pillow,
+    sample_arguments,
 )
 
 from efficientnet_tf.ops import image as image_ops
 from efficientnet_tf.ops import xla
 
-SIZES = [(5, 70), (33, 6), (31, 46), (64, 64)]  # few: each is compiled for
+SIZES = [(5, 70), (33, 6), (31, 46), (64, 64)]  # Each size is compiled separately, so there are few.
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_pillows(name, compiled, monkeypatch):
+def test_operation_matches_pillow(name, compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(xla, "has_xla", lambda: False)
     ours, pillows, bounds = OPERATIONS[name]
     rng = np.random.default_rng(len(name))
     sizes = itertools.cycle(SIZES if compiled else rng.integers(5, 71, (13, 2)))
     images = [make_images(rng, 1, 3 if i < 160 else 1, next(sizes), first=i)[0] for i in range(210)]
-    for image, arguments in zip(images, draw_arguments(rng, bounds, len(images)), strict=True):
-        expected = with_pillow(pillows, image, *arguments)
+    for image, arguments in zip(images, sample_arguments(rng, bounds, len(images)), strict=True):
+        expected = run_pillow(pillows, image, *arguments)
         np.testing.assert_array_equal(ours(tf.constant(image), *as_tensors(arguments)), expected, str(arguments))
 
 
-def test_this_tensorflow_compiles():
-    """Else the tests above hold the uncompiled operations against Pillow twice."""
+def test_tensorflow_can_compile():
+    """Otherwise the test above would compare the uncompiled operations with Pillow twice."""
     assert xla.has_xla()
 
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_pillows_inside_tf_data(name, channels):
+def test_operation_matches_pillow_inside_tf_data(name, channels):
     ours, pillows, bounds = OPERATIONS[name]
     rng = np.random.default_rng(len(name))
     images = np.stack(make_images(rng, 100 * channels, channels, size=(31, 46)))
-    arguments = draw_arguments(rng, bounds, len(images))
+    arguments = sample_arguments(rng, bounds, len(images))
     columns = [np.array(c, np.int32 if isinstance(c[0], int) else np.float32) for c in zip(*arguments, strict=True)]
-    expected = [with_pillow(pillows, image, *row) for image, row in zip(images, arguments, strict=True)]
+    expected = [run_pillow(pillows, image, *row) for image, row in zip(images, arguments, strict=True)]
     np.testing.assert_array_equal(call_many(ours, images, *columns), expected)
 
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Contrast"])
-def test_large_images_lose_no_precision(name):
+def test_large_images_do_not_lose_precision(name):
     ours, pillows, bounds = OPERATIONS[name]
     rng = np.random.default_rng(0)
     image = np.concatenate([np.full((300, 601, 3), 254, np.uint8), make_images(rng, 1, 3, (301, 601))[0]])
     arguments = () if bounds is None else (1.7,)
-    np.testing.assert_array_equal(ours(tf.constant(image), *arguments), with_pillow(pillows, image, *arguments))
+    np.testing.assert_array_equal(ours(tf.constant(image), *arguments), run_pillow(pillows, image, *arguments))
 
 
 def test_posterize_to_no_bits_is_black():
@@ -70,13 +70,13 @@ def test_posterize_to_no_bits_is_black():
 
 
 @pytest.mark.parametrize("half", [1, 7, 50])
-def test_cutout_covers_a_square_with_a_uniform_centre(half):
+def test_cutout_covers_a_square_with_a_uniform_center(half):
     height, width, count = 20, 30, 3000
     seeds = make_seeds(count)
     image = np.zeros((height, width, 3), np.uint8)
     covered = call_many(lambda seed: image_ops.cutout(tf.constant(image), half, seed), seeds)
-    assert set(np.unique(covered)) <= {0, GREY}
-    # A square of half side 1 tells the centre: its last row and column.
+    assert set(np.unique(covered)) <= {0, GRAY}
+    # The last row and column of a square with half side 1 are its center.
     dots = call_many(lambda seed: image_ops.cutout(tf.constant(image[..., :1]), 1, seed)[..., 0], seeds) > 0
     y = height - 1 - dots.any(axis=2)[:, ::-1].argmax(axis=1)
     x = width - 1 - dots.any(axis=1)[:, ::-1].argmax(axis=1)
@@ -87,13 +87,13 @@ def test_cutout_covers_a_square_with_a_uniform_centre(half):
     np.testing.assert_array_equal(covered > 0, (rows[:, :, None] & columns[:, None, :])[..., None].repeat(3, axis=3))
 
 
-def test_erase_makes_a_rectangle_noise():
+def test_random_erase_fills_a_rectangle_with_noise():
     size, count = 256, 600
     image = np.full((size, size, 1), 7, np.uint8)
-    erased = call_many(lambda seed: image_ops.erase(tf.constant(image), 1.0, seed), make_seeds(count))
+    erased = call_many(lambda seed: image_ops.random_erase(tf.constant(image), seed, 1.0), make_seeds(count))
     changed = (erased != 7).any(axis=3)
     tall, wide = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
-    assert (changed.sum(axis=(1, 2)) > 0.98 * tall * wide).all()  # noise may be 7 by chance
+    assert (changed.sum(axis=(1, 2)) > 0.98 * tall * wide).all()  # Noise can be 7 by chance.
     area, aspect = tall * wide / size**2, tall / wide
     assert area.min() > 0.02 - 0.01 and area.max() < 0.33 + 0.01
     uncut = (tall < size) & (wide < size)
@@ -109,8 +109,8 @@ def test_erase_makes_a_rectangle_noise():
     check_frequencies(values, np.full(255, 1 / 255))
 
 
-def test_erase_has_its_probability():
+def test_random_erase_has_its_probability():
     image = tf.zeros([32, 32, 1], tf.uint8)
     for probability, low, high in ((0.0, 0, 0), (0.25, 0.21, 0.29), (1.0, 1, 1)):
-        erased = call_many(lambda seed, p=probability: image_ops.erase(image, p, seed), make_seeds(1500))
+        erased = call_many(lambda seed, p=probability: image_ops.random_erase(image, seed, p), make_seeds(1500))
         assert low <= (erased != 0).any(axis=(1, 2, 3)).mean() <= high

@@ -1,4 +1,4 @@
-"""Random numbers of images: the same for any sharing of the batch, uniform, and independent of each other."""
+"""Test that random numbers are independent, uniform, and the same however a batch is divided."""
 
 import numpy as np
 import pytest
@@ -18,17 +18,17 @@ from efficientnet_tf.ops import random
     cut=st.integers(1, 15),
 )
 @settings(max_examples=100, deadline=None)
-def test_an_images_numbers_follow_from_its_place(number, step, first, count, cut):
-    def draw(place, images):
-        return random.uniform(random.make_seed(number, step, place), images, count).numpy()
+def test_numbers_depend_on_the_position_of_an_image(number, step, first, count, cut):
+    def sample(position, images):
+        return random.uniform(random.make_seed(number, step, position), images, count).numpy()
 
-    whole = draw(first, 16)
-    np.testing.assert_array_equal(np.concatenate([draw(first, cut), draw(first + cut, 16 - cut)]), whole)
+    whole = sample(first, 16)
+    np.testing.assert_array_equal(np.concatenate([sample(first, cut), sample(first + cut, 16 - cut)]), whole)
     assert ((whole >= 0) & (whole < 1)).all() and len(np.unique(whole)) > 0.9 * whole.size
 
 
 def philox(key, counter):
-    """Return the four numbers of Philox4x32-10, by the paper."""
+    """Return the four numbers of Philox4x32-10 for a key and a counter, as the paper defines them."""
     keys, words = [key % 2**32, key >> 32], [counter >> 32 * i & (2**32 - 1) for i in range(4)]
     for _ in range(10):
         (high0, low0), (high1, low1) = divmod(0xD2511F53 * words[0], 2**32), divmod(0xCD9E8D57 * words[2], 2**32)
@@ -37,15 +37,15 @@ def philox(key, counter):
     return words
 
 
-def test_numbers_are_philoxs():
-    """The lower 23 bits of its numbers, an image's from two counts."""
+def test_numbers_are_those_of_philox():
+    """A float has the lower 23 bits of a number. Seven numbers per image take two counts."""
     seed = random.derive_seed(random.make_seed(5, 9, 17), 3)
-    words = [philox(5 + 3 * 2**32, 2 * (17 + image) + turn + (9 << 64)) for image in range(4) for turn in (0, 1)]
+    words = [philox(5 + 3 * 2**32, 2 * (17 + image) + i + (9 << 64)) for image in range(4) for i in (0, 1)]
     expected = np.array(words).reshape(4, 8)[:, :7] % 2**23 / 2**23
     np.testing.assert_allclose(random.uniform(seed, 4, 7), expected, rtol=0, atol=1e-7)
 
 
-def draw_many(change, images=64, count=64):
+def sample_before_and_after(change, images=64, count=64):
     """Return numbers before and after a change to (number, step, first, purpose)."""
     return [
         random.uniform(random.derive_seed(random.make_seed(*arguments[:3]), arguments[3]), images, count)
@@ -56,13 +56,13 @@ def draw_many(change, images=64, count=64):
 
 
 @pytest.mark.parametrize("change", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 64, 0), (0, 0, 0, 1), (0, -1, 0, 1)])
-def test_all_else_is_independent(change):
-    one, other = draw_many(change)
+def test_other_seeds_steps_positions_and_purposes_are_independent(change):
+    one, other = sample_before_and_after(change)
     assert scipy.stats.kstest(one, "uniform").pvalue > 1e-4
-    assert abs(np.corrcoef(one, other)[0, 1]) < 0.06  # four standard deviations of independent numbers
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.06  # four standard deviations
 
 
-def test_one_for_all_is_the_same_for_every_part():
+def test_the_shared_number_is_the_same_for_every_part_of_a_batch():
     numbers = [
         float(random.uniform_shared(random.make_seed(0, step, first))) for step in range(50) for first in (0, 8, 99)
     ]
@@ -71,10 +71,10 @@ def test_one_for_all_is_the_same_for_every_part():
 
 
 @pytest.mark.parametrize("count", [1, 5, 192])
-def test_under_xla_an_images_numbers_follow_from_its_place(count):
-    """It makes other floats of Philox's numbers."""
+def test_numbers_depend_on_the_position_of_an_image_under_xla(count):
+    """XLA converts Philox's numbers to floats in another way."""
 
-    def draw(images):
+    def make_sampler(images):
         numbers = tf.function(
             lambda first: random.uniform(random.make_seed(1, 3, first), images, count),
             jit_compile=True,
@@ -82,6 +82,6 @@ def test_under_xla_an_images_numbers_follow_from_its_place(count):
         )
         return lambda first: numbers(tf.constant(first, tf.int64))
 
-    whole, half = draw(8), draw(4)
+    whole, half = make_sampler(8), make_sampler(4)
     np.testing.assert_array_equal(np.concatenate([half(16), half(20)]), whole(16))
     assert len(np.unique(whole(16))) == 8 * count
