@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config import load
@@ -104,3 +105,16 @@ class Run:
     def losses(self, count):
         """Train step by step; return the loss of each."""
         return [self.steps(1)[0] for _ in range(count)]
+
+
+def randomize(model, seed=0):
+    """Give every variable a value that no initializer does, including biases and batch norm statistics."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if variable.path.split("/")[-1] in ("beta", "bias", "moving_mean"):
+            variable.assign(rng.normal(0, 0.3, variable.shape))
+        elif variable.path.endswith("moving_variance"):
+            variable.assign(rng.uniform(0.5, 2, variable.shape))
+        elif "predictions" in variable.path:
+            variable.assign(rng.normal(0, 1, variable.shape))
+    return model

@@ -1,4 +1,5 @@
-"""Evaluates classifiers: accuracy, per-class results, label sets of ImageNet, and class activation maps.
+"""Evaluates classifiers: accuracy, results per class, ImageNet's label sets, and class activation maps.
 
-May import `weights` and everything it imports.
+May import `weights`, `data`, `models` and everything below them. Import from its modules: `loop.make_evaluator`,
+`per_class.per_class`, `imagenet_labels.match_classes`, `attribution.class_activation_map`, `attribution.grad_cam`.
 """

@@ -1,4 +1,9 @@
-"""Where in an image a model sees a class: class activation maps and Grad-CAM."""
+"""Shows where in an image a model sees a class: class activation maps and Grad-CAM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -6,115 +11,147 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, closest_names
 
+LAST_LAYER = "top_activation"  # its mean is the input of the classifier
 
-def class_activation_map(model, images, classes=None):
-    """Compute what each position of the last features adds to a class's logit.
 
-    map[h, w] = sum over c of features[h, w, c] * kernel[c, class]. Its mean over the positions plus the class's bias is
-    the logit, exactly: averaging and the classifier are both linear.
+def class_activation_map(
+    model: keras.Model, images: np.ndarray | tf.Tensor, classes: int | Sequence[int] | None = None
+) -> np.ndarray:
+    """Return what each position of the last features adds to the logit of a class.
+
+    map[h, w] is the sum over c of features[h, w, c] * kernel[c, class]. The mean of a map plus the bias of the class is
+    exactly the logit, because averaging and the classifier are both linear.
 
     Args:
-        model: keras.Model with the head of `build_model`: `avg_pool`, then the dense layer `predictions`.
-        images: [B, H, W, C], pixels in [0, 255], float or uint8.
-        classes: int or ints [B], in [0, classes); None for the likeliest class of each image.
+        model: Model with the head of `build_model`: a layer `avg_pool`, then a dense layer `predictions`.
+        images: Pixels, uint8 or float [B, H, W, C] in [0, 255].
+        classes: Number of the class to explain, or one number per image. The default is the most likely class of each
+            image.
 
     Returns:
-        float32 array [B, h, w], of either sign.
+        Maps, float32 [B, h, w]. Negative values speak against the class.
 
     Raises:
-        UserError: for a model with another head, a class out of range, or last features of a single pixel.
+        UserError: If the model has another head, a class is out of range, or the last features are a single pixel.
 
     Source: Zhou et al. 2016, https://arxiv.org/abs/1512.04150.
+
+    Example:
+        >>> import numpy as np
+        >>> from efficientnet_tf import build_model, class_activation_map
+        >>> model = build_model("b0", classes=10, input_shape=(96, 96, 3))
+        >>> images = np.zeros([2, 96, 96, 3], np.uint8)
+        >>> class_activation_map(model, images, classes=7).shape
+        (2, 3, 3)
     """
-    dense, pool = _dense(model), _layers(model).get("avg_pool")
+    dense, pool = _find_classifier(model), _layers_by_name(model).get("avg_pool")
     source = dense.input
     dropouts = {id(each.output): each.input for each in model.layers if isinstance(each, keras.layers.Dropout)}
     while id(source) in dropouts:
         source = dropouts[id(source)]
     if not isinstance(pool, keras.layers.GlobalAveragePooling2D) or source is not pool.output:
-        raise UserError(f"model {model.name!r} has no 'avg_pool' before 'predictions': only Grad-CAM can explain it")
+        raise UserError(
+            f"model {model.name!r} has no layer 'avg_pool' in front of 'predictions'. Use Grad-CAM instead."
+        )
     features = keras.Model(model.input, pool.input)(images, training=False)
-    _check_extent(features.shape, "avg_pool's input")
+    _check_size(features.shape, "the input of 'avg_pool'")
     features = tf.cast(features, tf.float32)
-    chosen = _choose(_logits(dense, tf.reduce_mean(features, axis=[1, 2])), classes)
+    chosen = _choose_classes(_compute_logits(dense, tf.reduce_mean(features, axis=[1, 2])), classes)
     weights = tf.gather(tf.cast(dense.kernel, tf.float32), chosen, axis=1)
     return tf.einsum("bhwc,cb->bhw", features, weights).numpy()
 
 
-def grad_cam(model, images, layer="top_activation", classes=None):
-    """Compute Grad-CAM at a layer: its channels, each weighted by its mean gradient, summed and cut off at zero.
+def grad_cam(
+    model: keras.Model,
+    images: np.ndarray | tf.Tensor,
+    layer: str = LAST_LAYER,
+    classes: int | Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return Grad-CAM at a layer: the sum of its channels, each weighted by its mean gradient, without negative values.
 
-    At `top_activation` it is the positive part of `class_activation_map`, divided by the number of positions.
+    At `top_activation` this is the positive part of `class_activation_map`, divided by the number of positions.
 
     Args:
-        model: keras.Model with the dense layer `predictions` at its end.
-        images: [B, H, W, C], pixels in [0, 255], float or uint8.
-        layer: str, the name of a layer with output [B, h, w, c].
-        classes: int or ints [B], in [0, classes); None for the likeliest class of each image.
+        model: Model that ends in a dense layer `predictions`.
+        images: Pixels, uint8 or float [B, H, W, C] in [0, 255].
+        layer: Name of a layer with output [B, h, w, c].
+        classes: Number of the class to explain, or one number per image. The default is the most likely class of each
+            image.
 
     Returns:
-        float32 array [B, h, w], >= 0.
+        Maps, float32 [B, h, w], at least 0.
 
     Raises:
-        UserError: for a model with another end, an unknown layer, one without extent in space, or a class out of range.
+        UserError: If the model ends in another layer, the layer is unknown or its output has a single pixel, or a class
+            is out of range.
 
-    Source: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2; of the logit, not the
-        probability.
+    Source: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2, for the logit before softmax.
+
+    Example:
+        >>> import numpy as np
+        >>> from efficientnet_tf import build_model, grad_cam
+        >>> model = build_model("b0", classes=10, input_shape=(96, 96, 3))
+        >>> images = np.zeros([2, 96, 96, 3], np.uint8)
+        >>> grad_cam(model, images, layer="block3b_add").shape
+        (2, 12, 12)
     """
-    dense, layers = _dense(model), _layers(model)
+    dense, layers = _find_classifier(model), _layers_by_name(model)
     if layer not in layers:
-        names = [name for name, each in layers.items() if _has_extent(each.output.shape)]
-        raise UserError(f"unknown layer {layer!r}; near it are {', '.join(closest_names(layer, names))}")
-    _check_extent(layers[layer].output.shape, f"layer {layer!r}")
-    images = tf.cast(images, tf.float32)
+        names = [name for name, each in layers.items() if _has_size(each.output.shape)]
+        raise UserError(f"unknown layer={layer}. Similar names are {', '.join(closest_names(layer, names))}.")
+    _check_size(layers[layer].output.shape, f"layer={layer}")
+    pixels: Any = tf.cast(images, tf.float32)
     with tf.GradientTape() as tape:
-        tape.watch(images)  # so that a model that is not trainable is recorded, too
+        tape.watch(pixels)  # records the computation even if no variable is trainable
         inner = keras.Model(model.input, [layers[layer].output, dense.input])
-        features, pooled = inner(images, training=False)
-        logits = _logits(dense, pooled)
-        score = tf.gather(logits, _choose(logits, classes), batch_dims=1)
-    _check_extent(features.shape, f"layer {layer!r}")
+        features, pooled = inner(pixels, training=False)
+        logits = _compute_logits(dense, pooled)
+        score = tf.gather(logits, _choose_classes(logits, classes), batch_dims=1)
+    _check_size(features.shape, f"layer={layer}")
     gradients = tf.cast(tape.gradient(score, features), tf.float32)
     weights = tf.reduce_mean(gradients, axis=[1, 2])
     return tf.nn.relu(tf.einsum("bhwc,bc->bhw", tf.cast(features, tf.float32), weights)).numpy()
 
 
-def _layers(model):
+def _layers_by_name(model: keras.Model) -> dict[str, Any]:
     return {layer.name: layer for layer in model.layers}
 
 
-def _dense(model):
-    dense = _layers(model).get("predictions")
+def _find_classifier(model: keras.Model) -> keras.layers.Dense:
+    dense = _layers_by_name(model).get("predictions")
     if not isinstance(dense, keras.layers.Dense):
-        raise UserError(f"model {model.name!r} has no classifier: a dense layer of the name 'predictions'")
+        raise UserError(f"model {model.name!r} has no classifier. It needs a dense layer named 'predictions'.")
     return dense
 
 
-def _logits(dense, pooled):
-    """Return the classifier's output [B, classes] before its activation, if it has any."""
+def _compute_logits(dense: keras.layers.Dense, pooled: tf.Tensor) -> tf.Tensor:
+    """Return the output of the classifier, float32 [B, classes], without its activation."""
     return tf.cast(pooled, tf.float32) @ tf.cast(dense.kernel, tf.float32) + tf.cast(dense.bias, tf.float32)
 
 
-def _choose(logits, classes):
-    """Return the classes to explain, int [B]."""
-    images, count = logits.shape
+def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
+    """Return the class to explain for each image, int [B]."""
+    images, count = np.shape(logits)
     if classes is None:
         return np.argmax(logits, axis=1)
     chosen = np.asarray(classes)
     if not np.issubdtype(chosen.dtype, np.integer) or chosen.shape not in ((), (images,)):
-        raise UserError(f"classes must be an int, or one for each of {images} images, received {classes!r}")
+        raise UserError(
+            f"classes={classes!r} is neither an integer nor a sequence of {images} integers, one per image."
+        )
     if chosen.min() < 0 or chosen.max() >= count:
-        raise UserError(f"classes must be in 0 ... {count - 1}, received {classes!r}")
+        raise UserError(f"classes={classes!r} is out of range. The model has the classes 0 to {count - 1}.")
     return np.broadcast_to(chosen, [images])
 
 
-def _has_extent(shape):
+def _has_size(shape: Sequence[int | None]) -> bool:
+    """Return whether a shape is that of feature maps with more than one pixel."""
     return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
 
 
-def _check_extent(shape, name):
-    if not _has_extent(shape):
+def _check_size(shape: Sequence[int | None], name: str) -> None:
+    if not _has_size(shape):
         raise UserError(
-            f"{name} has no extent in space, its output is {list(shape[1:])}: take an earlier layer, with Grad-CAM, or "
-            "a larger image size"
+            f"{name} has no height and width, its output is {list(shape[1:])}. Use Grad-CAM at an earlier layer, or "
+            "larger images."
         )

@@ -1,128 +1,137 @@
-"""Labels of sets made for a model's classes: fewer of them, numbers for their names, several that are right.
+"""Reads the labels of ImageNet's other test sets, so that a model with 1,000 classes can be evaluated on them.
 
-ImageNet-A and -R have 200 of the 1,000 classes, ImageNet-V2's folders are named 0 ... 999, and ImageNet-ReaL says of
-every validation image which classes are in it.
+ImageNet-A and ImageNet-R have 200 of the 1,000 classes. The folders of ImageNet-V2 are named 0 to 999. ImageNet-ReaL
+lists all classes that are visible in each validation image.
 """
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.data.source import Order
+from efficientnet_tf.data.source import Order, Source
 from efficientnet_tf.runtime.files import read_text
 
-# In a file's name, its folders aside. Sources name examples inside tf.data, so this is RE2's spelling.
+# Finds the number of a validation image in its path. The syntax is that of RE2, because it runs inside tf.data.
 _NUMBER = r"^(?:.*/)?[^/]*ILSVRC2012_val_([0-9]{8})(?:[^0-9/][^/]*)?$"
-_NONE, _OTHER = -1, -2  # no label; one that no prediction is equal to
+_NO_LABEL, _OTHER_CLASS = -1, -2  # neither is equal to a prediction
 
 
-def _places(names, class_names):
-    """Return {name: column of the model}: by the model's names, or by number where only `names` are numbers."""
-    numbers = all(n.isdecimal() for n in names) and not any(n.isdecimal() for n in class_names)
-    return {name: i for i, name in enumerate(map(str, range(len(class_names))) if numbers else class_names)}
+def _columns_by_name(names: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
+    """Return the model's column for each name: its class name, or its number if only `names` are numbers."""
+    are_numbers = all(n.isdecimal() for n in names) and not any(n.isdecimal() for n in class_names)
+    known = [str(i) for i in range(len(class_names))] if are_numbers else class_names
+    return {name: i for i, name in enumerate(known)}
 
 
-def match_classes(names, class_names):
-    """Find the model's logits that stand for a data set's classes.
+def match_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """Return the columns of a model's logits that belong to the classes of a data set.
 
     Args:
-        names: sequence of str, the data's classes: names that the model knows, or all label numbers, 0 ... classes - 1
-            (as ImageNet-V2's folders; not where the model's own names are numbers).
-        class_names: list of str, the model's.
+        names: Class names of the data. They are class names of the model, or all are label numbers, as the folders of
+            ImageNet-V2. If the class names of the model are numbers themselves, numbers are names.
+        class_names: Class names of the model, in the order of its logits.
 
     Returns:
-        list of int, the column of each of `names`; list(range(classes)) where both are the same.
+        A column for each name. It is list(range(classes)) if both have the same names in the same order.
 
     Raises:
-        UserError: for names that the model does not know.
+        UserError: If the model does not have one of the classes.
     """
-    places = _places(names, class_names)
-    unknown = [name for name in names if name not in places]
+    columns = _columns_by_name(names, class_names)
+    unknown = [name for name in names if name not in columns]
     if unknown:
-        numbers = f", or its label numbers 0 to {len(class_names) - 1}" if "0" in places else ""
+        numbers = f", or the label numbers 0 to {len(class_names) - 1}" if "0" in columns else ""
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise UserError(
-            f"the data has the {len(names)} classes {', '.join(names[:5])}, ..., the model {len(class_names)}: "
-            f"{', '.join(class_names[:5])}, ... Allowed are classes that the model knows{numbers}; it does not know "
-            f"{', '.join(unknown[:10])}{more}." + suggest(unknown[0], places)
+            f"The data has the {len(names)} classes {', '.join(names[:5])}, ..., but the model does not have "
+            f"{', '.join(unknown[:10])}{more}. It has the {len(class_names)} classes {', '.join(class_names[:5])}, ... "
+            f"Use its class names{numbers}." + suggest(unknown[0], columns)
         )
-    return [places[name] for name in names]
+    return [columns[name] for name in names]
 
 
-def read_real_labels(path, class_names, columns):
-    """Read ImageNet-ReaL's labels.
+def read_real_labels(path: str, class_names: Sequence[str], columns: Sequence[int]) -> np.ndarray:
+    """Read the labels of ImageNet-ReaL.
 
     Args:
-        path: str, real.json: a list with a list of label numbers for each image, ILSVRC2012_val_00000001 first.
-        class_names: list of str, the model's.
-        columns: list of int, the model's columns that the data's classes stand for.
+        path: Path of real.json: a list that has a list of label numbers for each image, ILSVRC2012_val_00000001 first.
+        class_names: Class names of the model.
+        columns: The model's column for each class of the data.
 
     Returns:
-        int32 [images + 1, K]: in row n the labels of image n, as numbers of the data's classes; behind them -1. A class
-        that the data has not is -2. Row 0 is of no image.
+        Labels as numbers of the data's classes, int32 [images + 1, K]. Row n belongs to image n, and row 0 to none.
+        Rows are padded with -1. A class that the data does not have is -2.
 
     Raises:
-        UserError: for a file that cannot be read, is no such list, or has labels that the model has not.
+        UserError: If the file cannot be read, is not such a list, or has labels that the model does not have.
 
     Source: Beyer et al. 2020, https://arxiv.org/abs/2006.07159.
     """
-    try:
-        lists = json.loads(read_text(path))
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f"--real_labels={path} cannot be read as JSON: {str(error)[:300]}") from None
-    if not isinstance(lists, list) or not lists:
-        raise UserError(f"--real_labels={path}: expected a list of lists of label numbers, received {str(lists)[:80]}")
-    for number, labels in enumerate(lists, 1):
-        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-            raise UserError(
-                f"--real_labels={path}: expected a list of label numbers for image {number}, received "
-                f"{json.dumps(labels)[:80]}"
-            )
+    lists = _read_lists(path)
     used = sorted({label for labels in lists for label in labels})
-    places = _places([str(label) for label in used if label >= 0], class_names)
-    unknown = [label for label in used if str(label) not in places]
+    known = _columns_by_name([str(label) for label in used if label >= 0], class_names)
+    unknown = [label for label in used if str(label) not in known]
     if unknown:
         raise UserError(
-            f"--real_labels={path}: the model has {len(class_names)} classes, allowed are the labels 0 to "
-            f"{len(class_names) - 1}; received {', '.join(map(str, unknown[:10]))}"
+            f"real_labels={path} has the labels {', '.join(map(str, unknown[:10]))}, which the model does not have. "
+            f"Use the labels 0 to {len(class_names) - 1}."
         )
     label_of = {column: label for label, column in enumerate(columns)}
-    rows = np.full([len(lists) + 1, max(1, *map(len, lists), 1)], _NONE, np.int32)
+    rows = np.full([len(lists) + 1, max(1, *map(len, lists), 1)], _NO_LABEL, np.int32)
     for number, labels in enumerate(lists, 1):
-        rows[number, : len(labels)] = [label_of.get(places[str(label)], _OTHER) for label in labels]
+        rows[number, : len(labels)] = [label_of.get(known[str(label)], _OTHER_CLASS) for label in labels]
     return rows
 
 
-def with_real_labels(source, rows):
-    """Let a source give, behind each example's label, the labels of the image that its file name numbers.
+def _read_lists(path: str) -> list[list[int]]:
+    """Return the content of real.json."""
+    try:
+        lists = json.loads(read_text(path))
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"real_labels={path} cannot be read as JSON: {str(error)[:300]}") from None
+    if not isinstance(lists, list) or not lists:
+        raise UserError(f"real_labels={path} must be a list of lists of label numbers, received {str(lists)[:80]}.")
+    for number, labels in enumerate(lists, 1):
+        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+            raise UserError(
+                f"real_labels={path} must have a list of label numbers for image {number}, received "
+                f"{json.dumps(labels)[:80]}."
+            )
+    return lists
+
+
+def with_real_labels(source: Source, rows: np.ndarray) -> tuple[Source, Callable[[], None]]:
+    """Return a source that gives the labels of ImageNet-ReaL in addition to its own.
 
     Args:
-        source: sources.Source of ImageNet's validation images, or some of them.
-        rows: what `read_real_labels` returns.
+        source: Validation images of ImageNet, or some of them. The name of each file contains its number.
+        rows: The labels that `read_real_labels` returns.
 
     Returns:
-        (Source whose labels are int32 [1 + K]; a function that raises UserError where examples had no number, to be
-        called once all were read).
+        A source whose labels are int32 [1 + K], and a function that raises UserError if the name of an image had no
+        number. Call it after all images were read.
 
     Raises:
-        UserError: where the source does not know its files' names, or the first example's name has no number.
+        UserError: If the source has no file names, or the name of the first file has no number.
     """
-    what = f"ILSVRC2012_val_00000001 to {len(rows) - 1:08d}"
-    if source.file_name is None:
+    pattern = f"ILSVRC2012_val_00000001 to {len(rows) - 1:08d}"
+    find_name = source.file_name
+    if find_name is None:
         raise UserError(
-            f"--real_labels needs examples with file names that contain {what}; these have none, such as "
-            f"{source.describe(0)!r}"
+            f"real_labels needs images whose file names contain {pattern}, but this data has no file names. Its first "
+            f"image is {source.describe(0)!r}."
         )
     unnumbered = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0)  # filled inside tf.data
 
     def load(payload):
         encoded, label = source.load(payload)
-        name = source.file_name(payload)
-        numbered = tf.strings.regex_full_match(name, _NUMBER)
-        digits = tf.where(numbered, tf.strings.regex_replace(name, _NUMBER, r"\1"), "0")
+        name = find_name(payload)
+        is_numbered = tf.strings.regex_full_match(name, _NUMBER)
+        digits = tf.where(is_numbered, tf.strings.regex_replace(name, _NUMBER, r"\1"), "0")
         number = tf.strings.to_number(digits, tf.int32)
         number = tf.where(number < len(rows), number, 0)
         names = tf.boolean_mask([name], [number == 0])
@@ -133,8 +142,8 @@ def with_real_labels(source, rows):
         names = sorted(name.decode(errors="replace") for name in unnumbered.export()[0].numpy())
         if names:
             raise UserError(
-                f"--real_labels: examples need {what} in their file names; {len(names)} names have no such number: "
-                f"{', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}"
+                f"real_labels needs images whose file names contain {pattern}, but {len(names)} names have no such "
+                f"number: {', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}"
             )
 
     for _, _, payload in source.stream(Order(batch=1, steps=1)):

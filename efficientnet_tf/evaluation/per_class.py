@@ -1,27 +1,28 @@
-"""Predictions counted by class: a table of accuracies, and a picture of the confusion matrix."""
+"""Computes the accuracy of each class and writes it as a table."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.files import write_text
 
-RIGHT, WRONG = (8, 69, 148), (165, 15, 21)  # colours of a whole row's share, on the diagonal and beside it
-GAP, FONT_SIZE, LINE, LONGEST_NAME = 12, 13, 18, 180  # pixels
 
-
-def per_class(counts, class_names):
+def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the accuracy of every class.
 
     Args:
-        counts: int [classes, classes], true classes down, predicted ones across.
-        class_names: sequence of str.
+        counts: Number of images by true class and predicted class, int [classes, classes].
+        class_names: Name of each class.
 
     Returns:
-        A list of {"class": str, "examples": int, "correct": int, "accuracy": float in [0, 1], None without examples}.
+        A row for each class: `{"class": name, "examples": int, "correct": int, "accuracy": float}`. The accuracy is in
+        [0, 1], or None if the class has no examples.
     """
     rows = []
     for label, name in enumerate(class_names):
@@ -31,11 +32,15 @@ def per_class(counts, class_names):
     return rows
 
 
-def write_per_class(path, rows):
-    """Write what `per_class` returns as CSV, or as JSON where `path` ends so; local or gs://.
+def write_per_class(path: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of `per_class` to a file, local or gs://.
+
+    Args:
+        path: Path of the file. A name that ends in .json gives JSON, any other CSV.
+        rows: The rows.
 
     Raises:
-        UserError: when it cannot be written.
+        UserError: If the file cannot be written.
     """
     text = io.StringIO(newline="")
     if path.endswith(".json"):
@@ -47,4 +52,4 @@ def write_per_class(path, rows):
     try:
         write_text(path, text.getvalue())
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--per_class={path} cannot be written: {str(error)[:300]}") from None
+        raise UserError(f"per_class={path} cannot be written: {str(error)[:300]}") from None

@@ -1,4 +1,5 @@
-"""Draws pictures: image grids, heat maps, confusion matrices and scatter plots.
+"""Draws grids of images, heat maps, confusion matrices and scatter plots with matplotlib.
 
-May import `export` and everything it imports.
+May import `export` and everything below it. Import from its modules: `grids.draw_grids`, `heatmap.draw_comparison`,
+`confusion_matrix.draw_confusion`, `scatter.name_points`, and `figures` for what all figures need.
 """

@@ -1,73 +1,106 @@
-"""TODO docstring (from confusion)."""
+"""Draws confusion matrices."""
 
-from efficientnet_tf.evaluation.per_class import FONT_SIZE, GAP, LINE, LONGEST_NAME, RIGHT, WRONG
-from efficientnet_tf.visualization.grids import shorten
+from __future__ import annotations
 
-MOST_CLASSES = 100  # in a picture
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from efficientnet_tf.visualization.figures import make_figure, measure_text, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 100
+CORRECT, MISTAKE = (8, 69, 148), (165, 15, 21)  # colors of a cell that has all images of its row
+# Lengths in pixels.
+GAP, FONT_SIZE, LINE, LONGEST_NAME = 12, 13, 18, 180
+LEAST_CELL, LARGEST_CELL, MATRIX_SIDE = 16, 44, 1200
+LEGEND_WIDTH = 320
+_NOTE = {"fontsize": FONT_SIZE, "color": "dimgray"}
 
 
-def draw_confusion(counts, class_names, title):
-    """Draw a confusion matrix: true classes down, predicted ones across, coloured by the share of the row.
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix, a row for each true class and a column for each predicted class.
+
+    Correct predictions, on the diagonal, and mistakes have a color scale each, from white for no image to full color
+    for all images of the row. Counts are written into the cells where they fit.
 
     Args:
-        counts: int [classes, classes], at most 100 classes.
-        class_names: sequence of str.
-        title: str.
+        counts: Number of images by true class and predicted class, int [classes, classes], at most 100 classes.
+        class_names: Name of each class.
+        title: Text above the matrix.
 
     Returns:
-        PIL.Image.Image. Counts stand in the cells that they fit in; an empty cell is white.
+        The figure. The first axes hold the matrix, one unit per cell.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     classes = len(class_names)
-    cell = min(44, max(16, 1200 // classes))
-    font = ImageFont.load_default(FONT_SIZE)
-    small = ImageFont.load_default(min(FONT_SIZE, max(8, cell // 2)))
-    names = [shorten(font, name, LONGEST_NAME) for name in class_names]
-    margin = round(max(map(font.getlength, names))) + GAP
+    cell = min(LARGEST_CELL, max(LEAST_CELL, MATRIX_SIDE // classes))
+    side = classes * cell
+    names = [shorten(name, LONGEST_NAME, FONT_SIZE) for name in class_names]
+    margin = round(max(measure_text(name, FONT_SIZE) for name in names)) + GAP
     left, top = GAP + LINE + margin, GAP + 3 * LINE + margin
-    wide = left + max(classes * cell, round(font.getlength(title)) - left) + 2 * GAP
-    canvas = Image.new("RGB", (max(wide, left + 320), top + classes * cell + 3 * LINE + 2 * GAP), "white")
-    pen = ImageDraw.Draw(canvas)
-
-    def write_upright(text, x, y):
-        """Write upwards, centred at column x, from y on."""
-        label = Image.new("RGB", (round(font.getlength(text)) + 2, LINE), "white")
-        ImageDraw.Draw(label).text((1, LINE // 2), text, fill="black", font=font, anchor="lm")
-        canvas.paste(label.rotate(90, expand=True), (round(x - LINE / 2), round(y - label.width)))
-
-    pen.text((GAP, GAP), title, fill="black", font=font)
-    middle = classes * cell / 2
-    pen.text((left + middle, GAP + 2 * LINE), "predicted class", fill="dimgray", font=font, anchor="mm")
-    write_upright("true class", GAP + LINE / 2, top + middle + font.getlength("true class") / 2)
-    for i, name in enumerate(names):
-        at = (i + 0.5) * cell
-        pen.text((left - GAP / 2, top + at), name, fill="black", font=font, anchor="rm")
-        write_upright(name, left + at, top - GAP / 2)
-    for row in range(classes):
-        total = counts[row].sum()
-        for column in range(classes):
-            x, y, count = left + column * cell, top + row * cell, int(counts[row, column])
-            share = count / total if count else 0.0
-            colour = _blend(RIGHT if row == column else WRONG, share)
-            pen.rectangle([x, y, x + cell, y + cell], fill=colour, outline="lightgray")
-            if count and small.getlength(str(count)) <= cell - 3:
-                ink = "white" if share > 0.4 else "black"
-                pen.text((x + cell / 2, y + cell / 2), str(count), fill=ink, font=small, anchor="mm")
-    _draw_legend(pen, font, left, top + classes * cell + GAP)
-    return canvas
+    width = max(left + side, round(measure_text(title, FONT_SIZE)) + GAP, left + LEGEND_WIDTH) + 2 * GAP
+    figure = make_figure(width, top + side + 3 * LINE + 2 * GAP)
+    figure.text(GAP / width, 1 - GAP / figure.bbox.height, title, fontsize=FONT_SIZE, va="top", parse_math=False)
+    axes = _add_axes(figure, left, top, side, side)
+    _label_axes(axes, names)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    on_diagonal = np.eye(classes, dtype=bool)
+    meshes = [
+        _draw_cells(axes, np.ma.masked_where(hidden | (counts == 0), shares), color)
+        for hidden, color in ((~on_diagonal, CORRECT), (on_diagonal, MISTAKE))
+    ]
+    _write_counts(axes, counts, shares, cell)
+    for line, (mesh, text) in enumerate(zip(meshes, ("correct", "mistakes"), strict=True)):
+        bar = _add_axes(figure, left, top + side + GAP + line * LINE + 3, 100, LINE - 6)
+        figure.colorbar(mesh, cax=bar, orientation="horizontal", ticks=[]).outline.set_visible(False)
+        bar.text(1.08, 0.5, f"{text}, 0 to 100% of the row", transform=bar.transAxes, **_NOTE, va="center_baseline")
+    return figure
 
 
-def _blend(colour, share):
-    """Mix white and a colour; the least share differs from none."""
-    weight = 0.1 + 0.9 * share if share else 0.0
-    return tuple(round(255 + (part - 255) * weight) for part in colour)
+def _add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes at a place in pixels, counted from the top left corner."""
+    whole_width, whole_height = figure.bbox.width, figure.bbox.height
+    bottom = whole_height - top - height
+    return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
-def _draw_legend(pen, font, x, y):
-    for line, (colour, text) in enumerate(((RIGHT, "right"), (WRONG, "wrong"))):
-        middle = y + (line + 0.5) * LINE
-        for step in range(101):
-            left = x + step
-            pen.line([(left, middle - 6), (left, middle + 5)], fill=_blend(colour, step / 100))
-        pen.text((x + 108, middle), f"{text}, 0 to 100% of the row", fill="dimgray", font=font, anchor="lm")
+def _label_axes(axes: Axes, names: Sequence[str]) -> None:
+    places = np.arange(len(names)) + 0.5
+    axes.set_xlim(0, len(names))
+    axes.set_ylim(len(names), 0)
+    axes.set_xticks(places, names, rotation=90, fontsize=FONT_SIZE, parse_math=False)
+    axes.set_yticks(places, names, fontsize=FONT_SIZE, parse_math=False)
+    axes.tick_params(length=0, pad=GAP / 2, labeltop=True, labelbottom=False)
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("predicted class", **_NOTE)
+    axes.set_ylabel("true class", **_NOTE)
+    for spine in axes.spines.values():
+        spine.set_color("lightgray")
+
+
+def _draw_cells(axes: Axes, shares: np.ma.MaskedArray, color: tuple[int, int, int]) -> QuadMesh:
+    """Draw the cells that are not masked, colored by their share of the row."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    full = np.array(color) / 255
+    faintest = 1 + (full - 1) * 0.1  # the smallest share must differ from none
+    scale = LinearSegmentedColormap.from_list("share", [faintest, full])
+    return axes.pcolormesh(shares, cmap=scale, vmin=0, vmax=1, edgecolors="lightgray", linewidth=0.5)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, cell: int) -> None:
+    """Write the counts into the cells, those that fit."""
+    size = min(FONT_SIZE, max(8, cell // 2))
+    most_digits = int((cell - 3) / measure_text("0", size))
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        text = str(counts[row, column])
+        if len(text) <= most_digits:
+            color = "white" if shares[row, column] > 0.4 else "black"
+            style = {"ha": "center", "va": "center_baseline", "fontsize": size, "color": color}
+            axes.text(column + 0.5, row + 0.5, text, **style)

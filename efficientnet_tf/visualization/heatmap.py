@@ -1,19 +1,31 @@
-"""TODO docstring (from explain)."""
+"""Draws heat maps over photos, to show where models see their classes."""
+
+from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from efficientnet_tf.visualization.figures import make_figure, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIDE, GAP, FONT_SIZE, LINE = 224, 10, 13, 17  # pixels
-# From nothing to most, in even steps of lightness (CIELAB's L from 10 to 95), so that no step looks like an edge.
-RAMP = np.array(
-    [(34, 18, 62), (98, 25, 96), (163, 41, 99), (218, 77, 66), (238, 137, 36), (243, 194, 66), (252, 243, 162)]
-)
+COLORS = "inferno"  # a color map of matplotlib whose lightness rises evenly, so that no step looks like an edge
 
 
 class Cell(NamedTuple):
-    """What one model says of one photo: the crop it saw, [S, S, C], a map over it, [h, w], class and probability."""
+    """The answer of one model for one photo.
+
+    Attributes:
+        pixels: The crop that the model saw, [S, S, 1 or 3], in [0, 255].
+        heat: Map over the crop, float [h, w].
+        class_name: Name of the class that the map explains.
+        probability: Probability of the class, in [0, 1].
+    """
 
     pixels: np.ndarray
     heat: np.ndarray
@@ -21,98 +33,118 @@ class Cell(NamedTuple):
     probability: float
 
 
-def draw_heat_map(pixels, heat):
-    """Draw a map over its image: the image in grey, the map from its least value to its greatest as colour.
+class Column(NamedTuple):
+    """The answers of one model.
+
+    Attributes:
+        title: Name of the model.
+        description: What the model is, in a few words.
+        cells: An answer for each photo.
+    """
+
+    title: str
+    description: str
+    cells: Sequence[Cell]
+
+
+def draw_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return an image in gray with a map over it in color, from the least value of the map to its greatest.
 
     Args:
-        pixels: [H, W, 1 or 3], in [0, 255].
-        heat: float [h, w]; where all values are the same, no place stands out and none is coloured.
+        pixels: Image, [H, W, 1 or 3], in [0, 255].
+        heat: Map, float [h, w]. If all its values are the same, every place gets the color of the least.
 
     Returns:
-        PIL.Image.Image, 224x224 pixels.
+        RGB pixels, uint8 [224, 224, 3].
     """
-    from PIL import Image
+    from matplotlib import colormaps
 
-    grey = np.asarray(_picture(pixels).convert("L"), np.float32)[..., None]
+    gray = _resize_photo(pixels) @ np.array([0.299, 0.587, 0.114]) / 255
     low, high = heat.min(), heat.max()
     scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-    # Bicubic, for between few pixels a linear map has creases; it overshoots.
-    large = Image.fromarray(scaled.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    share = np.clip(np.asarray(large), 0, 1)
-    # The photo is dimmed, lest a bright sky be taken for heat; beneath the heat it stays as shades of its colour.
+    share = np.clip(_resize(scaled[..., None])[..., 0], 0, 1)
+    color = colormaps[COLORS](share)[..., :3]
+    # Dim the photo, so that a bright sky is not mistaken for heat. Below the heat it stays visible as shades.
     weight = 0.4 + 0.4 * share[..., None]
-    mixed = (1 - weight) * 0.7 * grey + weight * _colour(share) * (0.55 + 0.45 * grey / 255)
-    return Image.fromarray(np.uint8(np.round(mixed)))
+    gray = gray[..., None]
+    mixed = (1 - weight) * 0.7 * gray + weight * color * (0.55 + 0.45 * gray)
+    return np.round(255 * mixed).astype(np.uint8)
 
 
-def _colour(share):
-    """Return the colours of shares in [0, 1]: [..., 3], in [0, 255]."""
-    stops = np.linspace(0, 1, len(RAMP))
-    return np.stack([np.interp(share, stops, channel) for channel in RAMP.T], axis=-1)
+def _resize(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels with the side of a cell, float32 [224, 224, C]. Bicubic: smooth, but it can overshoot."""
+    import tensorflow as tf
+
+    return tf.image.resize(pixels, [SIDE, SIDE], "bicubic", antialias=True).numpy()
 
 
-def _picture(pixels):
-    from PIL import Image
-
-    pixels = np.uint8(np.clip(np.round(pixels), 0, 255))
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+def _resize_photo(pixels: np.ndarray) -> np.ndarray:
+    """Return a photo with the side of a cell, uint8 [224, 224, 3]."""
+    resized = np.round(np.clip(_resize(pixels), 0, 255)).astype(np.uint8)
+    return np.broadcast_to(resized, [SIDE, SIDE, 3])
 
 
-def draw_comparison(photos, columns, note):
-    """Draw photos and what models see in them: a row a photo, a column a model.
+def draw_comparison(photos: Mapping[str, np.ndarray], columns: Sequence[Column], note: str) -> Figure:
+    """Draw photos and where models see their classes, a row for each photo and a column for each model.
 
     Args:
-        photos: {path: [S, S, 3], in [0, 255]}.
-        columns: list of (name, description, list of Cell, one a photo).
-        note: str, said beside the legend.
+        photos: Square photos by path, each [S, S, 3] in [0, 255].
+        columns: The answers of each model for the photos, in their order.
+        note: Text next to the legend.
 
     Returns:
-        PIL.Image.Image.
+        The figure.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
-    from efficientnet_tf.visualization.grids import wrap
-
-    font = ImageFont.load_default(FONT_SIZE)
-
-    def lines_of(*words):
-        return wrap(font, words, SIDE)
-
-    heads = [["photo"], *([*lines_of(name), *lines_of(*text.split(" "))] for name, text, _ in columns)]
+    titles = [["photo"], *([*_wrap([column.title]), *_wrap(column.description.split())] for column in columns)]
     rows = [
-        [(_picture(pixels), lines_of(os.path.basename(path)))]
-        + [
-            (draw_heat_map(cell.pixels, cell.heat), lines_of(*cell.class_name.split(" "), f"{cell.probability:.1%}"))
-            for cell in cells
-        ]
-        for (path, pixels), *cells in zip(photos.items(), *(cells for _, _, cells in columns), strict=True)
+        _make_row(path, pixels, cells)
+        for (path, pixels), *cells in zip(photos.items(), *(column.cells for column in columns), strict=True)
     ]
     heights = [SIDE + LINE * max(len(lines) for _, lines in row) + GAP for row in rows]
-    top = GAP + LINE * max(map(len, heads)) + GAP // 2
-    canvas = Image.new("RGB", (GAP + len(heads) * (SIDE + GAP), top + sum(heights) + LINE + 2 * GAP), "white")
-    pen = ImageDraw.Draw(canvas)
-
-    def write(x, y, lines):
-        for i, line in enumerate(lines):
-            pen.text((x, y + i * LINE), line, fill="dimgray" if i else "black", font=font)
-
-    for column, lines in enumerate(heads):
-        write(GAP + column * (SIDE + GAP), GAP, lines)
-    for y, row in zip(top + np.cumsum([0, *heights]), rows, strict=False):
-        for column, (picture, lines) in enumerate(row):
+    top = GAP + LINE * max(map(len, titles)) + GAP // 2
+    figure = make_figure(GAP + len(titles) * (SIDE + GAP), top + sum(heights) + LINE + 2 * GAP)
+    for column, lines in enumerate(titles):
+        _write(figure, lines, GAP + column * (SIDE + GAP), GAP)
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for column, (pixels, lines) in enumerate(row):
             x = GAP + column * (SIDE + GAP)
-            canvas.paste(picture, (x, int(y)))
-            write(x, int(y) + SIDE + 1, lines)
-    _draw_legend(canvas, pen, font, note)
-    return canvas
+            _place(figure, pixels, x, y)
+            _write(figure, lines, x, y + SIDE + 3)
+        y += height
+    _draw_legend(figure, note, y + GAP)
+    return figure
 
 
-def _draw_legend(canvas, pen, font, note):
-    from PIL import Image
+def _make_row(path: str, photo: np.ndarray, cells: Sequence[Cell]) -> list[tuple[np.ndarray, list[str]]]:
+    """Return the pictures of a row and the lines below each."""
+    row = [(_resize_photo(photo), _wrap([os.path.basename(path)]))]
+    for cell in cells:
+        row.append(
+            (draw_heat_map(cell.pixels, cell.heat), _wrap([*cell.class_name.split(), f"{cell.probability:.1%}"]))
+        )
+    return row
 
-    width = SIDE // 2
-    bar = np.tile(_colour(np.linspace(0, 1, width)), (LINE - 4, 1, 1))
-    y = canvas.height - GAP - LINE
-    canvas.paste(Image.fromarray(np.uint8(np.round(bar))), (GAP, y + 2))
-    pen.text((2 * GAP + width, y), f"least to most of each map; {note}", fill="dimgray", font=font)
+
+def _wrap(words: Sequence[str]) -> list[str]:
+    return wrap(words, SIDE, FONT_SIZE)
+
+
+def _draw_legend(figure: Figure, note: str, y: int) -> None:
+    from matplotlib import colormaps
+
+    colors = colormaps[COLORS](np.linspace(0, 1, SIDE // 2), bytes=True)[None, :, :3]
+    _place(figure, np.repeat(colors, LINE - 4, axis=0), GAP, y + 2)
+    _write(figure, ["", f"lowest to highest value of each map, {note}"], 2 * GAP + SIDE // 2, y - LINE + 2)
+
+
+def _place(figure: Figure, pixels: np.ndarray, x: int, y: int) -> None:
+    """Draw uint8 pixels one to one, with the top left corner at (x, y), counted from the figure's top left corner."""
+    figure.figimage(pixels, x, round(figure.bbox.height) - y - len(pixels))
+
+
+def _write(figure: Figure, lines: Sequence[str], x: float, y: float) -> None:
+    """Write lines of text, the first in black and the others in gray, with the top left corner at (x, y)."""
+    for i, line in enumerate(lines):
+        place = x / figure.bbox.width, 1 - (y + i * LINE) / figure.bbox.height
+        figure.text(*place, line, fontsize=FONT_SIZE, color="dimgray" if i else "black", va="top", parse_math=False)

@@ -1,35 +1,52 @@
-"""TODO docstring (from study_page)."""
+"""Names the points of a scatter plot where there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Point = tuple[float, float]
 
 MARKERS = "osD^vP*X"
-
-
 CORNERS = (("left", "bottom"), ("left", "top"), ("right", "bottom"), ("right", "top"))
+POINT_RADIUS = 7  # space that is kept free around each point, in pixels
 
 
-def name_points(axes, named, others=(), corners=CORNERS):
-    """Write texts beside the points of a picture, where there is room.
+def name_points(
+    axes: Axes,
+    named: Iterable[tuple[str, Point, str]],
+    others: Iterable[Point] = (),
+    corners: Sequence[tuple[str, str]] = CORNERS,
+) -> None:
+    """Write a text next to each point, unless it would cover another point, another text or the legend.
 
     Args:
-        axes: matplotlib.axes.Axes, all drawn but the texts.
-        named: sequence of (text, (x, y), colour).
-        others: sequence of (x, y), points that are not named and keep their place, too.
-        corners: sequence of (str, str), which corner of a text may lie at its point, the best first.
+        axes: Axes on which everything but the texts is drawn.
+        named: Text, place and color of each point. The first ones choose first.
+        others: Places of points without a text.
+        corners: Corners of a text that may be at its point, the best first.
     """
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    axes.figure.draw_without_rendering()  # decides where everything lies
-    spots = [axes.transData.transform(at) for _, at, _ in named]
-    taken = [Bbox([spot - 7, spot + 7]) for spot in [*spots, *map(axes.transData.transform, others)]]
-    if axes.get_legend():
-        taken.append(axes.get_legend().get_window_extent())
-    for text, at, colour in named:
+    named = list(named)
+    if figure := axes.get_figure(root=True):
+        figure.draw_without_rendering()  # computes the layout
+    places = [axes.transData.transform(place) for place in (*(place for _, place, _ in named), *others)]
+    taken = [Bbox([place - POINT_RADIUS, place + POINT_RADIUS]) for place in places]
+    legend = axes.get_legend()
+    if legend:
+        taken.append(legend.get_window_extent())
+    for text, place, color in named:
         for across, up in corners:
             offset = (6 if across == "left" else -6, 3 if up == "bottom" else -3)
-            style = {"textcoords": "offset points", "fontsize": 7, "color": colour, "ha": across, "va": up}
-            written = axes.annotate(text, at, offset, path_effects=[withStroke(linewidth=2, foreground="w")], **style)
-            box = written.get_window_extent()
+            style = {"textcoords": "offset points", "fontsize": 7, "color": color, "ha": across, "va": up}
+            note = axes.annotate(text, place, offset, path_effects=[withStroke(linewidth=2, foreground="w")], **style)
+            box = note.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
-            written.remove()
+            note.remove()
