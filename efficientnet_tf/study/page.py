@@ -120,8 +120,10 @@ def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, C
         axes.errorbar(xs, ys, spreads, label=name, capsize=3, markersize=5, linewidth=1.5, elinewidth=0.8, **style)
         for point, position in zip(points, zip(xs, ys, strict=True), strict=True):
             named.setdefault(point["name"], (point.get(info.point_label, point["name"]), position, color))
+    values = [position[0] for _, position, _ in named.values()]
+    is_narrow = bool(values) and max(values) < 5 * min(values)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if is_narrow else (1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _decorate(axes, info.title, columns[x].title, columns["top1"].title)
