@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EfficientNetB7,
         EfficientNetB8,
         EfficientNetL2,
+        build_model,
         decode_predictions,
         preprocess_input,
     )
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
     from efficientnet_tf.export.export import export_model
     from efficientnet_tf.export.load import LoadedModel, load_model
-    from efficientnet_tf.models.builder import build_model
     from efficientnet_tf.predict import predict_images
     from efficientnet_tf.scaling.budget import fit_budget
     from efficientnet_tf.scaling.complexity import count_cost
@@ -112,7 +112,7 @@ _MODULES = {
     "LoadedModel": "export.load",
     "UserError": "config.errors",
     "autoaugment": "data.policies",
-    "build_model": "models.builder",
+    "build_model": "applications",
     "class_activation_map": "evaluation.attribution",
     "compound": "scaling.compound",
     "count_cost": "scaling.complexity",

@@ -60,6 +60,7 @@ def build_model(
         inputs = layers.Input(shape, name="input_layer" if keras_layers else "image")
     x = pass_through(inputs, "rescaling", "float32") if keras_layers else inputs
     x = normalize_pixels(x, spec)
+    x = pass_through(x, "rescaling_1", "float32") if keras_layers else x
     x, by_stride = _stem_and_blocks(x, spec, network, keras_layers)
     if endpoints is not None:
         x = _select_endpoints(by_stride, endpoints)
@@ -97,7 +98,7 @@ def _stem_and_blocks(x, spec: ModelSpec, network: Network, keras_layers: bool):
 def _select_endpoints(by_stride, endpoints):
     """Return {"stride4": features, ...} for the strides that were asked for."""
     if not isinstance(endpoints, list | tuple) or not endpoints or set(endpoints) - set(by_stride):
-        raise UserError(f"endpoints={endpoints!r} is not a list of strides. Allowed strides are {sorted(by_stride)}.")
+        raise UserError(f"endpoints must be a list of strides out of {sorted(by_stride)}, received {endpoints!r}.")
     return {f"stride{stride}": by_stride[stride] for stride in endpoints}
 
 

@@ -36,7 +36,7 @@ def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[fl
         std: As `mean`.
     """
     layer = model.get_layer(LAYER)
-    layer.scale, layer.offset = _scale_and_offset(mean, std, model.inputs[0].shape[-1])
+    layer.scale, layer.offset = _scale_and_offset(mean, std, layer.input.shape[-1])
     # Compiled functions contain the old numbers as constants.
     model.train_function = model.test_function = model.predict_function = None
 

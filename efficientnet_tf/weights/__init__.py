@@ -1,4 +1,7 @@
-"""Reads weights of Keras, timm, the official checkpoints and this package into a model.
+"""Reads weights of Keras, timm, the official TensorFlow 1 code and this package, and loads them into a model.
 
-May import `data` and everything it imports.
+May import `data` and every package below it.
+
+Public names: `load.load_weights`, `loaded.LoadSummary` and `convert.convert_weights`. `formats.read_weights` reads a
+file without a model. `python -m efficientnet_tf.weights` converts a file.
 """

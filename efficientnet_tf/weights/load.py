@@ -1,132 +1,139 @@
-"""Other people's weights: `python -m efficientnet_tf.weights --variant=b4 --input=PATH --output=DIR`.
+"""Loads weights of any known format into a model.
 
-All of a file goes in, or nothing: every variable on both sides is used exactly once, or the call fails and lists what
-is left on each side. A model directory carries what the weights need (normalisation, padding, crop, size), so that
-evaluate, predict and export need not be told.
+Either everything of a file is loaded or nothing: every variable on both sides is used exactly once, or the call fails
+and lists what is left on each side.
 """
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.weights.formats import read_weights
+from efficientnet_tf.weights.loaded import LoadedWeights, LoadSummary
 from efficientnet_tf.weights.names import model_variables
+
+if TYPE_CHECKING:
+    import keras
 
 STEM, HEAD = "stem_conv/kernel", ("predictions/kernel", "predictions/bias")
 
 
 def load_weights(
-    model,
-    path,
+    model: "keras.Model",
+    path: str,
     *,
-    reset_head=False,
-    adapt_channels=False,
-    average=True,
-    normalization=None,
-    padding=None,
-):
-    """Load weights of any known format into a model.
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+    average: bool = True,
+    normalization: str | None = None,
+    padding: str | None = None,
+) -> LoadSummary:
+    """Load weights of any known format into a model, and set its pixel normalization to that of the weights.
 
     Args:
-        model: keras.Model, from `build_model` or one of the constructors.
-        path: str: Keras .h5, .weights.h5 or .keras, of this package or of keras.applications; a checkpoint of the
-            official TensorFlow 1 code; timm's safetensors or .pth; a model directory or an export of this package.
-        reset_head: bool; True keeps the model's own classifier, whatever the file has.
-        adapt_channels: bool; True fits the first convolution to another number of image channels: summed for one
-            channel, else repeated in turn and scaled to the same sum.
-        average: bool; False takes raw weights where a file has moving averages, too.
-        normalization: None for what the file says, "imagenet" or "advprop", which TensorFlow 1 checkpoints do not say.
-        padding: None for what the file says, "same" or "symmetric", which a bare timm file does not say.
+        model: A model of `build_model` or of a constructor such as `EfficientNetB0`.
+        path: A .h5, .weights.h5 or .keras file of this package or of keras.applications, a checkpoint of the official
+            TensorFlow 1 code, a safetensors or .pth file of timm, or a model directory or an export of this package.
+        reset_head: True keeps the model's own classifier and ignores that of the file.
+        adapt_channels: True fits the first convolution to another number of image channels. It is summed for one
+            channel. Otherwise it is repeated and scaled, so that its sum stays the same.
+        average: True loads the EMA of the weights if the file has one, False loads the raw weights.
+        normalization: "imagenet" or "advprop" for weights of a TensorFlow 1 checkpoint, which does not record it. None
+            uses what the file records, or else what the model has.
+        padding: "same" or "symmetric" for a timm file whose name does not say which. None uses what the file records.
 
     Returns:
-        stored_weights.Stored: what was recognised and decided. The model's normalisation is set to what the weights
-        were trained with.
+        A short summary of what was loaded.
 
     Raises:
-        UserError: when the file cannot be read, or does not fit the model; the model is as it was.
+        UserError: If the file cannot be read or does not fit the model. The model is then unchanged.
+
+    Example:
+        >>> from efficientnet_tf import build_model, load_weights
+        >>> build_model("b0", classes=10, input_shape=(64, 64, 3)).save_weights("b0.weights.h5")
+        >>> model = build_model("b0", classes=5, input_shape=(64, 64, 3))
+        >>> summary = load_weights(model, "b0.weights.h5", reset_head=True)
+        >>> summary.format, summary.variables
+        ('Keras weights', 309)
+        >>> summary.reset
+        ('predictions/kernel', 'predictions/bias')
     """
     variables = list(model_variables(model))
-    stored = read_weights(path, variables, average=average, normalization=normalization, padding=padding)
-    assign_weights(model, stored, path, reset_head=reset_head, adapt_channels=adapt_channels)
-    return stored
+    loaded = read_weights(path, variables, average=average, normalization=normalization, padding=padding)
+    return assign_weights(model, loaded, path, reset_head=reset_head, adapt_channels=adapt_channels)
 
 
-def assign_weights(model, stored, path, *, reset_head=False, adapt_channels=False):
-    """Put what `read_weights` has read into a model; see `load_weights`."""
-    variables, values = model_variables(model), dict(stored.values)
-    if reset_head:
-        for name in HEAD:
-            variables.pop(name, None)
-            values.pop(name, None)
-    if adapt_channels and STEM in values:
-        values[STEM] = _adapt_channels(values[STEM], variables[STEM].shape[2])
+def assign_weights(
+    model: "keras.Model", loaded: LoadedWeights, path: str, *, reset_head: bool = False, adapt_channels: bool = False
+) -> LoadSummary:
+    """Assign weights of `read_weights` to a model. Arguments, result and errors are those of `load_weights`."""
+    from efficientnet_tf.models.normalization import set_normalization
+
+    variables, values = model_variables(model), dict(loaded.values)
+    reset = tuple(name for name in HEAD if reset_head and variables.pop(name, None) is not None)
+    unused = tuple(name for name in HEAD if reset_head and values.pop(name, None) is not None)
+    notes = loaded.notes
+    if adapt_channels and STEM in values and STEM in variables:
+        channels = values[STEM].shape[2], variables[STEM].shape[2]
+        if channels[0] != channels[1]:
+            values[STEM] = _adapt_channels(values[STEM], channels[1])
+            notes = (*notes, f"the first convolution was adapted from {channels[0]} to {channels[1]} channels")
     _check_match(path, {name: tuple(v.shape) for name, v in variables.items()}, values)
-    _check_build(path, model, stored.needs)
+    _check_settings(path, model, loaded.needs)
     for name, variable in variables.items():
         variable.assign(values[name])
-    _set_normalization(model, stored.needs)
+    if "model.mean" in loaded.needs:
+        set_normalization(model, loaded.needs["model.mean"], loaded.needs["model.std"])
+    return LoadSummary(loaded.format, len(variables), reset, unused, notes, loaded.needs)
 
 
-def _check_match(path, shapes, values):
-    """Raise UserError unless names and shapes of both sides are the same, and all numbers are finite."""
-    missing, left = sorted(shapes.keys() - values.keys()), sorted(values.keys() - shapes.keys())
-    both = sorted(shapes.keys() & values.keys())
-    wrong = [name for name in both if shapes[name] != values[name].shape]
-    broken = [name for name in both if not np.all(np.isfinite(values[name]))]
+def _check_match(path: str, shapes: dict[str, tuple], values: Mapping[str, np.ndarray]) -> None:
+    """Raise UserError unless names and shapes of both sides are the same and all numbers are finite."""
+    missing, extra = sorted(shapes.keys() - values.keys()), sorted(values.keys() - shapes.keys())
+    common = sorted(shapes.keys() & values.keys())
+    wrong = [name for name in common if shapes[name] != values[name].shape]
+    not_finite = [name for name in common if not np.all(np.isfinite(values[name]))]
     lines = [f"the file lacks {name} {shapes[name]}" for name in missing]
-    lines += [f"the model has no place for {name} {values[name].shape}" for name in left]
-    lines += [f"{name} is {values[name].shape} in the file, {shapes[name]} in the model" for name in wrong]
-    lines += [f"{name} has numbers that are not finite" for name in broken]
+    lines += [f"the model has no variable {name} {values[name].shape}" for name in extra]
+    lines += [f"{name} is {values[name].shape} in the file but {shapes[name]} in the model" for name in wrong]
+    lines += [f"{name} contains numbers that are not finite" for name in not_finite]
     if not lines:
         return
-    hint = ""
-    if {*missing, *left, *wrong} <= {*HEAD, STEM}:
-        hint = (
-            " (reset_head, --reset_head: keep the model's own classifier)"
-            if {*missing, *left, *wrong} & {*HEAD}
-            else ""
-        )
+    hints, mismatched = [], {*missing, *extra, *wrong}
+    if mismatched <= {*HEAD, STEM}:
+        if mismatched & {*HEAD}:
+            hints.append("Use reset_head to keep the model's own classifier.")
         if STEM in wrong and np.delete(shapes[STEM], 2).tolist() == np.delete(values[STEM].shape, 2).tolist():
-            hint += " (adapt_channels, --adapt_channels: fit the first convolution)"
+            hints.append("Use adapt_channels to fit the first convolution.")
     shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
-    raise UserError(f"{path} does not fit the model; nothing was loaded{hint}:\n  {shown}")
+    raise UserError(" ".join([f"{path} does not fit the model, and nothing was loaded.", *hints]) + f"\n  {shown}")
 
 
-def _check_build(path, model, needs):
-    """Raise UserError where the model computes otherwise than the weights need."""
+def _check_settings(path: str, model: "keras.Model", needs: Mapping[str, Any]) -> None:
+    """Raise UserError if the model was built with another epsilon or padding than the weights need."""
     built = {
         "model.batch_norm_epsilon": model.get_layer("stem_bn").epsilon,
         "model.padding": "same" if model.get_layer("stem_conv").padding == "same" else "symmetric",
     }
-    wrong = {key: needs[key] for key, has in built.items() if key in needs and not _equal(needs[key], has)}
+    wrong = {key: needs[key] for key, value in built.items() if key in needs and not _is_equal(needs[key], value)}
     if wrong:
-        wanted = ", ".join(f"{key}={value} (this model: {built[key]})" for key, value in wrong.items())
+        settings = ", ".join(f"{key}={value} (this model has {built[key]})" for key, value in wrong.items())
         raise UserError(
-            f"{path}: these weights give the right answers only with {wanted}. Nothing was loaded. Build the model "
-            "from a variant with these values, or convert with `python -m efficientnet_tf.weights`, which does"
+            f"{path}: these weights give the right predictions only with {settings}. Nothing was loaded. Build the "
+            "model from a variant with these values, or convert the file with `python -m efficientnet_tf.weights`, "
+            "which sets them."
         )
 
 
-def _equal(one, other):
+def _is_equal(one, other):
     return one == other if isinstance(one, str) else abs(one - other) <= 1e-6 * abs(other)
 
 
-def _adapt_channels(kernel, channels):
-    """Fit a kernel [k, k, in, out] to other image channels, the sum over them unchanged."""
-    if channels == kernel.shape[2]:
-        return kernel
+def _adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Fit a kernel [k, k, in, out] to another number of image channels, and keep its sum over them."""
     if channels == 1:
         return kernel.sum(axis=2, keepdims=True)
     repeated = kernel[:, :, np.arange(channels) % kernel.shape[2]]
     return repeated * (kernel.shape[2] / channels)
-
-
-def _set_normalization(model, needs):
-    mean, std = needs.get("model.mean"), needs.get("model.std")
-    if mean is None:
-        return
-    channels = model.inputs[0].shape[-1]
-    if len(mean) != channels:  # as `build_model` does for images that are not RGB
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    layer = model.get_layer("normalization")
-    layer.scale, layer.offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-    model.train_function = model.test_function = model.predict_function = None  # traced with the old numbers

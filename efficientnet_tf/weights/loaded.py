@@ -1,42 +1,73 @@
-"""What a weight file holds, in this package's names and layouts, and what its numbers need to answer rightly."""
+"""The content of a weight file in this package's names and layouts, and the summary of loading it."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from efficientnet_tf.config.schema import Config
 
 NORMALIZATIONS = {
     "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
     "advprop": {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)},
 }
-CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # of this package's .weights.h5: the config as YAML
-CONFIG_ENTRY = "efficientnet_tf.yaml"  # the same in the archive of a converted .keras
+CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # attribute of this package's .weights.h5 files: the config as YAML
+CONFIG_ENTRY = "efficientnet_tf.yaml"  # entry with the config in the archive of a converted .keras file
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes:
-        format: what it was recognised as, for messages.
-        values: {path of this package's variable: array}; what has no place here keeps the name it has in the file.
-        needs: {"section.key": value} of the config with which these numbers give the right answers; what is not in it
-            is the variant's own.
-        notes: what was decided on the way, sentences for the user.
+        format: The recognized format, for messages.
+        values: {path of a variable of this package: array}. Arrays without a counterpart keep the name that they have
+            in the file.
+        needs: {"section.key": value} of the config with which these weights give the right predictions. For other
+            keys, the variant's own value is right.
+        notes: Decisions made while reading, for the user.
     """
 
     format: str
-    values: dict
-    needs: dict = field(default_factory=dict)
-    notes: tuple = ()
+    values: dict[str, np.ndarray]
+    needs: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def needs_of(config):
-    """Return what decides a model's answers beside its weights: {"section.key": value}."""
+@dataclass(frozen=True)
+class LoadSummary:
+    """What `load_weights` has loaded.
+
+    Attributes:
+        format: The recognized format of the file.
+        variables: Number of variables that were loaded.
+        reset: Paths of the model's variables that keep their own values: those of the classifier, with `reset_head`.
+        unused: Paths of the file's variables that were not loaded, for the same reason.
+        notes: Decisions made while reading the file.
+        needs: {"section.key": value} of the config that the weights were trained with, for example `data.image_size`.
+    """
+
+    format: str
+    variables: int
+    reset: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    needs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def needs_of(config: Config) -> dict[str, Any]:
+    """Return {"section.key": value} of the config keys that determine predictions, apart from the weights."""
     model = {f"model.{key}": getattr(config.model, key) for key in ("mean", "std", "batch_norm_epsilon", "padding")}
     data = {f"data.{key}": getattr(config.data, key) for key in ("channels", "crop_padding", "interpolation")}
     return model | data | {"data.image_size": config.image_size}
 
 
-def put_array(values, name, array):
-    """Add an array under its name; two that mean the same variable are an error, not the last one's."""
+def put_array(values: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
+    """Add an array to `values`.
+
+    Raises:
+        ValueError: If the name is there already, because two arrays of the file mean the same variable.
+    """
     if name in values:
-        raise ValueError(f"it has {name} twice")
+        raise ValueError(f"it contains {name} twice")
     values[name] = array

@@ -1,26 +1,28 @@
-"""How the variables of a network are called: by this package, by the official TensorFlow 1 code, by timm."""
+"""Names of a network's variables: in this package, in the official TensorFlow 1 code, and in timm."""
 
 import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from efficientnet_tf.scaling.layers import list_layers
+from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.scaling.complexity import list_layers
+
+if TYPE_CHECKING:
+    import keras
 
 
-def model_variables(model):
-    """Return {path: variable} of a Keras model, without its layers' random state."""
+def model_variables(model: "keras.Model") -> "dict[str, keras.Variable]":
+    """Return {path: variable} of a model, without the random state of its layers."""
     return {v.path: v for v in model.variables if "seed_generator" not in v.path}
 
 
-def variable_paths(spec):
-    """Return the paths of a network's variables, from the input to the output: those of the built model.
-
-    Args:
-        spec: schema.ModelSpec.
-    """
+def variable_paths(spec: ModelSpec) -> list[str]:
+    """Return the paths of a network's variables in the order of the built model, without building it."""
     return [f"{layer.name}/{variable}" for layer in list_layers(spec) for variable in layer.variables]
 
 
-def layers_of(variables):
-    """Return the layers that own the variables by block: {"block1a": ["block1a_dwconv", ...]}; others by name."""
+def layers_of(variables: Iterable[str]) -> dict[str, list[str]]:
+    """Group the layers of variables by block: {"block1a": ["block1a_dwconv", ...], "stem_conv": ["stem_conv"], ...}."""
     blocks = {}
     for layer in dict.fromkeys(path.rpartition("/")[0] for path in variables):
         match = re.match(r"(block\d+[a-z]+)_", layer)
@@ -28,18 +30,24 @@ def layers_of(variables):
     return blocks
 
 
-def _rename(variables, layer_names, variable_names):
-    """Return {their name: our path} from {our layer: their layer} and {our variable: their variable}."""
+def _rename(variables: Iterable[str], layer_names: dict[str, str], name_variable: Callable[[str, str], str]):
+    """Return {their name: our path}.
+
+    Args:
+        variables: Our paths.
+        layer_names: {our layer: their layer}. Variables of other layers are left out.
+        name_variable: Function from our layer and our variable to the end of their name.
+    """
     renamed = {}
     for path in variables:
         layer, _, variable = path.rpartition("/")
         if layer in layer_names:
-            renamed[layer_names[layer] + variable_names(layer, variable)] = path
+            renamed[layer_names[layer] + name_variable(layer, variable)] = path
     return renamed
 
 
-def official_names(variables):
-    """Name our variables as the official code does: layers of a block are counted by kind, blocks from 0."""
+def official_names(variables: Iterable[str]) -> dict[str, str]:
+    """Return {name in the official code: our path}. It numbers blocks from 0, and the layers of a block by kind."""
     names = {
         "stem_conv": "stem/conv2d",
         "stem_bn": "stem/tpu_batch_normalization",
@@ -67,27 +75,37 @@ def official_names(variables):
 
 
 _TIMM_VARIABLES = {
-    **{"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"},
-    **{"moving_mean": "running_mean", "moving_variance": "running_var"},
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
 }
 
 
-def timm_names(variables):
-    """Name our variables as timm does: blocks by stage and place, both from 0."""
+def timm_names(variables: Iterable[str]) -> dict[str, str]:
+    """Return {name in timm: our path}. It names a block by its stage and its position in the stage, both from 0."""
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1", "top_conv": "conv_head", "top_bn": "bn2"}
     names["predictions"] = "classifier"
-    places = {}
+    positions = {}
     for block, layers in layers_of(variables).items():
-        if not block.startswith("block"):
+        match = re.match(r"block(\d+)", block)
+        if not match:
             continue
-        stage = int(re.match(r"block(\d+)", block)[1]) - 1
-        place = places[stage] = places.get(stage, -1) + 1
+        stage = int(match[1]) - 1
+        position = positions[stage] = positions.get(stage, -1) + 1
         expands = any(layer.endswith("expand_conv") for layer in layers)
         theirs = {
-            **{"expand_conv": "conv_pw", "expand_bn": "bn1", "dwconv": "conv_dw"},
-            **{"bn": "bn2" if expands else "bn1", "se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"},
-            **{"project_conv": "conv_pwl" if expands else "conv_pw", "project_bn": "bn3" if expands else "bn2"},
+            "expand_conv": "conv_pw",
+            "expand_bn": "bn1",
+            "dwconv": "conv_dw",
+            "bn": "bn2" if expands else "bn1",
+            "se_reduce": "se.conv_reduce",
+            "se_expand": "se.conv_expand",
+            "project_conv": "conv_pwl" if expands else "conv_pw",
+            "project_bn": "bn3" if expands else "bn2",
         }
         for layer in layers:
-            names[layer] = f"blocks.{stage}.{place}.{theirs[layer.removeprefix(block + '_')]}"
+            names[layer] = f"blocks.{stage}.{position}.{theirs[layer.removeprefix(block + '_')]}"
     return _rename(variables, names, lambda _, v: f".{_TIMM_VARIABLES[v]}")

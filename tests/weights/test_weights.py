@@ -19,7 +19,7 @@ from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.models.model_dir import restore_model
 from efficientnet_tf.predict import predict_images
 from efficientnet_tf.scaling.compound import scale_network
-from efficientnet_tf.weights.__main__ import convert
+from efficientnet_tf.weights.convert import convert_weights
 from efficientnet_tf.weights.formats import read_weights
 from efficientnet_tf.weights.names import model_variables, official_names, timm_names, variable_paths
 
@@ -201,7 +201,7 @@ def test_timm_itself(name, side, tmp_path):
     normalised = (images / 255 - MEAN) / STD
     with torch.no_grad():
         expected = model(torch.from_numpy(normalised.astype(np.float32).transpose(0, 3, 1, 2))).numpy()
-    convert("b0", str(path), str(tmp_path / "out.keras"), overrides=["data.image_size=75"])
+    convert_weights("b0", str(path), str(tmp_path / "out.keras"), overrides=["data.image_size=75"])
     mine = keras.models.load_model(tmp_path / "out.keras")
     same_weights = build_model(spec_of(name), 7, (side, side, 3))
     load_weights(same_weights, str(tmp_path / "out.keras"))
@@ -300,7 +300,7 @@ def converted(tmp_path_factory):
     source = foreign.save_official(foreign.official_weights(their_model("b0")), folder / "model.ckpt")
     overrides = ["data.image_size=64", "data.crop_padding=8"]
     for name in ("b0.weights.h5", "b0.keras", "b0"):
-        convert("b0", source, str(folder / name), overrides=overrides)
+        convert_weights("b0", source, str(folder / name), overrides=overrides)
     return folder
 
 
@@ -335,7 +335,7 @@ def test_converted_directory_serves_the_commands(converted, theirs, tmp_path):
 
 def test_nothing_is_overwritten(converted, tmp_path):
     with pytest.raises(UserError, match="exists: take another"):
-        convert("b0", str(converted / "b0.keras"), str(converted / "b0"))
+        convert_weights("b0", str(converted / "b0.keras"), str(converted / "b0"))
 
 
 # -------------------------------------------------------------------------------------------------- what does not fit

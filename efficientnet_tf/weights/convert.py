@@ -1,0 +1,98 @@
+"""Converts weights of any known format to one of this package's formats."""
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import keras
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import dump_config, load_config, override_config
+from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.weights.formats import read_weights
+from efficientnet_tf.weights.load import HEAD, assign_weights
+from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, LoadSummary
+from efficientnet_tf.weights.names import variable_paths
+
+
+def convert_weights(
+    variant: str,
+    path: str,
+    output: str,
+    *,
+    overrides: Sequence[str] = (),
+    classes: int | None = None,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+    **options: Any,
+) -> tuple[LoadSummary, Config]:
+    """Read weights of any format, and write them together with the config that they need.
+
+    Args:
+        variant: "b0" ... "b8", "l2", or the path of a variant's YAML file.
+        path: Path of the weights, see `load_weights`.
+        output: A folder for a model directory, or a file that ends in .weights.h5 or .keras.
+        overrides: `section.key=value` strings. They take precedence over what the file records.
+        classes: Number of classes. None uses that of the file's classifier.
+        reset_head: As in `load_weights`.
+        adapt_channels: As in `load_weights`.
+        **options: `average`, `normalization` and `padding`, as in `load_weights`.
+
+    Returns:
+        A summary of what was loaded, and the config that was written.
+
+    Raises:
+        UserError: As `load_weights`, and if the output exists or cannot be written.
+    """
+    if os.path.exists(output):
+        raise UserError(f"output={output} exists. Choose another path, because nothing is overwritten.")
+    config = load_config(variant, "imagenet", ["train.ema_decay=0"])
+    loaded = read_weights(path, variable_paths(config.model), **options)
+    needs = [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
+    config = override_config(override_config(config, needs), overrides)
+    if classes is None:
+        if HEAD[1] not in loaded.values:
+            raise UserError(f"{path} has no classifier. Pass classes=N and reset_head for a new one with N classes.")
+        classes = len(loaded.values[HEAD[1]])
+    size, channels = config.image_size, config.data.channels
+    model = build_model(config.model, classes, (size, size, channels))
+    summary = assign_weights(model, loaded, path, reset_head=reset_head, adapt_channels=adapt_channels)
+    try:
+        _write(model, config, output)
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error}") from None
+    return summary, config
+
+
+def _write(model: keras.Model, config: Config, output: str) -> None:
+    """Write a model directory or a file, depending on the end of its name."""
+    if output.endswith(".weights.h5"):
+        temporary = output.removesuffix(".weights.h5") + ".tmp.weights.h5"
+        model.save_weights(temporary)
+        with h5py.File(temporary, "a") as file:
+            file.attrs[CONFIG_ATTRIBUTE] = dump_config(config)
+        os.replace(temporary, output)
+    elif output.endswith(".keras"):
+        temporary = output.removesuffix(".keras") + ".tmp.keras"
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:  # Keras ignores entries that it does not know
+            archive.writestr(CONFIG_ENTRY, dump_config(config))
+        os.replace(temporary, output)
+    else:
+        from efficientnet_tf.models.model_dir import write_model_dir  # needs TensorFlow
+
+        write_model_dir(output, model, config, _class_names(model.output_shape[-1]))
+
+
+def _class_names(classes: int) -> list[str]:
+    """Return class names for weights that record none: ImageNet's synsets for 1,000 classes, else numbers."""
+    if classes == 1000:
+        import tensorflow_datasets as tfds
+
+        with tfds.core.tfds_path("datasets/imagenet2012/labels.txt").open() as file:
+            return file.read().split()
+    return [str(i) for i in range(classes)]
