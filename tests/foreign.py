@@ -1,4 +1,4 @@
-"""Weights as other libraries save them: names written down from their code, values from a keras.applications model."""
+"""Weights as other libraries save them: names from their code, values from a keras.applications model."""
 
 import re
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def make_keras_model(variant, classes=7, size=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), **options):
-    """Return keras.applications' model with random weights, statistics too, and this normalisation."""
+    """Return a keras.applications model with random weights and statistics, and with this normalization."""
     keras.utils.set_random_seed(3)
     build = getattr(keras.applications, f"EfficientNet{variant.upper()}")
     options = {"classifier_activation": None, "classes": classes, "input_shape": (size, size, 3)} | options
@@ -35,7 +35,7 @@ def logits(model, pixels):
 
 
 def blocks_of(model):
-    """Return [(stage, place in it, layer prefix)] of a keras.applications model, in order."""
+    """Return [(stage, position in the stage, layer prefix)] of a keras.applications model, in order."""
     prefixes = dict.fromkeys(m[1] for layer in model.layers if (m := re.match(r"(block\d[a-z])_", layer.name)))
     return [(int(prefix[5]) - 1, ord(prefix[6]) - ord("a"), prefix) for prefix in prefixes]
 
@@ -62,7 +62,7 @@ def official_weights(model, prefix="efficientnet-b0"):
         conv(f"{block}_dwconv", f"{scope}/depthwise_conv2d", "depthwise_kernel")
         conv(f"{block}_se_reduce", f"{scope}/se/conv2d")
         conv(f"{block}_se_expand", f"{scope}/se/conv2d_1")
-        if stage == 0:  # nothing is expanded
+        if stage == 0:  # blocks without expansion
             norm(f"{block}_bn", f"{scope}/tpu_batch_normalization")
             conv(f"{block}_project_conv", f"{scope}/conv2d")
             norm(f"{block}_project_bn", f"{scope}/tpu_batch_normalization_1")
@@ -78,14 +78,14 @@ def official_weights(model, prefix="efficientnet-b0"):
     return found
 
 
-def save_official(weights, path, shadows=None):
-    """Save a checkpoint as TensorFlow 1 does, with what training leaves beside the weights."""
+def save_official(weights, path, ema=None):
+    """Save a checkpoint as TensorFlow 1 does, with the EMA, the optimizer slot variables and the step of training."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, value in weights.items():
             tf.compat.v1.get_variable(name, initializer=value)
-            if shadows:
-                tf.compat.v1.get_variable(f"{name}/ExponentialMovingAverage", initializer=shadows[name])
-            if shadows and not name.endswith(("moving_mean", "moving_variance")):
+            if ema:
+                tf.compat.v1.get_variable(f"{name}/ExponentialMovingAverage", initializer=ema[name])
+            if ema and not name.endswith(("moving_mean", "moving_variance")):
                 tf.compat.v1.get_variable(f"{name}/RMSProp", initializer=np.ones_like(value))
                 tf.compat.v1.get_variable(f"{name}/RMSProp_1", initializer=np.zeros_like(value))
         tf.compat.v1.get_variable("global_step", initializer=np.int64(218949))
@@ -111,8 +111,8 @@ def timm_weights(model):
 
     conv("stem_conv", "conv_stem")
     norm("stem_bn", "bn1")
-    for stage, place, block in blocks_of(model):
-        scope = f"blocks.{stage}.{place}"
+    for stage, position, block in blocks_of(model):
+        scope = f"blocks.{stage}.{position}"
         last = ("conv_pw", "bn2") if stage == 0 else ("conv_pwl", "bn3")
         if stage:
             conv(f"{block}_expand_conv", f"{scope}.conv_pw")

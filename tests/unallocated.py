@@ -1,4 +1,4 @@
-"""Models whose variables have a shape and no value: to look at, in no time and no memory."""
+"""Models whose variables have shapes but no values, to inspect large networks without time and memory."""
 
 import contextlib
 
@@ -7,9 +7,9 @@ import keras
 
 @contextlib.contextmanager
 def unallocated():
-    """Build models without making their weights."""
+    """Build models without allocating their weights, within the block."""
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
     finally:
-        keras.backend.clear_session(free_memory=False)  # forget the variables that wait for a value
+        keras.backend.clear_session(free_memory=False)  # drop the variables that wait for a value
