@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from commands import exit_status, find_error, run_here, run_process
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -26,7 +27,7 @@ from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.export.load import load_model
 from efficientnet_tf.predict import predict_images
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
+TINY = tiny.VARIANT
 DIGITS = ["--variant", TINY, "--recipe=digits"]
 
 
@@ -75,7 +76,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos_run(photos, tmp_path_factory):
-    """Train the tiny variant on the photos."""
+    """Train a small network on the photos."""
     model_dir = tmp_path_factory.mktemp("runs") / "photos"
     done = run_process(
         "train",
@@ -83,6 +84,7 @@ def photos_run(photos, tmp_path_factory):
         "--recipe=folder",
         f"--data_dir={photos}",
         f"--model_dir={model_dir}",
+        *("--set", tiny.SHORT),
         *("--set", "train.epochs=20", "--set", "train.batch_size=16", "--set", "eval.batch_size=12"),
         *("--set", "train.ema_decay=0.9", "--set", "eval.every_epochs=10", "--set", "data.image_size=64"),
         *("--set", "optimizer.learning_rate=0.1", "--set", "train.checkpoint_every_epochs=10"),
@@ -206,7 +208,7 @@ def test_run_that_was_killed_three_times_ends_bit_identical(tmp_path):
 
 def test_sigterm_saves_and_exits_with_status_75(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = [*DIGITS, "--set", "train.epochs=2", "--set", "train.steps_per_loop=2"]
+    arguments = [*DIGITS, "--set", tiny.SHORT, "--set", "train.epochs=2", "--set", "train.steps_per_loop=2"]
     command = [sys.executable, "-m", "efficientnet_tf.train", *arguments, f"--model_dir={stopped}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while not read_metrics_lines(stopped):
