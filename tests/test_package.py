@@ -1,6 +1,7 @@
 """The wheel: its files, its metadata and its console script; and the commands at the top of the README."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import efficientnet_tf
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,8 +106,13 @@ def test_every_import_is_declared(wheel):
     assert imported - sys.stdlib_module_names - declared <= UNDECLARED
 
 
-def test_wheel_installs_the_console_script(wheel):
-    assert "efficientnet-tf = efficientnet_tf.__main__:main" in read_metadata(wheel, "entry_points.txt")
+def test_wheel_installs_the_console_script(wheel, tmp_path):
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path, wheel]
+    subprocess.run(command, check=True, capture_output=True)
+    script = [tmp_path / "bin/efficientnet-tf", "--version"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert done.stdout == f"{efficientnet_tf.__version__}\n"
 
 
 def test_top_of_the_readme_has_both_commands():
