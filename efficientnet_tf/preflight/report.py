@@ -1,200 +1,23 @@
-"""TODO docstring (from preflight)."""
+"""Write the report of a preflight for people."""
 
 import contextlib
-import json
-import os
-import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
 
-from efficientnet_tf.config.load import PACKAGE_DIR, describe_environment
-from efficientnet_tf.preflight.checks import SUBLANES, Finding, check_batch, check_program, check_step
-from efficientnet_tf.preflight.compile import compile_hlo, require_compiler
+from rich.table import Table
+
+from efficientnet_tf.config.load import describe_environment
+from efficientnet_tf.preflight.checks import STEP_NAMES
+from efficientnet_tf.runtime.terminal import make_table, render
 
 MIB, GIB = 2**20, 2**30
 
-
-# ------------------------------------------------------------------------------------------------------ numbers
-
-
-def bound_times(program, topology, batch):
-    """Return how fast a compiled step can be at best, by what is published of the chip.
-
-    Args:
-        program: dict of a tpu_compile.Program that fits.
-        topology: tpu_compile.Topology.
-        batch: int, images of all replicas.
-
-    Returns:
-        dict: "arithmetic_seconds", "memory_seconds" and the larger, "bound_seconds"; "images_per_second" at that, and
-        "images_per_second_and_host".
-    """
-    arithmetic = program["flops"] / topology.flops
-    memory = program["accessed_bytes"] / topology.bytes_per_second
-    bound = max(arithmetic, memory)
-    return {
-        "arithmetic_seconds": arithmetic,
-        "memory_seconds": memory,
-        "bound_seconds": bound,
-        "images_per_second": batch / bound,
-        "images_per_second_and_host": batch / bound / topology.hosts,
-    }
+Report = Mapping[str, Any]
 
 
-def measured_input(size, policy, path=PACKAGE_DIR.parent / "docs" / "input_benchmark.json"):
-    """Return what `benchmark` measured for the nearest image size, at most threads, as dict; None without its file."""
-    if not os.path.exists(path):
-        return None
-    with open(path) as file:
-        content = json.load(file)
-    rows = [row for row in content["rows"] if row["policy"] == policy]
-    row = min(rows, key=lambda row: (abs(row["size"] - size), -row["threads"]))
-    return row | {"cpu": content["environment"]["cpu"], "cores": content["environment"]["cores"]}
-
-
-def search_batch(compile_at, start, replicas=1):
-    """Find the largest batch of a replica that fits, a multiple of 8, by compiling.
-
-    Args:
-        compile_at: from a batch to the dict of a tpu_compile.Program.
-        start: int >= 1, where to begin.
-        replicas: int >= 1.
-
-    Returns:
-        dict: "replica_batch" and "batch", 0 where not even 8 fit; "compiled", {batch of a replica: whether it fits}.
-    """
-    fits, fails, guess, compiled = 0, None, max(1, start // SUBLANES), {}
-    while fails is None or fails - fits > 1:
-        program = compile_at(guess * SUBLANES)
-        compiled[guess * SUBLANES] = program["fits"]
-        if not program["fits"]:
-            fails = guess
-            guess = (fits + fails) // 2
-            continue
-        fits = guess
-        if fails is None:  # what is temporary grows with the batch, about; near the limit the compiler saves on it
-            each = max(1, program["temporary_bytes"] / guess)
-            more = (program["available_bytes"] - program["used_bytes"]) / each
-            guess += max(1, guess // 4, min(int(more), 3 * guess))
-        else:
-            guess = (fits + fails) // 2
-    return {"replica_batch": fits * SUBLANES, "batch": fits * SUBLANES * replicas, "compiled": compiled}
-
-
-# ------------------------------------------------------------------------------------------------------- report
-
-
-def run_preflight(config, topology, classes=1000, images=1_281_167, fast=False, largest_batch=False, findings=()):
-    """Trace the steps of a training run for a TPU, and compile them.
-
-    Args:
-        config: config.Config.
-        topology: tpu_compile.Topology.
-        classes: int >= 2.
-        images: int >= 1, size of the training set.
-        fast: bool; end after tracing.
-        largest_batch: bool; also find the largest batch that fits, by compiling.
-        findings: sequence of Finding, to go on from.
-
-    Returns:
-        dict, of which the JSON is made: the run, "gradients", "steps" as of `tpu_trace.inspect`, "programs" as
-        tpu_compile.Program and `times`, "largest_batch", "input", "findings"; "ready" where none of these stops.
-
-    Raises:
-        UserError: when the compiler is not installed, or fails for another reason than the step.
-    """
-    from tqdm import tqdm
-
-    if not fast:
-        require_compiler()  # said now, not after a minute of tracing
-    from efficientnet_tf.models.variables import batch_norm_statistics
-    from efficientnet_tf.preflight.lower import UnsupportedOperation
-    from efficientnet_tf.preflight.trace import inspect_trace, make_tracing_strategy, trace_eval, trace_train
-    from efficientnet_tf.runtime.strategy import dtype_policy
-    from efficientnet_tf.training.checkpoint import create_state
-    from efficientnet_tf.training.graph import batch_norm_group_size
-
-    # Of phases the one whose step is largest; the weights are the same for all.
-    config = max((part for _, part in config.phases), key=lambda part: part.train.batch_size * part.image_size**2)
-    train, replicas = config.train, topology.replicas
-    findings = [*findings, *check_batch("train.batch_size", train.batch_size, replicas)]
-    findings += check_batch("eval.batch_size", config.eval.batch_size, replicas)
-    if train.freeze != "none":
-        findings.append(Finding("train.freeze is left aside: here all layers train, which takes more", False))
-    # What cannot be divided is found above; the steps are looked at all the same.
-    batch, eval_batch = (max(1, size // replicas) for size in (train.batch_size, config.eval.batch_size))
-    with tqdm(total=2 if fast else 4, unit="stage", file=sys.stderr) as bar:
-
-        def say(what):
-            bar.set_description(what)
-
-        say("building the state")
-        strategy = make_tracing_strategy(replicas)
-        precision = dtype_policy(train.precision, strategy)
-        state = create_state(config, classes, images, strategy)
-        gradients = [v.shape for v in state.model.trainable_variables]
-        statistics = batch_norm_statistics(state.model)
-        # A sum for each gradient, one for all statistics; and of a batch norm over a group two, there and back.
-        group = batch_norm_group_size(config, strategy)
-        sums = len(gradients) + (replicas > 1 and bool(statistics)) + (group > 1) * len(statistics)
-        say("tracing the training step")
-        traces = {"train": trace_train(config, state, classes, strategy, batch)}
-        bar.update()
-        say("tracing the evaluation step")
-        traces |= trace_eval(config, state, classes, strategy, eval_batch)
-        bar.update()
-        steps = {name: inspect_trace(trace) for name, trace in traces.items()}
-        for name, step in steps.items():
-            expected = sums if name == "train" else 0
-            findings += check_step(name, step, expected)
-        report = {
-            "variant": config.model.name,
-            "image_size": config.image_size,
-            "classes": classes,
-            "precision": precision,
-            "topology": topology.name,
-            "chips": topology.chips,
-            "replicas": replicas,
-            "hosts": topology.hosts,
-            "traced_replicas": strategy.num_replicas_in_sync,
-            "batch": {"train": train.batch_size, "raw": config.eval.batch_size},
-            "replica_batch": {"train": batch, "raw": eval_batch},
-            "batch_norm_group": group,
-            "gradients": {"count": len(gradients), "bytes": _float32_bytes(gradients)},
-            "statistics_bytes": _float32_bytes(v.shape for v in statistics),
-            "steps": steps,
-            "input": measured_input(config.image_size, config.augment.policy),
-        }
-        if not fast:
-            report["programs"] = {}
-            for name in ("train", "raw"):
-                say(f"compiling the {'training' if name == 'train' else 'evaluation'} step for {topology.name}")
-                try:
-                    program = _compile(traces[name], topology)
-                except UnsupportedOperation as error:
-                    text = f"the {name} step has an operation that XLA, and a TPU with it, does not: take it out:"
-                    findings.append(Finding(f"{text} {error}"))
-                    continue
-                if program["fits"]:
-                    program |= bound_times(program, topology, report["replica_batch"][name] * replicas)
-                findings += check_program(name, program, precision)
-                report["programs"][name] = program
-                bar.update()
-        if largest_batch and "train" in report.get("programs", {}):
-
-            def compile_at(size):
-                say(f"compiling the training step with {size} images a replica")
-                return _compile(trace_train(config, state, classes, strategy, size), topology)
-
-            report["largest_batch"] = search_batch(compile_at, batch, replicas)
-    report["findings"] = [asdict(finding) for finding in findings]
-    report["ready"] = not any(finding.stops for finding in findings)
-    return report
-
-
-def _versions():
-    """Return what the numbers depend on, the compiler's version among it, as dict."""
-    from importlib import metadata
-
+def describe_versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on, including those of the compiler."""
     found = describe_environment()
     for name in ("jaxlib", "libtpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -202,80 +25,121 @@ def _versions():
     return found
 
 
-def _float32_bytes(shapes):
-    from math import prod
-
-    return sum(4 * prod(shape) for shape in shapes)
-
-
-def _compile(trace, topology):
-    from efficientnet_tf.preflight.lower import lower
-
-    return asdict(compile_hlo(lower(trace, topology.replicas), topology))
+def format_report(report: Report) -> str:
+    """Return a report of `run.run_preflight` as text."""
+    return render(*make_parts(report))
 
 
-def format_report(report):
-    """Return a report as sentences for people."""
-    train, gradients, group, r = report["steps"]["train"], report["gradients"], report["batch_norm_group"], report
-    reduced = sum(each["bytes"] for each in train["all_reduces"])
-    host, strings, dynamic = (len(train[key]) for key in ("host_operations", "string_operations", "dynamic_shapes"))
-    lines = [
-        f"{r['variant']}, {r['image_size']} pixels, {r['classes']:,} classes, {r['precision']}, on {r['topology']}: "
-        f"{r['chips']} chips, {r['replicas']} replicas, {r['hosts']} host{'s' * (r['hosts'] > 1)}.",
-        f"Training: {r['batch']['train']:,} images a step, {r['replica_batch']['train']:,} a replica; evaluation: "
-        f"{r['batch']['raw']:,} and {r['replica_batch']['raw']:,}.",
-        "",
-        f"Traced by TPUStrategy, {r['traced_replicas']} of {r['replicas']} equal replicas: "
-        + ", ".join(f"{name} {step['operations']:,} operations" for name, step in r["steps"].items())
-        + ".",
-        f"In the training step {host} operations for the host, {strings} of strings, {dynamic} of dynamic shape.",
-        f"It sums {len(train['all_reduces'])} tensors over replicas, {reduced / MIB:.2f} MiB: {gradients['count']} "
-        f"gradients of {gradients['bytes'] / MIB:.2f} MiB, and {r['statistics_bytes'] / MIB:.2f} MiB of batch norm's "
-        "statistics in one"
-        + (f"; two more for each batch norm, over groups of {group} replicas." if group > 1 else "."),
-    ]
-    for name, p in r.get("programs", {}).items():
-        title = {"train": "Training step", "raw": "Evaluation step"}[name]
-        used = f"{p['used_bytes'] / GIB:.2f}" if p["used_bytes"] else "more"
-        lines += [
-            "",
-            f"{title}, compiled by libtpu in {p['seconds']:.0f} s: {'fits' if p['fits'] else 'DOES NOT FIT'}; "
-            f"{used} of {p['available_bytes'] / GIB:.2f} GiB of a replica's memory.",
-        ]
-        if not p["fits"]:
-            continue  # why stands among the findings
-        kinds = ("argument", "temporary", "output", "code")
-        parts = ", ".join(f"{kind} {p[f'{kind}_bytes'] / MIB:,.1f}" for kind in kinds)
-        lines += [
-            f"In MiB: {parts}.",
-            f"{p['bfloat16_convolutions']} of {p['convolutions']} convolutions in bfloat16; sums over replicas "
-            f"joined into {p['all_reduces']}; {p['flops']:.4g} FLOPs, {p['accessed_bytes']:.4g} bytes accessed.",
-            f"At the chip's published peaks {1e3 * p['arithmetic_seconds']:.2f} ms of arithmetic, "
-            f"{1e3 * p['memory_seconds']:.2f} ms of memory (the compiler counts what it keeps on the chip, too): "
-            f"about {p['images_per_second']:,.0f} images/s, {p['images_per_second_and_host']:,.0f} for a host to read.",
-        ]
-    if r["input"]:
-        i = r["input"]
-        lines += [
-            "",
-            f"Input as measured (docs/input_benchmark.json): {i['images_per_second']:,.0f} images/s at {i['size']} "
-            f"pixels, policy {i['policy']}, on {i['cores']} cores ({i['cpu']}).",
-        ]
-    if "largest_batch" in r:
-        found = r["largest_batch"]
-        tried = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in found["compiled"].items())
-        lines += ["", f"Largest batch: {found['replica_batch']:,} a replica, {found['batch']:,} in all ({tried})."]
-    lines += ["", *(f"{'STOPS' if f['stops'] else 'note'}: {f['text']}." for f in r["findings"])]
-    compiled = "compiled" if "programs" in r else "traced, not compiled (--fast)"
-    lines.append(f"{'Ready' if r['ready'] else 'NOT ready'}: {compiled} without a TPU; nothing was run.")
-    return "\n".join(lines)
-
-
-def format_markdown(report):
-    """Return a report as a Markdown page that says where it comes from."""
+def format_markdown(report: Report) -> str:
+    """Return a report as a Markdown page with its "command" and its "environment"."""
     versions = ", ".join(f"{name} {version}" for name, version in report["environment"].items())
     return (
         f"# {report['variant']} on {report['topology']}, without a TPU\n\n"
-        f"Written by `{report['command']}`.\nNothing was run on a TPU: these are the counts of its compiler.\n\n"
+        f"Written by `{report['command']}`.\nNothing was run on a TPU. All numbers come from tracing and compiling.\n\n"
         f"{versions}\n\n```\n{format_report(report)}\n```"
     )
+
+
+def make_parts(report: Report) -> list[str | Table]:
+    """Return the texts and tables of a report, for `terminal.show` or `terminal.render`."""
+    parts = [*_describe_run(report), *_describe_traces(report)]
+    if report.get("programs"):
+        parts += _describe_programs(report)
+    if report["input"]:
+        parts.append(
+            "Input, as measured in docs/input_benchmark.json: {images_per_second:,.0f} images/s at {size} pixels with "
+            "policy {policy} on {cores} cores ({cpu}).\n".format(**report["input"])
+        )
+    if "largest_batch" in report:
+        found = report["largest_batch"]
+        tried = ", ".join(f"{size} {'fits' if fits else 'does not fit'}" for size, fits in found["compiled"].items())
+        parts.append(f"Largest batch: {found['replica_batch']:,} per replica, {found['batch']:,} in total ({tried}).\n")
+    return [*parts, *_describe_problems(report)]
+
+
+def _describe_run(report):
+    """Describe the run, the slice and the batches."""
+    hosts = f"{report['hosts']} host{'s' * (report['hosts'] > 1)}"
+    batches = [
+        (STEP_NAMES[name], f"{report['batch'][name]:,}", f"{report['replica_batch'][name]:,}")
+        for name in ("train", "raw")
+    ]
+    return [
+        f"{report['variant']} at {report['image_size']} pixels, {report['classes']:,} classes, {report['precision']}\n"
+        f"{report['topology']}: {report['chips']} chips, {report['replicas']} replicas, {hosts}\n",
+        make_table(("batch", "images per step", "images per replica"), batches),
+    ]
+
+
+def _describe_traces(report):
+    """Describe the operations of the traced steps, and what they sum over replicas."""
+    rows = []
+    for name, step in report["steps"].items():
+        reduced = sum(each["bytes"] for each in step["all_reduces"])
+        unsupported = (len(step[kind]) for kind in ("host_operations", "string_operations", "dynamic_shapes"))
+        counts = (step["operations"], *unsupported, len(step["all_reduces"]))
+        rows.append((STEP_NAMES[name], *(f"{count:,}" for count in counts), f"{reduced / MIB:.2f}"))
+    header = ("traced step", "operations", "on the host", "with strings", "dynamic shapes", "sums over replicas", "MiB")
+    gradients, group = report["gradients"], report["batch_norm_group"]
+    sums = (
+        f"The training step sums {gradients['count']} gradients ({gradients['bytes'] / MIB:.2f} MiB) over the "
+        f"replicas, and the statistics of batch norm as one tensor ({report['statistics_bytes'] / MIB:.2f} MiB)."
+    )
+    if group > 1:
+        sums += f" Each batch norm sums two more tensors over groups of {group} replicas."
+    traced = f"TPUStrategy traced {report['traced_replicas']} of {report['replicas']} equal replicas."
+    return [make_table(header, rows), f"{traced}\n{sums}\n"]
+
+
+def _describe_programs(report):
+    """Describe the memory and the speed of the compiled steps, with a column for each step."""
+    programs = report["programs"]
+    titles = [f"{STEP_NAMES[name]} step" for name in programs]
+
+    def make_row(label, text):
+        return (label, *(text(program) for program in programs.values()))
+
+    def make_rows(cells):
+        """Return rows of numbers that only exist for programs that fit."""
+        return [make_row(label, lambda p, text=text: text(p) if p["fits"] else "") for label, text in cells.items()]
+
+    memory = make_rows(
+        {
+            f"{kind}, MiB": lambda p, kind=kind: f"{p[f'{kind}_bytes'] / MIB:,.1f}"
+            for kind in ("argument", "temporary", "output", "code")
+        }
+    )
+    memory += [
+        make_row("used, GiB", lambda p: f"{p['used_bytes'] / GIB:.2f}" if p["used_bytes"] else "more than available"),
+        make_row("available, GiB", lambda p: f"{p['available_bytes'] / GIB:.2f}"),
+        make_row("result", lambda p: "fits" if p["fits"] else "DOES NOT FIT"),
+        make_row("compiled by libtpu in, s", lambda p: f"{p['seconds']:.0f}"),
+    ]
+    speed = make_rows(
+        {
+            "convolutions in bfloat16": lambda p: f"{p['bfloat16_convolutions']} of {p['convolutions']}",
+            "sums over replicas, after joining": lambda p: f"{p['all_reduces']}",
+            "FLOPs": lambda p: f"{p['flops']:.4g}",
+            "bytes accessed": lambda p: f"{p['accessed_bytes']:.4g}",
+            "time of the arithmetic, ms": lambda p: f"{1e3 * p['arithmetic_seconds']:.2f}",
+            "time of the memory accesses, ms": lambda p: f"{1e3 * p['memory_seconds']:.2f}",
+            "images/s at most": lambda p: f"{p['images_per_second']:,.0f}",
+            "images/s that a host must read": lambda p: f"{p['images_per_second_and_host']:,.0f}",
+        }
+    )
+    return [
+        make_table(("memory of a replica", *titles), memory),
+        make_table(("work of a replica", *titles), speed),
+        "The times are lower bounds at the chip's published peaks. The time of the memory accesses is an overestimate, "
+        "because the compiler also counts bytes that stay on the chip.\n",
+    ]
+
+
+def _describe_problems(report):
+    """List the problems and say whether the run is ready."""
+    lines = [f"{'ERROR' if each['stops'] else 'warning'}: {each['text']}" for each in report["findings"]]
+    if lines:
+        lines.append("")
+    done = "compiled" if "programs" in report else "traced but not compiled (--fast)"
+    lines.append(f"{'Ready' if report['ready'] else 'NOT ready'}. The steps were {done}. Nothing was run on a TPU.")
+    return lines

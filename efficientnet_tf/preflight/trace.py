@@ -1,58 +1,102 @@
-"""The training and evaluation steps as a TPU would get them: traced by TPUStrategy on a machine without a TPU.
+"""Trace the training and evaluation steps for a TPU on a machine without a TPU.
 
-TPUStrategy does its work in Python and asks its resolver what chips there are. Here a resolver makes them up, and the
-variables lie on logical CPUs: what comes out is the graph that a run with a TPU sends to its compiler. None of it runs.
+TPUStrategy does its work in Python and asks a resolver which chips there are. Here the resolver simulates them, and the
+variables are on logical CPUs. The result is the graph that a run on a TPU sends to its compiler. It cannot run.
+
+There is no public interface for this. The three functions under "private parts of TensorFlow" use parts that a new
+version may rename. They work with the TensorFlow in `KNOWN_VERSION`.
 """
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
 from efficientnet_tf.data.source import source_from_bytes
 from efficientnet_tf.evaluation.loop import make_eval_loop
+from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_train_loop
 
-# All replicas run one program. Two show what it exchanges, and a run's variables need not lie here eight times.
+# All replicas run the same program. Two are enough to see what they exchange, and need less memory than all.
 TRACED_REPLICAS = 2
-# What a TPU would have to leave to its host, and stop for.
+# Operations that a TPU leaves to its host, for which the step would have to stop.
 HOST = re.compile("PyFunc|Print|Summary|Assert|Host|Outfeed|Infeed|File|Save|Restore|Lookup|Decode|OutsideCompilation")
+KNOWN_VERSION = "2.21"
 
 
-class _MadeUpChips(tf.distribute.cluster_resolver.TPUClusterResolver):
-    """Tells of chips that nobody has."""
+# ------------------------------------------------------------------------------- private parts of TensorFlow
+
+
+def _make_metadata(replicas: int) -> Any:
+    """Return what TensorFlow records about a TPU, for a host with `replicas` simulated cores."""
+    try:
+        from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
+    except ImportError:
+        raise _missing("TPUSystemMetadata") from None
+    place = "/job:localhost/replica:0/task:0/device:TPU:"
+    devices = [tf.config.LogicalDevice(f"{place}{i}", "TPU") for i in range(replicas)]
+    return TPUSystemMetadata(
+        num_cores=replicas, num_hosts=1, num_of_cores_per_host=replicas, topology=None, devices=devices
+    )
+
+
+def _place_on_cpus(strategy: Any, replicas: int) -> None:
+    """Let a TPUStrategy put its variables on logical CPUs."""
+    if not hasattr(strategy.extended, "_tpu_devices"):
+        raise _missing("TPUExtended._tpu_devices")
+    if not hasattr(strategy, "_enable_packed_variable_in_eager_mode"):
+        raise _missing("TPUStrategy._enable_packed_variable_in_eager_mode")
+    places = [[f"/job:localhost/replica:0/task:0/device:CPU:{i}"] for i in range(replicas)]
+    strategy.extended._tpu_devices = np.array(places, dtype=object)
+    strategy._enable_packed_variable_in_eager_mode = False  # packed variables would be placed on the simulated cores
+
+
+def _find_function(graph: Any, name: str) -> tf.Graph:
+    """Return the graph of a function that a graph calls."""
+    if not hasattr(graph, "_get_function"):
+        raise _missing("Graph._get_function")
+    return graph._get_function(name).graph
+
+
+def _missing(name):
+    return UserError(
+        f"preflight uses {name}, a private part of TensorFlow that TensorFlow {tf.__version__} does not have. "
+        f"Use TensorFlow {KNOWN_VERSION}, with which it works."
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- tracing
+
+
+class _SimulatedResolver(tf.distribute.cluster_resolver.TPUClusterResolver):
+    """Reports cores that do not exist."""
 
     def __init__(self, replicas):
         super().__init__("local")
         self._replicas = replicas
 
     def get_tpu_system_metadata(self):
-        place = "/job:localhost/replica:0/task:0/device:TPU:"
-        devices = [tf.config.LogicalDevice(f"{place}{i}", "TPU") for i in range(self._replicas)]
-        return TPUSystemMetadata(
-            num_cores=self._replicas,
-            num_hosts=1,
-            num_of_cores_per_host=self._replicas,
-            topology=None,
-            devices=devices,
-        )
+        return _make_metadata(self._replicas)
 
 
-def make_tracing_strategy(replicas):
-    """Create a tf.distribute.TPUStrategy that traces and cannot run.
+def make_tracing_strategy(replicas: int) -> tf.distribute.TPUStrategy:
+    """Create a TPUStrategy that can trace but not run.
 
     Args:
-        replicas: int >= 1, those of the TPU; at most TRACED_REPLICAS are made up, and as many logical CPUs hold their
-            variables.
+        replicas: Number of replicas of the slice, at least 1. At most `TRACED_REPLICAS` of them are simulated. Their
+            variables are on as many logical CPUs.
 
     Raises:
-        UserError: when TensorFlow has used the CPU before, and it is not divided into as many.
+        UserError: If TensorFlow has already used the CPU and has not split it into that many logical CPUs, or if this
+            version of TensorFlow does not have the private parts that are needed.
     """
     traced = min(replicas, TRACED_REPLICAS)
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -60,44 +104,55 @@ def make_tracing_strategy(replicas):
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * traced)
         except RuntimeError:
-            raise UserError("a TPU's step must be traced before TensorFlow has used the CPU") from None
-    strategy = tf.distribute.TPUStrategy(_MadeUpChips(traced))
-    places = [[f"/job:localhost/replica:0/task:0/device:CPU:{i}"] for i in range(traced)]
-    strategy.extended._tpu_devices = np.array(places, dtype=object)
-    strategy._enable_packed_variable_in_eager_mode = False  # it would place them on the devices that are not there
-    strategy.stands_for = replicas  # which decides about groups of batch norm
+            raise UserError("A TPU step must be traced before TensorFlow uses the CPU. Use a new process.") from None
+    strategy: Any = tf.distribute.TPUStrategy(_SimulatedResolver(traced))
+    _place_on_cpus(strategy, traced)
+    strategy.stands_for = replicas  # `replica_count` reads it, and the groups of batch norm depend on that
     return strategy
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A loop's graph, and in it one step.
+    """The graph of a loop, and the graph of one step in it.
 
     Attributes:
-        loop: the concrete function of the whole loop.
-        step: the graph of the loop's body, a step of all traced replicas.
-        inputs: {name of a placeholder of `step`: what it stands for, a tensor of `loop` or an eager one}.
-        owners: what the graph's variables belong to; it dies without them.
+        loop: The concrete function of the whole loop.
+        step: The graph of the loop's body: one step of all traced replicas.
+        inputs: For each placeholder of `step`, by name, the tensor it stands for. The tensor belongs to `loop` or is
+            eager.
+        owners: The objects that own the variables of the graph. The graph is valid as long as they exist.
     """
 
-    loop: tf.types.experimental.ConcreteFunction
+    loop: Any
     step: tf.Graph
-    inputs: dict
-    owners: tuple
+    inputs: dict[str, tf.Tensor]
+    owners: tuple[Any, ...]
 
     @property
-    def batch(self):
-        """The tensors of one replica's batch, as they come from its iterator."""
+    def batch(self) -> list[tf.Tensor]:
+        """The tensors of one replica's batch, in the order of its iterator."""
         return next(op for op in self.step.get_operations() if op.type == "IteratorGetNext").outputs
 
 
-def _trace(loop, dataset_of, strategy, *owners):
-    # None of it is taken: what matters is the shapes.
-    batches = strategy.distribute_datasets_from_function(lambda context: dataset_of(context).take(0))
+def trace_loop(
+    loop: Any,
+    make_dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+    strategy: tf.distribute.Strategy,
+    *owners: Any,
+) -> Trace:
+    """Trace a loop.
+
+    Args:
+        loop: A tf.function of an iterator and a number of steps, with one while loop around the step.
+        make_dataset: Makes the batches of a host. Only their shapes are used.
+        strategy: A strategy of `make_tracing_strategy`.
+        *owners: The objects that own the variables of the loop.
+    """
+    batches = strategy.distribute_datasets_from_function(lambda context: make_dataset(context).take(0))
     function = loop.get_concrete_function(iter(batches), tf.constant(1))
     graph = function.graph
     (whiles,) = (op for op in graph.get_operations() if op.type in ("While", "StatelessWhile"))
-    step = graph._get_function(whiles.get_attr("body").name).graph
+    step: Any = _find_function(graph, whiles.get_attr("body").name)
     outside = {id(inner): outer for outer, inner in graph.captures}
     inputs = {
         inner.op.name: outside.get(id(outer), outer) for inner, outer in zip(step.inputs, whiles.inputs, strict=True)
@@ -105,74 +160,74 @@ def _trace(loop, dataset_of, strategy, *owners):
     return Trace(function, step, inputs, (loop, batches, *owners))
 
 
-def _stand_in(config, classes, batch, strategy):
-    """Return a source without images, and the config for the batch of the replicas that are traced."""
-    total = batch * strategy.num_replicas_in_sync
-    sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
-    return source_from_bytes([b""], [0], map(str, range(classes)), "image"), override_config(config, sizes)
-
-
-def trace_train(config, state, classes, strategy, batch):
-    """Trace the loop with which `train` trains.
+def trace_train(config: Config, state: State, classes: int, strategy: tf.distribute.Strategy, batch: int) -> Trace:
+    """Trace the training loop.
 
     Args:
-        config: config.Config.
-        state: checkpoint.State, created in the strategy's scope.
-        classes: int >= 2.
-        strategy: what `make_strategy` made.
-        batch: int >= 1, images a replica.
-
-    Returns:
-        Trace.
+        config: The config of the run.
+        state: The state of the run, created in the scope of the strategy.
+        classes: Number of classes, at least 2.
+        strategy: A strategy of `make_tracing_strategy`.
+        batch: Images per replica, at least 1.
     """
-    source, config = _stand_in(config, classes, batch, strategy)
+    source, config = _make_empty_source(config, classes, batch, strategy)
     failures = Failures(source)
-
-    def dataset_of(context):
-        return train_dataset(source, config, failures, 0, context)
-
-    return _trace(make_train_loop(state, config, strategy), dataset_of, strategy, state)
+    loop = make_train_loop(state, config, strategy)
+    return trace_loop(loop, lambda context: train_dataset(source, config, failures, 0, context), strategy, state)
 
 
-def trace_eval(config, state, classes, strategy, batch):
-    """Trace the loops with which `train` evaluates.
+def trace_eval(
+    config: Config, state: State, classes: int, strategy: tf.distribute.Strategy, batch: int
+) -> dict[str, Trace]:
+    """Trace the evaluation loops.
 
     Args:
-        config: config.Config.
-        state: checkpoint.State, created in the strategy's scope.
-        classes: int >= 2.
-        strategy: what `make_strategy` made.
-        batch: int >= 1, images a replica.
+        config: The config of the run.
+        state: The state of the run, created in the scope of the strategy.
+        classes: Number of classes, at least 2.
+        strategy: A strategy of `make_tracing_strategy`.
+        batch: Images per replica, at least 1.
 
     Returns:
-        {"raw": Trace, and with a moving average "ema": Trace}.
+        {"raw": Trace}, and with an EMA also "ema".
     """
-    source, config = _stand_in(config, classes, batch, strategy)
+    source, config = _make_empty_source(config, classes, batch, strategy)
     failures = Failures(source)
 
-    def dataset_of(context):
+    def make_dataset(context):
         return eval_dataset(source, config, failures, context)
 
     return {
-        kind: _trace(make_eval_loop(logits_of, classes, strategy), dataset_of, strategy, state)
+        kind: trace_loop(make_eval_loop(logits_of, classes, strategy), make_dataset, strategy, state)
         for kind, logits_of in make_classifiers(state).items()
     }
 
 
-def inspect_trace(trace):
-    """Tell what a traced step is made of.
+def _make_empty_source(config, classes, batch, strategy):
+    """Return a source without images, and the config with the batch of the replicas that are traced."""
+    total = batch * strategy.num_replicas_in_sync
+    sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
+    class_names = [str(index) for index in range(classes)]
+    return source_from_bytes([b""], [0], class_names, "image"), override_config(config, sizes)
+
+
+# -------------------------------------------------------------------------------------------------- inspecting
+
+
+def inspect_trace(trace: Trace) -> dict[str, Any]:
+    """Return what a traced step consists of.
 
     Args:
-        trace: Trace.
+        trace: A trace.
 
     Returns:
-        dict: "operations", int; "all_reduces", list of {"shape": list of int, "bytes": int}, in the order of the graph;
-        "host_operations", "string_operations" and "dynamic_shapes", lists of names with their types, empty where all is
-        well.
+        A dict with "operations", the number of operations, and "all_reduces", the sums over replicas in the order of
+        the graph, each {"shape": list of int, "bytes": int}. "host_operations", "string_operations" and
+        "dynamic_shapes" are lists of names with types. They are empty if a TPU can run the step.
     """
-    operations = _all_operations(trace.step)
+    operations = _list_operations(trace.step)
     host = [op for op in operations if HOST.search(op.type)]
-    # The one string of a healthy graph: where TPUStrategy is told how the compilation went.
+    # TPUCompilationResult has the only string of a valid graph, which tells TPUStrategy how the compilation went.
     strings = [op for op in operations if op.type != "TPUCompilationResult" and _has_string(op)]
     sums = [op.outputs[0] for op in operations if op.type == "CrossReplicaSum"]
     return {
@@ -180,14 +235,14 @@ def inspect_trace(trace):
         "all_reduces": [
             {"shape": t.shape.as_list(), "bytes": math.prod(t.shape.as_list()) * t.dtype.size} for t in sums
         ],
-        "host_operations": [_name(op) for op in host],
-        "string_operations": [_name(op) for op in strings],
-        "dynamic_shapes": [_name(op) for op in operations if not _is_static(op)],
+        "host_operations": [_describe_operation(op) for op in host],
+        "string_operations": [_describe_operation(op) for op in strings],
+        "dynamic_shapes": [_describe_operation(op) for op in operations if not _is_static(op)],
     }
 
 
-def _all_operations(graph):
-    """Return a graph's operations and those of the functions that it calls."""
+def _list_operations(graph):
+    """Return the operations of a graph and of all functions that it calls."""
     operations, seen, graphs = [], set(), [graph]
     while graphs:
         graph = graphs.pop()
@@ -197,11 +252,11 @@ def _all_operations(graph):
             names += [func.name for attr in op.node_def.attr.values() for func in attr.list.func]
             for name in set(names) - seen:
                 seen.add(name)
-                graphs.append(graph._get_function(name).graph)
+                graphs.append(_find_function(graph, name))
     return operations
 
 
-def _name(op):
+def _describe_operation(op):
     return f"{op.name} ({op.type})"
 
 

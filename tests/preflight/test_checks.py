@@ -1,4 +1,4 @@
-"""What would stop a run on a TPU, found before it starts."""
+"""Tests of the checks that find what would stop a TPU run."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from efficientnet_tf.preflight.checks import check_batch, check_files, check_pla
 
 @pytest.mark.parametrize(
     ("batch", "stops", "instead"),
-    [(64, None, None), (1024, None, None), (60, True, "take 64"), (72, False, "take 128")],
+    [(64, None, None), (1024, None, None), (60, True, "Use 64."), (72, False, "Use 128.")],
 )
 def test_batch(batch, stops, instead):
-    findings = check_batch("train.batch_size", batch, replicas=8)
-    assert [finding.stops for finding in findings] == ([] if stops is None else [stops])
-    assert all(finding.text.endswith(instead) for finding in findings)
+    problems = check_batch("train.batch_size", batch, replicas=8)
+    assert [problem.stops for problem in problems] == ([] if stops is None else [stops])
+    assert all(problem.text.endswith(instead) for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def test_batch(batch, stops, instead):
     ],
 )
 def test_places(tpu, hosts, path, stops):
-    assert [finding.stops for finding in check_places(tpu, path, None, hosts)] == stops
-    (*_, data_finding) = [None, *check_places(tpu, None, path, hosts)]
-    assert data_finding is None if not stops else f"--data_dir={path}" in data_finding.text
+    assert [problem.stops for problem in check_places(tpu, path, None, hosts)] == stops
+    (*_, data_problem) = [None, *check_places(tpu, None, path, hosts)]
+    assert data_problem is None if not stops else f"data_dir={path}" in data_problem.text
 
 
 def test_fewer_files_than_hosts(tmp_path):
@@ -38,15 +38,15 @@ def test_fewer_files_than_hosts(tmp_path):
         (tmp_path / f"train-{i:05d}-of-00003").touch()
         (tmp_path / f"validation-{i:05d}-of-00003").touch()
     assert check_files(tmp_path, "train", 2) == check_files(tmp_path, "train", 3) == []
-    (finding,) = check_files(tmp_path, "train", 4)
-    assert finding.stops and "has 3 record files of 'train' for 4 hosts" in finding.text
+    (problem,) = check_files(tmp_path, "train", 4)
+    assert problem.stops and "has 3 record files of split 'train', too few for 4 hosts" in problem.text
 
 
-def test_what_does_not_fit_stops():
+def test_a_program_that_does_not_fit_stops_the_run():
     program = {"fits": False, "message": "Ran out of memory."}
-    (finding,) = check_program("train", program, "mixed_bfloat16")
-    assert finding.stops and "Ran out of memory." in finding.text and "--largest_batch" in finding.text
+    (problem,) = check_program("train", program, "mixed_bfloat16")
+    assert problem.stops and "Ran out of memory." in problem.text and "largest_batch" in problem.text
     program = {"fits": True, "convolutions": 10, "bfloat16_convolutions": 8}
-    (finding,) = check_program("train", program, "mixed_bfloat16")
-    assert not finding.stops and finding.text.startswith("2 of 10 convolutions")
+    (problem,) = check_program("train", program, "mixed_bfloat16")
+    assert not problem.stops and problem.text.startswith("2 of 10 convolutions")
     assert check_program("train", program, "float32") == []
