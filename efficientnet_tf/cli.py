@@ -232,8 +232,15 @@ def _quiet():
         warnings.simplefilter("ignore")
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        logging.getLogger("efficientnet_tf").addHandler(handler)
+        logger = logging.getLogger("efficientnet_tf")
+        level, propagate = logger.level, logger.propagate
+        # absl raises the level of the root logger, which this one would inherit, and prints what reaches the root.
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(handler)
         try:
             yield
         finally:
-            logging.getLogger("efficientnet_tf").removeHandler(handler)
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
