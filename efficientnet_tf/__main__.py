@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from efficientnet_tf import __version__
 from efficientnet_tf.config.errors import suggest
@@ -24,14 +25,14 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names.
 
     Args:
-        argv: Sequence of str, the arguments after the program's name. Defaults to those of the process.
+        argv: The arguments after the program's name. Defaults to those of the process.
 
     Returns:
-        The exit status, int.
+        The exit status. A command that is run ends the process with its own.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else "--help"

@@ -12,6 +12,8 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NoReturn
 
 from absl import app
 from absl import logging as absl_logging
@@ -24,9 +26,9 @@ EXIT_ERROR = 1
 
 
 class _Parser(argparse_flags.ArgumentParser):
-    """A parser that names the nearest flag when one is unknown."""
+    """A parser whose errors suggest the nearest flag for an unknown one."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         hint = ""
         if "unrecognized arguments" in message and unknown:
@@ -36,16 +38,16 @@ class _Parser(argparse_flags.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Marks required flags, and shows the defaults that are worth showing."""
+    """Marks required flags, and shows defaults unless they are None, False or an empty list."""
 
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.option_strings and action.required:
             return f"{action.help} (required)"
         nothing = action.default is None or action.default is False or action.default == []
         return action.help if nothing else super()._get_help_string(action)
 
 
-def make_parser(module, description):
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     """Return a parser for `python -m efficientnet_tf.<module>`."""
     parser = _Parser(
         prog=f"python -m efficientnet_tf.{module}",
@@ -59,7 +61,7 @@ def make_parser(module, description):
     return parser
 
 
-def add_device_arguments(parser):
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the device."""
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="Device to use. 'auto' is a GPU if any."
@@ -70,13 +72,13 @@ def add_device_arguments(parser):
     )
 
 
-def training_arguments(args):
+def training_arguments(args: argparse.Namespace) -> list[str]:
     """Return the device and tracker flags as words, for a command that starts `train`."""
     tpu = [] if args.tpu is None else [f"--tpu={args.tpu}"]
     return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}", f"--tracker={args.tracker}"]
 
 
-def add_tracker_argument(parser):
+def add_tracker_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that chooses where metrics are sent."""
     parser.add_argument(
         "--tracker",
@@ -87,7 +89,7 @@ def add_tracker_argument(parser):
     )
 
 
-def add_config_arguments(parser, recipe="digits"):
+def add_config_arguments(parser: argparse.ArgumentParser, recipe: str = "digits") -> None:
     """Add the flags that compose a config."""
     parser.add_argument("--variant", default="b0", help="Network: b0 ... b8, l2, or the path of a variant's YAML file.")
     parser.add_argument(
@@ -96,7 +98,7 @@ def add_config_arguments(parser, recipe="digits"):
     add_override_arguments(parser)
 
 
-def add_override_arguments(parser):
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change single keys of a config."""
     parser.add_argument(
         "--data_dir", help="Folder of the images or of TensorFlow Datasets. Short for --set data.dir=..."
@@ -111,26 +113,26 @@ def add_override_arguments(parser):
     )
 
 
-def positive_int(text):
-    """Parse a flag that counts."""
+def positive_int(text: str) -> int:
+    """Parse the value of a flag that is a count: 3."""
     value = int(text)
     if value < 1:
         raise ValueError
     return value
 
 
-def positive_ints(text):
-    """Parse a flag with several counts: 1,2,4."""
+def positive_ints(text: str) -> list[int]:
+    """Parse the value of a flag that is several counts: 1,2,4."""
     return [positive_int(part) for part in text.split(",")]
 
 
-def names(text):
-    """Parse a flag with several names: b0,b1."""
+def names(text: str) -> list[str]:
+    """Parse the value of a flag that is several names: b0,b1."""
     return [name for name in text.split(",") if name]
 
 
-def positive_number(text):
-    """Parse a flag that measures: 2.5, 1.8e9."""
+def positive_number(text: str) -> float:
+    """Parse the value of a flag that is a positive number: 2.5 or 1.8e9."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise ValueError
@@ -143,13 +145,18 @@ positive_ints.__name__ = "comma-separated integers >= 1"
 positive_int.__name__ = "integer >= 1"
 
 
-def overrides(args):
+def overrides(args: argparse.Namespace) -> list[str]:
     """Return the `section.key=value` strings that the flags of `add_override_arguments` describe."""
     data_dir = [] if args.data_dir is None else [f"data.dir={json.dumps(args.data_dir)}"]
     return data_dir + args.overrides
 
 
-def format_command(parser, args, required=(), omitted=()):
+def format_command(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    required: Sequence[str] = (),
+    omitted: Container[str] = (),
+) -> str:
     """Return the shell command that gives these flags, without those that have their default value.
 
     Args:
@@ -159,7 +166,7 @@ def format_command(parser, args, required=(), omitted=()):
         omitted: Names of flags to leave out.
 
     Returns:
-        The command, str.
+        The command as one line.
     """
     words = [parser.prog, *required]
     defaults = vars(parser.parse_args(list(required)))
@@ -177,11 +184,11 @@ def format_command(parser, args, required=(), omitted=()):
     return " ".join(words)
 
 
-def add_flags(message, parser):
+def add_flags(message: str, parser: argparse.ArgumentParser) -> str:
     """Return an error message of the library with its arguments written as flags: `batch=3` becomes `--batch=3`.
 
-    Only names that stand before an equals sign are arguments. The keys of a config, such as `train.batch_size=3`, are
-    left as they are, because `--set` takes them so.
+    Only names before an equals sign are arguments. Keys of a config, such as `train.batch_size=3`, stay as they are,
+    because this is how `--set` takes them.
     """
     flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
     names = "|".join(re.escape(name) for name in flags)
@@ -190,11 +197,15 @@ def add_flags(message, parser):
     return re.sub(pattern, lambda match: flags.get(match[1], match[1]), message)
 
 
-def run(main, parser, argv=None):
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+) -> NoReturn:
     """Parse the flags, call `main(args)`, and exit with the status that it returns.
 
-    A `UserError` becomes one message on standard error and exit status 1. Without `--verbose`, log messages of
-    TensorFlow and other libraries are hidden.
+    A `UserError` is printed as one message on standard error, and the exit status is 1. Without `--verbose`, log
+    messages of TensorFlow and other libraries are hidden.
 
     Args:
         main: Function of the parsed flags. Returns the exit status, None for 0.
@@ -202,7 +213,7 @@ def run(main, parser, argv=None):
         argv: The command line, with the program's name first. Defaults to that of the process.
     """
 
-    def guarded(args):
+    def guarded(args: argparse.Namespace) -> int | None:
         with contextlib.nullcontext() if args.verbose else _quiet():
             try:
                 return main(args)
@@ -223,7 +234,7 @@ def run(main, parser, argv=None):
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Show this package's own warnings, and hide the messages of other libraries."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     absl_logging.set_verbosity(absl_logging.FATAL)
