@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from efficientnet_tf.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +48,48 @@ def make_figure(width: int, height: int) -> Figure:
 
     # The renderer cuts off the fraction of a pixel. A hundredth makes up for the rounding errors of the division.
     return Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, facecolor="white")
+
+
+class Canvas:
+    """A figure on which images and lines of text are placed by pixels, counted from the top left corner.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        font_size: Size of the text in pixels.
+        line_height: Distance between lines of text in pixels.
+    """
+
+    def __init__(self, width: int, height: int, font_size: int, line_height: int) -> None:
+        self.width, self.height = width, height
+        self.figure = make_figure(width, height)
+        self._font_size, self._line_height = font_size, line_height
+
+    def draw_image(self, x: int, y: int, pixels: np.ndarray, scale: int = 1) -> None:
+        """Draw an image with its top left corner at (x, y), without resampling.
+
+        Args:
+            x: Pixels from the left.
+            y: Pixels from the top.
+            pixels: uint8 [H, W, 1 or 3].
+            scale: Side of the square that each pixel becomes.
+        """
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).repeat(scale, axis=0).repeat(scale, axis=1)
+        self.figure.figimage(pixels, x, self.height - y - pixels.shape[0], origin="upper")
+
+    def write(self, x: int, y: int, lines: Sequence[str], color: str) -> None:
+        """Write lines of text with their top left corner at (x, y)."""
+        for i, line in enumerate(lines):
+            baseline = y + i * self._line_height + self._font_size
+            place = x / self.width, 1 - baseline / self.height
+            self.figure.text(*place, line, color=color, fontsize=self._font_size, va="baseline", parse_math=False)
+
+    def draw_vertical_line(self, x: int, margin: int) -> None:
+        """Draw a light line from the top to the bottom, except for a margin."""
+        from matplotlib.lines import Line2D
+
+        places = [margin / self.height, 1 - margin / self.height]
+        self.figure.add_artist(Line2D([x / self.width] * 2, places, color="lightgray", linewidth=1))
 
 
 def measure_text(text: str, font_size: float) -> float:

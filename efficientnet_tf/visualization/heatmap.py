@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from efficientnet_tf.visualization.figures import make_figure, wrap
+from efficientnet_tf.visualization.figures import Canvas, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,18 +102,18 @@ def draw_comparison(photos: Mapping[str, np.ndarray], columns: Sequence[Column],
     ]
     heights = [SIDE + LINE * max(len(lines) for _, lines in row) + GAP for row in rows]
     top = GAP + LINE * max(map(len, titles)) + GAP // 2
-    figure = make_figure(GAP + len(titles) * (SIDE + GAP), top + sum(heights) + LINE + 2 * GAP)
+    canvas = Canvas(GAP + len(titles) * (SIDE + GAP), top + sum(heights) + LINE + 2 * GAP, FONT_SIZE, LINE)
     for column, lines in enumerate(titles):
-        _write(figure, lines, GAP + column * (SIDE + GAP), GAP)
+        _write(canvas, GAP + column * (SIDE + GAP), GAP, lines)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for column, (pixels, lines) in enumerate(row):
             x = GAP + column * (SIDE + GAP)
-            _place(figure, pixels, x, y)
-            _write(figure, lines, x, y + SIDE + 3)
+            canvas.draw_image(x, y, pixels)
+            _write(canvas, x, y + SIDE + 1, lines)
         y += height
-    _draw_legend(figure, note, y + GAP)
-    return figure
+    _draw_legend(canvas, y + GAP, note)
+    return canvas.figure
 
 
 def _make_row(path: str, photo: np.ndarray, cells: Sequence[Cell]) -> list[tuple[np.ndarray, list[str]]]:
@@ -130,21 +130,16 @@ def _wrap(words: Sequence[str]) -> list[str]:
     return wrap(words, SIDE, FONT_SIZE)
 
 
-def _draw_legend(figure: Figure, note: str, y: int) -> None:
+def _write(canvas: Canvas, x: int, y: int, lines: Sequence[str]) -> None:
+    """Write lines of text, the first in black and the others in gray, with the top left corner at (x, y)."""
+    canvas.write(x, y, lines[:1], "black")
+    canvas.write(x, y + LINE, lines[1:], "dimgray")
+
+
+def _draw_legend(canvas: Canvas, y: int, note: str) -> None:
     from matplotlib import colormaps
 
-    colors = colormaps[COLORS](np.linspace(0, 1, SIDE // 2), bytes=True)[None, :, :3]
-    _place(figure, np.repeat(colors, LINE - 4, axis=0), GAP, y + 2)
-    _write(figure, ["", f"lowest to highest value of each map, {note}"], 2 * GAP + SIDE // 2, y - LINE + 2)
-
-
-def _place(figure: Figure, pixels: np.ndarray, x: int, y: int) -> None:
-    """Draw uint8 pixels one to one, with the top left corner at (x, y), counted from the figure's top left corner."""
-    figure.figimage(pixels, x, round(figure.bbox.height) - y - len(pixels))
-
-
-def _write(figure: Figure, lines: Sequence[str], x: float, y: float) -> None:
-    """Write lines of text, the first in black and the others in gray, with the top left corner at (x, y)."""
-    for i, line in enumerate(lines):
-        place = x / figure.bbox.width, 1 - (y + i * LINE) / figure.bbox.height
-        figure.text(*place, line, fontsize=FONT_SIZE, color="dimgray" if i else "black", va="top", parse_math=False)
+    width = SIDE // 2
+    colors = colormaps[COLORS](np.linspace(0, 1, width), bytes=True)[None, :, :3]
+    canvas.draw_image(GAP, y + 2, np.repeat(colors, LINE - 4, axis=0))
+    canvas.write(2 * GAP + width, y, [f"lowest to highest value of each map, {note}"], "dimgray")
