@@ -1,4 +1,4 @@
-"""Checkpoints: every variable there and back bit for bit, whole or passed over; and the directory around them."""
+"""Checkpoints: every variable is restored bit for bit, and damaged files are skipped. Also the model directory."""
 
 import contextlib
 import logging
@@ -40,14 +40,14 @@ def make_state(config, replicas=1):
 
 
 def fill(state, step, seed):
-    """Give every variable a random value, and the step this one."""
+    """Set every variable to a random value, and the step to this one."""
     rng = np.random.default_rng(seed)
     for name, variable in tiny.variables_of(state).items():
         variable.assign(step if name == "optimizer/iteration" else rng.normal(size=variable.shape))
 
 
 def values(state):
-    """Return {name: array}; all replicas have the same."""
+    """Return {name: array}, which is the same on all replicas."""
     found = {}
     for name, variable in tiny.variables_of(state).items():
         found[name], *others = tiny.replica_values(variable)
@@ -65,7 +65,7 @@ def assert_same(state, expected):
 
 
 def save_at(model_dir, config, *steps, replicas=1):
-    """Save a state of other random values at each step; return the state and {step: its values}."""
+    """Save a state with new random values at each step. Return the state and {step: its values}."""
     state = make_state(config, replicas)
     checkpointer = Checkpointer(str(model_dir), state, config)
     saved = {}
@@ -81,7 +81,7 @@ def folder_of(model_dir):
 
 
 def steps_in(model_dir):
-    """Return the steps of the checkpoints, each of which must have its two files and no other."""
+    """Return the steps of the checkpoints. Each must have its two files and no other."""
     names = sorted(path.name for path in folder_of(model_dir).iterdir() if path.name != "checkpoint")
     steps = sorted({int(name.removeprefix("step-").split(".")[0]) for name in names})
     assert names == sorted(f"step-{s}{end}" for s in steps for end in (".data-00000-of-00001", ".index"))
@@ -100,7 +100,7 @@ def steps_in(model_dir):
         ("optimizer.name=lamb",),
     ],
 )
-def test_every_variable_comes_back_bit_for_bit(tmp_path, overrides):
+def test_every_variable_is_restored_bit_for_bit(tmp_path, overrides):
     config = make_config(*overrides)
     _, saved = save_at(tmp_path, config, 7)
     state = make_state(config)
@@ -127,7 +127,7 @@ def test_another_number_of_replicas_restores_the_same(tmp_path, before, after):
     assert_same(state, saved[7])
 
 
-def test_contents_have_names_that_people_can_read(tmp_path):
+def test_contents_have_readable_names(tmp_path):
     config = make_config()
     state, saved = save_at(tmp_path, config, 7)
     prefix = str(folder_of(tmp_path) / "step-7")
@@ -143,7 +143,7 @@ def test_contents_have_names_that_people_can_read(tmp_path):
     assert {name: tuple(shape) for name, (_, shape) in contents.items()} == {
         name: value.shape for name, value in saved[7].items()
     }
-    # All that there is: weights twice, three variables of the optimiser for two of them, and the step.
+    # Everything: the weights twice, three optimizer variables for two of them, and the step.
     weights, trainable = len(state.model.weights), len(state.model.trainable_weights)
     seeds = sum("seed" in v.name for v in state.model.weights)
     assert len(contents) == 2 * (weights - seeds) + 2 * trainable + 1
@@ -161,11 +161,11 @@ def test_config_is_inside(tmp_path):
     assert parse_config(text, "checkpoint") == config
 
 
-def test_newest_are_kept_and_remains_of_killed_writes_swept(tmp_path):
+def test_the_newest_are_kept_and_remains_of_killed_writes_deleted(tmp_path):
     config = make_config("train.keep_checkpoints=2")
     state, _ = save_at(tmp_path, config, 1, 2, 3)
     assert steps_in(tmp_path) == [2, 3]
-    # What a kill leaves: data without an index, and the folder that TensorFlow writes in.
+    # What a killed process leaves: data without an index, and TensorFlow's temporary folder.
     folder = folder_of(tmp_path)
     (folder / "step-4.data-00000-of-00001").write_bytes(b"part")
     (folder / "step-4_temp").mkdir()
@@ -178,7 +178,7 @@ def test_newest_are_kept_and_remains_of_killed_writes_swept(tmp_path):
     assert steps_in(tmp_path) == [3, 5]
     fill(state, 10, seed=10)
     again.save()
-    assert steps_in(tmp_path) == [5, 10]  # by number, not by letters
+    assert steps_in(tmp_path) == [5, 10]  # In numerical order.
 
 
 # -------------------------------------------------------------------------------------------------- damaged files
@@ -244,7 +244,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_is_named_and_the_one_before_taken(damaged, damage):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(damaged, damage):
     folder, restore, _, warnings = damaged
     ending, change = DAMAGES[damage]
     path = folder / f"step-20{ending}"
@@ -258,8 +258,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(damaged, damage):
     assert str(folder / "step-20") in warning and "damaged" in warning
 
 
-def test_any_flipped_byte_is_found(damaged):
-    """Wherever a byte is changed, what comes back is one of the two checkpoints, whole."""
+def test_any_changed_byte_is_found(damaged):
+    """Whichever byte is changed, one of the two checkpoints is restored completely."""
     folder, restore, *_ = damaged
     rng = np.random.default_rng(0)
     steps = []
@@ -269,11 +269,11 @@ def test_any_flipped_byte_is_found(damaged):
             path.write_bytes(flip(position / len(whole))(whole))
             steps.append(restore())
         path.write_bytes(whole)
-    assert steps.count(10) >= 20  # the rest hit bytes that mean nothing
+    assert steps.count(10) >= 20  # The other bytes have no meaning.
     assert restore() == 20
 
 
-def test_write_killed_between_data_and_index_does_not_count(damaged):
+def test_a_write_killed_between_data_and_index_does_not_count(damaged):
     folder, restore, _, warnings = damaged
     (folder / "step-20.index").unlink()
     assert restore() == 10
@@ -290,7 +290,7 @@ def test_tensorflows_list_of_checkpoints_does_not_matter(damaged, content):
     assert warnings == []
 
 
-def test_damaged_checkpoint_is_written_anew(damaged, two_checkpoints):
+def test_a_damaged_checkpoint_is_written_again(damaged, two_checkpoints):
     folder, restore, saved, _ = damaged
     _, state, _ = two_checkpoints
     path = folder / "step-20.data-00000-of-00001"
@@ -302,7 +302,7 @@ def test_damaged_checkpoint_is_written_anew(damaged, two_checkpoints):
     assert steps_in(folder.parent) == [10, 20]
 
 
-def test_all_damaged_is_an_error(damaged):
+def test_only_damaged_checkpoints_are_an_error(damaged):
     folder, restore, _, warnings = damaged
     for path in folder.glob("*.data-*"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -317,7 +317,7 @@ def test_all_damaged_is_an_error(damaged):
 
 @contextlib.contextmanager
 def small_files_only():
-    """Let no file grow beyond 10,000 bytes: writing fails in the middle, as on a full disk."""
+    """Limit files to 10,000 bytes, so that writing fails in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
@@ -326,13 +326,15 @@ def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_failed_write_leaves_the_checkpoints_before_it(two_checkpoints, tmp_path):
+def test_a_failed_write_leaves_earlier_checkpoints_intact(two_checkpoints, tmp_path):
     model_dir, state, saved = two_checkpoints
     copy = shutil.copytree(model_dir, tmp_path / "copy")
     checkpointer = Checkpointer(str(copy), state, make_config())
     fill(state, 30, seed=30)
     with small_files_only():
-        with pytest.raises(UserError, match=r"step 30 cannot be written to .*copy.*too large.*before it are whole"):
+        with pytest.raises(
+            UserError, match=r"step 30 cannot be written to .*too large.*Earlier checkpoints are intact"
+        ):
             checkpointer.save()
     assert checkpointer.restore() == 20
     assert_same(state, saved[20])
@@ -345,7 +347,7 @@ def test_failed_write_leaves_the_checkpoints_before_it(two_checkpoints, tmp_path
     assert_same(state, expected)
 
 
-def test_checkpoints_that_cannot_be_a_folder(tmp_path):
+def test_a_file_in_place_of_the_checkpoint_folder(tmp_path):
     config = make_config()
     folder_of(tmp_path).write_text("a file is in the way")
     checkpointer = Checkpointer(str(tmp_path), make_state(config), config)
@@ -354,8 +356,8 @@ def test_checkpoints_that_cannot_be_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_in_the_background_the_values_of_that_step_are_written(tmp_path, replicas):
-    """Whatever becomes of the variables before the writing begins, by assignment or in place."""
+def test_a_background_write_has_the_values_of_its_step(tmp_path, replicas):
+    """The variables change before the writing begins, by assignment and in place."""
     config, gate = make_config(), threading.Event()
     state = make_state(config, replicas)
     with Checkpointer(str(tmp_path), state, config) as checkpointer:
@@ -374,7 +376,7 @@ def test_in_the_background_the_values_of_that_step_are_written(tmp_path, replica
     assert_same(state, expected)
 
 
-def test_what_goes_wrong_in_the_background_is_said(tmp_path, caplog):
+def test_a_failed_background_write_is_reported(tmp_path, caplog):
     config = make_config()
     folder_of(tmp_path).write_text("a file is in the way")
 
@@ -393,13 +395,13 @@ def test_what_goes_wrong_in_the_background_is_said(tmp_path, caplog):
     ):
         with pytest.raises(UserError, match=message):
             act(begin())
-    # What has ended a run is what the user reads, and this beside it.
+    # The error that ended the run is raised, and this one is logged.
     with pytest.raises(ZeroDivisionError), begin():
         raise ZeroDivisionError
     assert message in caplog.text
 
 
-def test_text_is_replaced_in_one_go(tmp_path):
+def test_text_files_are_replaced_atomically(tmp_path):
     path = tmp_path / "text"
     write_text(str(path), "old")
     with path.open() as reader:
@@ -413,21 +415,21 @@ def test_text_is_replaced_in_one_go(tmp_path):
 # ---------------------------------------------------------------------------------------------- the directory
 
 
-def test_a_new_directory_tells_what_the_run_is(tmp_path):
+def test_a_new_directory_records_the_run(tmp_path):
     model_dir, config = tmp_path / "a" / "b", make_config()
     open_model_dir(str(model_dir), config, CLASSES)
     assert read_config(str(model_dir)) == config
     assert read_class_names(str(model_dir)) == CLASSES
     written = parse_yaml((model_dir / "config.yaml").read_text(), "config.yaml")
     assert {"python", "keras", "numpy", "efficientnet_tf", "git_commit"} <= written["environment"].keys()
-    # The same run again; and one killed before it had written its config.
+    # The same run again, and a run that was killed before it wrote its config.
     open_model_dir(str(model_dir), config, CLASSES)
     (model_dir / "config.yaml").unlink()
     open_model_dir(str(model_dir), config, CLASSES)
     assert sorted(os.listdir(model_dir)) == ["classes.txt", "config.yaml"]
 
 
-def test_another_config_is_refused_with_what_differs(tmp_path):
+def test_another_config_is_refused_with_the_differences(tmp_path):
     open_model_dir(str(tmp_path), make_config(), CLASSES)
     before = (tmp_path / "config.yaml").read_text()
     changed = make_config("train.seed=1", "optimizer.momentum=0.5", "model.width=2.0")
@@ -450,7 +452,7 @@ def test_other_classes_are_refused(tmp_path, classes):
         open_model_dir(str(tmp_path), make_config(), classes)
 
 
-def test_directory_that_cannot_be_written(tmp_path):
+def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for model_dir in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=f"model_dir={model_dir} cannot be written"):
@@ -458,7 +460,7 @@ def test_directory_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run*", "run?", "run\\1"])
-def test_directory_that_tensorflow_would_not_read_back(tmp_path, name):
+def test_a_directory_that_tensorflow_could_not_read(tmp_path, name):
     with pytest.raises(UserError, match="TensorFlow cannot read checkpoints"):
         open_model_dir(str(tmp_path / name), make_config(), CLASSES)
     assert os.listdir(tmp_path) == []
@@ -467,7 +469,7 @@ def test_directory_that_tensorflow_would_not_read_back(tmp_path, name):
 # ------------------------------------------------------------------------------------------------- load_model
 
 
-def test_load_model_takes_the_average_or_the_weights(two_checkpoints):
+def test_restore_model_uses_ema_or_raw_weights(two_checkpoints):
     model_dir, _, saved = two_checkpoints
     for raw, part in ((False, "average"), (True, "model")):
         model, config, classes = restore_model(str(model_dir), raw)
@@ -479,7 +481,7 @@ def test_load_model_takes_the_average_or_the_weights(two_checkpoints):
         assert model.output_shape == (None, 10)
 
 
-def test_load_model_without_an_average_takes_the_weights(tmp_path):
+def test_restore_model_without_ema_uses_the_weights(tmp_path):
     config = make_config("train.ema_decay=0")
     open_model_dir(str(tmp_path), config, CLASSES)
     _, saved = save_at(tmp_path, config, 7)
@@ -487,7 +489,7 @@ def test_load_model_without_an_average_takes_the_weights(tmp_path):
     np.testing.assert_array_equal(model.get_layer("stem_conv").kernel.numpy(), saved[7]["model/stem_conv/kernel"])
 
 
-def test_load_model_passes_over_a_damaged_checkpoint(damaged):
+def test_restore_model_skips_a_damaged_checkpoint(damaged):
     folder, _, saved, warnings = damaged
     (folder / "step-20.index").write_bytes(b"")
     model, *_ = restore_model(str(folder.parent))
@@ -495,7 +497,7 @@ def test_load_model_passes_over_a_damaged_checkpoint(damaged):
     assert len(warnings) == 1
 
 
-def test_load_model_of_what_is_none(tmp_path):
+def test_restore_model_of_another_directory(tmp_path):
     with pytest.raises(UserError, match=r"is not a model directory: it has no config\.yaml"):
         restore_model(str(tmp_path))
     open_model_dir(str(tmp_path), make_config(), CLASSES)
@@ -503,7 +505,7 @@ def test_load_model_of_what_is_none(tmp_path):
         restore_model(str(tmp_path))
 
 
-def test_saved_model_is_replaced_in_one_go(two_checkpoints, tmp_path):
+def test_the_saved_model_is_replaced_atomically(two_checkpoints, tmp_path):
     model_dir, _, saved = two_checkpoints
     copy = shutil.copytree(model_dir, tmp_path / "copy")
     path = save_keras_model(str(copy))

@@ -1,4 +1,4 @@
-"""What training changes in a graph: groups of batch norm, and that any number of replicas is one device."""
+"""The training graph: batch-norm groups, fused layers, and any number of replicas equals one device."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from efficientnet_tf.training import graph as graph_lib
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES, FusedLayers
 from efficientnet_tf.training.trainer import train_model
 
-ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"  # four replicas trace long
+ONE_BLOCK = "model.stages=[{kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1}]"
 DRAWN = ("model.dropout=0.3", "model.drop_connect=0.3", "augment.mixup=0.2", "augment.cutmix=0.5")
 DIGITS = (ONE_BLOCK, *DRAWN, "train.batch_size=32", "optimizer.learning_rate=0.016", "schedule.warmup_epochs=0.2")
 
@@ -29,12 +29,12 @@ DIGITS = (ONE_BLOCK, *DRAWN, "train.batch_size=32", "optimizer.learning_rate=0.0
     ],
 )
 def test_group_size(asked, replicas, group):
-    """With "auto" as in the official code."""
+    """ "auto" is the rule of the official code."""
     config = tiny.load_config(f"train.batch_norm_group={asked}")
     assert graph_lib.batch_norm_group_size(config, SimpleNamespace(num_replicas_in_sync=replicas)) == group
 
 
-def test_groups_that_cannot_be(tmp_path):
+def test_impossible_groups_are_refused(tmp_path):
     config = tiny.load_config("train.batch_norm_group=3", "train.batch_size=32", "eval.batch_size=32")
     with pytest.raises(UserError, match="train.batch_norm_group=3 does not divide 4 replicas .* Use 1, 2, 4"):
         train_model(config, str(tmp_path / "run"), tiny.make_strategy(4))
@@ -64,34 +64,34 @@ def _train(replicas, group):
 
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_all_replicas_together_are_one_device(one_device, replicas):
-    """Losses, weights, slots, statistics and averages of 20 steps, up to the order of sums."""
+def test_replicas_that_share_batch_norm_equal_one_device(one_device, replicas):
+    """Losses, weights, slots, statistics and EMA of 20 steps are equal up to the order of sums."""
     losses, variables = _train(replicas, "all")
     expected_losses, expected = one_device
     assert losses == pytest.approx(expected_losses, rel=1e-5)
-    assert max(abs(np.diff(expected_losses))) > 1e-3  # something is learnt
+    assert max(abs(np.diff(expected_losses))) > 1e-3  # Something is learned.
     for name, values in variables.items():
         for value in values:
             np.testing.assert_array_equal(value, values[0], err_msg=name)
         np.testing.assert_allclose(values[0], expected[name][0], rtol=1e-4, atol=5e-5, err_msg=name)
 
 
-def test_each_replica_for_itself_is_something_else(one_device):
-    """The test above would see it."""
+def test_replicas_with_separate_batch_norm_differ(one_device):
+    """So the test above can fail."""
     losses, variables = _train(2, "auto")
     assert losses != pytest.approx(one_device[0], rel=1e-4)
     name = "model/stem_bn/moving_variance"
     assert np.abs(variables[name][0] / one_device[1][name][0] - 1).max() > 1e-3
 
 
-def test_nothing_is_copied_without_need():
+def test_a_model_without_special_layers_is_not_copied():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
     assert graph_lib.make_training_graph(model, tiny.load_config(), tiny.make_strategy(1)) is model
 
 
 @pytest.fixture(scope="module")
 def copied():
-    """Return a model, its copy for training with the same weights, and images."""
+    """Return a model, its training graph with the same weights, and images."""
     config, strategy = tiny.load_config(ONE_BLOCK, "model.dropout=0"), tiny.make_strategy(1)
     model = build_from_config(config, 10)
     graph = graph_lib.make_training_graph(model, config, strategy)
@@ -102,7 +102,7 @@ def copied():
     return model, graph, np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
 
 
-def test_rows_of_layers_are_one_operation_each(copied):
+def test_consecutive_layers_are_fused(copied):
     model, graph, _ = copied
     assert [layer.name for layer in graph.layers if isinstance(layer, FusedLayers)] == [
         "stem_bn_to_stem_activation",
@@ -114,15 +114,14 @@ def test_rows_of_layers_are_one_operation_each(copied):
     assert {v.path for v in model.trainable_variables} == {v.path for v in graph.trainable_variables}
 
 
-def test_the_copy_for_training_answers_as_the_model_where_it_does_not_train(copied):
-    """What a row does in training it does in evaluation, too."""
+def test_the_training_graph_equals_the_model_in_inference(copied):
     model, graph, images = copied
     np.testing.assert_allclose(graph(images, training=False), model(images, training=False), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fuse_from", [0, FUSE_FROM_VALUES])
-def test_the_copy_for_training_trains_as_the_model(copied, fuse_from):
-    """The same outputs, the same gradients, the same statistics, as one operation and layer by layer."""
+def test_the_training_graph_equals_the_model_in_training(copied, fuse_from):
+    """Outputs, gradients and statistics are the same, fused and layer by layer."""
     for layer in copied[1].layers:
         if isinstance(layer, FusedLayers):
             layer.fuse_from = fuse_from
@@ -144,15 +143,15 @@ def test_the_copy_for_training_trains_as_the_model(copied, fuse_from):
     np.testing.assert_allclose(logits, other_logits, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == other_gradients.keys() and moved.keys() == other_moved.keys()
     for path, value in (gradients | moved).items():
-        scale = np.abs(value).max() + 1e-3  # what goes before batch norm has no gradient but rounding
+        scale = np.abs(value).max() + 1e-3  # Before a batch norm, some gradients are only rounding errors.
         np.testing.assert_allclose(
             (other_gradients | other_moved)[path] / scale, value / scale, atol=2e-3, err_msg=path
         )
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path):
-    """Stopped by a signal at steps 8 and 16 of 22: examples, weights, slots, averages, results are one device's."""
+def test_a_run_can_move_from_four_replicas_to_two_to_one(tmp_path):
+    """Stopped by signals at steps 8 and 16 of 22, it reaches the results of a run on one device."""
     config = tiny.load_config(*DIGITS, "train.batch_norm_group=all", "train.epochs=0.5", "train.steps_per_loop=4")
     expected = train_model(config, str(tmp_path / "one"), tiny.make_strategy(1))
     stops = tiny.At(step8=tiny.send_sigterm, step16=tiny.send_sigterm)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases, the bar."""
+"""What a run logs: metrics.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_metrics_of_a_run(tmp_path):
         assert lines_of(tmp_path) == []
         log.log_training(10, TRAIN)
         log.log_evaluation(10, {"raw": RESULT, "ema": RESULT | {"top1": 0.5}})
-        # Each line is there at once, not when the run ends.
+        # Each line is written at once, not at the end of the run.
         assert lines_of(tmp_path) == [
             {"step": 10, "kind": "train", **TRAIN},
             {"step": 10, "kind": "eval/raw", **RESULT},
@@ -49,7 +49,7 @@ def test_metrics_of_a_run(tmp_path):
     "cut",
     ["", '{"step": 10, "kind": "tr', '{"step": 1', "{", "\0\0\0\0", '{"kind": "train"}', "10", "null"],
 )
-def test_what_lies_past_the_restored_step_is_dropped(tmp_path, cut):
+def test_lines_after_the_restored_step_are_dropped(tmp_path, cut):
     kept = [{"step": step, "kind": kind} for step, kind in ((5, "train"), (10, "train"), (10, "eval/ema"))]
     past = [{"step": 11, "kind": "train"}, {"step": 20, "kind": "eval/ema"}]
     text = "".join(json.dumps(line) + "\n" for line in kept + past)
@@ -101,7 +101,7 @@ def test_evaluations_are_printed_for_people(tmp_path, capsys):
 def test_a_run_that_is_stuck_says_so(tmp_path, capsys):
     before = threading.active_count()
     with metrics.RunLog(str(tmp_path), CONFIG, 0, 20, stuck_seconds=0.6) as log:
-        for _ in range(4):  # slow, and never stuck
+        for _ in range(4):  # Slow, but not stuck.
             time.sleep(0.2)
             log.log_training(10, TRAIN)
         assert "No progress" not in capsys.readouterr().out
@@ -114,15 +114,15 @@ def test_a_run_that_is_stuck_says_so(tmp_path, capsys):
     assert threading.active_count() == before
 
 
-def test_a_failure_inside_keeps_what_was_told(tmp_path):
-    with pytest.raises(RuntimeError, match="plug"):
+def test_a_failure_keeps_the_logged_lines(tmp_path):
+    with pytest.raises(RuntimeError, match="power failure"):
         with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
             log.log_training(10, TRAIN)
-            raise RuntimeError("the plug is pulled")
+            raise RuntimeError("power failure")
     assert [line["step"] for line in lines_of(tmp_path)] == [10]
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/metrics\.jsonl .* cannot be written"):
         metrics.RunLog(str(tmp_path / "file"), CONFIG, 0, 40)
@@ -138,14 +138,14 @@ def test_what_cannot_be_written_is_named(tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Have wandb write its files and call nobody."""
+    """Make wandb write its files without using the network."""
     pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
 
 
 def wandb_records(model_dir):
-    """Yield the records of all processes that told wandb of a run, in order.
+    """Yield the records that all processes of a run sent to wandb, in order.
 
     A file is a mark of seven bytes, then blocks of 32 KiB, in which each part of a record has a header: four bytes of
     checksum, two of length, one that says whether the record ends here (1 and 4).
@@ -167,7 +167,7 @@ def wandb_records(model_dir):
 
 
 def wandb_lines(model_dir):
-    """Return what wandb was told as {name: value}, without what it adds itself."""
+    """Return the lines that were sent to wandb as {name: value}, without what wandb adds."""
     records = [r for r in wandb_records(model_dir) if r.WhichOneof("record_type") == "history"]
     rows = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in r.history.item} for r in records
@@ -175,8 +175,8 @@ def wandb_lines(model_dir):
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
-def as_told(lines):
-    """Return lines of metrics.jsonl as wandb is to be told them, under TensorBoard's names."""
+def as_sent(lines):
+    """Return lines of metrics.jsonl as they should be sent to wandb, under TensorBoard's names."""
     names = ("step", "kind")
     return [
         {"step": line["step"], **{f"{line['kind']}/{k}": v for k, v in line.items() if k not in names}}
@@ -184,13 +184,13 @@ def as_told(lines):
     ]
 
 
-def test_wandb_is_told_what_metrics_jsonl_holds(offline, tmp_path):
+def test_wandb_gets_the_lines_of_metrics_jsonl(offline, tmp_path):
     config = tiny.load_config(tiny.SHORT, "train.epochs=0.2", "schedule.warmup_epochs=0", "train.steps_per_loop=2")
     model_dir = tmp_path / "my run"
     result = train_model(config, str(model_dir), tiny.make_strategy(1), "wandb")
     lines = lines_of(model_dir)
     assert {line["kind"] for line in lines} == {"train", "eval/raw", "eval/ema"}
-    assert wandb_lines(model_dir) == as_told(lines)
+    assert wandb_lines(model_dir) == as_sent(lines)
     assert {"step": result["step"], **{f"eval/ema/{k}": v for k, v in result["ema"].items()}} in wandb_lines(model_dir)
     told = {r.WhichOneof("record_type"): r for r in wandb_records(model_dir)}
     begun = told["run"].run
@@ -203,24 +203,24 @@ def test_wandb_is_told_what_metrics_jsonl_holds(offline, tmp_path):
     assert (model_dir / "tensorboard").is_dir()
 
 
-def test_a_killed_run_goes_on_in_the_same_wandb_run_and_repeats_nothing(offline, tmp_path):
-    def go_on(step, steps, tracker="wandb"):
+def test_a_resumed_run_continues_its_wandb_run_without_repetition(offline, tmp_path):
+    def resume(step, steps, tracker="wandb"):
         with metrics.RunLog(str(tmp_path), CONFIG, step, 60, tracker) as log:
             for now in steps:
                 log.log_training(now, TRAIN | {"loss": float(now)})
                 if now % 20 == 0:
                     log.log_evaluation(now, {"raw": RESULT, "ema": RESULT | {"top1": now / 100}})
                 if now == 40 and step == 0:
-                    raise RuntimeError("the plug is pulled")
+                    raise RuntimeError("power failure")
 
-    go_on(0, [10], tracker="tensorboard")  # its past is told once it has the tracker
-    with pytest.raises(RuntimeError, match="plug"):
-        go_on(0, [10, 20, 30, 40])
-    go_on(20, [30])  # killed again, before what was told last
-    go_on(20, [30, 40, 50])
-    go_on(50, [60])
-    go_on(60, [])
-    assert wandb_lines(tmp_path) == as_told(lines_of(tmp_path))
+    resume(0, [10], tracker="tensorboard")  # These lines are sent once the run uses the tracker.
+    with pytest.raises(RuntimeError, match="power failure"):
+        resume(0, [10, 20, 30, 40])
+    resume(20, [30])  # Killed again, before the last lines that were sent.
+    resume(20, [30, 40, 50])
+    resume(50, [60])
+    resume(60, [])
+    assert wandb_lines(tmp_path) == as_sent(lines_of(tmp_path))
     assert [line["step"] for line in lines_of(tmp_path)] == [10, 20, 20, 20, 30, 40, 40, 40, 50, 60, 60, 60]
     begun = [r.run for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "run"]
     assert len({run.run_id for run in begun}) == 1
@@ -229,15 +229,15 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_and_repeats_nothing(offline,
 
 
 @pytest.mark.slow
-def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch):
-    """The process is gone before wandb has written what it holds in memory."""
+def test_wandb_misses_no_line_after_a_kill(offline, tmp_path, monkeypatch):
+    """The process is killed before wandb has written what it buffers."""
     program = (
         "import os, tiny\nfrom efficientnet_tf.training.metrics import RunLog\n"
         f"log = RunLog({str(tmp_path)!r}, tiny.load_config(), 0, 60, 'wandb')\n"
         f"for step in (10, 20, 30): log.log_training(step, {TRAIN})\n"
         "os.kill(os.getpid(), 9)"
     )
-    # With a wandb service of its own: that of these tests would outlive it.
+    # With its own wandb service, because the one of these tests would survive the kill.
     alone = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     alone["PYTHONPATH"] = os.pathsep.join([str(Path(metrics.__file__).parents[2]), str(Path(__file__).parents[1])])
     done = subprocess.run([sys.executable, "-c", program], env=alone, capture_output=True, text=True, check=False)
@@ -251,10 +251,10 @@ def test_no_line_is_missing_in_wandb_after_a_kill(offline, tmp_path, monkeypatch
         assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 3}
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "lines": 4}
     rows = wandb_lines(tmp_path)
-    assert [row for i, row in enumerate(rows) if row not in rows[:i]] == as_told(lines_of(tmp_path))
+    assert [row for i, row in enumerate(rows) if row not in rows[:i]] == as_sent(lines_of(tmp_path))
 
 
-def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypatch, capsys):
+def test_a_missing_wandb_is_reported_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     missing = r"tracker=wandb needs Weights & Biases, .* pip install 'efficientnet_tf\[wandb\]'"
     with pytest.raises(UserError, match=missing):
@@ -265,7 +265,7 @@ def test_wandb_that_is_not_there_is_said_before_anything_else(tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_wandb_that_cannot_begin_says_why(offline, tmp_path, monkeypatch):
+def test_wandb_that_cannot_start_says_why(offline, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "a/b")
     with pytest.raises(UserError, match="tracker=wandb: .*a/b.*\n.*'wandb login', or set WANDB_MODE=offline"):
         metrics.RunLog(str(tmp_path), CONFIG, 0, 40, "wandb")

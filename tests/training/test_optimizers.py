@@ -1,4 +1,4 @@
-"""Schedule, optimisers, weight decay and moving average against a few lines of numpy."""
+"""Schedule, optimizers, weight decay and EMA, compared with a few lines of numpy."""
 
 import math
 
@@ -31,7 +31,7 @@ def rates(schedule, steps):
 
 
 def tensorflow1_rmsprop(weight, gradients, rate):
-    """Yield the weight after each step as the optimiser of TensorFlow 1 moves it; `rate` maps a step to its rate."""
+    """Yield the weight after each step of TensorFlow 1's RMSProp. `rate` maps a step to its learning rate."""
     mean_square, velocity = np.ones_like(weight), np.zeros_like(weight)
     for step, gradient in enumerate(gradients):
         mean_square = RHO * mean_square + (1 - RHO) * gradient**2
@@ -40,10 +40,10 @@ def tensorflow1_rmsprop(weight, gradients, rate):
         yield weight
 
 
-def test_rmsprop_is_that_of_tensorflow_1():
+def test_rmsprop_equals_tensorflow_1():
     rng = np.random.default_rng(0)
     start = rng.normal(size=(3, 4))
-    # Gradients small and large against epsilon, and a rate that changes from step to step.
+    # Gradients that are small and large compared with epsilon, and a rate that changes at every step.
     gradients = rng.normal(size=(20, 3, 4)) * np.geomspace(1e-3, 3, 20)[:, None, None]
     schedule = make_schedule("schedule.name=cosine", "schedule.warmup_epochs=0.7", "train.epochs=2")
     variable = keras.Variable(start)
@@ -55,8 +55,8 @@ def test_rmsprop_is_that_of_tensorflow_1():
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
 
 
-def test_rmsprop_of_keras_starts_far_too_fast():
-    """The first step of each at gradient 0.01: keras's mean square is 1e-5, that of TensorFlow 1 about 0.9."""
+def test_keras_rmsprop_starts_far_too_fast():
+    """At gradient 0.01, Keras's mean square after the first step is 1e-5 and TensorFlow 1's is about 0.9."""
     moved = {}
     for make in (RMSprop, keras.optimizers.RMSprop):
         variable = keras.Variable([0.0])
@@ -72,7 +72,7 @@ def make_model():
 
 @pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw", "lamb"])
 def test_settings_reach_the_optimizer(name):
-    """The second step tells momentum and epsilon apart; the reference is keras's own, with the numbers spelt out."""
+    """The second step shows momentum and epsilon. The reference is Keras's optimizer with explicit numbers."""
     settings = {"learning_rate": 0.02, "momentum": 0.7, "rho": 0.6, "epsilon": 0.01, "weight_decay": 0.3}
     overrides = [f"optimizer.{key}={value}" for key, value in settings.items()]
     run = tiny.load_config(
@@ -122,7 +122,7 @@ def test_decay_leaves_batch_norm_alone(optimizer):
         np.testing.assert_array_equal(after[name], 1)
 
 
-def test_rmsprop_comes_back_from_its_config():
+def test_rmsprop_can_be_restored_from_its_config():
     schedule = make_schedule("schedule.name=exponential")
     optimizer = RMSprop(schedule, rho=0.8, momentum=0.7, epsilon=0.02)
     plain = keras.saving.serialize_keras_object(optimizer)
@@ -150,7 +150,7 @@ def test_slots_survive_a_saved_model_and_a_second_build(tmp_path):
 
 
 def test_a_batch_of_65536_has_the_schedule_of_2048():
-    """ImageNet's 350 epochs in 6,842 steps: 32 times the rate at the same epoch, warm-up and stairs where they were."""
+    """350 epochs of ImageNet in 6,842 steps: 32 times the rate at the same epoch, with the same decay steps."""
     size, small, large = (
         1_281_167,
         *(tiny.load_config(f"train.batch_size={b}", recipe="imagenet") for b in (2048, 65536)),
@@ -158,11 +158,11 @@ def test_a_batch_of_65536_has_the_schedule_of_2048():
     assert [plan_phases(c, size)[-1].end_step for c in (small, large)] == [218_949, 6_842]
     schedules = [create_schedule(c, size) for c in (small, large)]
     steps = np.unique([*range(0, 6_842, 10), *range(90, 110)])
-    # One step of the large batch is 32 of the small one: the same images have been seen.
+    # One step of the large batch is 32 steps of the small one.
     small_rates, large_rates = rates(schedules[0], steps * 32), rates(schedules[1], steps)
     np.testing.assert_allclose(large_rates, 32 * np.array(small_rates), rtol=1e-5)
     warmup, peak = 5 * size / 65536, 0.016 * 65536 / 256
-    around = np.array(large_rates)[(steps == 97) | (steps == 98)]  # warm-up's end is a step down
+    around = np.array(large_rates)[(steps == 97) | (steps == 98)]  # The rate drops at the end of the warmup.
     assert around == pytest.approx([peak * 97 / warmup, peak * 0.97**2], rel=1e-5)
 
 
@@ -174,43 +174,43 @@ def test_durations_become_steps():
     assert to_steps(0.001, run, 1437) == 1
 
 
-def test_peak_grows_with_the_batch():
+def test_peak_rate_grows_with_the_batch_size():
     for batch in (32, 256, 4096):
         schedule = make_schedule("schedule.name=constant", "schedule.warmup_epochs=0", batch=batch)
         assert rates(schedule, [0, 1, 10**6]) == [pytest.approx(0.016 * batch / 256, rel=1e-6)] * 3
-    assert 0.016 * 4096 / 256 == 0.256  # the paper
+    assert 0.016 * 4096 / 256 == 0.256  # As in the paper.
 
 
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
 def test_warmup_is_linear_from_zero(name):
-    """10 steps an epoch, 5 epochs: 50 steps."""
+    """5 epochs of 10 steps are 50 steps."""
     schedule = make_schedule(f"schedule.name={name}", "schedule.warmup_epochs=5")
     peak = 0.016 * 100 / 256
     assert float(schedule(0)) == 0.0
     assert rates(schedule, [1, 25, 49]) == pytest.approx([peak / 50, peak / 2, peak * 49 / 50], rel=1e-6)
-    # The stairs have gone down twice, at steps 24 and 48, when the warm-up ends.
+    # There are two decay steps, 24 and 48, before the warmup ends.
     after = peak * 0.97**2 if name == "exponential" else peak
     assert float(schedule(50)) == pytest.approx(after, rel=1e-6)
 
 
-def test_stairs_are_counted_from_step_zero():
+def test_decay_steps_are_counted_from_step_zero():
     schedule = make_schedule("schedule.name=exponential", "schedule.warmup_epochs=0", "train.epochs=100")
     peak = 0.016 * 100 / 256
-    for stair in range(42):
-        edge = 24 * stair  # 2.4 epochs of 10 steps
-        assert rates(schedule, [edge, edge + 12, edge + 23]) == pytest.approx([peak * 0.97**stair] * 3, rel=1e-5)
+    for number in range(42):
+        edge = 24 * number  # 2.4 epochs of 10 steps
+        assert rates(schedule, [edge, edge + 12, edge + 23]) == pytest.approx([peak * 0.97**number] * 3, rel=1e-5)
 
 
 def test_official_imagenet_schedule():
-    """The official recipe at batch 4096: .256, x .97 every 2.4 epochs, over 350 epochs; warm-up over 5."""
+    """The official recipe at batch 4096: 0.256, times 0.97 every 2.4 epochs, 350 epochs, 5 of them warmup."""
     size = 1_281_167
     official = create_schedule(load_config("b0", "imagenet", ["train.batch_size=4096"]), size)
     epoch = size / 4096
     assert rates(official, [0, epoch]) == [0.0, pytest.approx(0.256 / 5, rel=1e-5)]
-    for stair in range(3, 145):
-        # One step off the edge, where float32 can tell the sides apart.
-        before, after = math.ceil(stair * 2.4 * epoch) - 2, math.floor(stair * 2.4 * epoch) + 2
-        expected = [0.256 * 0.97 ** (stair - 1), 0.256 * 0.97**stair]
+    for number in range(3, 145):
+        # One step away from the decay step, where float32 is precise enough.
+        before, after = math.ceil(number * 2.4 * epoch) - 2, math.floor(number * 2.4 * epoch) + 2
+        expected = [0.256 * 0.97 ** (number - 1), 0.256 * 0.97**number]
         assert rates(official, [before, after]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -222,13 +222,13 @@ def test_cosine_ends_at_zero():
     assert rates(schedule, steps) == pytest.approx([peak * share for share in shares], rel=1e-5, abs=1e-9)
 
 
-def test_warmup_may_fill_the_run():
+def test_warmup_may_take_the_whole_run():
     schedule = make_schedule("schedule.name=cosine", "schedule.warmup_epochs=2", "train.epochs=2")
     assert rates(schedule, [10, 19]) == pytest.approx([0.00625 / 2, 0.00625 * 0.95], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
-def test_schedule_comes_back_from_its_config(name):
+def test_schedule_can_be_restored_from_its_config(name):
     schedule = make_schedule(f"schedule.name={name}")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert again.get_config() == schedule.get_config() == LearningRate(**schedule.get_config()).get_config()
@@ -238,7 +238,7 @@ def test_schedule_comes_back_from_its_config(name):
 # ----------------------------------------------------------------------------------------------- weight decay
 
 
-def test_all_but_batch_norm_is_decayed():
+def test_everything_but_batch_norm_is_decayed():
     with unallocated():
         model = build_model("b0", input_shape=(32, 32, 3))
         norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -248,7 +248,7 @@ def test_all_but_batch_norm_is_decayed():
         paths = {v.path for v in decayed}
         assert {"block1a_se_reduce/bias", "block7a_se_expand/bias", "predictions/bias", "stem_conv/kernel"} <= paths
         assert len(model.trainable_variables) - len(decayed) == 2 * len(norms) == 2 * 49
-        # The statistics are the rest of batch norm, each once.
+        # The statistics are the other variables of batch norm, each once.
         moving = {id(w) for layer in norms for w in layer.non_trainable_weights}
         assert {id(v) for v in batch_norm_statistics(model)} == moving and len(batch_norm_statistics(model)) == len(
             moving
@@ -270,8 +270,8 @@ def test_weight_penalty():
 
 
 @pytest.mark.parametrize("decay", [0.9999, 0.5])
-def test_moving_average_has_a_ramp_and_covers_the_statistics(decay):
-    """With 0.5 the ramp (1 + t)/(10 + t) meets its ceiling at t = 8."""
+def test_ema_has_a_ramp_and_includes_the_statistics(decay):
+    """With a decay of 0.5, the ramp (1 + t) / (10 + t) reaches it at t = 8."""
     model = make_model()
     rng = np.random.default_rng(0)
     trained, statistics = model.trainable_variables, batch_norm_statistics(model)

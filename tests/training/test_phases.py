@@ -1,4 +1,4 @@
-"""Progressive resizing: a run in phases of other image sizes, batches and regularisation."""
+"""Progressive resizing: a run in phases with their own image size, batch size and regularization."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ PHASES = (
 )
 
 
-def test_a_run_without_phases_is_one():
+def test_a_run_without_phases_has_one():
     run = tiny.load_config("train.epochs=3")
     (phase,) = plan_phases(run, 1437)
     assert phase.config == run
@@ -40,8 +40,8 @@ def test_phases_follow_each_other():
 
 
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
-def test_learning_rate_goes_by_epochs_and_batch(name):
-    """At every step: the rate of a run without phases at the same epoch, times the ratio of the batches."""
+def test_learning_rate_follows_epochs_and_batch_size(name):
+    """At every step, it is the rate of a run without phases at the same epoch times the ratio of the batch sizes."""
     settings = ["train.epochs=4", f"schedule.name={name}", "schedule.warmup_epochs=1.5", "schedule.decay_epochs=0.3"]
     phased = create_schedule(tiny.load_config(*settings, "train.batch_size=64", PHASES), 1280)
     for first, first_epoch, steps, batch in ((0, 0, 10, 128), (10, 1, 80, 32), (90, 3, 20, 64)):
@@ -51,7 +51,7 @@ def test_learning_rate_goes_by_epochs_and_batch(name):
             assert float(phased(first + step)) == pytest.approx(float(plain(same_epoch)), rel=1e-5, abs=1e-9)
 
 
-def test_every_image_is_used_once_an_epoch_across_phases():
+def test_every_image_is_used_once_per_epoch_across_phases():
     run = tiny.load_config("train.epochs=4", "train.batch_size=64", PHASES)
     source = open_source(run.data, "train", training=True)
     used = []
@@ -77,8 +77,8 @@ def test_batches_have_the_size_of_their_phase():
     assert next(iter(batches))[0].shape == (128, 16, 16, 3)
 
 
-def test_a_phase_lends_its_graph_to_the_weights():
-    """Of another size or drop rate a model of its own; else the run's."""
+def test_a_phase_has_its_own_graph_only_if_it_needs_one():
+    """Another size or drop rate needs a new model. Otherwise the run's own model is used."""
     run = tiny.load_config("train.epochs=4", "train.batch_size=64", PHASES)
     strategy = tiny.make_strategy(1)
     state = create_state(run, 10, 1280, strategy)

@@ -1,9 +1,9 @@
-"""Proof of the recipe: network, training and pixels, held against what is not this package.
+"""Proof of the recipe: network, training and pixels, compared with references outside this package.
 
 The references are TensorFlow 1's own functions, which the official code calls, a few lines of numpy, and published
-numbers. What other test files prove already is not here: drop rates of every block, initial weights and logits
-(test_models.py), scaled channels and repeats (test_scaling.py), a whole train step with its weight decay and the
-evaluation's sums (test_loops.py), crop windows, cubic and mirror (test_data.py), policies (test_augment.py).
+numbers. Other test files prove the rest: drop rates, initial weights and logits (models/test_builder.py), scaled
+channels and repeats (scaling/test_compound.py), a whole training step (test_step.py), evaluation
+(evaluation/test_loop.py), crops, resizing and mirroring (data/test_pipeline.py), and policies (data/test_policies.py).
 """
 
 import math
@@ -33,7 +33,7 @@ from efficientnet_tf.training.optimizers import create_optimizer
 from efficientnet_tf.training.schedule import create_schedule
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
-IMAGENET = 1_281_167  # training images
+IMAGENET = 1_281_167  # Training images.
 
 
 # --------------------------------------------------------------------------------------------------- the network
@@ -46,28 +46,28 @@ def small_spec(*stages):
     return load_variant("b0").model_copy(update={"stages": rows, "stem_channels": 8, "head_channels": 16})
 
 
-def test_residual_wherever_stride_is_1_and_channels_stay():
-    """Not by the place in the stage: no published variant has a first block that keeps its channels."""
+def test_a_block_with_stride_1_and_the_same_channels_is_residual():
+    """The position in the stage does not matter, although no published variant has a first block like this."""
     table = [(3, 1, 1, 8, 1), (3, 2, 4, 8, 2), (3, 1, 4, 16, 2), (5, 1, 4, 16, 1), (5, 2, 4, 16, 1)]
     with unallocated():
         model = build_model(small_spec(*table), input_shape=(32, 32, 3))
         adds = {layer.name: layer.input for layer in model.layers if isinstance(layer, keras.layers.Add)}
         assert set(adds) == {"block1a_add", "block2b_add", "block3b_add", "block4a_add"}
-        # The block's input is added, not what its expansion made of it.
+        # The block's input is added, not the expanded one.
         inputs = {name: pair[1] for name, pair in adds.items()}
         assert inputs["block1a_add"] is model.get_layer("stem_activation").output
         assert inputs["block3b_add"] is model.get_layer("block3a_project_bn").output
         assert inputs["block4a_add"] is model.get_layer("block3b_add").output
 
 
-def test_batch_norm_keeps_99_percent_a_step_and_adds_a_thousandth():
-    """Ten steps of dim images, whose variance an epsilon of a thousandth changes visibly."""
+def test_batch_norm_has_momentum_99_percent_and_epsilon_a_thousandth():
+    """Ten steps of dark images, so that an epsilon of 0.001 changes the result visibly."""
     keras.utils.set_random_seed(0)
     model = build_model(small_spec((3, 1, 1, 8, 1), (3, 2, 4, 16, 2)), classes=2, input_shape=(16, 16, 3))
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(norms) == 1 + 2 + 3 + 3 + 1
     for norm in norms:
-        norm.gamma.assign(np.full(norm.gamma.shape, 0.1))  # dim all the way
+        norm.gamma.assign(np.full(norm.gamma.shape, 0.1))  # Dark through all layers.
     watched = keras.Model(model.input, [tensor for norm in norms for tensor in (norm.input, norm.output)])
     rng = np.random.default_rng(0)
     pixels = rng.normal(rng.uniform(118, 138, (11, 8, 1, 1, 1)), 3, (11, 8, 16, 16, 3)).astype("float32")
@@ -93,7 +93,7 @@ def test_batch_norm_keeps_99_percent_a_step_and_adds_a_thousandth():
 
 
 def test_imagenet_recipe_states_every_published_number():
-    """In the file itself: a default that changes must not change the recipe."""
+    """In the file itself, so that a changed default does not change the recipe."""
     stated = yaml.safe_load((CONFIG_DIR / "recipes" / "imagenet.yaml").read_text())
     third = pytest.approx(4 / 3, abs=1e-6)
     published = {
@@ -106,7 +106,7 @@ def test_imagenet_recipe_states_every_published_number():
     published["optimizer"] |= {"epsilon": 1e-3, "weight_decay": 1e-5}
     for section, values in published.items():
         assert {key: stated[section].get(key) for key in values} == values
-    # Network and image size are the variant's; the evaluation crop's padding stays 32 at every size.
+    # Network and image size come from the variant. The padding of the evaluation crop is 32 at every size.
     assert "model" not in stated and "phases" not in stated["train"]
     assert not {"image_size", "crop_padding", "interpolation"} & set(stated["data"])
     whole = load_config("b4", "imagenet")
@@ -116,7 +116,7 @@ def test_imagenet_recipe_states_every_published_number():
 
 
 @pytest.mark.parametrize("batch", [2048, 4096])
-def test_learning_rate_is_that_of_tensorflow_1_on_both_sides_of_every_edge(batch):
+def test_learning_rate_equals_tensorflow_1_around_every_decay_step(batch):
     run = load_config("b0", "imagenet", [f"train.batch_size={batch}"])
     rate, steps_per_epoch = create_schedule(run, IMAGENET), IMAGENET / batch
     peak = {2048: 0.128, 4096: 0.256}[batch]
@@ -132,8 +132,8 @@ def test_learning_rate_is_that_of_tensorflow_1_on_both_sides_of_every_edge(batch
     assert float(rate(math.ceil(warmup_steps))) == pytest.approx(peak * 0.97**2, rel=1e-6)
 
 
-def test_optimizer_and_average_are_those_of_tensorflow_1():
-    """Twenty steps of the recipe, 4 an epoch, its warm-up cut to one epoch: the climb and two stairs."""
+def test_optimizer_and_ema_equal_tensorflow_1():
+    """Twenty steps of the recipe, four per epoch, with one epoch of warmup and two decay steps."""
     run = load_config("b0", "imagenet", ["schedule.warmup_epochs=1"])
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.BatchNormalization()])
     optimizer = create_optimizer(run, model, size=4 * 2048)
@@ -151,10 +151,10 @@ def test_optimizer_and_average_are_those_of_tensorflow_1():
         epsilon=1e-3,
     )
     follower = tf.train.ExponentialMovingAverage(0.9999, num_updates=done)
-    follower.apply(theirs)  # makes the averages, equal to the variables
+    follower.apply(theirs)  # Creates the averages with the values of the variables.
 
     rng = np.random.default_rng(0)
-    for scale in np.geomspace(1e-3, 3, 20):  # gradients small and large against epsilon
+    for scale in np.geomspace(1e-3, 3, 20):  # Gradients small and large compared with epsilon.
         gradients = [tf.constant(rng.normal(0, scale, v.shape), tf.float32) for v in weights]
         moved = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in statistics]
         optimizer.apply(gradients, weights)
@@ -170,8 +170,8 @@ def test_optimizer_and_average_are_those_of_tensorflow_1():
             np.testing.assert_allclose(ours.numpy(), follower.average(value), rtol=1e-5, atol=1e-6)
 
 
-def test_average_ends_its_ramp_at_its_ceiling():
-    """(1 + t)/(10 + t) is .9999 at t = 89,990; a run of 350 epochs at 4,096 has 109,475 steps."""
+def test_ema_ramp_ends_at_the_decay():
+    """(1 + t) / (10 + t) is 0.9999 at t = 89,990. A run of 350 epochs at batch 4096 has 109,475 steps."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     for step, kept in ((8, 0.5), (44_990, 0.9998), (89_990, 0.9999), (10**7, 0.9999)):
         average = ModelEMA(model, load_config("b0", "imagenet").train.ema_decay)
@@ -180,11 +180,11 @@ def test_average_ends_its_ramp_at_its_ceiling():
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_loss_is_that_of_float64(precision):
-    """Label smoothing and weight decay at their published values, to float32's precision whatever the activations'.
+def test_loss_equals_float64(precision):
+    """With the published label smoothing and weight decay, to float32 precision for all precisions of the activations.
 
-    The classifier's kernel is zero, so that its bias is the logits; all other variables are random, so that each that
-    is wrongly decayed or wrongly spared shows. In bfloat16 the logits alone would be off by a thousandth.
+    The classifier's kernel is zero, so that the logits are its bias. All other variables are random, so that a mistake
+    in which of them are decayed shows. In bfloat16, the logits would be off by a thousandth.
     """
     published = ("optimizer.weight_decay=1e-5", "train.label_smoothing=0.1", "train.batch_size=16")
     run = tiny.load_config(tiny.SHORT, *published, f"train.precision={precision}")
@@ -214,7 +214,7 @@ def test_loss_is_that_of_float64(precision):
 
 
 def draw_sizes(rng, count, height, width, area, aspect, covered=0.1, attempts=10):
-    """Draw crops by the law of TensorFlow 1's `sample_distorted_bounding_box`; return h, w, and who failed.
+    """Draw crops as TensorFlow 1's `sample_distorted_bounding_box` does. Return heights, widths and which failed.
 
     Uniform are the aspect, then the height within what the area and the image allow.
     """
@@ -246,23 +246,26 @@ def test_training_crops_have_the_distribution_of_tensorflow_1(height, width):
     assert failed.mean() == pytest.approx(law_failed.mean(), abs=0.01)
     (y, x, h, w), law_h, law_w = ours[:, ~failed], law_h[~law_failed], law_w[~law_failed]
     share, law_share = h * w / (height * width), law_h * law_w / (height * width)
-    assert 0.1 <= share.min() < 0.105  # a tenth of the object, the whole image, must be seen: more than .08
+    assert 0.1 <= share.min() < 0.105  # A tenth of the image must be visible.
     for drawn, expected in ((h, law_h), (w, law_w), (w / h, law_w / law_h), (share, law_share)):
         assert scipy.stats.ks_2samp(drawn, expected).pvalue > 1e-3
     for place, room in ((y, height - h), (x, width - w)):
-        place, room = place[room > 50], room[room > 50]  # of a few pixels' room the places are too few for a law
+        place, room = (
+            place[room > 50],
+            room[room > 50],
+        )  # Few positions have no distribution.
         assert len(room) > count / 4
         assert scipy.stats.kstest((place + 0.5) / room, "uniform").pvalue > 1e-3
 
 
 def test_training_crop_gives_up_after_ten_attempts():
-    """Of 30 x 90 pixels 43 % is 39 columns of all rows: an aspect of 38.5/30 to 40/30, one attempt in a dozen."""
+    """43% of 30 x 90 pixels are 39 full columns, an aspect of 38.5/30 to 40/30: one attempt in twelve succeeds."""
     _, failed = our_windows(4000, 30, 90, schema.AugmentConfig(crop_area=(0.43, 1.0)))
     chance = (4 / 3 - 38.5 / 30) / (4 / 3 - 3 / 4)
-    assert failed.mean() == pytest.approx((1 - chance) ** 10, abs=0.02)  # after 9 it would be .038 more
+    assert failed.mean() == pytest.approx((1 - chance) ** 10, abs=0.02)  # After nine attempts it would be 0.038 more.
 
 
-def test_policy_works_on_bytes_of_the_networks_size_after_the_mirror(monkeypatch):
+def test_policy_is_applied_to_uint8_pixels_after_resizing_and_mirroring(monkeypatch):
     seen = []
 
     def look(policy, image, seed):
@@ -287,8 +290,8 @@ def test_policy_works_on_bytes_of_the_networks_size_after_the_mirror(monkeypatch
     assert len(seen) == 8 and 0 < mirrored < 8
 
 
-def test_evaluation_counts_all_50000():
-    """Of batches of 1,024 the last one holds 848: right are those alone, which a dropped batch would lose."""
+def test_evaluation_counts_all_50000_images():
+    """The last batch of 1,024 has 848 images. Only those are classified correctly, so dropping them would show."""
     run = load_config("b0", "imagenet", ["data.image_size=8"])
     greys = [tf.io.encode_png(np.full((1, 1, 3), 20 * grey, np.uint8)).numpy() for grey in range(10)]
     labels = np.arange(50_000) % 10
@@ -296,7 +299,7 @@ def test_evaluation_counts_all_50000():
     source = source_from_bytes([greys[grey] for grey in shown], labels, [str(i) for i in range(10)], "grey")
 
     def logits_of(images):
-        """The class shown first, then those that follow it."""
+        """Rank the shown class first, then those after it."""
         shown = tf.round(tf.reduce_mean(images, axis=(1, 2, 3)) / 20)[:, None]
         return -tf.math.floormod(tf.range(10.0)[None] - shown, 10.0)
 
@@ -304,6 +307,6 @@ def test_evaluation_counts_all_50000():
     assert eval_steps(source, run) == 49
     assert result["examples"] == 50_000
     assert result["top1"] == 848 / 50_000
-    assert result["top5"] == 1  # the wrong ones' label is the fifth: 4 after (label + 6)
+    assert result["top5"] == 1  # The label of the wrong ones ranks fifth: 4 after (label + 6).
     wrong, right = -scipy.special.log_softmax(-np.arange(10.0))[[4, 0]]
     assert result["loss"] == pytest.approx((49_152 * wrong + 848 * right) / 50_000, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Transfer: runs that start from other weights, and what stays frozen in them."""
+"""Transfer learning: runs that start from existing weights, and what stays frozen."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train
 from efficientnet_tf.training.trainer import train_model
 from efficientnet_tf.training.transfer import read_initial_weights
 
-# What the weights of `trained` need, all of it other than the variant's.
+# What the weights of `trained` need. All of it differs from the variant.
 NEEDS = (
     "model.mean=[127.5, 127.5, 127.5]",
     "model.std=[127.5, 127.5, 127.5]",
@@ -59,7 +59,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
-    """Return a model directory of weights that have learnt the old digits."""
+    """Return a model directory with weights trained on the old digits."""
     model_dir = str(tmp_path_factory.mktemp("trained") / "model")
     settings = (tiny.SHORT, *NEEDS, *FOLDER, f"data.dir={digits / 'old'}", "train.batch_size=60", "train.ema_decay=0")
     run = tiny.Run(tiny.load_config(*settings, "schedule.name=constant", "optimizer.learning_rate=0.05"))
@@ -70,7 +70,7 @@ def trained(digits, tmp_path_factory):
 
 
 def new_config(digits, init_from, *overrides, needs=NEEDS):
-    """Return the config of a run on the new digits: five steps an epoch, at a rate that moves all that may move."""
+    """Return the config of a run on the new digits: five steps per epoch, at a rate that moves every weight."""
     settings = (tiny.SHORT, *FOLDER, *LATE, f"data.dir={digits / 'new'}", f"train.init_from={init_from}")
     moving = (
         "train.batch_size=10",
@@ -95,7 +95,7 @@ def is_batch_norm(name):
 
 
 def start(config, strategy, size=50, classes=5):
-    """Return a state as `train` makes it at step 0, and a function that takes a phase's steps from where it is."""
+    """Return the state of a run at step 0, and a function that trains steps of a phase."""
     initial = read_initial_weights(config, [str(digit) for digit in range(5, 10)])
     state = checkpoint.create_state(config, classes, size, strategy, initial.values)
     source = open_source(config.data, "train", training=True)
@@ -117,7 +117,7 @@ def start(config, strategy, size=50, classes=5):
 
 
 def test_body_is_loaded_and_head_is_new(digits, trained):
-    """The average as well starts from the loaded weights; a head is random, as the seed has it."""
+    """The EMA starts from the loaded weights too. The head is random and follows from the seed."""
     config = new_config(digits, trained)
     initial = read_initial_weights(config, ["5", "6", "7", "8", "9"])
     assert "classifier is new because the classes are different" in initial.message
@@ -132,25 +132,25 @@ def test_body_is_loaded_and_head_is_new(digits, trained):
     assert not np.array_equal(ours["model/stem_conv/kernel"][0], random["model/stem_conv/kernel"][0])
 
 
-def test_head_is_kept_where_classes_are_the_same_in_the_same_order(digits, trained):
+def test_head_is_kept_for_the_same_classes_in_the_same_order(digits, trained):
     config = new_config(digits, trained)
     theirs = model_dir_lib.restore_model(trained)[0].get_layer("predictions").kernel.numpy()
     initial = read_initial_weights(config, ["0", "1", "2", "3", "4"])
-    assert "its classifier is kept" in initial.message
+    assert "The classifier is kept" in initial.message
     np.testing.assert_array_equal(initial.values["predictions/kernel"], theirs)
     initial = read_initial_weights(config, ["0", "1", "2", "4", "3"])
     assert "predictions/kernel" not in initial.values and "predictions/bias" not in initial.values
 
 
-def test_a_file_names_no_classes(digits, trained, tmp_path):
+def test_a_weight_file_names_no_classes(digits, trained, tmp_path):
     path = str(tmp_path / "own.keras")
     model_dir_lib.restore_model(trained)[0].save(path)
     initial = read_initial_weights(new_config(digits, path), ["0", "1", "2", "3", "4"])
-    assert "the classifier is new, for it names no classes" in initial.message
+    assert "The classifier is new because the weights name no classes" in initial.message
     assert "predictions/kernel" not in initial.values
 
 
-def test_a_wrong_path_builds_and_writes_nothing(digits, trained, tmp_path, monkeypatch):
+def test_a_wrong_path_is_refused_before_anything_is_built(digits, trained, tmp_path, monkeypatch):
     def build(*_, **__):
         raise AssertionError("a model is built")
 
@@ -161,7 +161,7 @@ def test_a_wrong_path_builds_and_writes_nothing(digits, trained, tmp_path, monke
     assert not (tmp_path / "model").exists()
 
 
-def test_weights_that_do_not_fit_write_nothing(digits, trained, tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(digits, trained, tmp_path):
     model_dir = str(tmp_path / "model")
     wider = new_config(digits, trained, "model.stem_channels=16")
     with pytest.raises(UserError, match="does not fit the model"):
@@ -174,7 +174,7 @@ def test_weights_that_do_not_fit_write_nothing(digits, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp_path, capsys):
+def test_needs_are_recorded_so_that_a_resumed_run_needs_no_file(digits, trained, tmp_path, capsys):
     copy, model_dir = str(tmp_path / "weights"), tmp_path / "model"
     shutil.copytree(trained, copy)
     settings = [f"--init_from={copy}", f"--data_dir={digits / 'new'}", f"--model_dir={model_dir}", "--device=cpu"]
@@ -223,12 +223,12 @@ def test_needs_are_recorded_and_a_resumed_run_needs_no_file(digits, trained, tmp
         ("none", 2, []),
     ],
 )
-def test_frozen_stays_to_the_last_bit_and_all_else_moves(digits, trained, freeze, replicas, more):
-    """Weights, slots, statistics and averages, on every replica."""
+def test_frozen_variables_stay_bit_for_bit_and_all_others_move(digits, trained, freeze, replicas, more):
+    """Weights, slots, statistics and EMA, on every replica."""
     config = new_config(digits, trained, f"train.freeze={freeze}", *more)
     state, steps = start(config, tiny.make_strategy(replicas))
     for average in (*state.ema.trainable, *state.ema.statistics):
-        average.assign(average + 1)  # away from the weights: an average that is not left alone moves back
+        average.assign(average + 1)  # Away from the weights, so that an EMA that is updated moves back.
     before = values_of(state)
     loss, _ = steps(4, plan_phases(config, 50)[0])
     after = values_of(state)
@@ -242,7 +242,7 @@ def test_frozen_stays_to_the_last_bit_and_all_else_moves(digits, trained, freeze
 
 
 def test_frozen_batch_norm_uses_its_stored_statistics(digits, trained):
-    """What the frozen graph says of a batch in training is what evaluation would say, without dropout."""
+    """Without dropout, the frozen graph computes the same in training as in inference."""
     config = new_config(digits, trained, "train.freeze=batch_norm", "model.dropout=0.0", "model.drop_connect=0.0")
     state, _ = start(config, tiny.make_strategy(1))
     (phase,) = plan_phases(config, 50)
@@ -267,7 +267,7 @@ def test_freezing_random_weights_is_refused():
 
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
 def test_a_phase_scales_the_learning_rate(name):
-    """At every step the rate of a run without phases, times the ratio of the rates."""
+    """At every step, it is the rate of a run without phases times the ratio of the rates."""
     settings = ("train.epochs=4", f"schedule.name={name}", "schedule.warmup_epochs=0.5", "train.batch_size=64")
     phases = "train.phases=[{until: 0.25, set: {optimizer.learning_rate: 0.4}}, {until: 1.0, set: {}}]"
     plain = create_schedule(tiny.load_config(*settings, "optimizer.learning_rate=0.1"), 1280)
@@ -294,8 +294,8 @@ def test_a_phase_unfreezes(digits, trained):
 
 
 @pytest.mark.slow
-def test_interrupted_in_a_phase_and_resumed_is_the_same_run(digits, trained, tmp_path):
-    """Stopped while the body is frozen; the weights that it began with are gone when it goes on."""
+def test_a_run_interrupted_in_a_phase_ends_the_same(digits, trained, tmp_path):
+    """It is stopped while the body is frozen, and its initial weights are deleted before it resumes."""
     copy = str(tmp_path / "weights")
     shutil.copytree(trained, copy)
     phases = "train.phases=[{until: 0.5, set: {train.freeze: body}}, {until: 1.0, set: {train.freeze: batch_norm}}]"
@@ -325,8 +325,8 @@ def saved(model_dir):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"])
-def test_transfer_recipes_are_20000_steps_of_sets_that_are_there(name):
-    """Kornblith et al., 2019; the sizes are those of the paper's Table 6."""
+def test_transfer_recipes_are_20000_steps_of_known_data_sets(name):
+    """As in Kornblith et al., 2019. The sizes are those of the paper, table 6."""
     sizes = dict(cifar10=50000, cifar100=50000, birdsnap=47386, cars=8144, flowers=2040, aircraft=6667)
     size = (sizes | dict(pets=3680, food=75750))[name]
     config = load_config("b4", f"transfer_{name}", ["data.dir=x"])
@@ -345,11 +345,11 @@ def test_transfer_recipes_are_20000_steps_of_sets_that_are_there(name):
 
 
 def test_few_images_do_not_collapse(digits, trained):
-    """Ten images a class in batches of ten; chance would be 0.2, other seeds come to 0.74 to 0.84."""
+    """Ten images per class in batches of ten. Chance is 0.2, and other seeds reach 0.74 to 0.84."""
     recipe = load_config("b0", "finetune", ["data.dir=x", f"train.init_from={trained}"]).train.phases
     assert [phase.set["train.freeze"] for phase in recipe] == ["body", "batch_norm"]
     phases = "train.phases=[{until: 0.3, set: {train.freeze: body}}, {until: 1.0, set: {train.freeze: batch_norm}}]"
-    # A momentum of 0.99, as the variants have: statistics that were not frozen would lag behind weights this quick.
+    # With the variants' momentum of 0.99, statistics that are not frozen would lag behind weights that move this fast.
     rate = ("optimizer.learning_rate=0.1", "optimizer.weight_decay=1e-5", "model.batch_norm_momentum=0.99")
     config = new_config(
         digits, trained, *rate, phases, "model.drop_connect=0.0", "train.epochs=40", "augment.crop_area=[0.8, 1.0]"
