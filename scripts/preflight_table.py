@@ -1,8 +1,8 @@
-"""Compile the family for TPUs that are not there: `python scripts/preflight_table.py [docs/preflight.json]`.
+"""Compile the family for TPU slices: `python scripts/preflight_table.py [docs/preflight.json]`.
 
-Each variant at the official batch on the smallest square slice of a generation that it fits on, found by compiling on
-larger and larger ones. Hours on a few cores; started again, it goes on after what the file already has. The page beside
-the file, docs/preflight.md, is written from it.
+Each variant is compiled at the official batch for the smallest square slice of a generation on which it fits, which is
+found by trying larger and larger slices. This takes hours on a few cores. When you start the script again, it continues
+after the reports that the file already has. The page docs/preflight.md is written from the file.
 """
 
 import json
@@ -10,57 +10,68 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+from efficientnet_tf.runtime.terminal import ProgressBar
 
 VARIANTS = tuple(f"b{i}" for i in range(8))
 SLICES = {"v3": ("4x4", "8x8", "16x16"), "v5e": ("4x4", "8x8", "16x16"), "v6e": ("4x4", "8x8", "16x16")}
-BATCH, EVAL_BATCH = 2048, 1024  # the recipe's, named here because rows at other batches cannot be compared
+BATCH, EVAL_BATCH = 2048, 1024  # those of the recipe; rows at other batches could not be compared
 MIB, GIB = 2**20, 2**30
 
 
-def command_of(variant, topology):
-    """Return the words of the command that makes a row."""
+def make_command(variant, topology):
+    """Return the words of the command that measures a row."""
     words = ["efficientnet_tf.preflight", f"--variant={variant}", f"--topology={topology}", f"--batch={BATCH}"]
     return [*words, "--set", f"eval.batch_size={EVAL_BATCH}", "--json"]
 
 
-def load(path):
-    """Return the reports of a file, [] where there is none."""
+def load_reports(path):
+    """Return the reports of a file, or [] if there is no file."""
     return json.loads(path.read_text())["reports"] if path.exists() else []
 
 
 def complete(path):
-    """Compile what the file lacks; write it after each report."""
-    reports = load(path)
-    known = {(r["variant"], r["topology"]): r for r in reports}
-    with tqdm([(v, chip) for chip in SLICES for v in VARIANTS]) as cells:
+    """Compile what the file lacks, write the file after each report, and return all reports."""
+    known = {(report["variant"], report["topology"]): report for report in load_reports(path)}
+    cells = [(variant, chip) for chip in SLICES for variant in VARIANTS]
+    with ProgressBar(len(cells), "preflight", "variants and chips") as bar:
         for variant, chip in cells:
             for layout in SLICES[chip]:
                 topology = f"{chip}:{layout}"
-                cells.set_description(f"{variant} on {topology}")
+                bar.describe(f"{variant} on {topology}")
                 if (variant, topology) not in known:
-                    command = [sys.executable, "-m", *command_of(variant, topology)]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-                    if not done.stdout:
-                        sys.exit(f"{' '.join(command)} failed, exit status {done.returncode}")
-                    known[variant, topology] = brief(json.loads(done.stdout))
-                    unfinished = path.with_suffix(".unfinished")
-                    unfinished.write_text(json.dumps({"reports": list(known.values())}, indent=1) + "\n")
-                    unfinished.replace(path)
+                    known[variant, topology] = run_preflight(variant, topology)
+                    write_reports(path, known.values())
                 if known[variant, topology]["programs"]["train"]["fits"]:
                     break
+            bar.advance()
     return list(known.values())
 
 
-def brief(report):
-    """Return a report without the shape of every sum over replicas."""
+def run_preflight(variant, topology):
+    """Run the command of a row and return its report."""
+    command = [sys.executable, "-m", *make_command(variant, topology)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout:
+        sys.exit(f"{' '.join(command)} failed with exit status {done.returncode}.")
+    return shorten(json.loads(done.stdout))
+
+
+def write_reports(path, reports):
+    """Write the reports to a file, which is complete at any time."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"reports": list(reports)}, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def shorten(report):
+    """Return a report without the shapes of the sums over replicas."""
     for step in report["steps"].values():
         sums = step["all_reduces"]
         step["all_reduces"] = {"count": len(sums), "bytes": sum(each["bytes"] for each in sums)}
     return report
 
 
-def row_of(report):
+def make_row(report):
     """Return the cells of a report's row."""
     train, evaluation = report["programs"]["train"], report["programs"]["raw"]
     start = [report["variant"], str(report["image_size"]), report["topology"], str(report["replicas"])]
@@ -83,53 +94,48 @@ def row_of(report):
     ]
 
 
-def page(reports):
+TITLES = (
+    "",
+    "pixels",
+    "slice",
+    "replicas",
+    "images per replica",
+    "GiB of a replica's memory",
+    "MiB of arguments, temporary, code",
+    "convolutions in bfloat16",
+    "sums over replicas, MiB",
+    "TFLOPs per step",
+    "ms at the peak of arithmetic, of memory",
+    "images/s per host at that bound",
+    "evaluation, GiB",
+)
+
+
+def format_page(reports):
     """Return the Markdown page."""
-    titles = [
-        "",
-        "pixels",
-        "slice",
-        "replicas",
-        "images a replica",
-        "GiB of a replica's memory",
-        "MiB of arguments, temporary, code",
-        "convolutions in bfloat16",
-        "sums over replicas, MiB",
-        "TFLOPs a step",
-        "ms at the peak of arithmetic, of memory",
-        "images/s a host at that bound",
-        "evaluation, GiB",
-    ]
     order = {key: i for i, key in enumerate((v, chip) for v in VARIANTS for chip in SLICES)}
     reports = sorted(reports, key=lambda r: (order[r["variant"], r["topology"].partition(":")[0]], r["replicas"]))
-    lines = [titles, ["--:"] * len(titles), *map(row_of, reports)]
+    table = [TITLES, ["--:"] * len(TITLES), *map(make_row, reports)]
     versions = sorted({", ".join(f"{k} {v}" for k, v in r["environment"].items()) for r in reports})
-    findings = {f"{r['variant']} on {r['topology']}: {f['text']}" for r in reports for f in r["findings"]}
-    fits = [r for r in reports if r["programs"]["train"]["fits"]]
-    cannot = ("host_operations", "string_operations", "dynamic_shapes")
-    clean = not any(step[kind] for report in reports for step in report["steps"].values() for kind in cannot)
-    done = {(r["variant"], r["topology"].partition(":")[0]) for r in fits}
-    missing = [f"{v} for {chip}" for chip in SLICES for v in VARIANTS if (v, chip) not in done]
-    seconds = sorted(report["programs"]["train"]["seconds"] for report in fits)
+    problems = sorted({f"{r['variant']} on {r['topology']}: {f['text']}" for r in reports for f in r["findings"]})
     return f"""# The family on TPUs, without a TPU
 
-Written by `python scripts/preflight_table.py`, each row by
+`python scripts/preflight_table.py` writes this page. Each row comes from
 
-    python -m {" ".join(command_of("VARIANT", "SLICE"))}
+    python -m {" ".join(make_command("VARIANT", "SLICE"))}
 
-Nothing was run on a TPU: these are the counts of its compiler for one step of one replica, of training unless the title
-says otherwise. The times are what the chip's published peaks allow, no promise; the compiler's count of bytes has those
-in it that it keeps on the chip, so that the one by memory is too long.
+Nothing was run on a TPU. The numbers are what the TPU compiler reports for one step of one replica, a training step
+unless the title says otherwise. The times are lower bounds at the published peaks of the chip, not predictions. The
+time at the peak of memory is too long, because the compiler also counts bytes that stay on the chip.
 
-{chr(10).join(f"| {' | '.join(cells)} |" for cells in lines)}
+{chr(10).join(f"| {' | '.join(cells)} |" for cells in table)}
 
-Of {len(reports)} traced runs {"none has" if clean else "SOME HAVE"} an operation for the host, a string or a dynamic \
-shape in its steps. Compiling a training
-step took {seconds[0]:.0f} to {seconds[-1]:.0f} s.{f" Not compiled yet: {', '.join(missing)}." if missing else ""}
+{describe_traces(reports)}
+{describe_compilation(reports)}
 
-Findings:
+Problems:
 
-{chr(10).join(f"- {text}" for text in sorted(findings)) or "- none"}
+{chr(10).join(f"- {text}" for text in problems) or "- none"}
 
 Versions:
 
@@ -137,11 +143,29 @@ Versions:
 """
 
 
+def describe_traces(reports):
+    """Say whether all traced steps can run on a TPU."""
+    kinds = ("host_operations", "string_operations", "dynamic_shapes")
+    clean = not any(step[kind] for report in reports for step in report["steps"].values() for kind in kinds)
+    subject = f"In {'none' if clean else 'SOME'} of {len(reports)} runs do the traced steps"
+    return f"{subject} have an operation on the host, a string or a dynamic shape."
+
+
+def describe_compilation(reports):
+    """Say how long compiling took and what has not been compiled yet."""
+    fits = [report for report in reports if report["programs"]["train"]["fits"]]
+    done = {(report["variant"], report["topology"].partition(":")[0]) for report in fits}
+    missing = [f"{v} for {chip}" for chip in SLICES for v in VARIANTS if (v, chip) not in done]
+    seconds = sorted(report["programs"]["train"]["seconds"] for report in fits)
+    text = f"Compiling a training step took {seconds[0]:.0f} to {seconds[-1]:.0f} s."
+    return f"{text} Not compiled yet: {', '.join(missing)}." if missing else text
+
+
 def main(path):
-    """Complete the file, then write the page beside it."""
+    """Complete the file, then write the page next to it."""
     path = Path(path)
     reports = complete(path)
-    path.with_suffix(".md").write_text(page(reports))
+    path.with_suffix(".md").write_text(format_page(reports))
 
 
 if __name__ == "__main__":
