@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.schema import ModelSpec
-from efficientnet_tf.scaling.complexity import list_layers
+from efficientnet_tf.scaling.layers import list_layers
 
 if TYPE_CHECKING:
     import keras
