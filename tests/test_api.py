@@ -104,3 +104,14 @@ def test_import_is_cheap():
 def test_unknown_name():
     with pytest.raises(AttributeError, match="module 'efficientnet_tf' has no attribute 'EfficientNetB9'"):
         _ = efficientnet_tf.EfficientNetB9
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_python_api_example_script(tmp_path):
+    script = Path(__file__).parent.parent / "scripts/python_api_example.py"
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'examples': 360" in done.stdout and "[[('7', 0." in done.stdout and "'agreement': " in done.stdout
+    for name in ("digits_tour/model.keras", "digits.tflite", "seven_cam.png"):
+        assert (tmp_path / "runs" / name).is_file()

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def list_operations(content: bytes, layer_of: dict[bytes, str]) -> dict[str, tup
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    network = schema.ModelT.InitFromPackedBuf(content, 0)
+    network: Any = schema.ModelT.InitFromPackedBuf(content, 0)
     (graph,) = network.subgraphs
     maker = {tensor: operator for operator in graph.operators for tensor in operator.outputs}
 

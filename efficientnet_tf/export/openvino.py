@@ -80,8 +80,8 @@ def open_file(path):
     import openvino
 
     network = openvino.Core().read_model(path)
-    texts = network.get_rt_info([SECTION]).value if network.has_rt_info([SECTION]) else {}
-    hint = HINTS.get(texts.get("precision"))
+    texts: dict[str, str] = network.get_rt_info([SECTION]).value if network.has_rt_info([SECTION]) else {}
+    hint = HINTS.get(texts.get("precision", ""))
     compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
     return lambda images: compiled(images)[0], texts
 

@@ -1,6 +1,7 @@
 """Measures what int8 does to each layer of a network, and finds what must stay in float together with a layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ class _FakeQuantization(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        step = ops.maximum((self.high - self.low) / 255, 1e-12)
+        step: Any = ops.maximum((self.high - self.low) / 255, 1e-12)
         rounded = self.low + step * ops.round((ops.clip(inputs, self.low, self.high) - self.low) / step)
         return ops.where(self.enabled > 0, rounded, inputs)
 

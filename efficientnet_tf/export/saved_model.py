@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -89,7 +90,7 @@ def _write(model, config, model_dir, folder):
     def signature(function, dtype, shape):
         return tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name="image")])
 
-    module = tf.Module()
+    module: Any = tf.Module()
     module.weights = [v.value for v in model.variables]
     module.assets = [tf.saved_model.Asset(os.path.join(model_dir, n)) for n in ("classes.txt", "config.yaml")]
     signatures = {
