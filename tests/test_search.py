@@ -142,14 +142,14 @@ def read_logs(folder):
 @pytest.mark.slow
 def test_search_of_two_processes_survives_being_killed(tmp_path):
     searches = [start(tmp_path) for _ in range(2)]
-    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/step-*.index")), 120)
+    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/step-*.index")), 300)
     searches[0].kill()
     time.sleep(6)  # The other process may take over its run.
     searches[1].kill()
     for process in searches:
         process.communicate()
     first, second = start(tmp_path), start(tmp_path)
-    wait_for(lambda: "from the checkpoint of step" in read_logs(tmp_path), 120)
+    wait_for(lambda: "Continuing from the checkpoint of step" in read_logs(tmp_path), 300)
     second.kill()
     second.communicate()
     output = first.communicate(timeout=400)
@@ -160,7 +160,7 @@ def test_search_of_two_processes_survives_being_killed(tmp_path):
     with open(tmp_path / "search.csv") as file:
         assert sorted(row["run"] for row in csv.DictReader(file)) == sorted(names)
     logs = read_logs(tmp_path)
-    assert logs.count("finished: ") == len(names)
+    assert logs.count("Finished: ") == len(names)
     again = start(tmp_path)
     assert "Wrote coefficients.yaml" in again.communicate(timeout=60)[0]
     assert read_logs(tmp_path) == logs, "nothing is trained again"
