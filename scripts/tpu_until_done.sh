@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# From a checkout on your own machine: trains on a TPU VM until the training is done, and makes the TPU VM anew when it
-# was preempted. Needs the gcloud command, logged in. All that a run must keep lies in its --model_dir, on gs://.
+# Train on a TPU VM until training is done, and create the TPU VM again whenever it is preempted. Run this in a checkout
+# on your own machine. It needs the gcloud command, logged in. Use a --model_dir on gs://, because nothing else is kept.
 #   ZONE=us-central2-b TYPE=v3-32 bash scripts/tpu_until_done.sh NAME --variant=b4 --data_dir=gs://bucket/tfds --model_dir=gs://bucket/b4
-# VERSION is the runtime (tpu-ubuntu2204-base); SPOT= asks for one that is not preempted. The TPU VM is not deleted at the
-# end: gcloud compute tpus tpu-vm delete NAME --zone=ZONE
+# VERSION sets the runtime (tpu-ubuntu2204-base). SPOT= requests a TPU VM that is not preempted. The TPU VM is not
+# deleted at the end. Delete it with: gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 set -euo pipefail
-: "${ZONE:?the zone, such as us-central2-b}" "${TYPE:?the slice, such as v3-32}" "${1:?the name of the TPU VM}"
+: "${ZONE:?set it to the zone, for example us-central2-b}" "${TYPE:?set it to the slice, for example v3-32}"
+: "${1:?give the name of the TPU VM as the first argument}"
 name=$1
 shift
 version=${VERSION:-tpu-ubuntu2204-base} spot=${SPOT---spot} pause=${PAUSE:-60} folder=efficientnet_tf
@@ -30,7 +31,7 @@ while true; do
       if tpu create "$name" "${options[@]}"; then fresh=1; else sleep "$pause"; fi
       continue ;;
     PREEMPTED | TERMINATED | STOPPED) tpu delete "$name" --quiet || sleep "$pause"; continue ;;
-    *) echo "tpu_until_done: $name is $state, waiting" >&2; sleep "$pause"; continue ;;
+    *) echo "tpu_until_done: $name is $state, waiting for it" >&2; sleep "$pause"; continue ;;
   esac
   if [ -n "$fresh" ]; then
     tpu scp "$scratch/$folder.tar.gz" "$name": --worker=all || { sleep "$pause"; continue; }
@@ -40,8 +41,9 @@ while true; do
   fi
   status=0
   everywhere "$command" || status=$?
-  # 0: done. 1 and 2: an error that would come again. All else, 255 of a lost connection among it: look, and go on.
+  # 0 is done. 1 and 2 are errors that would happen again. After all others, for example 255 for a lost connection,
+  # check the TPU VM and go on.
   case $status in 0 | 1 | 2) exit $status ;; esac
-  echo "tpu_until_done: status $status, looking at $name" >&2
+  echo "tpu_until_done: exit status $status, checking $name" >&2
   sleep "$pause"
 done

@@ -1,7 +1,4 @@
-"""The wrappers that start a training again, with real processes: a stand-in for the command, and one for gcloud.
-
-And what measures speed: the pages that are written, never how quick something was.
-"""
+"""The scripts that restart training, with stand-ins for the command and for gcloud, and the pages about speed."""
 
 import json
 import os
@@ -17,7 +14,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def until_done(tmp_path, *statuses, **environment):
-    """Run a command that ends with these statuses, one after the other; return the process and how often it ran."""
+    """Run a command that ends with these statuses, one after the other. Return the process and the calls."""
     (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
     command = tmp_path / "command"
     command.write_text(
@@ -46,13 +43,13 @@ def until_done(tmp_path, *statuses, **environment):
         ((137, 139, 137, 0), 137, 3),  # TRIES=2
     ],
 )
-def test_started_again_until_done(tmp_path, statuses, status, runs):
-    done, told = until_done(tmp_path, *statuses, TRIES="2")
-    assert (done.returncode, told) == (status, ["--a b c"] * runs), done.stderr
+def test_command_is_started_again_until_it_is_done(tmp_path, statuses, status, runs):
+    done, calls = until_done(tmp_path, *statuses, TRIES="2")
+    assert (done.returncode, calls) == (status, ["--a b c"] * runs), done.stderr
     assert ("giving up" in done.stderr) == (status == 137)
 
 
-def test_a_signal_goes_to_the_command(tmp_path):
+def test_signal_is_passed_to_the_command(tmp_path):
     command = tmp_path / "command"
     command.write_text("trap 'exit 75' TERM\ntouch ready\nwhile true; do sleep 0.05; done\n")
     process = subprocess.Popen(["bash", SCRIPTS / "until_done.sh", "bash", command], cwd=tmp_path)
@@ -62,7 +59,7 @@ def test_a_signal_goes_to_the_command(tmp_path):
     assert process.wait(20) == 75
 
 
-def test_without_a_command_it_tells_its_use():
+def test_usage():
     done = subprocess.run(["bash", SCRIPTS / "until_done.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "bash scripts/until_done.sh .venv/bin/python" in done.stdout
 
@@ -82,7 +79,7 @@ esac
 
 
 @pytest.mark.parametrize(("statuses", "status"), [((0,), 0), ((255, 75, 0), 0), ((255, 1), 1)])
-def test_a_preempted_tpu_is_made_anew(tmp_path, statuses, status):
+def test_preempted_tpu_is_created_again(tmp_path, statuses, status):
     (tmp_path / "bin").mkdir()
     gcloud = tmp_path / "bin" / "gcloud"
     gcloud.write_text(f"#!/usr/bin/env bash\n{GCLOUD}")
@@ -105,9 +102,9 @@ def test_a_preempted_tpu_is_made_anew(tmp_path, statuses, status):
     )
     assert done.returncode == status, done.stderr
     verbs = [line.split()[3] for line in (tmp_path / "log").read_text().splitlines()]
-    made = 1 + (255 in statuses)
-    assert verbs.count("create") == verbs.count("scp") == made and verbs.count("delete") == made - 1
-    assert verbs.count("ssh") == made + len(statuses)  # setting up, and each start
+    created = 1 + (255 in statuses)
+    assert verbs.count("create") == verbs.count("scp") == created and verbs.count("delete") == created - 1
+    assert verbs.count("ssh") == created + len(statuses)  # once for each set-up and each start
     log = (tmp_path / "log").read_text()
     assert "--accelerator-type=v3-8 --version=tpu-ubuntu2204-base --spot --zone=z" in log
     assert r"efficientnet_tf.train --tpu=local --variant=b4 --set a=b\ c --zone=z" in log
