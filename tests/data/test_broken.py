@@ -1,4 +1,4 @@
-"""A data set of which one image in a hundred is broken, each in another way: training stops, or goes on and counts."""
+"""Train on a dataset in which one image in a hundred is broken, each in another way."""
 
 import re
 import subprocess
@@ -15,19 +15,19 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.evaluation.loop import make_evaluator
 
-SOUND = 800
+INTACT = 800
 
 
-def write_broken(folder, sound_png):
-    """Write eight files that cannot be decoded; return their names."""
+def write_broken(folder, intact_png):
+    """Write eight files that cannot be decoded and return their names."""
     rng = np.random.default_rng(1)
     contents = {
         "zero.jpg": b"",
         "header.jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01",
         "text.jpg": b"<html><body>404 Not Found</body></html>",
         "random.png": rng.bytes(500),
-        "cut.png": sound_png[: len(sound_png) // 2],
-        "garbage.png": sound_png[:8] + rng.bytes(400),
+        "cut.png": intact_png[: len(intact_png) // 2],
+        "garbage.png": intact_png[:8] + rng.bytes(400),
         "empty.gif": b"GIF89a\x08\x00\x08\x00\x00\x00\x00;",
     }
     for name, content in contents.items():
@@ -38,19 +38,19 @@ def write_broken(folder, sound_png):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Make train/ with 800 sound images and eight broken ones, val/ with sound ones; return the broken ones' paths."""
+    """Write 800 intact and 8 broken images to train/, and intact ones to val/. Return the root and the broken paths."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    for split, count in (("train", SOUND), ("val", 20)):
+    for split, count in (("train", INTACT), ("val", 20)):
         for number in range(count):
             name = "ab"[number % 2]
             (root / split / name).mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 128, (12, 12, 3), dtype=np.uint8)
             pixels[..., number % 2] += 100
             PIL.Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
-    PIL.Image.fromarray(pixels).save(root / "sound.png")
-    broken = write_broken(root / "train/a", (root / "sound.png").read_bytes())
-    assert len(broken) == 8 and len(list((root / "train").rglob("*.*"))) == SOUND + 8
+    PIL.Image.fromarray(pixels).save(root / "intact.png")
+    broken = write_broken(root / "train/a", (root / "intact.png").read_bytes())
+    assert len(broken) == 8 and len(list((root / "train").rglob("*.*"))) == INTACT + 8
     return root, [str(root / "train/a" / name) for name in broken]
 
 
@@ -63,7 +63,7 @@ def train(root, model_dir, *more):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_training_stops_by_default_and_names_them(photos, tmp_path):
+def test_training_stops_by_default_and_names_broken_images(photos, tmp_path):
     root, broken = photos
     done = train(root, tmp_path / "run")
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -77,8 +77,8 @@ def test_training_stops_by_default_and_names_them(photos, tmp_path):
     assert not (tmp_path / "run/model.keras").exists()
 
 
-def test_with_a_higher_limit_it_trains_and_counts_them_exactly(photos, tmp_path):
-    """One epoch of 101 steps of 8 images has asked for every one of the 808."""
+def test_training_with_a_higher_limit_counts_broken_images_exactly(photos, tmp_path):
+    """One epoch of 101 steps of 8 images reads all 808 images."""
     root, broken = photos
     done = train(root, tmp_path / "run", "data.max_bad_fraction=0.02")
     assert done.returncode == 0, done.stderr
@@ -87,8 +87,8 @@ def test_with_a_higher_limit_it_trains_and_counts_them_exactly(photos, tmp_path)
     assert (tmp_path / "run/model.keras").exists()
 
 
-def test_a_limit_that_is_just_missed(photos):
-    """Eight of 808 are more than 0.98 %; that is certain once the last of them has come."""
+def test_limit_is_exceeded_by_the_last_broken_image(photos):
+    """Eight of 808 are more than 0.98% and not more than 8 / 808."""
     root, broken = photos
     run = tiny.load_config(f"data.dir={root}", "data.image_size=16", "train.batch_size=8", recipe="folder")
     source = open_source(run.data, "train", training=True)
@@ -102,7 +102,7 @@ def test_a_limit_that_is_just_missed(photos):
     assert all(name in str(caught.value) for name in broken)
 
 
-def test_evaluation_leaves_out_nothing(photos):
+def test_evaluation_does_not_tolerate_broken_images(photos):
     root, broken = photos
     run = tiny.load_config(f"data.dir={root}", "data.image_size=16", "model.dropout=0.0", recipe="folder")
     source = open_source(run.data, "train", training=False)

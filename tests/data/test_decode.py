@@ -1,4 +1,4 @@
-"""`decode_window` against Pillow: every format and orientation, windows, and files that no honest encoder writes."""
+"""Compare `decode_window` with Pillow for every format and orientation, and test damaged files."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_tf.data.decode import decode_window
-from efficientnet_tf.data.source import map_or_blank
+from efficientnet_tf.data.source import map_with_fallback
 
 ORIENTATION = 0x0112
 HEIGHT, WIDTH = 40, 56
@@ -24,14 +24,14 @@ def encode(image, kind, **arguments):
 
 
 def reference(encoded):
-    """Return the upright RGB pixels that Pillow sees."""
+    """Return the upright RGB pixels that Pillow decodes."""
     image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded)))
     return np.asarray(image.convert("RGB")).astype(int)
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)])
 def _window(encoded, window):
-    # Without a height the window is the whole image.
+    # A window without a height stands for the whole image.
     return decode_window(
         encoded, 3, lambda shape: tf.where(window[2] > 0, window, tf.stack([0, 0, shape[0], shape[1]]))
     )
@@ -48,7 +48,7 @@ def assert_close(one, other, tolerance):
 
 @pytest.fixture(scope="module")
 def picture():
-    """Return a smooth picture without a symmetry: decoders agree on it but for rounding."""
+    """Return a smooth image without symmetry, on which decoders agree except for rounding."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels).resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC)
 
@@ -61,7 +61,7 @@ def segment(marker, content):
 
 
 def exif(order, orientation, entries_before=3, offset=8):
-    """Return an Exif segment written from the standard: TIFF header, one directory, short values."""
+    """Return an Exif segment as the standard defines it: TIFF header, one directory, short values."""
     mark = {"<": b"II", ">": b"MM"}[order]
     other = [struct.pack(order + "HHIHH", 0x0100 + i, 3, 1, 6 - i, 0) for i in range(entries_before)]
     entry = struct.pack(order + "HHIHH", ORIENTATION, 3, 1, orientation, 0)
@@ -77,7 +77,7 @@ def with_segments(jpeg, *segments, keep_jfif=True):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", "<>")
-def test_every_orientation_is_pillows(picture, order, orientation):
+def test_every_orientation_matches_pillow(picture, order, orientation):
     plain = encode(picture, "JPEG", quality=95)
     comment, xmp = segment(0xFE, b"a comment"), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
     tag = exif(order, orientation)
@@ -98,7 +98,7 @@ def test_every_orientation_is_pillows(picture, order, orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_as_pillow_writes_it_beside_a_long_colour_profile(picture, orientation):
+def test_orientation_as_pillow_writes_it_with_a_long_color_profile(picture, orientation):
     tags = PIL.Image.Exif()
     tags[ORIENTATION] = orientation
     jpeg = encode(picture, "JPEG", quality=95, exif=tags, icc_profile=bytes(150_000))
@@ -106,7 +106,7 @@ def test_orientation_as_pillow_writes_it_beside_a_long_colour_profile(picture, o
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_window_is_cut_from_the_upright_image(picture, orientation):
+def test_window_is_cut_from_the_upright_image(picture, orientation):
     jpeg = with_segments(encode(picture, "JPEG", quality=95, subsampling=0), exif("<", orientation))
     whole = decode(jpeg)
     for y, x, height, width in [(0, 0, 1, 1), (3, 5, 20, 11), (8, 0, 32, 40), (0, 17, 9, 23), (39, 39, 1, 1)]:
@@ -122,20 +122,20 @@ def test_a_window_is_cut_from_the_upright_image(picture, orientation):
         pytest.param(exif(">", 9), id="orientation 9"),
         pytest.param(exif("<", 65535), id="orientation 65535"),
         pytest.param(segment(0xE1, b"Exif\0\0"), id="nothing after the signature"),
-        pytest.param(segment(0xE1, b"Exif\0\0II"), id="byte order alone"),
-        pytest.param(segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 4), id="directory far behind the end"),
-        pytest.param(segment(0xE1, b"Exif\0\0MM\0*" + b"\xff" * 4), id="directory far behind the end, MM"),
-        pytest.param(segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + b"\xff\xff"), id="65535 entries, none there"),
-        pytest.param(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 40), id="65535 entries of rubbish"),
-        pytest.param(segment(0xE1, b"Exif\0\0II*\0\x08\0\x01\0" + exif("<", 6)[18:]), id="directory 65,544 bytes on"),
+        pytest.param(segment(0xE1, b"Exif\0\0II"), id="only a byte order"),
+        pytest.param(segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 4), id="directory far after the end"),
+        pytest.param(segment(0xE1, b"Exif\0\0MM\0*" + b"\xff" * 4), id="directory far after the end, MM"),
+        pytest.param(segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + b"\xff\xff"), id="65535 entries, all missing"),
+        pytest.param(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 40), id="65535 invalid entries"),
+        pytest.param(segment(0xE1, b"Exif\0\0II*\0\x08\0\x01\0" + exif("<", 6)[18:]), id="directory at 65,544"),
     ],
 )
-def test_an_exif_header_that_makes_no_sense_turns_nothing(picture, tag):
+def test_invalid_exif_data_are_ignored(picture, tag):
     plain = encode(picture, "JPEG")
     np.testing.assert_array_equal(decode(with_segments(plain, tag)), decode(plain))
 
 
-def test_jpeg_without_any_segment_before_its_tables(picture):
+def test_jpeg_without_a_segment_before_its_tables(picture):
     plain = encode(picture, "JPEG")
     np.testing.assert_array_equal(decode(with_segments(plain, keep_jfif=False)), decode(plain))
 
@@ -144,13 +144,13 @@ def test_jpeg_without_any_segment_before_its_tables(picture):
 
 
 def ycck(cmyk_jpeg):
-    """Relabel an Adobe CMYK JPEG as YCCK: the same numbers mean another picture."""
+    """Relabel an Adobe CMYK JPEG as YCCK. The same numbers then mean another image."""
     at = cmyk_jpeg.index(b"Adobe") + 11
     assert cmyk_jpeg[at] == 0
     return cmyk_jpeg[:at] + b"\2" + cmyk_jpeg[at + 1 :]
 
 
-# All agree exactly, but for the rounding from CMYK to RGB.
+# All agree exactly, except for rounding from CMYK to RGB.
 @pytest.mark.parametrize(
     ("mode", "kind", "arguments", "tolerance"),
     [
@@ -176,7 +176,7 @@ def ycck(cmyk_jpeg):
         ("L", "BMP", {}, 0),
     ],
 )
-def test_pixels_are_pillows(picture, mode, kind, arguments, tolerance):
+def test_pixels_match_pillow(picture, mode, kind, arguments, tolerance):
     image = picture.convert(mode)
     if mode == "P":
         image = picture.quantize(2 ** arguments.get("bits", 8))
@@ -187,7 +187,7 @@ def test_pixels_are_pillows(picture, mode, kind, arguments, tolerance):
     assert np.ptp(expected) > 100
     assert_close(decode(encoded), expected, tolerance)
     window, whole = decode(encoded, (3, 5, 20, 31)), decode(encoded)[3:23, 5:36]
-    # Where colour is stored at half the size, libjpeg smooths it less at the window's own edge.
+    # If color is stored at half the size, libjpeg smooths it less at the edges of the window.
     np.testing.assert_array_equal(window[:, 1:-1], whole[:, 1:-1])
     assert_close(window, whole, 8)
 
@@ -204,31 +204,31 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(pixels, colour_type):
-    """Encode uint16 [H, W, C] as a PNG of 16 bits a sample, by the standard."""
+def png(pixels, color_type):
+    """Encode uint16 [H, W, C] as a PNG with 16 bits per sample, as the standard defines it."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (2, 4), (3, 2), (4, 6)])
-def test_sixteen_bits_keep_the_upper_eight(channels, colour_type):
+@pytest.mark.parametrize(("channels", "color_type"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_sixteen_bits_keep_the_upper_eight(channels, color_type):
     pixels = np.random.default_rng(1).integers(0, 2**16, (9, 11, channels), dtype=np.uint16)
     expected = np.repeat(pixels[..., :1], 3, axis=2) if channels < 3 else pixels[..., :3]
-    np.testing.assert_array_equal(decode(png(pixels, colour_type)), expected >> 8)
+    np.testing.assert_array_equal(decode(png(pixels, color_type)), expected >> 8)
 
 
 @pytest.mark.parametrize("lossless", [True, False])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_webp(picture, lossless, mode):
     if "decode_webp" not in dir(tf.io):
-        pytest.skip("this TensorFlow cannot read WebP")
+        pytest.skip("this version of TensorFlow cannot read WebP")
     encoded = encode(picture.convert(mode), "WEBP", lossless=lossless)
     assert_close(decode(encoded), reference(encoded), 0 if lossless else 1)
 
 
-def test_the_first_picture_of_a_moving_gif(picture):
+def test_first_frame_of_an_animated_gif(picture):
     frames = [picture.convert("L").rotate(angle) for angle in (0, 90, 180)]
     encoded = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     with PIL.Image.open(io.BytesIO(encoded)) as image:
@@ -236,16 +236,16 @@ def test_the_first_picture_of_a_moving_gif(picture):
     np.testing.assert_array_equal(decode(encoded), np.asarray(frames[0].convert("RGB")))
 
 
-def test_bitmap_from_the_top_down(picture):
-    """A negative height says so; Pillow reads it, though it does not write it."""
+def test_bitmap_stored_from_top_to_bottom(picture):
+    """It has a negative height. Pillow can read such a file, but does not write it."""
     encoded = bytearray(encode(picture, "BMP"))
     encoded[22:26] = struct.pack("<i", -HEIGHT)
     np.testing.assert_array_equal(reference(bytes(encoded)), np.asarray(picture)[::-1])
     np.testing.assert_array_equal(decode(bytes(encoded)), reference(bytes(encoded)))
 
 
-def test_grey_bitmap_of_few_colours():
-    """16 levels of grey as a palette of 16: the pixels begin right behind it."""
+def test_gray_bitmap_with_few_levels():
+    """The palette has 16 levels of gray, and the pixels follow it directly."""
     levels = np.arange(16, dtype=np.uint8).repeat(4).reshape(8, 8)
     full = encode(PIL.Image.fromarray(levels), "BMP")
     palette, pixels = full[54:1078], full[1078:]
@@ -271,8 +271,8 @@ def test_bitmaps_that_tensorflow_would_misread_are_errors(picture, what):
 # ------------------------------------------------------------------------------------------------------- fuzz
 
 
-def damaged(rng, encoded):
-    """Return the file with a few bytes changed, cut, or with a stretch made 0 or 255; the head is hit most."""
+def damage(rng, encoded):
+    """Return a file with a few bytes changed, a range set to 0 or 255, or truncated. Mostly the start is damaged."""
     file = bytearray(encoded)
     reach = len(file) if rng.random() < 0.4 else min(len(file), 64)
     for _ in range(rng.integers(1, 6)):
@@ -291,8 +291,8 @@ def damaged(rng, encoded):
     return bytes(file[: int(rng.integers(0, len(file)))] if rng.random() < 0.3 else file)
 
 
-def test_damaged_files_are_decoded_or_refused_and_nothing_crashes(picture):
-    """As the pipelines read them: 1,500 files in one pass; a sound one after each kind comes through."""
+def test_damaged_files_are_decoded_or_fail_without_a_crash(picture):
+    """1,500 files are read in one pass as in the pipelines. An intact file of each kind is decoded correctly."""
     rng = np.random.default_rng(0)
     small = picture.resize((14, 10))
     seeds = [
@@ -307,36 +307,36 @@ def test_damaged_files_are_decoded_or_refused_and_nothing_crashes(picture):
         encode(small, "BMP"),
         encode(small.convert("L"), "BMP"),
     ]
-    files = [file for seed in seeds for file in [*(damaged(rng, seed) for _ in range(150)), seed]]
+    files = [file for seed in seeds for file in [*(damage(rng, seed) for _ in range(150)), seed]]
     files += [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"BM", b"BM\0", b"GIF89a", b"\x89PNG"]
 
     def convert(_position, _id, encoded):
         image = decode_window(encoded, 3, lambda shape: tf.stack([0, 0, shape[0], shape[1]]))
-        return (tf.io.serialize_tensor(image),)  # of one shape, whatever the image's
+        return (tf.io.serialize_tensor(image),)  # a scalar for images of any shape
 
     numbers = tf.data.Dataset.range(len(files))
     examples = tf.data.Dataset.zip(numbers, numbers, tf.data.Dataset.from_tensor_slices(files))
-    blank = tf.io.serialize_tensor(tf.zeros([0, 0, 3], tf.uint8))
+    fallback = tf.io.serialize_tensor(tf.zeros([0, 0, 3], tf.uint8))
     rows = [
         (position, id_, tf.io.parse_tensor(image, tf.uint8).numpy(), ok)
-        for position, id_, image, ok in map_or_blank(examples, convert, (blank,)).as_numpy_iterator()
+        for position, id_, image, ok in map_with_fallback(examples, convert, (fallback,)).as_numpy_iterator()
     ]
     assert [int(row[0]) for row in rows] == list(range(len(files)))
-    fine = [bool(row[3]) for row in rows]
+    is_decoded = [bool(row[3]) for row in rows]
     for number, seed in enumerate(seeds):
         last = 151 * number + 150
-        assert fine[last]
+        assert is_decoded[last]
         expected = reference(seed) if seed[:3] != b"GIF" else decode(seed)
         assert_close(rows[last][2].astype(int), expected, 1)
-    assert not any(fine[-9:])
-    assert 200 < sum(fine) < 1300  # the damage is neither always noticed nor never
+    assert not any(is_decoded[-9:])
+    assert 200 < sum(is_decoded) < 1300  # Some damage is detected, some is not.
     for row in rows:
         assert row[2].dtype == np.uint8 and row[2].ndim == 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
-def test_a_header_that_promises_gigabytes_is_refused_at_once(picture, kind):
-    """The file is small, the picture said to be 65535 pixels or more a side."""
+def test_header_of_an_image_of_gigabytes_is_an_error(picture, kind):
+    """The file is small, but its header says that a side has 65,535 pixels or more."""
     encoded = bytearray(encode(picture, kind))
     if kind == "JPEG":
         at = encoded.index(b"\xff\xc0")

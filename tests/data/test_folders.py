@@ -1,4 +1,4 @@
-"""Tables of paths and labels: what they give, and a clear sentence for each that does not fit."""
+"""Test tables of paths and labels, and the errors of malformed ones."""
 
 import os
 
@@ -34,8 +34,8 @@ def contents(source):
 
 
 @pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
-def test_table_gives_its_rows(tmp_path, suffix, mark):
-    """Columns in any order, paths relative and absolute, a comma in a quoted name, Windows' line ends."""
+def test_table_is_read_row_by_row(tmp_path, suffix, mark):
+    """Columns in any order, relative and absolute paths, a comma in a quoted name, Windows line ends."""
     root = tmp_path / "set"
     write_images(root, ["a/one.png", "b/two, or so.png", "three.png", "four.png"])
     away = tmp_path / "away.png"
@@ -59,7 +59,7 @@ def test_table_gives_its_rows(tmp_path, suffix, mark):
     }
 
 
-def test_the_training_table_says_what_the_labels_are(tmp_path):
+def test_training_table_determines_the_labels(tmp_path):
     write_images(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
     (tmp_path / "fit.csv").write_text("path,label\n0.png,b\n1.png,a\n2.png,c\n")
     (tmp_path / "held.tsv").write_text("path\tlabel\n3.png\tc\n")
@@ -68,8 +68,8 @@ def test_the_training_table_says_what_the_labels_are(tmp_path):
     assert contents(source) == {"3.png": (3, "c")}
 
 
-def test_table_as_a_spreadsheet_saves_it(tmp_path):
-    """With a byte order mark, an empty line, and letters beyond ASCII, one of which some take for the end of a line."""
+def test_table_saved_by_a_spreadsheet(tmp_path):
+    """It has a byte order mark, an empty line, and characters beyond ASCII, among them a Unicode line separator."""
     write_images(tmp_path, ["größe\u2028.png", "1.png"])
     text = "path,label\ngröße\u2028.png,Molch\n\n1.png,Lurch\n"
     (tmp_path / "train.csv").write_bytes(text.encode("utf-8-sig"))
@@ -88,26 +88,26 @@ def table_error(root, text=None, split="train", **keys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a first line that names the columns path and label; it has no line"),
-        ("path,label\n", "has a line of names and no row"),
-        ("file,label\n1.png,a\n", "expected a first line that names the columns path and label; it has file, label"),
+        ("", "the first line must name the columns path and label; it has no column"),
+        ("path,label\n", "names its columns but has no rows"),
+        ("file,label\n1.png,a\n", "the first line must name the columns path and label; it has file, label"),
         ("path\tlabel\n1.png\ta\n", "it has path\tlabel"),
         ("1.png,a\n2.png,b\n", "it has 1.png, a"),
         ("path,label\n1.png,a\n2.png\n", "line 3: path or label is empty"),
         ("path,label\n1.png,a\n2.png,\n", "line 3: path or label is empty"),
         ("path,label\n\n\n,b\n", "line 4: path or label is empty"),
-        ('path,label\n1.png,"a\n2.png,b\n', "not a table in UTF-8: unexpected end of data"),
-        (b"path,label\n\xff\xfe.png,b\n", "not a table in UTF-8: 'utf-8' codec can't decode"),
-        ("path,label\n1.png,a\n2.png,a\n", "found one class only, 'a'"),
+        ('path,label\n1.png,"a\n2.png,b\n', "is not a valid table in UTF-8: unexpected end of data"),
+        (b"path,label\n\xff\xfe.png,b\n", "is not a valid table in UTF-8: 'utf-8' codec can't decode"),
+        ("path,label\n1.png,a\n2.png,a\n", "found only one class, 'a'"),
     ],
 )
-def test_table_that_is_none(tmp_path, text, message):
+def test_malformed_tables(tmp_path, text, message):
     assert message in table_error(tmp_path, text)
 
 
 def test_errors_name_the_table(tmp_path):
     assert str(tmp_path / "train.csv") in table_error(tmp_path, "path,label\n")
-    assert table_error(tmp_path / "nowhere").endswith("has neither train.csv nor train.tsv")
+    assert table_error(tmp_path / "nowhere").endswith("has neither train.csv nor train.tsv.")
 
 
 def test_two_tables_of_one_split(tmp_path):
@@ -115,19 +115,21 @@ def test_two_tables_of_one_split(tmp_path):
     assert "has both train.csv and train.tsv" in table_error(tmp_path, "path,label\n1.png,a\n2.png,b\n")
 
 
-def test_label_that_the_training_table_lacks(tmp_path):
+def test_label_that_the_training_table_does_not_have(tmp_path):
     (tmp_path / "train.csv").write_text("path,label\n1.png,a\n2.png,b\n")
-    assert "has labels that 'train' lacks: ['B', 'c']" in table_error(tmp_path, "path,label\n3.png,c\n4.png,B\n", "val")
+    assert "has labels that 'train' does not have: ['B', 'c']" in table_error(
+        tmp_path, "path,label\n3.png,c\n4.png,B\n", "val"
+    )
 
 
-def test_table_without_a_folder_is_refused_by_the_config():
+def test_table_without_a_folder_is_an_error_of_the_config():
     with pytest.raises(UserError, match=r"data.source=table needs data.dir"):
         load_config("b0", "folder", ["data.source=table"])
 
 
-def test_a_split_folder_is_not_taken_for_a_class(tmp_path):
+def test_split_folder_is_not_treated_as_a_class(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
     settings = schema.DataConfig(source="folder", dir=str(tmp_path), val_fraction=0.2)
-    with pytest.raises(UserError, match="leave data.val_fraction out"):
+    with pytest.raises(UserError, match="Leave data.val_fraction out"):
         open_source(settings, "train", training=True)

@@ -1,4 +1,4 @@
-"""Decoding, crops and pipelines against formulas and decoders of other hands; broken images; exact evaluation."""
+"""Compare crops, resizing and batches with formulas and other decoders, and test broken images."""
 
 import importlib.resources
 import io
@@ -35,7 +35,7 @@ CONTEXT = tf.distribute.InputContext()
 
 
 def load_config(*overrides, recipe="folder"):
-    """Load a config of 8-pixel images; a folder that a test reads is given as `data.dir`."""
+    """Load a config with images of 8 pixels. Tests that read a folder set `data.dir`."""
     keys = [override.partition("=")[0] for override in overrides]
     defaults = {"data.dir": "none", "data.image_size": 8} if recipe == "folder" else {"data.image_size": 8}
     return load.load_config("b0", recipe, [f"{k}={v}" for k, v in defaults.items() if k not in keys] + [*overrides])
@@ -52,7 +52,7 @@ def encode(pixels, kind, mode=None, **arguments):
 
 
 def call_many(function, *arguments):
-    """Return function(*row) for every row of the arguments, traced once."""
+    """Return function(*row) for every row of the arguments. The function is traced once."""
     dataset = tf.data.Dataset.from_tensor_slices(arguments).map(function)
     return next(iter(dataset.batch(len(arguments[0])))).numpy()
 
@@ -76,7 +76,7 @@ def photo():
 
 
 def expected_center(height, width, size, padding):
-    """Return the window by whole numbers alone."""
+    """Return the evaluation crop, computed with integers."""
     side = max(1, size * min(height, width) // (size + padding))
     return [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
 
@@ -95,7 +95,7 @@ def test_center_window_of_every_variant(variant):
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.25, 0.5)])
 @pytest.mark.parametrize("aspect", [(3 / 4, 4 / 3), (0.5, 0.8)])
 @pytest.mark.parametrize("shape", [(427, 640), (300, 90), (17, 20)])
-def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
+def test_random_windows_have_the_given_area_and_aspect(area, aspect, shape):
     height, width = shape
     augment = schema.AugmentConfig(crop_area=area, crop_aspect=aspect)
     fallback = tf.constant([-1, -1, -1, -1])
@@ -104,12 +104,12 @@ def test_random_windows_keep_to_area_and_aspect(area, aspect, shape):
     assert len(windows) > 200
     y, x, h, w = windows.T
     assert np.all((y >= 0) & (x >= 0) & (h > 0) & (w > 0) & (y + h <= height) & (x + w <= width))
-    # Sides are whole numbers: each may be half a pixel from the one drawn.
+    # Sides are rounded by up to half a pixel.
     assert np.all((w + 0.5) / h >= aspect[0] - 1e-6) and np.all((w - 0.5) / h <= aspect[1] + 1e-6)
     share = h * w / (height * width)
     slack = (h + w) / 2 / (height * width)
     assert np.all(share + slack >= area[0]) and np.all(share - slack <= area[1])
-    # They use what they are given: many sizes, shapes and places.
+    # The ranges are used: there are many sizes, shapes and places.
     if min(shape) > 50:
         assert len(np.unique(windows, axis=0)) > 0.9 * len(windows)
         assert np.quantile(w / h, 0.9) - np.quantile(w / h, 0.1) > 0.4 * (aspect[1] - aspect[0])
@@ -125,15 +125,15 @@ def test_impossible_crop_falls_back(shape):
     assert np.all(windows == [3, 1, 4, 1])
 
 
-def test_impossible_crop_of_an_image_is_its_centre(photo):
-    """A strip of 20 x 640: crops of at least half of it would be longer than allowed."""
+def test_impossible_crop_of_an_image_is_its_center(photo):
+    """In a strip of 20 x 640 pixels, crops of at least half the area would have a larger aspect ratio than allowed."""
     strip = photo[:20]
     run = load_config("data.image_size=20", "data.crop_padding=0", "augment.crop_area=[0.5, 1.0]", "augment.flip=false")
     image = train_image(tf.constant(encode(strip, "PNG")), tf.constant([0, 0], tf.int64), run)
     np.testing.assert_array_equal(image, strip[:, 310:330])
 
 
-def test_whole_image_where_the_crop_is_everything():
+def test_crop_of_the_whole_area_is_the_whole_image():
     augment = schema.AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     for shape in ((30, 30, 3), (30, 41, 3)):
         window = random_window(tf.constant(shape), tf.constant([0, 0], tf.int64), augment, tf.constant([9] * 4))
@@ -144,7 +144,7 @@ def test_whole_image_where_the_crop_is_everything():
 
 
 def resize_weights(size, new_size, kernel):
-    """Return the matrix of a resize with half-pixel centres; weights beyond the edge go to those within."""
+    """Return the matrix of a resize with half-pixel centers. Rows are normalized at the edges."""
     place = (np.arange(new_size)[:, None] + 0.5) * size / new_size - 0.5
     weights = kernel(np.abs(place - np.arange(size)))
     return weights / weights.sum(1, keepdims=True)
@@ -171,8 +171,8 @@ def resize(pixels, new_size, kernel):
     ("size", "padding", "corner"),
     [(224, 203, (102, 208)), (395, 32, (16, 123)), (427, 0, (0, 107)), (32, 395, (198, 304))],
 )
-def test_eval_crop_is_exactly_the_centre(photo, transposed, size, padding, corner):
-    """With a crop as large as the network's input nothing is resized, and the pixels are the file's."""
+def test_eval_crop_is_exactly_the_center(photo, transposed, size, padding, corner):
+    """With a crop as large as the network's input, nothing is resized, and the pixels are those of the file."""
     pixels = photo.transpose(1, 0, 2) if transposed else photo
     y, x = corner[::-1] if transposed else corner
     run = load_config(f"data.image_size={size}", f"data.crop_padding={padding}")
@@ -182,17 +182,17 @@ def test_eval_crop_is_exactly_the_centre(photo, transposed, size, padding, corne
 
 
 @pytest.mark.parametrize("variant", ["b0", "b1"])
-def test_eval_image_resizes_by_the_cubic_of_keys(photo, variant):
+def test_eval_image_resizes_with_the_cubic_kernel_of_keys(photo, variant):
     size = load_variant(variant).resolution
     run = load.load_config(variant, "folder", ["data.dir=none"])
     image = eval_image(tf.constant(encode(photo, "PNG")), run).numpy()
     y, x, side, _ = expected_center(427, 640, size, 32)
     crop = photo[y : y + side, x : x + side]
-    # TensorFlow looks the kernel up in steps of 1/1024 pixel.
+    # TensorFlow tabulates the kernel in steps of 1/1024 pixel.
     assert np.abs(image - resize(crop, size, keys_kernel(-0.5))).max() < 0.3
-    assert np.abs(image - resize(crop, size, keys_kernel(-0.75))).max() > 5  # the other cubic in use
+    assert np.abs(image - resize(crop, size, keys_kernel(-0.75))).max() > 5  # the other common cubic kernel
     assert np.abs(image - resize(crop, size, lambda t: np.maximum(1 - t, 0))).max() > 5
-    assert image.max() > 256  # bicubic overshoots: what is rounded and cut is the training image alone
+    assert image.max() > 256  # Bicubic overshoots. Only training images are rounded and clipped.
 
 
 def test_eval_image_bilinear(photo):
@@ -204,8 +204,8 @@ def test_eval_image_bilinear(photo):
 
 @pytest.mark.parametrize("window", [(0, 0, 427, 640), (26, 132, 374, 374), (101, 57, 200, 333), (7, 9, 16, 5)])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_window_of_a_jpeg_is_that_of_the_whole(photo, window, subsampling):
-    """But for the last column of some: the decoder blends a subsampled colour with the one beyond it."""
+def test_window_of_a_jpeg_matches_the_whole_image(photo, window, subsampling):
+    """Except for the last column: the decoder interpolates subsampled color with the column after it."""
     encoded = encode(photo, "JPEG", quality=90, subsampling=subsampling)
     part = decode_window(tf.constant(encoded), 3, lambda _: tf.constant(window)).numpy().astype(int)
     y, x, height, width = window
@@ -215,7 +215,7 @@ def test_window_of_a_jpeg_is_that_of_the_whole(photo, window, subsampling):
 
 
 def test_jpeg_of_a_camera(photo, photo_jpeg):
-    """The file as it was shot; load_sample_images reads it with Pillow."""
+    """`load_sample_images` reads the same file with Pillow."""
     run = load_config("data.image_size=395", "data.crop_padding=32")
     image = eval_image(tf.constant(photo_jpeg), run).numpy()
     assert np.abs(image - photo[16:411, 123:518])[:, :-1].max() <= 1
@@ -227,32 +227,32 @@ FORMATS = {
     "PNG": (NOISE, encode(NOISE, "PNG")),
     "PNG with alpha": (NOISE, encode(np.concatenate([NOISE, NOISE[:, :, :1]], axis=2), "PNG")),
     "PNG with palette": (NOISE // 128 * 255, encode(NOISE // 128 * 255, "PNG", "P")),
-    "grey PNG": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "PNG")),
+    "gray PNG": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "PNG")),
     "BMP": (NOISE, encode(NOISE, "BMP")),
-    "grey BMP": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "BMP")),
+    "gray BMP": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "BMP")),
     "GIF": (NOISE // 128 * 255, encode(NOISE // 128 * 255, "GIF", "P")),
-    "grey GIF": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "GIF")),
+    "gray GIF": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "GIF")),
     "JPEG": (SMOOTH, encode(SMOOTH, "JPEG", quality=95)),
     "progressive JPEG": (SMOOTH, encode(SMOOTH, "JPEG", quality=95, progressive=True)),
-    "grey JPEG": (SMOOTH[:, :, :1], encode(SMOOTH[:, :, 0], "JPEG", quality=95)),
+    "gray JPEG": (SMOOTH[:, :, :1], encode(SMOOTH[:, :, 0], "JPEG", quality=95)),
     "CMYK JPEG": (SMOOTH, encode(SMOOTH, "JPEG", "CMYK", quality=95)),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_rgb_and_grey(name):
+def test_every_format_is_decoded_as_rgb_and_gray(name):
     pixels, encoded = FORMATS[name]
     encoded = tf.constant(encoded)
-    rgb, grey = (decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
-    assert rgb.dtype == grey.dtype == np.uint8
-    assert rgb.shape == (20, 30, 3) and grey.shape == (20, 30, 1)
+    rgb, gray = (decode_window(encoded, c, lambda s: tf.stack([0, 0, s[0], s[1]])).numpy() for c in (3, 1))
+    assert rgb.dtype == gray.dtype == np.uint8
+    assert rgb.shape == (20, 30, 3) and gray.shape == (20, 30, 1)
     tolerance = 6 if "JPEG" in name else 0
     assert np.abs(rgb.astype(int) - pixels).max() <= tolerance
-    luma = pixels if "grey" in name else pixels @ [[0.299], [0.587], [0.114]]
-    assert np.abs(grey - luma.astype(float)).max() <= (tolerance if "grey" in name else tolerance + 1)
+    luma = pixels if "gray" in name else pixels @ [[0.299], [0.587], [0.114]]
+    assert np.abs(gray - luma.astype(float)).max() <= (tolerance if "gray" in name else tolerance + 1)
 
 
-def test_first_picture_of_a_moving_gif():
+def test_first_frame_of_an_animated_gif():
     frames = [PIL.Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (10, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -275,7 +275,7 @@ def vary(photo):
     return make
 
 
-def test_train_image_follows_from_its_seed_alone(vary):
+def test_train_image_depends_only_on_its_seed(vary):
     images = vary(seeds(50))
     assert images.shape == (50, 16, 16, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(vary(seeds(30, first=20)), images[20:])
@@ -284,7 +284,7 @@ def test_train_image_follows_from_its_seed_alone(vary):
     assert not np.any(np.all(other_epoch == images, axis=(1, 2, 3)))
 
 
-def test_flip_is_a_mirror_and_half_of_all(vary):
+def test_half_of_all_images_are_flipped(vary):
     whole = ("augment.crop_area=[1.0, 1.0]", "augment.crop_aspect=[0.1, 10.0]")
     images = vary(seeds(400), *whole)
     unflipped = vary(seeds(400), *whole, "augment.flip=false")
@@ -295,21 +295,21 @@ def test_flip_is_a_mirror_and_half_of_all(vary):
     assert 160 < np.count_nonzero(mirrored) < 240  # 4 standard deviations
 
 
-def test_flip_and_crop_are_drawn_apart():
-    """Red grows to the right and green downwards: a crop shows its width, its height and whether it was mirrored."""
+def test_flip_and_crop_are_independent():
+    """Red grows to the right and green downward, so a crop shows its width, its height and whether it was flipped."""
     ramp = np.arange(256, dtype=np.uint8)
     encoded = tf.constant(encode(np.stack([*np.meshgrid(ramp, ramp), np.zeros((256, 256), np.uint8)], axis=2), "PNG"))
     run = load_config("data.image_size=16")
     images = call_many(lambda seed: train_image(encoded, seed, run), seeds(400)).astype(int)
     width = (images[:, :, -1, 0] - images[:, :, 0, 0]).mean(1)
     height = (images[:, -1, :, 1] - images[:, 0, :, 1]).mean(1)
-    for drawn in (np.abs(width) / height, np.abs(width) * height, images[:, 0, :, 1].mean(1)):
-        assert abs(np.corrcoef(width < 0, drawn)[0, 1]) < 0.2  # 4 standard deviations
+    for other in (np.abs(width) / height, np.abs(width) * height, images[:, 0, :, 1].mean(1)):
+        assert abs(np.corrcoef(width < 0, other)[0, 1]) < 0.2  # 4 standard deviations
 
 
 def test_train_image_is_the_rounded_resize_of_its_crop(photo):
     run = load_config("data.image_size=24", "augment.flip=false")
-    pixels = (photo[::4, ::4] > 100).astype(np.uint8) * 255  # the cubic overshoots at every edge
+    pixels = (photo[::4, ::4] > 100).astype(np.uint8) * 255  # The cubic kernel overshoots at every edge.
     seed = tf.constant([5, 6], tf.int64)
     image = train_image(tf.constant(encode(pixels, "PNG")), seed, run).numpy().astype(int)
     crop_seed = tf.random.experimental.stateless_split(seed, 4)[0]
@@ -319,7 +319,7 @@ def test_train_image_is_the_rounded_resize_of_its_crop(photo):
     assert np.abs(image - expected).max() < 0.5 + 0.3
 
 
-def test_grey_training_image(vary):
+def test_gray_training_image(vary):
     images = vary(seeds(3), "data.channels=1", "model.mean=[128.0]", "model.std=[64.0]")
     assert images.shape == (3, 16, 16, 1)
 
@@ -329,7 +329,7 @@ def test_grey_training_image(vary):
 
 @pytest.fixture(scope="module")
 def image_dir(tmp_path_factory):
-    """Write 40 images in 4 classes, every format, of different sizes; the name tells the number."""
+    """Write 40 images of 4 classes in every format and in different sizes. The name is the number of the image."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -347,7 +347,7 @@ def open_run(root, *overrides):
 
 
 def train_batches(run, source, steps, first_step=0, context=CONTEXT, failures=None, options=None):
-    """Return (images, labels) of a host's batches, one after the other."""
+    """Return (images, labels) of consecutive batches of a host."""
     failures = failures or Failures(source)
     dataset = train_dataset(source, run, failures, first_step, context).take(steps)
     batches = list((dataset.with_options(options) if options else dataset).as_numpy_iterator())
@@ -361,7 +361,7 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def trained(image_dir):
-    """Return config, source and 12 batches of 8: two epochs and a part."""
+    """Return config, source and 12 batches of 8 images, which are two epochs and a part of the third."""
     run, source = open_run(image_dir, "train.batch_size=8")
     return run, source, train_batches(run, source, 12)
 
@@ -378,7 +378,7 @@ def test_batches_are_uint8_and_full(trained):
 
 
 def test_batches_are_the_images_of_their_positions(trained):
-    """Each is what train_image makes of the file, seeded by seed, epoch and id."""
+    """Each is the result of train_image for the file, with a seed from the run's seed, the epoch and the id."""
     run, source, (images, labels) = trained
     order = Order(batch=8, shuffle=True, seed=run.train.seed)
     for position, id_, payload in source.stream(order).take(60):
@@ -416,7 +416,7 @@ def test_batches_do_not_depend_on_threads(trained, threads):
     assert_same(train_batches(run, source, 12, options=options), (images, labels))
 
 
-def test_seeds_make_batches_of_their_own(image_dir, trained):
+def test_seeds_give_different_batches(image_dir, trained):
     _, _, (images, labels) = trained
     run, source = open_run(image_dir, "train.batch_size=8", "train.seed=1")
     others, other_labels = train_batches(run, source, 12)
@@ -425,8 +425,8 @@ def test_seeds_make_batches_of_their_own(image_dir, trained):
     assert len(rows) == 96 and not rows & {image.tobytes() for image in others.reshape(96, -1)}
 
 
-def test_an_image_is_varied_anew_every_epoch(tmp_path):
-    """One image a class and all in a batch: the label tells which it is."""
+def test_an_image_is_augmented_differently_in_every_epoch(tmp_path):
+    """Each class has one image, so the label identifies it."""
     rng = np.random.default_rng(0)
     for i in range(6):
         (tmp_path / "train" / f"class{i}").mkdir(parents=True)
@@ -441,15 +441,15 @@ def test_an_image_is_varied_anew_every_epoch(tmp_path):
 # ---------------------------------------------------------------------------------------------- broken images
 
 
-def breaks():
-    """Return {file name: content of a broken image}; None is a file gone, "folder" one that became a folder."""
+def broken_contents():
+    """Return {file name: content of a broken image}: None for a missing file, "folder" for a folder of that name."""
     noise = np.random.default_rng(1).bytes(500)
     pixels = np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     jpeg, png, gif = (encode(pixels, kind) for kind in ("JPEG", "PNG", "GIF"))
     return {
         "empty.jpg": b"",
         "header_cut.jpg": jpeg[:200],
-        "cut.jpg": jpeg[:700],  # within the first row of blocks: a crop of what stands before the cut is sound
+        "cut.jpg": jpeg[:700],  # within the first row of blocks; crops before the cut can be decoded
         "signature_then_noise.jpg": b"\xff\xd8\xff" + noise,
         "text.jpg": b"This is not an image.\n",
         "noise.png": noise,
@@ -464,7 +464,7 @@ def breaks():
 
 
 def write_broken(folder, contents):
-    """Make the files of `contents` under a folder whose listing is done."""
+    """Replace files in a folder by broken ones."""
     for name, content in contents.items():
         path = folder / name
         path.unlink()
@@ -475,7 +475,7 @@ def write_broken(folder, contents):
 
 
 def run_within(seconds, function):
-    """Return what a function returns or raises; fail where it takes longer."""
+    """Return the result or the exception of a function. Fail instead of hanging if it does not return."""
     result = []
 
     def call():
@@ -493,25 +493,29 @@ def run_within(seconds, function):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """Return config, source, numbers of the broken, and training batches from before they broke."""
+    """Return config, source, ids of the broken images, and the batches from before they were broken."""
     root = tmp_path_factory.mktemp("broken") / "train"
     rng = np.random.default_rng(0)
-    names = [f"a/{i}.png" for i in range(14)] + [f"b/{i}.jpg" for i in range(13)] + [f"a/{name}" for name in breaks()]
+    names = (
+        [f"a/{i}.png" for i in range(14)]
+        + [f"b/{i}.jpg" for i in range(13)]
+        + [f"a/{name}" for name in broken_contents()]
+    )
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        (root / name).write_bytes(encode(pixels, "PNG"))  # decoders go by the content
+        (root / name).write_bytes(encode(pixels, "PNG"))  # Decoders ignore the suffix.
     run, source = open_run(root, "train.batch_size=10", "eval.batch_size=7")
     assert source.size == 40
     before = train_batches(run, source, 8)
     evaluated = list(eval_dataset(source, run, Failures(source), CONTEXT).as_numpy_iterator())
-    write_broken(root / "a", breaks())
-    numbers = [i for i in range(40) if source.describe(i).rpartition("/")[2] in breaks()]
+    write_broken(root / "a", broken_contents())
+    numbers = [i for i in range(40) if source.describe(i).rpartition("/")[2] in broken_contents()]
     return run, source, numbers, before, evaluated
 
 
-def test_training_goes_on_past_broken_images(broken):
-    """Rows of good images are bit for bit what they would be; a broken one's is the first good row of its batch."""
+def test_training_continues_after_broken_images(broken):
+    """Good images are bit for bit the same. A broken one is replaced by the first good one of its batch."""
     run, source, numbers, before, _ = broken
     failures = Failures(source)
     assert failures.names() == []
@@ -520,7 +524,7 @@ def test_training_goes_on_past_broken_images(broken):
     order = Order(batch=10, shuffle=True, seed=run.train.seed)
     ids = np.array([int(id_) for _, id_, _ in source.stream(order).take(80)]).reshape(8, 10)
     good = ~np.isin(ids, numbers)
-    assert np.count_nonzero(~good) == 2 * len(numbers) == 2 * len(breaks())
+    assert np.count_nonzero(~good) == 2 * len(numbers) == 2 * len(broken_contents())
     for step in range(8):
         rows = np.where(good[step], np.arange(10), np.argmax(good[step]))
         np.testing.assert_array_equal(images[step], before[0][step][rows])
@@ -538,7 +542,7 @@ def test_training_goes_on_past_broken_images(broken):
     assert all(name in message for name in names[:10]) and message.endswith("and 3 more")
 
 
-def test_evaluation_weighs_broken_images_with_nothing(broken):
+def test_broken_images_have_weight_zero_in_evaluation(broken):
     run, source, numbers, _, before = broken
     failures = Failures(source)
     batches = run_within(120, lambda: list(eval_dataset(source, run, failures, CONTEXT).as_numpy_iterator()))
@@ -554,7 +558,7 @@ def test_evaluation_weighs_broken_images_with_nothing(broken):
         failures.check(0)
 
 
-def test_jpeg_cut_short_is_broken_where_a_crop_needs_what_is_missing(photo):
+def test_truncated_jpeg_fails_if_the_crop_needs_the_missing_part(photo):
     encoded = encode(photo, "JPEG")
     half = tf.constant(encoded[: len(encoded) // 2])
     sound = decode_window(tf.constant(encoded), 3, lambda _: tf.constant([0, 100, 50, 300]))
@@ -563,7 +567,7 @@ def test_jpeg_cut_short_is_broken_where_a_crop_needs_what_is_missing(photo):
         eval_image(half, load_config("data.crop_padding=0"))
 
 
-def test_nothing_but_broken_images_is_an_error(tmp_path):
+def test_a_batch_of_broken_images_is_an_error(tmp_path):
     for i in range(12):
         path = tmp_path / "train" / "ab"[i % 2] / f"{i:02}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -582,7 +586,7 @@ def test_nothing_but_broken_images_is_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def digit_labels():
-    """Return the labels of the 360 test digits in order, by scikit-learn alone."""
+    """Return the labels of the 360 test digits in order, by scikit-learn."""
     labels = sklearn.datasets.load_digits(return_X_y=True)[1]
     return sklearn.model_selection.train_test_split(labels, test_size=360, random_state=0, stratify=labels)[1]
 
@@ -601,14 +605,14 @@ def digits():
         (360, 2, 4),
     ],
 )
-def test_evaluation_counts_every_example_once(digits, digit_labels, batch, hosts, replicas):
+def test_evaluation_counts_every_image_once(digits, digit_labels, batch, hosts, replicas):
     run = load_config(f"eval.batch_size={batch}", recipe="digits")
     steps = eval_steps(digits, run)
     assert steps == -(-360 // batch)
     hosts_rows = []
     for context in contexts(hosts, replicas):
         batches = list(eval_dataset(digits, run, Failures(digits), context).as_numpy_iterator())
-        assert len(batches) == steps * replicas // hosts  # as many on every host: none waits for another
+        assert len(batches) == steps * replicas // hosts  # All hosts have the same number, so none waits for another.
         assert {images.shape for images, _, _ in batches} == {(batch // replicas, 8, 8, 3)}
         hosts_rows.append([np.stack(parts).reshape(steps, batch // hosts, -1) for parts in zip(*batches, strict=True)])
     images, labels, weights = (np.concatenate(parts, axis=1) for parts in zip(*hosts_rows, strict=True))
@@ -624,11 +628,14 @@ def test_evaluation_counts_every_example_once(digits, digit_labels, batch, hosts
     np.testing.assert_allclose(images[:360], expected, atol=1e-3)
 
 
-def test_batch_that_replicas_cannot_divide():
+def test_batch_size_that_is_not_divisible_by_replicas():
     run = load_config("train.batch_size=30", "eval.batch_size=32")
     check_batches(run, 2)
-    with pytest.raises(UserError, match="train.batch_size=30 cannot be divided among 4 replicas: give a multiple of 4"):
+    with pytest.raises(
+        UserError,
+        match="train.batch_size=30 is not divisible by 4 replicas. Use a multiple of 4, .* 28 or 32.",
+    ):
         check_batches(run, 4)
     run = load_config("train.batch_size=32", "eval.batch_size=30")
-    with pytest.raises(UserError, match="eval.batch_size=30 cannot be divided among 4 replicas"):
+    with pytest.raises(UserError, match="eval.batch_size=30 is not divisible by 4 replicas"):
         check_batches(run, 4)

@@ -1,4 +1,4 @@
-"""Policies against the published table and formulas, mixtures against their laws."""
+"""Compare the policies with the published table and formulas, and mixing with its distributions."""
 
 import itertools
 import re
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from pillow import OPERATIONS, call_many, check_frequencies, make_images, make_seeds, with_pillow
+from pillow import OPERATIONS, call_many, check_frequencies, make_images, make_seeds, run_pillow
 
 from efficientnet_tf.config import schema
 from efficientnet_tf.data import mixing, policies
 from efficientnet_tf.ops import image as image_ops
 from efficientnet_tf.ops import random
 
-# Published: AutoAugment's policy v0, (operation, probability, level) twice a row.
+# The published policy v0 of AutoAugment: pairs of (operation, probability, level).
 POLICY_V0 = [
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -53,28 +53,32 @@ def test_autoaugment_table_is_the_published_one():
     assert [(name, float(probability), int(level)) for name, probability, level in written] == published
 
 
-def test_autoaugment_draws_by_the_table():
+def test_autoaugment_chooses_with_the_published_probabilities():
     count = 40000
-    operations, levels = call_many(lambda seed: policies.draw_policy(policies.autoaugment(), seed), make_seeds(count))
+    operations, levels = call_many(
+        lambda seed: policies.choose_operations(policies.autoaugment_policy(), seed), make_seeds(count)
+    )
     probabilities = {}
     for pair in POLICY_V0:
-        for chosen in itertools.product([True, False], repeat=2):
-            drawn = tuple((name if yes else "-", level) for yes, (name, _, level) in zip(chosen, pair, strict=True))
-            weight = np.prod([p if yes else 1 - p for yes, (_, p, _) in zip(chosen, pair, strict=True)])
-            probabilities[drawn] = probabilities.get(drawn, 0) + weight / len(POLICY_V0)
+        for applied in itertools.product([True, False], repeat=2):
+            chosen = tuple(
+                (name if yes else "Identity", level) for yes, (name, _, level) in zip(applied, pair, strict=True)
+            )
+            weight = np.prod([p if yes else 1 - p for yes, (_, p, _) in zip(applied, pair, strict=True)])
+            probabilities[chosen] = probabilities.get(chosen, 0) + weight / len(POLICY_V0)
     counts = dict.fromkeys(probabilities, 0)
     for row in zip(operations, levels, strict=True):
-        counts[tuple((policies.NAMES[o], int(level)) for o, level in zip(*row, strict=True))] += 1
+        counts[tuple((policies.OPERATION_NAMES[o], int(level)) for o, level in zip(*row, strict=True))] += 1
     check_frequencies(list(counts.values()), list(probabilities.values()))
 
 
-def test_randaugment_draws_uniformly():
-    policy = policies.randaugment(2, 12.5)
-    operations, levels = call_many(lambda seed: policies.draw_policy(policy, seed), make_seeds(40000))
+def test_randaugment_chooses_uniformly():
+    policy = policies.randaugment_policy(2, 12.5)
+    operations, levels = call_many(lambda seed: policies.choose_operations(policy, seed), make_seeds(40000))
     assert (levels == 12.5).all()
-    # The two are independent, too.
+    # The two operations are also independent.
     check_frequencies(np.bincount(operations @ [16, 1], minlength=256), np.full(256, 1 / 256))
-    assert set(policies.NAMES) - {"-"} == {*OPERATIONS, "Cutout"}
+    assert set(policies.OPERATION_NAMES) - {"Identity"} == {*OPERATIONS, "Cutout"}
 
 
 LEVELS = {
@@ -94,53 +98,62 @@ LEVELS = {
 }
 
 
+ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
+
+
 @pytest.mark.parametrize("name", LEVELS)
-def test_levels_mean_what_the_official_code_says(name, monkeypatch):
+def test_levels_have_the_meaning_of_the_official_code(name):
     function, expected = LEVELS[name]
-    monkeypatch.setattr(image_ops, function, lambda _, argument, *more: argument)
+    image = tf.constant(make_images(np.random.default_rng(0), 1, 3, (16, 24))[0])
+    seed = tf.constant([1, 2], tf.int64)
     for level, sign in itertools.product([*range(11), 13, 20, 30], [-1, 1]):
-        arguments = tf.constant(level, tf.float64), tf.constant(sign, tf.float64), None, 250, 100
-        assert policies.OPERATIONS[name](None, *arguments).numpy() == pytest.approx(expected(level, sign), rel=1e-7)
+        argument = expected(level, sign)
+        dtype = tf.int32 if isinstance(argument, int) else tf.float32 if name in ENHANCEMENTS else tf.float64
+        arguments = tf.constant(level, tf.float64), tf.constant(sign, tf.float64), seed, 250, 100
+        actual = policies.OPERATIONS[name](image, *arguments)
+        more = [seed] if name == "Cutout" else []
+        wanted = getattr(image_ops, function)(image, tf.constant(argument, dtype), *more)
+        np.testing.assert_array_equal(actual, wanted, f"{name} {level} {sign}")
 
 
-def test_randaugment_moves_and_covers_less():
-    assert (policies.autoaugment().translate, policies.autoaugment().cutout) == (250, 100)
-    assert (policies.randaugment(2, 10).translate, policies.randaugment(2, 10).cutout) == (100, 40)
+def test_policies_have_their_own_ranges_of_translate_and_cutout():
+    assert (policies.autoaugment_policy().translate, policies.autoaugment_policy().cutout) == (250, 100)
+    assert (policies.randaugment_policy(2, 10).translate, policies.randaugment_policy(2, 10).cutout) == (100, 40)
 
 
 def always(*names, level=1.0, translate=10):
-    """Return a policy that draws the same operations at every seed."""
-    operations, levels = [policies.NAMES.index(name) for name in names], [level] * len(names)
+    """Return a policy that chooses the same operations for every seed."""
+    operations, levels = [policies.OPERATION_NAMES.index(name) for name in names], [level] * len(names)
     return policies.Policy(lambda seed: (tf.constant(operations), tf.constant(levels)), translate, 40)
 
 
-def test_signs_are_half_and_half_and_independent():
+def test_signs_are_independent_and_equally_likely():
     image = tf.cast(tf.reshape(tf.range(64), [8, 8, 1]), tf.uint8)
-    policy = always("TranslateX", "TranslateY")  # by one pixel
+    policy = always("TranslateX", "TranslateY")  # by one pixel each
     pixel = call_many(lambda seed: policies.apply_policy(policy, image, seed)[4, 4, 0], make_seeds(4000))
     outcomes, counts = np.unique(pixel, return_counts=True)
     assert outcomes.tolist() == [36 - 9, 36 - 7, 36 + 7, 36 + 9]
     check_frequencies(counts, np.full(4, 1 / 4))
 
 
-def draw_and_apply(policy, image, count, parallel=2):
+def apply_many(policy, image, count, parallel=2):
     dataset = tf.data.Dataset.from_tensor_slices(make_seeds(count))
     dataset = dataset.map(lambda seed: policies.apply_policy(policy, tf.constant(image), seed), parallel)
     return next(iter(dataset.batch(count))).numpy()
 
 
-POLICIES = {"autoaugment": policies.autoaugment(), "randaugment": policies.randaugment(3, 9.0)}
+POLICIES = {"autoaugment": policies.autoaugment_policy(), "randaugment": policies.randaugment_policy(3, 9.0)}
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_policy_is_a_chain_of_pillows_operations(name):
+def test_policy_is_a_chain_of_pillow_operations(name):
     policy, count, checked = POLICIES[name], 60, 0
     image = make_images(np.random.default_rng(0), 4, 3, (40, 60))[3]
-    for result, seed in zip(draw_and_apply(policy, image, count), make_seeds(count), strict=True):
-        operations, levels = (tensor.numpy() for tensor in policies.draw_policy(policy, tf.constant(seed)))
-        chain = [(policies.NAMES[o], float(level)) for o, level in zip(operations, levels, strict=True)]
-        chain = [(operation, level) for operation, level in chain if operation != "-"]
-        # Cutout is random, and Pillow cannot posterize to no bits.
+    for result, seed in zip(apply_many(policy, image, count), make_seeds(count), strict=True):
+        operations, levels = (tensor.numpy() for tensor in policies.choose_operations(policy, tf.constant(seed)))
+        chain = [(policies.OPERATION_NAMES[o], float(level)) for o, level in zip(operations, levels, strict=True)]
+        chain = [(operation, level) for operation, level in chain if operation != "Identity"]
+        # Cutout is random, and Pillow cannot posterize to zero bits.
         if any(o == "Cutout" or (o == "Posterize" and level < 2.5) for o, level in chain):
             continue
         candidates = []
@@ -151,7 +164,7 @@ def test_policy_is_a_chain_of_pillows_operations(name):
                 if operation.startswith("Translate"):
                     argument *= policy.translate / 250
                 arguments = () if argument is None else (argument,)
-                candidate = with_pillow(OPERATIONS[operation][1], candidate, *arguments)
+                candidate = run_pillow(OPERATIONS[operation][1], candidate, *arguments)
             candidates.append(candidate)
         assert any((candidate == result).all() for candidate in candidates), chain
         checked += 1
@@ -159,32 +172,42 @@ def test_policy_is_a_chain_of_pillows_operations(name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_policy_is_decided_by_the_seed_alone(name):
+def test_policy_depends_only_on_the_seed(name):
     policy, count = POLICIES[name], 100
     image = make_images(np.random.default_rng(0), 1, 3, (24, 24))[0]
-    one, many = (draw_and_apply(policy, image, count, parallel) for parallel in (1, 8))
+    one, many = (apply_many(policy, image, count, parallel) for parallel in (1, 8))
     np.testing.assert_array_equal(one, many)
     eager = [policies.apply_policy(policy, tf.constant(image), tf.constant(seed)) for seed in make_seeds(count)[:10]]
     np.testing.assert_array_equal(eager, one[:10])
     assert len({result.tobytes() for result in one}) > count / 4
 
 
-def test_only_the_drawn_operation_runs(monkeypatch):
+def test_only_chosen_operations_run(monkeypatch):
     def fail(image, *_):
-        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(image) < 0, ["an operation not drawn ran"])]):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(image) < 0, ["not chosen"])]):
             return tf.identity(image)
 
     monkeypatch.setitem(policies.OPERATIONS, "Rotate", fail)
     image = make_images(np.random.default_rng(0), 1, 3, (8, 8))[0]
-    assert (draw_and_apply(always("Invert", "-"), image, 5) == 255 - image).all()
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not drawn ran"):
-        draw_and_apply(always("Invert", "Rotate"), image, 5)
+    assert (apply_many(always("Invert", "Identity"), image, 5) == 255 - image).all()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not chosen"):
+        apply_many(always("Invert", "Rotate"), image, 5)
+
+
+def test_public_functions_apply_the_policies():
+    image, seed = make_images(np.random.default_rng(0), 1, 3, (24, 24))[0], [3, 5]
+    for result, policy in (
+        (policies.autoaugment(image, seed), policies.autoaugment_policy()),
+        (policies.randaugment(image, seed, count=3, level=9.0), policies.randaugment_policy(3, 9.0)),
+    ):
+        expected = policies.apply_policy(policy, tf.constant(image), tf.constant(seed, tf.int64))
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_policy_of_a_config():
     assert policies.make_policy(schema.AugmentConfig(policy="none")) is None
     policy = policies.make_policy(schema.AugmentConfig(policy="randaugment", randaugment_count=3, randaugment_level=7))
-    operations, levels = policies.draw_policy(policy, tf.constant([0, 0], tf.int64))
+    operations, levels = policies.choose_operations(policy, tf.constant([0, 0], tf.int64))
     assert (operations.shape, levels.numpy().tolist()) == ((3,), [7, 7, 7])
     assert policies.make_policy(schema.AugmentConfig(policy="autoaugment")).translate == 250
 
@@ -196,10 +219,10 @@ def partners(array):
     return array[np.arange(len(array)) ^ 1]
 
 
-def mix_halves(batch, seed=0, side=6, **alphas):
-    """Mix noise; every other image is of class 0, so that every partner is of the other class.
+def mix_random_images(batch, seed=0, side=6, **alphas):
+    """Mix random images. Neighbors have different classes, so the targets show the weights.
 
-    Returns the images, the mixed ones, and each image's weight, taken from its targets.
+    Returns the images, the mixed images, and the weight of each image.
     """
     images = np.random.default_rng(1).uniform(1, 255, (batch, side, side + 2, 3)).astype(np.float32)
     own = np.arange(batch) % 2
@@ -211,45 +234,45 @@ def mix_halves(batch, seed=0, side=6, **alphas):
 
 @pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0, 4.0])
 def test_mixup_weights_are_beta(alpha):
-    images, mixed, weights = mix_halves(4000, side=2, mixup=alpha)
+    images, mixed, weights = mix_random_images(4000, side=2, mixup=alpha)
     shares = weights[:, None, None, None]
     np.testing.assert_allclose(mixed, shares * images + (1 - shares) * partners(images), rtol=1e-4, atol=1e-3)
     assert scipy.stats.kstest(weights, scipy.stats.beta(alpha, alpha).cdf).statistic < 0.03
 
 
-def test_cutmix_pastes_a_rectangle_and_weighs_its_area():
-    images, mixed, weights = mix_halves(600, side=16, cutmix=1.0)
+def test_cutmix_pastes_a_rectangle_and_weights_targets_by_its_area():
+    images, mixed, weights = mix_random_images(600, side=16, cutmix=1.0)
     kept = (mixed == images).all(axis=3)
     np.testing.assert_array_equal(kept | (mixed == partners(images)).all(axis=3), True)
     np.testing.assert_allclose(weights, kept.mean(axis=(1, 2)), atol=1e-6)
     pasted = ~kept
     rectangle = pasted.any(axis=2)[:, :, None] & pasted.any(axis=1)[:, None, :]
     np.testing.assert_array_equal(pasted, rectangle)
-    for axis in (1, 2):  # no gaps: a rectangle's sides are intervals
+    for axis in (1, 2):  # The sides of a rectangle have no gaps.
         edges = np.abs(np.diff(np.pad(pasted.any(axis=axis).astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
         assert set(edges) <= {0, 2}
-    assert 0.5 < weights.mean() < 0.75  # Beta(1, 1) has mean 1/2; what lies outside the image is not pasted
+    assert 0.5 < weights.mean() < 0.75  # Beta(1, 1) has mean 1/2. Parts outside the image are not pasted.
 
 
-def test_cutmix_side_follows_the_weight(monkeypatch):
-    monkeypatch.setattr(mixing, "_sample_beta", lambda alpha, count, seed: tf.fill([count], 0.75))
-    images, mixed, _ = mix_halves(2000, side=20, cutmix=1.0)
+def test_side_of_cutmix_follows_from_the_weight():
+    """With a very large alpha all weights are 1/2, and a side is sqrt(1/2) of the image: 14.1 and 15.6 pixels."""
+    images, mixed, _ = mix_random_images(2000, side=20, cutmix=1e6)
     pasted = (mixed != images).any(axis=3)
     rows, columns = pasted.any(axis=2), pasted.any(axis=1)
     inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1])
-    assert inside.mean() > 0.15
-    assert set(rows[inside].sum(axis=1)) <= {10, 11} and set(columns[inside].sum(axis=1)) <= {11}
-    # The centre is uniform over the image: each row is as often covered as the one opposite.
+    assert inside.sum() > 50
+    assert set(rows[inside].sum(axis=1)) <= {14, 15} and set(columns[inside].sum(axis=1)) <= {15, 16}
+    # The center is uniform over the image, so the upper half is covered as often as the lower.
     assert abs(rows[:, :10].mean() - rows[:, 10:].mean()) < 0.05
 
 
-def test_without_alphas_nothing_is_mixed():
+def test_nothing_is_mixed_by_default():
     images, targets = tf.ones([4, 2, 2, 3]), tf.eye(4)
     mixed = mixing.mix_images(images, targets, tf.constant([0, 0], tf.int64), schema.AugmentConfig())
     assert mixed[0] is images and mixed[1] is targets
 
 
-def test_both_take_turns_by_chance_and_seeds_differ():
+def test_with_both_each_is_applied_to_half_of_the_batches():
     images = tf.constant(np.random.default_rng(1).uniform(1, 255, (4, 5, 5, 1)).astype(np.float32))
     settings = schema.AugmentConfig(mixup=1.0, cutmix=1.0)
     mixed, targets = call_many(lambda seed: mixing.mix_images(images, tf.eye(4), seed, settings), make_seeds(1000))
@@ -278,8 +301,8 @@ def test_mix_runs_under_xla(alphas):
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
-def test_a_mixture_does_not_depend_on_how_the_batch_is_shared(alphas):
-    """Two and two of eight images, and the whole; an odd one out is left as it is."""
+def test_mixing_does_not_depend_on_how_the_batch_is_divided(alphas):
+    """Four parts of two images are mixed as the batch of eight. The last image of an odd batch is not changed."""
     images = np.random.default_rng(1).uniform(1, 255, (8, 5, 4, 3)).astype(np.float32)
     settings = schema.AugmentConfig(**alphas)
 
@@ -296,3 +319,12 @@ def test_a_mixture_does_not_depend_on_how_the_batch_is_shared(alphas):
     alone, _ = mix(0, 5)
     np.testing.assert_array_equal(alone[:4], whole[0][:4])
     np.testing.assert_allclose(alone[4], images[4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_public_functions_mix_as_training_does(name):
+    images = np.random.default_rng(1).uniform(1, 255, (5, 6, 4, 3)).astype(np.float32)
+    settings, targets = schema.AugmentConfig(**{name: 0.4}), np.eye(5, dtype=np.float32)
+    expected = mixing.mix_images(images, targets, random.make_seed(3, 7, 0), settings)
+    for actual, wanted in zip(getattr(mixing, name)(images, targets, 0.4, seed=(3, 7)), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)

@@ -1,4 +1,4 @@
-"""Record files written by `prepare`: the same images come back, whatever kills it on the way."""
+"""Test that the record files of `prepare` contain the same images, even if it is killed on the way."""
 
 import collections
 import hashlib
@@ -20,6 +20,7 @@ from efficientnet_tf.config import schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data import write_tfrecord
 from efficientnet_tf.data.open import Order, open_source
+from efficientnet_tf.data.source import indexed_source
 from efficientnet_tf.prepare import main, make_parser
 
 COMMAND = [sys.executable, "-m", "efficientnet_tf.prepare"]
@@ -47,7 +48,7 @@ def read_back(output, split):
 
 
 def files(folder):
-    """Return {name: bytes} of all files but the hidden notes."""
+    """Return {name: bytes} of all files except the hidden summaries."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -66,7 +67,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_a_folder_comes_back_byte_for_byte(folder, tmp_path):
+def test_records_of_a_folder_have_the_same_bytes(folder, tmp_path):
     source = data_config("folder", dir=str(folder))
     train, val = (write(source, split, tmp_path, shards) for split, shards in (("train", 4), ("val", 2)))
     assert train["examples_per_class"] == {"ant": 10, "bee": 3, "cow": 7}
@@ -117,7 +118,7 @@ def test_classes_are_mixed_in_every_file(tmp_path):
         assert np.count_nonzero(np.diff(labels)) > 15
 
 
-def test_digits_come_back(tmp_path):
+def test_records_of_digits_have_the_same_images(tmp_path):
     summary = write(data_config("digits"), "test", tmp_path, 5)
     assert sum(summary["examples_per_class"].values()) == 360
     original = open_source(data_config("digits"), "test", training=False)
@@ -150,7 +151,7 @@ def spots(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shards", [1, 3, 23])
-def test_a_tfds_set_comes_back(spots, tmp_path, shards):
+def test_records_of_a_tfds_dataset_have_the_same_images(spots, tmp_path, shards):
     summary = write(spots, "train", tmp_path, shards)
     assert sum(summary["records_per_file"]) == 23 and min(summary["records_per_file"]) >= 23 // shards
     assert summary["examples_per_class"] == {"red": 8, "green": 8, "blue": 7}
@@ -164,8 +165,8 @@ def test_a_tfds_set_comes_back(spots, tmp_path, shards):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_writes_the_same_files(tmp_path, capsys):
-    """SIGKILL as soon as another file or two have come; each start finds those before whole and leaves them."""
+def test_killed_several_times_it_writes_the_same_files(tmp_path, capsys):
+    """Each run is killed after a few files. The next one keeps the complete files and writes the others."""
     images, whole, killed = tmp_path / "images", tmp_path / "whole", tmp_path / "killed"
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 400, 400, 3), dtype=np.uint8)
@@ -198,11 +199,11 @@ def test_killed_again_and_again_it_writes_the_same_files(tmp_path, capsys):
     last = capsys.readouterr().out
     assert f"{killed}: train, 600 images of 2 classes, 30 files" in last
     assert f"left out: {images}/train/a/broken.jpg: " in last
-    assert "1 images cannot be decoded and were left out; train.json lists them all" in last
+    assert "1 image could not be decoded and left out. train.json lists them all." in last
     assert files(killed) == files(whole) and len(files(whole)) == 32
 
 
-def test_a_second_call_does_nothing_again(folder, tmp_path):
+def test_a_second_call_writes_only_missing_files(folder, tmp_path):
     source = data_config("folder", dir=str(folder))
     first = write(source, "train", tmp_path, 4)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("train-*")}
@@ -246,69 +247,71 @@ def error(data, split, output, shards=3):
 DIGITS = data_config("digits")
 
 
-def test_another_number_of_files_is_refused(tmp_path):
+def test_another_number_of_files_is_an_error(tmp_path):
     write(DIGITS, "test", tmp_path, 3)
-    assert "holds files of 'test' in another number of shards, test-0000" in error(DIGITS, "test", tmp_path, 4)
+    assert "has files of 'test' with another number of shards, for example test-0000" in error(
+        DIGITS, "test", tmp_path, 4
+    )
     assert len(files(tmp_path)) == 5
 
 
-def test_a_folder_begun_with_other_images_is_refused(folder, tmp_path):
-    """The files that are there would be kept, and not be what was asked for."""
+def test_a_folder_with_files_of_other_images_is_an_error(folder, tmp_path):
+    """The existing files would be kept, although they have other images."""
     few, more = (data_config("synthetic", synthetic_examples=n, synthetic_classes=2) for n in (20, 30))
     write(few, "train", tmp_path / "a", 2)
-    assert "holds files of 'train' from other images" in error(more, "train", tmp_path / "a", 2)
+    assert "has files of 'train' from other images" in error(more, "train", tmp_path / "a", 2)
     write(data_config("folder", dir=str(folder)), "train", tmp_path / "b", 2)
     assert "names other classes than data.source=digits, split 'test'" in error(DIGITS, "test", tmp_path / "b")
 
 
 def test_more_files_than_images(spots, tmp_path):
-    assert "has 23 images, which cannot fill 24 files" in error(spots, "train", tmp_path, 24)
+    assert "has 23 images, too few for shards=24" in error(spots, "train", tmp_path, 24)
 
 
 @pytest.mark.parametrize(("source", "split"), [("records", "train"), ("tfds:spots", "train[:50%]")])
-def test_what_prepare_does_not_take(spots, tmp_path, source, split):
+def test_sources_and_splits_that_cannot_be_written(spots, tmp_path, source, split):
     data = data_config(source, dir=spots.dir)
-    assert f"data.source={source}, split {split!r}: only whole splits" in error(data, split, tmp_path)
+    assert f"data.source={source}, split {split!r}: only whole splits of other sources" in error(data, split, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["a file", "inside a file"])
-def test_output_that_cannot_be_written(tmp_path, where):
+def test_folder_that_cannot_be_written(tmp_path, where):
     (tmp_path / "file").write_text("in the way")
     output = tmp_path / "file" if where == "a file" else tmp_path / "file/output"
-    assert f"{output}: cannot write 'test' there: " in error(DIGITS, "test", output)
+    assert f"{output}: cannot write 'test' to this folder: " in error(DIGITS, "test", output)
 
 
-def test_a_disk_that_fills_up_ends_all_threads(tmp_path, monkeypatch):
+def test_a_full_disk_stops_all_threads(tmp_path, monkeypatch):
     class Full(tf.io.TFRecordWriter):
         def write(self, _):
             raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
     monkeypatch.setattr(tf.io, "TFRecordWriter", Full)
-    assert "cannot write 'train' there: No space left on device" in error(DIGITS, "train", tmp_path, 8)
+    assert "cannot write 'train' to this folder: No space left on device" in error(DIGITS, "train", tmp_path, 8)
     assert not list(tmp_path.glob("train-*"))
 
 
-def test_storage_that_fails_for_a_moment_is_not_an_unreadable_image(tmp_path, monkeypatch):
-    def unavailable(*_):
+def test_an_error_of_the_storage_is_not_an_unreadable_image(tmp_path):
+    def load(index):
         raise tf.errors.UnavailableError(None, None, "try again")
 
-    monkeypatch.setattr(write_tfrecord, "make_example", unavailable)
-    assert "try again" in error(DIGITS, "test", tmp_path)
+    source = indexed_source(4, ["a", "b"], load, describe=str)
+    (tmp_path / ".progress").mkdir()
+    with pytest.raises(tf.errors.UnavailableError, match="try again"):
+        write_tfrecord.write_shard(DIGITS, "test", str(tmp_path), 1, 0, source)
     assert not list(tmp_path.glob("test-*"))
 
 
-def test_numbers_of_files_that_do_not_fit_the_splits(tmp_path):
+def test_numbers_of_files_that_do_not_match_the_splits(tmp_path):
     arguments = [f"--output={tmp_path}", "--source=digits", "--splits=train,test", "--shards=1,2,3"]
-    with pytest.raises(
-        UserError, match=r"--shards=\[1, 2, 3\] for --splits=\['train', 'test'\]: give one number, or one"
-    ):
+    with pytest.raises(UserError, match="--shards=1,2,3 does not match --splits=train,test. Give one number, or one"):
         main(make_parser().parse_args(arguments))
 
 
-def test_beam_that_is_not_installed(tmp_path):
+def test_beam_is_not_installed(tmp_path):
     if importlib.util.find_spec("apache_beam"):
         pytest.skip("Apache Beam is installed")
-    with pytest.raises(UserError, match=r"--beam needs Apache Beam: pip install 'efficientnet_tf\[beam\]'"):
+    with pytest.raises(UserError, match=r"Apache Beam is .*not installed. Run pip install 'efficientnet_tf\[beam\]'"):
         write_tfrecord.write_records(DIGITS, "test", str(tmp_path), 2, 1, [])
 
 

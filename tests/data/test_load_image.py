@@ -1,0 +1,91 @@
+"""Test that `load_image` returns the pixels of evaluation, for paths and bytes."""
+
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_config
+from efficientnet_tf.data import load_image as load_image_module
+from efficientnet_tf.data.load_image import load_image
+from efficientnet_tf.data.pipeline import eval_image
+
+
+def encode(shape=(60, 90, 3), kind="JPEG"):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_size": 32},
+        {"image_size": 24, "channels": 1},
+        {"image_size": 24, "crop_padding": 0, "interpolation": "bilinear"},
+    ],
+)
+def test_pixels_are_those_of_evaluation(tmp_path, settings):
+    encoded = encode()
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded)
+    config = load_config(
+        "b0",
+        "folder",
+        ["data.dir=none", *(f"data.{k}={v}" for k, v in settings.items())]
+        + (["model.mean=[128.0]", "model.std=[64.0]"] if settings.get("channels") == 1 else []),
+    )
+    expected = eval_image(tf.constant(encoded), config).numpy()
+    for source in (encoded, path, str(path)):
+        pixels = load_image(source, **settings)
+        assert isinstance(pixels, np.ndarray) and pixels.dtype == np.float32
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_default_is_the_input_of_b0():
+    assert load_image(encode()).shape == (224, 224, 3)
+
+
+def test_decoding_is_traced_once_per_setting(monkeypatch):
+    traced = []
+
+    def decode(encoded, *settings):
+        traced.append(settings)
+        return tf.zeros([8, 8, 3])
+
+    monkeypatch.setattr(load_image_module, "decode_center_crop", decode)
+    for size in (11, 12, 11, 11):
+        load_image(encode(kind="PNG"), size)
+    assert traced == [(11, 3, 32, "bicubic"), (12, 3, 32, "bicubic")]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"missing.jpg: no such file\.$"):
+        load_image(tmp_path / "missing.jpg")
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be read: .*directory"):
+        load_image(str(tmp_path))
+    path = pathlib.Path(tmp_path / "text.jpg")
+    path.write_text("This is not an image.")
+    with pytest.raises(UserError, match="text.jpg cannot be decoded: ") as caught:
+        load_image(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^source \(image of 3 bytes\) cannot be decoded: "):
+        load_image(b"\xff\xd8\xff")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 0}, "image_size=0 is not positive"),
+        ({"channels": 4}, "channels=4 is not supported. Use 3 for color or 1 for gray."),
+        ({"crop_padding": -1}, "crop_padding=-1 is negative"),
+        ({"interpolation": "bicubik"}, "interpolation='bicubik' is not one of .* Did you mean 'bicubic'?"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_image(encode(), **arguments)
