@@ -114,6 +114,29 @@ def make_parser():
         help="What to measure. 'input': decoding and augmentation. 'train': training steps. 'infer': the forward "
         "pass. 'export': the forward pass of exported files.",
     )
+    _add_case_flags(parser)
+    parser.add_argument(
+        "--rounds", type=cli.positive_int, default=3, help="Rounds that count. One more comes first to warm up."
+    )
+    parser.add_argument(
+        "--seconds", type=cli.positive_number, default=3.0, help="Length of one measurement in seconds."
+    )
+    parser.add_argument(
+        "--longest_step",
+        type=cli.positive_number,
+        metavar="SECONDS",
+        help="Skip a case if one step would take longer even at the rate of a product of large matrices. By default "
+        "nothing is skipped.",
+    )
+    parser.add_argument("--output", help="JSON file to write, with hardware and versions.")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="Plot to write, .png or .svg: time per image against multiply-adds."
+    )
+    return parser
+
+
+def _add_case_flags(parser):
+    """Add the flags that choose what is measured."""
     parser.add_argument(
         "--variant", type=cli.names, default=["b0"], metavar="NAME,...", help="Networks to measure, for example b0,b1."
     )
@@ -142,24 +165,6 @@ def make_parser():
     parser.add_argument(
         "--precision", default="float32", choices=["float32", "mixed_bfloat16"], help="Precision of the networks."
     )
-    parser.add_argument(
-        "--rounds", type=cli.positive_int, default=3, help="Rounds that count. One more comes first to warm up."
-    )
-    parser.add_argument(
-        "--seconds", type=cli.positive_number, default=3.0, help="Length of one measurement in seconds."
-    )
-    parser.add_argument(
-        "--longest_step",
-        type=cli.positive_number,
-        metavar="SECONDS",
-        help="Skip a case if one step would take longer even at the rate of a product of large matrices. By default "
-        "nothing is skipped.",
-    )
-    parser.add_argument("--output", help="JSON file to write, with hardware and versions.")
-    parser.add_argument(
-        "--picture", metavar="FILE", help="Plot to write, .png or .svg: time per image against multiply-adds."
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Plot measured networks: do fewer multiply-adds mean less time?"""
 
-import importlib.util
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.benchmark.rounds import count_operations_per_mac
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.visualization.figures import require_matplotlib
 from efficientnet_tf.visualization.scatter import CORNERS, MARKERS, name_points
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ def check_picture(path: str):
     """
     if not path.endswith(ENDINGS):
         raise UserError(f"picture={path} has no known ending. Use a name that ends in {' or '.join(ENDINGS)}.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            f"picture={path} needs matplotlib, which is not installed. "
-            "Install it with: pip install 'efficientnet_tf[picture]'"
-        )
+    require_matplotlib(f"picture={path}")
 
 
 def draw_speed(rows: Sequence[dict[str, Any]], mode: str, title: str = QUESTION) -> "Figure":

@@ -1,11 +1,14 @@
 """Tests of what the benchmark command writes. No test depends on how fast something is."""
 
-import importlib.util
 import io
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -98,8 +101,8 @@ def test_flags_are_checked_before_measuring(tmp_path, flags, message):
 
 
 def test_without_matplotlib_a_plot_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"not installed.*pip install 'efficientnet_tf\[picture\]'"):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"picture=.*a.png draws with matplotlib, .* 'efficientnet_tf\[picture\]'"):
         command.check_flags(parse("--mode=train", f"--picture={tmp_path}/a.png"))
 
 
@@ -248,3 +251,11 @@ def test_each_batch_and_number_of_threads_has_a_line():
     colors, markers = [line.get_color() for line in lines[:4]], [line.get_marker() for line in lines[:4]]
     assert colors[:2] == colors[2:] and colors[0] != colors[1]
     assert markers[0] == markers[1] != markers[2] == markers[3]
+
+
+def test_the_page_is_written_from_the_committed_measurements(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    shutil.copytree(docs / "speed", tmp_path / "speed")
+    script = docs.parent / "scripts" / "speed_table.py"
+    subprocess.run([sys.executable, script, tmp_path / "speed", "--page"], check=True)
+    assert (tmp_path / "speed.md").read_text() == (docs / "speed.md").read_text()

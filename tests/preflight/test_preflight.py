@@ -18,7 +18,7 @@ from efficientnet_tf.preflight.checks import check_program, check_step
 from efficientnet_tf.preflight.compile import Program, compile_hlo
 from efficientnet_tf.preflight.lower import UnsupportedOperation, lower, make_step
 from efficientnet_tf.preflight.report import format_report
-from efficientnet_tf.preflight.run import Preflight, bound_times, measured_input, run_preflight, search_batch
+from efficientnet_tf.preflight.run import Preflight, run_preflight, search_batch
 from efficientnet_tf.preflight.topology import parse_topology
 from efficientnet_tf.preflight.trace import (
     TRACED_REPLICAS,
@@ -308,74 +308,6 @@ def test_without_the_compiler_the_error_names_the_extra(monkeypatch):
 def test_a_broken_program_is_a_plain_error():
     with pytest.raises(UserError, match="The TPU compiler failed for v5e:1x1"):
         compile_hlo(b"no program", parse_topology("v5e:1x1"))
-
-
-# ---------------------------------------------------------------------------------------------------- numbers
-
-
-@pytest.mark.parametrize(
-    ("name", "numbers"),
-    {
-        "v3:2x2": (4, 8, 1),
-        "v4:2x2x2": (8, 16, 2),
-        "v5e:2x4": (8, 8, 1),
-        "v5e:4x4": (16, 16, 4),
-        "v5p:2x2x1": (4, 4, 1),
-        "v6e:1x1": (1, 1, 1),
-    }.items(),
-)
-def test_topology(name, numbers):
-    topology = parse_topology(name)
-    assert (topology.chips, topology.replicas, topology.hosts) == numbers
-
-
-@pytest.mark.parametrize("name", ["v5e:3x3", "v5e", "v7:2x2", "", "v5e:2X4"])
-def test_unknown_topology(name):
-    with pytest.raises(UserError, match=f"topology={name} is not a known slice. Use one of .*v5e:2x4.*16x16"):
-        parse_topology(name)
-
-
-def test_the_bound_is_the_larger_of_two_times():
-    topology = parse_topology("v3:2x2")
-    program = {
-        "flops": 61.5e12,
-        "accessed_bytes": 900e9,
-    }  # one second of a core, two seconds of half a chip's bandwidth
-    assert bound_times(program, topology, 100) == {
-        "arithmetic_seconds": pytest.approx(1),
-        "memory_seconds": pytest.approx(2),
-        "bound_seconds": pytest.approx(2),
-        "images_per_second": pytest.approx(50),
-        "images_per_second_and_host": pytest.approx(50),
-    }
-    slice_of_pod = parse_topology("v5e:4x4")
-    bounds = bound_times({"flops": 197e12, "accessed_bytes": 1.0}, slice_of_pod, 100)
-    assert (bounds["images_per_second"], bounds["images_per_second_and_host"]) == pytest.approx((100, 25))
-
-
-@pytest.mark.parametrize("start", [1, 8, 64, 1000])
-@pytest.mark.parametrize("largest", [0, 7, 8, 15, 100, 512, 5000])
-def test_largest_batch(start, largest):
-    def compile_at(batch):
-        assert batch % 8 == 0
-        temporary = 50 + batch  # in addition to 20 at any batch
-        used = 20 + temporary
-        return {
-            "fits": batch <= largest,
-            "used_bytes": used,
-            "temporary_bytes": temporary,
-            "available_bytes": 70 + largest,
-        }
-
-    found = search_batch(compile_at, start, replicas=4)
-    assert (found["replica_batch"], found["batch"]) == (largest // 8 * 8, largest // 8 * 32)
-    assert len(found["compiled"]) < 16
-
-
-def test_measured_input(tmp_path):
-    assert measured_input(224, "none", tmp_path / "missing.json") is None
-    nearest = measured_input(400, "autoaugment")
-    assert (nearest["size"], nearest["threads"], nearest["policy"]) == (380, 4, "autoaugment")
 
 
 # ------------------------------------------------------------------------------------------------- the command
