@@ -127,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--heartbeat_seconds",
         type=cli.positive_int,
         default=60,
-        help="Seconds between signs of life. The runs of a process that misses three of them are taken over.",
+        help="Seconds between heartbeats. If a process misses three of them, another one takes over its run.",
     )
     parser.add_argument("--list", action="store_true", help="Print the points and the network of each, and exit.")
     cli.add_override_arguments(parser)

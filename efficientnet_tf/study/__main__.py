@@ -86,8 +86,7 @@ def main(
         )
         return 0
     _check(args)
-    status = 0
-    if not args.report and not run_jobs(
+    is_finished = args.report or run_jobs(
         runs,
         args.output_dir,
         recipe=args.recipe,
@@ -97,8 +96,8 @@ def main(
         train_arguments=cli.training_arguments(args),
         heartbeat_seconds=args.heartbeat_seconds,
         train_command=train_command,
-    ):
-        status = EXIT_RESTART  # The runs that are finished are shown all the same.
+    )
+    status = 0 if is_finished else EXIT_RESTART  # The runs that are done are shown all the same.
     rows = read_rows(runs, args.output_dir, args.storage, args.study)
     if not rows:
         if status:
@@ -212,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--heartbeat_seconds",
         type=cli.positive_int,
         default=60,
-        help="Seconds between signs of life. The runs of a process that misses three of them are taken over.",
+        help="Seconds between heartbeats. If a process misses three of them, another one takes over its run.",
     )
     _add_study_arguments(parser)
     cli.add_override_arguments(parser)

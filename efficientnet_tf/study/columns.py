@@ -60,7 +60,7 @@ def choose_units(rows: Sequence[Row]) -> dict[str, Column]:
 
 
 def get_labels(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that tell the network of a row from the others: all but measurements, seed, and file names."""
+    """Return the values of a row that identify its network: all but measurements, the seed and file names."""
     return {key: value for key, value in row.items() if key not in COLUMNS and key not in ("run", "config", "seed")}
 
 

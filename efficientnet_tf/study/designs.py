@@ -182,20 +182,6 @@ def family(
         lines = {f"rate {rate:g} for all": same for rate, same in _group(points, "learning_rate").items()}
         return lines | ({"best rate of each": _find_best(points)} if learning_rate_grid else {})
 
-    caveats = [
-        "On a few small images, larger variants are known to look worse than smaller ones when all are trained with "
-        "the same hyperparameters, because the learning rate and the regularization then suit the smallest one. This "
-        "says little about large data sets.",
-        "Each variant has its own dropout rate. Everything else but the learning rate is the same for all.",
-    ]
-    if learning_rate_grid:
-        caveats.append(
-            "The best rate of each variant was chosen by the accuracy shown here, which is thus slightly optimistic."
-        )
-    elif not learning_rates:
-        caveats.append(
-            "All variants have the same learning rate. Use --learning_rate_grid to see what each gains from its own."
-        )
     return Study(
         "The family on this data set",
         f"Accuracy of {', '.join(specs)}, compared with parameters, multiply-adds and measured time.",
@@ -203,9 +189,27 @@ def family(
         make_lines,
         point_label="variant",
         plots=("macs", "params", "train_seconds", "inference_seconds"),
-        caveats=tuple(caveats),
+        caveats=_list_family_caveats(bool(learning_rates), bool(learning_rate_grid)),
         find_conclusions=_compare_sizes,
     )
+
+
+def _list_family_caveats(has_own_rates: bool, has_grid: bool) -> tuple[str, ...]:
+    caveats = [
+        "On a few small images, larger variants are known to look worse than smaller ones when all are trained with "
+        "the same hyperparameters, because the learning rate and the regularization then suit the smallest one. This "
+        "says little about large data sets.",
+        "Each variant has its own dropout rate. Everything else but the learning rate is the same for all.",
+    ]
+    if has_grid:
+        caveats.append(
+            "The best rate of each variant was chosen by the accuracy shown here, which is thus slightly optimistic."
+        )
+    elif not has_own_rates:
+        caveats.append(
+            "All variants have the same learning rate. Use --learning_rate_grid to see what each gains from its own."
+        )
+    return tuple(caveats)
 
 
 def _make_family(

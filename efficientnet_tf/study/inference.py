@@ -1,4 +1,4 @@
-"""Measures the inference time of the networks of a study, each in a process of its own."""
+"""Measures the inference time of the networks of a study, each in a separate process."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from efficientnet_tf.study.runs import Run
 
 
 def measure_inference(variant: str) -> float | None:
-    """Measure the inference time of a network with random weights, in a process of its own.
+    """Measure the inference time of a network with random weights in a separate process.
 
     Args:
         variant: Path of its YAML file.

@@ -1,6 +1,6 @@
-"""Works off the training runs of a study, each of them once, in any number of processes or machines.
+"""Trains the runs of a study, each of them once, in any number of processes or machines.
 
-Each run is trained by the command `train` in a process of its own, so that a crash or a lack of memory ends only that
+Each run is trained by the command `train` in a separate process, so that a crash or a lack of memory ends only that
 run.
 """
 
@@ -190,7 +190,7 @@ def _run_process(
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
     with open(log, "ab") as output:
-        # In a session of its own, so that Ctrl-C reaches only this process, which passes it on as SIGTERM.
+        # In a new session, so that Ctrl-C reaches only this process, which passes it on as SIGTERM.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
     is_stopping, next_heartbeat, peak_bytes = False, 0.0, None
     try:

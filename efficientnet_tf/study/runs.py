@@ -10,7 +10,7 @@ from efficientnet_tf.config.load import dump_variant, load_config
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.runtime.files import write_text
 
-Labels = dict[str, str | int | float]  # the values that tell a network from the others of its study
+Labels = dict[str, str | int | float]  # values that distinguish the networks of a study
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StudyNetwork:
         name: Unique name, which is also a valid folder name, such as "width1.4".
         spec: The network.
         base: The network that it was scaled from.
-        labels: Values that tell it from the others, such as `{"dimension": "width", "scaling": "w=1.4"}`.
+        labels: Values that distinguish it from the others, such as `{"dimension": "width", "scaling": "w=1.4"}`.
         overrides: Keys of the recipe to change, "section.key=value".
     """
 
@@ -39,7 +39,7 @@ class Run:
     Attributes:
         name: Unique name, which is also a valid folder name, such as "width1.4_seed2".
         spec: The network.
-        labels: Values that tell it from the others, including "seed".
+        labels: Values that distinguish it from the others, including "seed".
         overrides: Keys of the recipe to change, "section.key=value". `train.seed` and `data.image_size` are always set
             from the seed and the spec.
     """
