@@ -176,6 +176,9 @@ def format_command(
         if name == "overrides":
             words += [f"--set {shlex.quote(text)}" for text in value]
             continue
+        if value is True:
+            words.append(f"--{name}")
+            continue
         if isinstance(value, dict):
             value = [f"{key}:{part:g}" for key, part in value.items()]
         if isinstance(value, list):
