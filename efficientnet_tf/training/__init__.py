@@ -1,4 +1,7 @@
-"""Trains a model: the trainer, the training step, schedules, optimizers, EMA and checkpoints.
+"""Trains a model.
 
-May import `evaluation` and everything it imports.
+May import `evaluation` and every package below it. Read `trainer` first: it is a run from top to bottom. `step` says
+what one training step computes, and `tensorflow_loop` runs it under `tf.distribute`.
+
+Public names: `trainer.train_model`, `trainer.Trainer`, `trainer.Callback`.
 """

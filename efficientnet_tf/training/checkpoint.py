@@ -103,7 +103,7 @@ class Checkpointer:
         self.model_dir = model_dir
         self.state = state
         self._keep = config.train.keep_checkpoints
-        self._parts = {"config": tf.Variable(dump_config(config), trainable=False), **_name_variables(state)}
+        self._parts = {"config": tf.Variable(tf.constant(dump_config(config)), trainable=False), **_name_variables(state)}
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing = None
 

@@ -69,7 +69,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     Raises:
         UserError: If the weights cannot be read, do not fit the network, or need another normalization.
     """
-    path = config.train.init_from
+    path = str(config.train.init_from)
     theirs = _read_class_names(path)
     keep = theirs == list(class_names)
     with on_host():
