@@ -103,7 +103,8 @@ class Checkpointer:
         self.model_dir = model_dir
         self.state = state
         self._keep = config.train.keep_checkpoints
-        self._parts = {"config": tf.Variable(tf.constant(dump_config(config)), trainable=False), **_name_variables(state)}
+        config_text = tf.Variable(tf.constant(dump_config(config)), trainable=False)
+        self._parts = {"config": config_text, **_name_variables(state)}
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing = None
 
