@@ -17,7 +17,15 @@ import pytest
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # With loadfile each worker takes whole files. A long file that starts last would run alone at the end.
-LONGEST = ("test_end_to_end", "test_step", "test_weights")
+LONGEST = (
+    "test_end_to_end",
+    "test_weights",
+    "test_trainer",
+    "test_step",
+    "test_builder",
+    "test_transfer",
+    "test_export",
+)
 FRAMEWORKS = {"tensorflow", "keras", "tensorflow_datasets"}
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 
@@ -37,13 +45,18 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark the tests that need TensorFlow, and begin with the files that take longest."""
+def pytest_collection_modifyitems(items, config):
+    """Mark the tests that need TensorFlow, leave out slow ones, and begin with the files that take longest."""
     for item in items:
         users = functions_with_tensorflow(item.path)
         if needs_tensorflow(item.path) or users & {item.originalname, *item.fixturenames}:
             item.add_marker("tensorflow")
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    # Slow tests run only if the expression after -m mentions them.
+    if "slow" not in (config.option.markexpr or ""):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish():

@@ -38,6 +38,7 @@ def measure_networks(plan, **options):
 # ---------------------------------------------------------------------------------------------------- the input
 
 
+@pytest.mark.tensorflow
 def test_photos_are_like_those_of_imagenet():
     photos = [PIL.Image.open(io.BytesIO(encoded)) for encoded in make_photos(8)]
     assert {image.size for image in photos} <= {(500, 375), (375, 500)}
@@ -204,12 +205,14 @@ def test_a_case_that_cannot_be_measured_is_skipped(capsys, options, longest_step
 # ------------------------------------------------------------------------------------------------------- workers
 
 
+@pytest.mark.tensorflow
 def test_a_worker_that_cannot_run_says_why():
     setting = Setting("keras", variant="b9", size=32, batch=1)
     with pytest.raises(UserError, match="keras ended with status 1: .*EfficientNetB9"), Worker(setting):
         pass
 
 
+@pytest.mark.tensorflow
 def test_a_worker_that_is_killed_is_an_error():
     with Worker(Setting("copy")) as worker:
         assert worker.run(0.01) > 0 and worker.start_seconds > worker.facts["first_step_seconds"] > 0

@@ -6,6 +6,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.files import check_output, read_text, write_bytes, write_text
 
 
+@pytest.mark.tensorflow
 def test_text_round_trip_in_a_new_folder(tmp_path):
     path = tmp_path / "new" / "folder" / "text"
     write_text(str(path), "café\n")
@@ -15,6 +16,7 @@ def test_text_round_trip_in_a_new_folder(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["text"]  # no temporary file is left
 
 
+@pytest.mark.tensorflow
 def test_remote_files_go_through_tensorflow():
     path = "ram://folder/text"  # a file system of TensorFlow's in memory
     write_text(path, "old")

@@ -142,6 +142,7 @@ def test_command_writes_a_variant(tmp_path, capsys):
     assert 0.97 * 4e9 < cost(load_variant(str(again)))["macs"] <= 4e9
 
 
+@pytest.mark.tensorflow
 def test_command_measures_the_latency(tmp_path, capsys):
     tiny = str(Path(__file__).parents[1] / "tiny.yaml")
     output = run(

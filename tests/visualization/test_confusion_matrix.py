@@ -22,6 +22,7 @@ def read_texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
+@pytest.mark.tensorflow
 def test_cells_are_colored_by_their_share_of_the_row(tmp_path):
     figure = draw_confusion(COUNTS, NAMES, "title")
     save_figure(figure, str(tmp_path / "matrix.png"), "confusion")

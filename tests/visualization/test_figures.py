@@ -16,6 +16,7 @@ from efficientnet_tf.visualization.figures import (
 )
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("size", [(1, 1), (101, 333), (1999, 7)])
 def test_a_figure_has_exactly_its_size(tmp_path, size):
     save_figure(make_figure(*size), str(tmp_path / "figure.png"), "output")
@@ -35,6 +36,7 @@ def test_only_long_texts_are_shortened():
     assert measure_text("$x$", 13) > measure_text("x", 13)  # A dollar sign is a character, not math.
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", ["missing/figure.png", "figure.abc", "figure"])
 def test_files_that_cannot_be_written(tmp_path, name):
     with pytest.raises(UserError, match=f"^output={tmp_path}/{name} cannot be written"):

@@ -27,6 +27,7 @@ def contains(canvas, cell):
     )
 
 
+@pytest.mark.tensorflow
 def test_heat_is_brightest_at_the_maximum():
     drawn = draw_heat_map(PHOTO, np.array([[-3.0, -1.0], [-2.0, 5.0]])).astype(int).sum(axis=-1)
     assert drawn.shape == (SIDE, SIDE)
@@ -34,11 +35,13 @@ def test_heat_is_brightest_at_the_maximum():
     assert drawn[0, 0] < drawn[-1, 0] < drawn[0, -1] < drawn[-1, -1], "the order of the map's values"
 
 
+@pytest.mark.tensorflow
 def test_constant_map_marks_no_place():
     flat = draw_heat_map(PHOTO, np.full((2, 2), 7.0))
     assert flat.dtype == np.uint8 and (flat == flat[0, 0]).all()
 
 
+@pytest.mark.tensorflow
 def test_photo_stays_visible_below_the_heat(photo):
     """Also where resizing overshoots, which must not wrap around."""
     for heat in (np.zeros((3, 3)), np.eye(3)):
@@ -47,6 +50,7 @@ def test_photo_stays_visible_below_the_heat(photo):
         assert bright.min() > np.median(dark)
 
 
+@pytest.mark.tensorflow
 def test_row_per_photo_and_column_per_model(photo, tmp_path):
     heats = [np.eye(3), np.eye(3)[::-1], np.ones((2, 2)), np.arange(4.0).reshape(2, 2)]
     names = ["cat", "dog", "$tower$ of $babel$", "temple"]
@@ -75,6 +79,7 @@ def test_row_per_photo_and_column_per_model(photo, tmp_path):
         assert not any(box.overlaps(other) for other in boxes[:index])
 
 
+@pytest.mark.tensorflow
 def test_long_class_names_are_wrapped(photo):
     cell = Cell(photo, np.eye(3), "a long name of a class, with all of its synonyms " + "x" * 100, 0.5)
     figure = draw_comparison({"photo.jpg": photo}, [Column("run", "b0", [cell])], "")
