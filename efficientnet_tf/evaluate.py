@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -190,21 +191,21 @@ def _write_outputs(result, class_names, strategy, name, per_class, confusion):
 def _describe_outputs(result, args):
     """Yield the lines that are printed after the metrics."""
     if "real" in result:
-        yield "real labels: {real:.2%} of the {real_examples} examples that have any".format(**result)
+        yield "ImageNet-ReaL: {real:.2%} of the {real_examples} images with labels".format(**result)
     if "classes" in result:
-        yield "only the data's {classes} of the model's {model_classes} classes compete".format(**result)
+        yield "Only the data's {classes} of the model's {model_classes} classes compete.".format(**result)
     if args.per_class:
         known = [row for row in result["per_class"] if row["examples"]]
         worst = min(known, key=lambda row: row["accuracy"])
         yield f"{args.per_class}: {len(result['per_class'])} classes, the worst is {worst['class']} with " + (
-            "{correct} of {examples} correct".format(**worst)
+            "{correct} of {examples} images correct".format(**worst)
         )
     if args.confusion:
         classes = len(result["confusion"])
-        yield f"{args.confusion}: {classes} classes, true classes as rows and predicted classes as columns"
+        yield f"{args.confusion}: {classes} classes, the true ones as rows and the predicted ones as columns"
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     """Evaluate a model and print the results."""
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
@@ -224,16 +225,17 @@ def main(args):
         confusion=args.confusion,
     )
     if not is_chief(strategy):
-        return
+        return 0
     if args.json:
         print(json.dumps(result))
-        return
+        return 0
     print(format_evaluation({find_weights(args.model_dir, args.raw): result}))
     for line in _describe_outputs(result, args):
         print(line)
+    return 0
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
     parser.add_argument("--model_dir", required=True, help="Model directory of a run, or an exported model.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -48,7 +49,7 @@ def predict_images(
     return loaded.predict(images, top, batch_size)
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     """Classify images and print the results. The status is 1 if a file could not be read."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.data.folders import find_images
@@ -70,7 +71,7 @@ def main(args):
     return cli.EXIT_ERROR if failed else 0
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("predict", "Classify images with a trained or exported model.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them.")

@@ -19,7 +19,14 @@ LIGHT = {
     *("ScheduleConfig", "Stage", "TrainConfig", "UserError", "compound", "count_cost", "fit_budget", "list_variants"),
     *("load_config", "load_variant"),
 }
-NAMES = [n if n in LIGHT else pytest.param(n, marks=pytest.mark.tensorflow) for n in efficientnet_tf.__all__]
+
+
+def mark(name, *marks):
+    return pytest.param(name, marks=[*marks, *([] if name in LIGHT else [pytest.mark.tensorflow])])
+
+
+NAMES = [mark(name) for name in efficientnet_tf.__all__]
+EXAMPLES = [mark(name, *[pytest.mark.slow] * (name == "train_model")) for name in efficientnet_tf.__all__]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def folder(request, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, folder):
     value = getattr(efficientnet_tf, name)
     text = inspect.getdoc(value) or ""

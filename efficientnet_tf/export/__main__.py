@@ -1,12 +1,13 @@
 """Export a trained model: `python -m efficientnet_tf.export --model_dir=DIR --output=PATH`."""
 
+import argparse
 import json
 
 from efficientnet_tf import cli
 from efficientnet_tf.export.export import export_model
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     """Export a model and print how closely the export agrees with it."""
     from efficientnet_tf.export.formats import find_format
 
@@ -21,22 +22,23 @@ def main(args):
     )
     if args.json:
         print(json.dumps(result))
-        return
+        return 0
     kind = find_format(args.output)
     if kind is None:
         print(
             f"Exported to {args.output}. Reloaded in a fresh process, its logits differ by at most "
             f"{result['difference']:.2g}."
         )
-        return
+        return 0
     print(
         f"Exported to {args.output} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
         f"{result['images']} images of the evaluation split, its logits differ by at most {result['difference']:.2g} "
         f"and its top-1 class agrees on {result['agreement']:.2%}."
     )
+    return 0
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser(
         "export", "Write a trained model as a SavedModel, or as a file for LiteRT, ONNX Runtime or OpenVINO."
