@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 
     from efficientnet_tf.export.load import LoadedModel
 
+_Path = str | os.PathLike[str]
+
 
 def evaluate_model(
-    model: str | os.PathLike[str] | LoadedModel,
+    model: _Path | LoadedModel,
     *,
     overrides: Sequence[str] = (),
-    data_dir: str | None = None,
-    folder: str | None = None,
+    data_dir: _Path | None = None,
+    folder: _Path | None = None,
     strategy: tf.distribute.Strategy | None = None,
     raw: bool = False,
-    real_labels: str | None = None,
-    per_class: str | None = None,
-    confusion: str | None = None,
+    real_labels: _Path | None = None,
+    per_class: _Path | None = None,
+    confusion: _Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained or exported model on the evaluation split of its config, or on other images.
 
@@ -68,6 +70,9 @@ def evaluate_model(
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.workers import report_lost_workers
 
+    data_dir, folder, real_labels, per_class, confusion = (
+        None if path is None else os.fspath(path) for path in (data_dir, folder, real_labels, per_class, confusion)
+    )
     overrides = [*_locate_data(data_dir, folder), *overrides]
     _check_outputs(per_class, confusion)
     strategy = strategy or create_strategy()
