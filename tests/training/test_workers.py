@@ -96,7 +96,7 @@ def test_two_workers_compute_what_one_does(two_workers, tmp_path):
         assert line.pop("kind") == expected.pop("kind")
         assert line == pytest.approx(expected, rel=1e-4, abs=1.5 / 360), line
     assert {line.get("examples", 360) for line in metrics} == {360}
-    assert "finished: " in chief and "top-1" in chief and other == ""
+    assert "Finished: " in chief and "top-1" in chief and other == ""
     assert (model_dir / "model.keras").exists()
 
 
@@ -112,12 +112,12 @@ def test_killed_worker_ends_the_other_and_the_run_resumes(two_workers, tmp_path)
         status, _, err = finish(workers[1 - victim])
         assert time.monotonic() - killed < END_SECONDS
         assert status == 1 and "Traceback" not in err
-        assert re.search("error: another worker of TF_CONFIG is gone.*start the same command again", err), err
+        assert re.search("error: another worker of TF_CONFIG is gone.*Start the same command again", err), err
         workers[victim].communicate()
     workers = start(model_dir, addresses=addresses)
     (status, out, err), (other, *_) = [finish(worker) for worker in workers]
     assert (status, other) == (0, 0), err
-    assert re.search(r"going on from the checkpoint of step \d+ of 22", out)
+    assert re.search(r"Continuing from the checkpoint of step \d+ of 22", out)
     expected, _ = two_workers
     one, two = saved(model_dir), saved(expected)
     assert one.keys() == two.keys()
@@ -137,7 +137,7 @@ def test_signal_to_one_worker_stops_both_at_the_same_step(tmp_path):
     workers[1].send_signal(signal.SIGTERM)
     (status, out, err), (other, *_) = [finish(worker) for worker in workers]
     assert (status, other) == (75, 75), err
-    step = int(re.search(r"stopped by a signal: step (\d+) of \d+ is saved", out)[1])
+    step = int(re.search(r"Stopped. Step (\d+) of \d+ is saved", out)[1])
     assert (model_dir / "checkpoints" / f"step-{step}.index").exists()
 
 
