@@ -156,7 +156,7 @@ def test_a_wrong_path_is_refused_before_anything_is_built(digits, trained, tmp_p
 
     monkeypatch.setattr(model_dir_lib, "build_model", build)
     config = new_config(digits, tmp_path / "nowhere")
-    with pytest.raises(UserError, match="nowhere: no such file"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         train_model(config, str(tmp_path / "model"), tiny.make_strategy(1))
     assert not (tmp_path / "model").exists()
 
