@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(items, config):
         users = functions_with_tensorflow(item.path)
         if needs_tensorflow(item.path) or users & {item.originalname, *item.fixturenames}:
             item.add_marker("tensorflow")
+        if "browser" in item.fixturenames:
+            item.add_marker("slow")
     # Slow tests run only if the expression after -m mentions them.
     if "slow" not in (config.option.markexpr or ""):
         slow = [item for item in items if item.get_closest_marker("slow")]
