@@ -130,7 +130,7 @@ class RunLog:
 class SilentLog(contextlib.nullcontext):
     """Takes the place of a RunLog in processes that do not report, because the chief does."""
 
-    def __enter__(self) -> SilentLog:
+    def __enter__(self) -> "SilentLog":
         return self
 
     def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
