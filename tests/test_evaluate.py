@@ -67,9 +67,8 @@ def save_run(model_dir, class_names, *overrides):
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
     parts = [weights]
     if state.ema:
-        parts.insert(
-            0, [*state.ema.trainable, *state.ema.statistics]
-        )  # the raw weights come last and stay in the model
+        # The raw weights come last, so that they stay in the model.
+        parts.insert(0, [*state.ema.trainable, *state.ema.statistics])
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 256, (64, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2).astype("float32")
     for part in parts:
@@ -78,9 +77,8 @@ def save_run(model_dir, class_names, *overrides):
                 variable.assign(variable.numpy() + rng.normal(0, 0.2, variable.shape))
         kernel, bias = state.model.get_layer("predictions").weights
         kernel.assign(rng.normal(0, 2, kernel.shape))
-        bias.assign(
-            bias.numpy() - state.model(noise).numpy().mean(axis=0)
-        )  # so that no class is predicted for all images
+        # Center the logits, so that no class is predicted for all images.
+        bias.assign(bias.numpy() - state.model(noise).numpy().mean(axis=0))
         for variable, value in zip(part, weights, strict=True):
             variable.assign(value.numpy())
     open_model_dir(str(model_dir), config, class_names)
