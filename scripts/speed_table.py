@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from efficientnet_tf.benchmark.plot import draw_speed
 from efficientnet_tf.benchmark.report import format_markdown
@@ -51,7 +52,8 @@ DIGITS = ["efficientnet_tf.train", "--variant=b0", "--recipe=digits"]
 
 def run(words, **options):
     """Run a command of this package. Raise an error if it fails, unless `check` is False."""
-    return subprocess.run([sys.executable, "-m", *words], **{"check": True, "text": True} | options)
+    settings: dict[str, Any] = {"check": True, "text": True} | options
+    return subprocess.run([sys.executable, "-m", *words], **settings)
 
 
 def measure(name, folder, flags=()):
