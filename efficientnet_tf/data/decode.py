@@ -121,7 +121,7 @@ def _parse_exif_orientation(encoded, start):
     return tf.where((value >= 1) & (value <= 8) & (upper_half == 0), value, 1)
 
 
-def check_bitmap(encoded: tf.Tensor) -> tf.Operation:
+def check_bitmap(encoded: tf.Tensor | bytes) -> tf.Operation:
     """Fail for a BMP with a palette or compression. TensorFlow supports neither, and would decode it to wrong pixels.
 
     Args:

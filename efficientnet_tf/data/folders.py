@@ -65,11 +65,12 @@ def open_folder(data: DataConfig, split: str, training: bool) -> Source:
     Raises:
         UserError: If the folders do not have this structure.
     """
-    if not tf.io.gfile.isdir(data.dir):
-        raise UserError(f"data.dir={data.dir!r} is not a folder.")
+    folder = str(data.dir)
+    if not tf.io.gfile.isdir(folder):
+        raise UserError(f"data.dir={folder!r} is not a folder.")
     root, class_names = _find_class_folders(data, split)
     labels = class_names
-    train_root = os.path.join(data.dir, data.train_split)
+    train_root = os.path.join(folder, data.train_split)
     if data.val_fraction is None and split != data.train_split and tf.io.gfile.isdir(train_root):
         labels = _list_subfolders(train_root)
         unknown = sorted(set(class_names) - set(labels))
@@ -180,7 +181,7 @@ def open_table(data: DataConfig, split: str) -> Source:
             f"table {split!r} in {data.dir!r} has labels that {data.train_split!r} does not have: {unknown[:10]}. "
             "Remove these rows, or add training images."
         )
-    paths = [path if "://" in path else os.path.join(data.dir, path) for path, _ in rows]
+    paths = [path if "://" in path else os.path.join(str(data.dir), path) for path, _ in rows]
     return _make_file_source(paths, [number[label] for _, label in rows], class_names)
 
 

@@ -44,6 +44,7 @@ def load_image(
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf import load_image
         >>> encoded = tf.io.encode_png(tf.zeros([300, 400, 3], tf.uint8)).numpy()
         >>> load_image(encoded, image_size=224).shape
         (224, 224, 3)

@@ -35,6 +35,7 @@ def mixup(images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor) 
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf import mixup
         >>> images, targets = tf.random.uniform([4, 8, 8, 3]), tf.eye(4)
         >>> mixed, mixed_targets = mixup(images, targets, alpha=0.2, seed=(0, 1))
         >>> mixed.shape, tf.reduce_sum(mixed_targets, axis=1).numpy().round(3).tolist()
@@ -63,6 +64,7 @@ def cutmix(images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor)
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf import cutmix
         >>> images, targets = tf.random.uniform([4, 8, 8, 3]), tf.eye(4)
         >>> mixed, mixed_targets = cutmix(images, targets, alpha=1.0, seed=(0, 1))
         >>> mixed.shape, tf.reduce_sum(mixed_targets, axis=1).numpy().round(3).tolist()

@@ -48,7 +48,7 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         source = open_tfds(name, data, split)
     if len(source.class_names) < 2:
         raise UserError(
-            f"data.source={data.source}: found only one class, {source.class_names[0]!r}. "
+            f"data.source={data.source}: found only one class, {', '.join(map(repr, source.class_names))}. "
             "A classifier needs at least two."
         )
     if data.cache == "none":

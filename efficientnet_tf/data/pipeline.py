@@ -29,7 +29,7 @@ def image_seed(source: Source, config: Config, position: tf.Tensor, id_: tf.Tens
 
 def split_seed(seed: tf.Tensor) -> list[tf.Tensor]:
     """Return the seeds of an image for its crop, flip, policy and erasing, int64 [2] each."""
-    return tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    return tf.unstack(tf.random.split(seed, 4))
 
 
 def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tensor:

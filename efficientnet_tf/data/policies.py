@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -106,6 +106,7 @@ def autoaugment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf import autoaugment
         >>> image = tf.zeros([32, 32, 3], tf.uint8)
         >>> augmented = autoaugment(image, seed=(0, 1))
         >>> augmented.shape, augmented.dtype
@@ -130,6 +131,7 @@ def randaugment(image: tf.Tensor, seed: tf.Tensor, count: int = 2, level: float 
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf import randaugment
         >>> image = tf.zeros([32, 32, 3], tf.uint8)
         >>> augmented = randaugment(image, seed=(0, 1), count=2, level=9)
         >>> augmented.shape, augmented.dtype
@@ -183,7 +185,7 @@ def choose_operations(policy: Policy, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     Returns:
         The operations, int32 [N] indices into OPERATION_NAMES, and their levels, float32 [N].
     """
-    return policy.choose(tf.random.experimental.stateless_split(seed, 2)[0])
+    return policy.choose(tf.random.split(seed, 2)[0])
 
 
 def apply_policy(policy: Policy, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -198,8 +200,8 @@ def apply_policy(policy: Policy, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor
         uint8 [H, W, C].
     """
     operations, levels = choose_operations(policy, seed)
-    count = operations.shape[0]
-    seed = tf.random.experimental.stateless_split(seed, 2)[1]
+    count: Any = operations.shape[0]
+    seed = tf.random.split(seed, 2)[1]
     signs = tf.random.stateless_uniform([count], seed, 0, 2, tf.int32) * 2 - 1
     for i in range(count):
         level, sign = tf.cast(levels[i], tf.float64), tf.cast(signs[i], tf.float64)

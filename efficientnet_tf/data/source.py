@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -116,9 +117,10 @@ def indexed_source(
             if order.shuffle:
                 # The shuffle uses a few low bits of its key, only 8 for small sizes. Mix seed and epoch into all bits.
                 seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
-                key = tf.random.stateless_uniform([2], seed, minval=None, maxval=None, dtype=tf.int32)
+                bounds: Any = {"minval": None, "maxval": None}  # all integers
+                key = tf.random.stateless_uniform([2], seed, dtype=tf.int32, **bounds)
                 last = tf.constant(size - 1, tf.int64)
-                index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)
+                index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)  # pyright: ignore[reportAttributeAccessIssue]
             return position, index, index
 
         return order.positions().map(add_index)
@@ -126,7 +128,9 @@ def indexed_source(
     return Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name)
 
 
-def source_from_bytes(images: Sequence[bytes], labels: Sequence[int], class_names: Sequence[str], name: str) -> Source:
+def source_from_bytes(
+    images: Sequence[bytes], labels: Sequence[int] | np.ndarray, class_names: Sequence[str], name: str
+) -> Source:
     """Return a source of encoded images in memory. `name` is the start of the names of the images in messages."""
     image_tensor, label_tensor = tf.constant(images), tf.constant(labels, tf.int32)
     return indexed_source(

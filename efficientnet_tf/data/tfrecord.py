@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -46,12 +46,12 @@ def open_tfds(name: str, data: DataConfig, split: str) -> Source:
     import tensorflow_datasets as tfds
 
     what = f"data.source=tfds:{name}"
-    info = _prepare_tfds(name, data, what).info
+    info: Any = _prepare_tfds(name, data, what).info
     for part in split.split("+"):
         check_split(part.split("[")[0], list(info.splits), what)
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(f"{what} is stored as {info.file_format.value}. Only tfrecord can be read.")
-    features = dict(info.features)
+    features: dict[str, Any] = dict(info.features)
     needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     if not all(isinstance(features.get(key), kind) for key, kind in needed.items()):
         has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
@@ -146,7 +146,7 @@ def open_records(data: DataConfig, split: str) -> Source:
         feature = {"image/filename": tf.io.FixedLenFeature([], tf.string, "")}
         return tf.io.parse_single_example(record, feature)["image/filename"]
 
-    counts = _count_records(paths, os.path.join(data.dir, f"{split}.json"))
+    counts = _count_records(paths, os.path.join(str(data.dir), f"{split}.json"))
     if not sum(counts):
         raise UserError(f"data.dir={data.dir!r}: the files of {split!r} have no records.")
     _check_first_records(paths[int(np.flatnonzero(counts)[0])], features, len(class_names))
@@ -272,7 +272,11 @@ class _RecordReader:
         records = self._read_epoch(order, list(range(len(self._paths))), 0)
         padding = records.take(1).repeat()  # for the positions after the end, which have weight 0
         records = records.concatenate(padding).enumerate().take((order.first_step + order.steps) * order.batch)
-        records = records.filter(lambda position, _: position % order.batch // share == order.host)
+
+        def is_of_host(position: Any, _: Any) -> Any:
+            return position % order.batch // share == order.host
+
+        records = records.filter(is_of_host)  # pyright: ignore[reportArgumentType]
         return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
 
     def _stream_training(self, order):
@@ -293,7 +297,8 @@ class _RecordReader:
         """Return a dataset of (id, record) of some files, given by their indices."""
         shards = tf.constant(shards, tf.int64)
         if order.shuffle:
-            shards = tf.random.experimental.stateless_shuffle(shards, seed=tf.stack([order.seed, epoch]))
+            seed = tf.stack([order.seed, epoch])
+            shards = tf.random.experimental.stateless_shuffle(shards, seed=seed)  # pyright: ignore[reportAttributeAccessIssue]
         files = tf.data.Dataset.from_tensor_slices(shards)
         records = files.interleave(
             self._read_file, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE

@@ -199,7 +199,7 @@ def _open_split(data, split):
     return open_source(data, split, training=split == data.train_split)
 
 
-_open_split_once = functools.lru_cache(maxsize=1)(_open_split)
+_open_split_once: Any = functools.lru_cache(maxsize=1)(_open_split)
 
 
 def _read_shard(data, split, source, shards, shard) -> Iterator[tuple[str, Source, tf.Tensor]]:
@@ -285,8 +285,8 @@ def _write_with_threads(data, split, folder, shards, source, workers):
 
 def _write_with_beam(write, shards, arguments):
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise UserError(
             "Apache Beam is needed to write with Beam, and is not installed. Run pip install 'efficientnet_tf[beam]'."

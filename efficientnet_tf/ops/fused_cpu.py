@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -51,7 +52,7 @@ def batch_norm(
 
         return (apply_swish(y) if swish else y, mean, variance), backward
 
-    return run(x, gamma, beta)
+    return run(x, gamma, beta)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
 
 def batch_norm_squeeze_excite(
@@ -76,7 +77,8 @@ def batch_norm_squeeze_excite(
     Returns:
         The same as `batch_norm`.
     """
-    pixels = x.shape[1] * x.shape[2]
+    shape: Any = x.shape
+    pixels = shape[1] * shape[2]
 
     @tf.custom_gradient
     def run(x, gamma, beta, *weights):
@@ -89,15 +91,14 @@ def batch_norm_squeeze_excite(
         def backward(gradient, *_):
             affine = _scale_and_shift(mean, variance, gamma, beta, epsilon)
             gate_gradient = _gate_gradient(x, *affine, gradient)
-            squeezed_gradient, *weight_gradients = tape.gradient(
-                gate, (squeezed, *weights), output_gradients=gate_gradient
-            )
+            gradients: Any = tape.gradient(gate, (squeezed, *weights), output_gradients=gate_gradient)
+            squeezed_gradient, *weight_gradients = gradients
             gradient = _gated_swish_gradient(x, *affine, gradient, gate, squeezed_gradient / pixels)
             return *normalize_gradient(gradient), *weight_gradients
 
         return (_excite(normalized, gate), mean, variance), backward
 
-    return run(x, gamma, beta, *weights)
+    return run(x, gamma, beta, *weights)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
 
 def conv_batch_norm_swish(
@@ -146,7 +147,7 @@ def conv_batch_norm_swish(
 
         return (apply_swish(z), mean, variance), backward
 
-    return run(x, kernel, gamma, beta)
+    return run(x, kernel, gamma, beta)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
 
 def _normalize(x, gamma, beta, epsilon):
@@ -309,7 +310,7 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
 
         return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME"), backward
 
-    return convolve(x, kernel)
+    return convolve(x, kernel)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
 
 def _kernel_gradient(x, gradient, shape, strides):

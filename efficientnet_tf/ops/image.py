@@ -6,6 +6,7 @@ of TensorFlow has no such compiler, the results are the same.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ def _rows(image):
 
 def _bins(image):
     """Return 256 c + v for each value v of channel c, int32 [H, W * C], so that every channel has its own bins."""
-    return tf.cast(_rows(image), tf.int32) + tf.tile(256 * tf.range(image.shape[-1]), [tf.shape(image)[1]])
+    return tf.cast(_rows(image), tf.int32) + tf.tile(256 * tf.range(image.shape[-1]), tf.shape(image)[1:2])
 
 
 @compile_for_cpu
@@ -56,7 +57,7 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
     """Flatten the histogram of each channel (Pillow: ImageOps.equalize)."""
-    channels = image.shape[-1]
+    channels: Any = image.shape[-1]
     bins = _compiled_bins(image)
     counts = tf.histogram_fixed_width(bins, [0, channels * 256], channels * 256)  # faster than tf.math.bincount
     counts = tf.reshape(counts, [channels, 256])
@@ -153,7 +154,8 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
     The outermost pixels keep their values, as in Pillow.
     """
-    rows, channels = _rows(image), image.shape[-1]
+    channels: Any = image.shape[-1]
+    rows = _rows(image)
     inner = _sharpen(rows, factor, channels)
     middle = tf.concat([rows[1:-1, :channels], inner, rows[1:-1, -channels:]], axis=1)
     return tf.reshape(tf.concat([rows[:1], middle, rows[-1:]], axis=0), tf.shape(image))
@@ -256,13 +258,14 @@ def random_erase(image: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) ->
 
     Example:
         >>> import tensorflow as tf
+        >>> from efficientnet_tf.ops.image import random_erase
         >>> image = tf.zeros([64, 64, 3], tf.uint8)
         >>> erased = random_erase(image, seed=(0, 1), probability=1.0)
         >>> erased.shape, bool(tf.reduce_any(erased != image))
         (TensorShape([64, 64, 3]), True)
     """
     image, seed = tf.convert_to_tensor(image), tf.cast(seed, tf.int64)
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    seeds = tf.unstack(tf.random.split(seed, 2))
     chance, area, aspect, y, x = tf.unstack(tf.random.stateless_uniform([5], seeds[0]))
     height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
 

@@ -48,7 +48,7 @@ def uniform(seed: tf.Tensor, images: int, count: int) -> tf.Tensor:
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The counter of their generator,
     Philox, can be set.
     """
-    first, step = seed[1] // 2**32, seed[1] % 2**32
+    first, step = seed[1] // 2**32, tf.math.floormod(seed[1], 2**32)
     counts_per_image = -(-count // _NUMBERS_PER_COUNT)
     numbers = tf.raw_ops.StatelessRandomUniformV2(
         shape=[images, counts_per_image * _NUMBERS_PER_COUNT],
@@ -61,4 +61,4 @@ def uniform(seed: tf.Tensor, images: int, count: int) -> tf.Tensor:
 
 def uniform_shared(seed: tf.Tensor) -> tf.Tensor:
     """Return one random number in [0, 1) for the whole global batch, float32 scalar."""
-    return uniform(tf.stack([seed[0], seed[1] % 2**32]), 1, 1)[0, 0]
+    return uniform(tf.stack([seed[0], tf.math.floormod(seed[1], 2**32)]), 1, 1)[0, 0]
