@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _create_strategy(args):
-    """Check what training needs beside the config, and create the strategy."""
+    """Check what training needs besides the config, and create the strategy."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.training.wandb import require_tracker

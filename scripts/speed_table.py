@@ -84,7 +84,7 @@ def compare_exports(folder, digits=None, flags=()):
                 f"--precision={precision}",
             ]
             done = run([*words, "--json", *flags], check=False, capture_output=True)
-            if done.returncode:  # a file that agrees too little is a result, too
+            if done.returncode:  # A file that does not agree well enough is also a result.
                 error = done.stderr.strip().rpartition("error: ")[2].replace(f"{scratch}/", "")
                 rows.append({"implementation": name, "error": error})
             else:

@@ -33,7 +33,7 @@ class TrainStep:
     Attributes:
         trainable: The model's variables that gradients update, list of keras.Variable.
         statistics: The batch-norm statistics that the step updates, list of keras.Variable.
-        inputs: {path: keras.Variable}, what the step reads beside the weights: statistics and frozen weights.
+        inputs: {path: keras.Variable}, what the step reads besides the weights: statistics and frozen weights.
 
     Source: paper, section 5.2, and the official code.
     """

@@ -26,10 +26,10 @@ from efficientnet_tf.training.wandb import require_tracker
 
 
 class Callback:
-    """Is told about the progress of a run. Override what you need, and pass instances to `train_model`."""
+    """Follows the progress of a run. Override the methods you need, and pass instances to `train_model`."""
 
     def after_loop(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """Follow a loop of training steps.
+        """React to a loop of training steps.
 
         Args:
             trainer: The running trainer. `trainer.step` is the number of steps done; `trainer.stop()` ends the run.
@@ -37,7 +37,7 @@ class Callback:
         """
 
     def after_evaluation(self, trainer: "Trainer", results: dict[str, dict[str, Any]]) -> None:
-        """Follow an evaluation.
+        """React to an evaluation.
 
         Args:
             trainer: The running trainer.
@@ -63,7 +63,7 @@ def train_model(
             the trained model.
         strategy: Where to train. Defaults to all GPUs, or the CPU if there is none.
         tracker: "tensorboard", or "wandb" to log to Weights & Biases as well.
-        callbacks: Objects that are told about every loop and every evaluation.
+        callbacks: Objects that follow every loop and every evaluation.
 
     Returns:
         {"step": int, "finished": bool} and, if the run is finished, the last evaluation, {"raw": {...}, "ema": {...}}.

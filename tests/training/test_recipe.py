@@ -143,9 +143,9 @@ def test_optimizer_and_ema_equal_tensorflow_1():
 
     theirs = [tf.Variable(v.numpy()) for v in (*weights, *statistics)]
     done = tf.Variable(0)
-    stairs = tf.compat.v1.train.exponential_decay(0.128, done, 2.4 * 4, 0.97, staircase=True)
+    decay = tf.compat.v1.train.exponential_decay(0.128, done, 2.4 * 4, 0.97, staircase=True)
     official = tf.compat.v1.train.RMSPropOptimizer(
-        lambda: tf.where(done < 4, 0.128 * tf.cast(done, tf.float32) / 4, stairs()),
+        lambda: tf.where(done < 4, 0.128 * tf.cast(done, tf.float32) / 4, decay()),
         decay=0.9,
         momentum=0.9,
         epsilon=1e-3,
@@ -293,10 +293,10 @@ def test_policy_is_applied_to_uint8_pixels_after_resizing_and_mirroring(monkeypa
 def test_evaluation_counts_all_50000_images():
     """The last batch of 1,024 has 848 images. Only those are classified correctly, so dropping them would show."""
     run = load_config("b0", "imagenet", ["data.image_size=8"])
-    greys = [tf.io.encode_png(np.full((1, 1, 3), 20 * grey, np.uint8)).numpy() for grey in range(10)]
+    grays = [tf.io.encode_png(np.full((1, 1, 3), 20 * gray, np.uint8)).numpy() for gray in range(10)]
     labels = np.arange(50_000) % 10
     shown = np.where(np.arange(50_000) < 48 * 1024, (labels + 6) % 10, labels)
-    source = source_from_bytes([greys[grey] for grey in shown], labels, [str(i) for i in range(10)], "grey")
+    source = source_from_bytes([grays[gray] for gray in shown], labels, [str(i) for i in range(10)], "gray")
 
     def logits_of(images):
         """Rank the shown class first, then those after it."""
