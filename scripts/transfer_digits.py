@@ -81,7 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/transfer.json", help="JSON file to write.")
     # The settings were chosen with the seeds 0 to 2.
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="Seeds of the choice of images and of the runs.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="Seeds of images and runs.")
     args = parser.parse_args()
     started, results, counts = time.perf_counter(), {kind: [] for kind in RUNS}, {}
     for index, seed in enumerate(args.seeds):
