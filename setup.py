@@ -6,7 +6,11 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["efficientnet_tf*"]), "efficientnet_tf.configs", "efficientnet_tf.configs.recipes"],
+    packages=[
+        *find_packages(include=["efficientnet_tf*"]),
+        "efficientnet_tf.configs",
+        "efficientnet_tf.configs.recipes",
+    ],
     package_dir={"efficientnet_tf.configs": "configs"},
     package_data={
         "efficientnet_tf": ["py.typed"],
