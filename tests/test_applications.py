@@ -14,6 +14,7 @@ from unallocated import unallocated
 import efficientnet_tf
 from efficientnet_tf.applications import build_model, decode_predictions, preprocess_input
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.weights.load import load_weights
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 FAMILY = [f"b{i}" for i in range(8)]
@@ -152,6 +153,8 @@ def test_constructor_equals_build_model_bit_for_bit(b0_pair, tmp_path):
     np.testing.assert_array_equal(ours(pixels), lean(pixels))
     ours.save(tmp_path / "ours.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "ours.keras")(pixels), lean(pixels))
+    assert load_weights(lean, str(tmp_path / "ours.keras")).format == "a Keras model"
+    np.testing.assert_allclose(lean(pixels), ours(pixels), atol=1e-4)
 
 
 def drop_rates(model):
