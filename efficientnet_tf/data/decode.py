@@ -134,7 +134,7 @@ def check_bitmap(encoded: tf.Tensor | bytes) -> tf.Operation:
     def check():
         header = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 34), tf.uint8), tf.int32)
         depth, is_uncompressed = header[28], tf.reduce_all(header[30:34] == 0)
-        # The palette lies between the headers and the pixels, four bytes per color: blue, green, red, zero.
+        # The palette is between the headers and the pixels, four bytes per color: blue, green, red, zero.
         first, end = 14 + header[14], header[10] + 256 * header[11]
         size = tf.where(depth == 8, tf.clip_by_value(end - first, 0, 1024) // 4 * 4, 0)
         palette = tf.io.decode_raw(tf.strings.substr(encoded, first, size), tf.uint8)

@@ -144,8 +144,8 @@ def source_from_bytes(
 def map_with_fallback(stream: tf.data.Dataset, convert: Callable, fallback: tuple) -> tf.data.Dataset:
     """Convert the images of a stream, and replace those that fail by a fallback. The order and the count stay the same.
 
-    tf.data can only drop an element that fails. Images are therefore converted in groups, each of which is a dataset
-    of its own that ends with the fallback. Every image that was dropped from its group takes that last element.
+    tf.data can only drop an element that fails. Images are therefore converted in groups. Each group is a separate
+    dataset that ends with the fallback, and every image that was dropped from its group takes that last element.
 
     Args:
         stream: Dataset of (position, id, payload), from the `stream` of a source.

@@ -264,7 +264,7 @@ def test_first_frame_of_an_animated_gif():
 
 
 @pytest.fixture(scope="module")
-def vary(photo):
+def augment(photo):
     """Return a function from overrides and seeds to training images of a thumbnail, uint8 [N, S, S, C]."""
     encoded = tf.constant(encode(photo[::8, ::8], "PNG"))
 
@@ -275,19 +275,19 @@ def vary(photo):
     return make
 
 
-def test_train_image_depends_only_on_its_seed(vary):
-    images = vary(seeds(50))
+def test_train_image_depends_only_on_its_seed(augment):
+    images = augment(seeds(50))
     assert images.shape == (50, 16, 16, 3) and images.dtype == np.uint8
-    np.testing.assert_array_equal(vary(seeds(30, first=20)), images[20:])
+    np.testing.assert_array_equal(augment(seeds(30, first=20)), images[20:])
     assert len(np.unique(images.reshape(50, -1), axis=0)) == 50
-    other_epoch = vary(seeds(50) + [[2**32, 0]])
+    other_epoch = augment(seeds(50) + [[2**32, 0]])
     assert not np.any(np.all(other_epoch == images, axis=(1, 2, 3)))
 
 
-def test_half_of_all_images_are_flipped(vary):
+def test_half_of_all_images_are_flipped(augment):
     whole = ("augment.crop_area=[1.0, 1.0]", "augment.crop_aspect=[0.1, 10.0]")
-    images = vary(seeds(400), *whole)
-    unflipped = vary(seeds(400), *whole, "augment.flip=false")
+    images = augment(seeds(400), *whole)
+    unflipped = augment(seeds(400), *whole, "augment.flip=false")
     assert np.all(unflipped == unflipped[0])
     plain = np.all(images == unflipped[0], axis=(1, 2, 3))
     mirrored = np.all(images == unflipped[0, :, ::-1], axis=(1, 2, 3))
@@ -319,8 +319,8 @@ def test_train_image_is_the_rounded_resize_of_its_crop(photo):
     assert np.abs(image - expected).max() < 0.5 + 0.3
 
 
-def test_gray_training_image(vary):
-    images = vary(seeds(3), "data.channels=1", "model.mean=[128.0]", "model.std=[64.0]")
+def test_gray_training_image(augment):
+    images = augment(seeds(3), "data.channels=1", "model.mean=[128.0]", "model.std=[64.0]")
     assert images.shape == (3, 16, 16, 1)
 
 

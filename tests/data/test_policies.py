@@ -173,12 +173,12 @@ def test_policy_is_a_chain_of_pillow_operations(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_policy_depends_only_on_the_seed(name):
-    policy, count = POLICIES[name], 100
+    policy, count = POLICIES[name], 60
     image = make_images(np.random.default_rng(0), 1, 3, (24, 24))[0]
     one, many = (apply_many(policy, image, count, parallel) for parallel in (1, 8))
     np.testing.assert_array_equal(one, many)
-    eager = [policies.apply_policy(policy, tf.constant(image), tf.constant(seed)) for seed in make_seeds(count)[:10]]
-    np.testing.assert_array_equal(eager, one[:10])
+    eager = [policies.apply_policy(policy, tf.constant(image), tf.constant(seed)) for seed in make_seeds(count)[:4]]
+    np.testing.assert_array_equal(eager, one[:4])
     assert len({result.tobytes() for result in one}) > count / 4
 
 
