@@ -14,6 +14,7 @@ import itertools
 import json
 import statistics
 import sys
+from typing import Any
 
 from efficientnet_tf import cli
 from efficientnet_tf.benchmark.report import format_markdown
@@ -68,7 +69,7 @@ def main(args):
         for name in given:
             if name not in allowed:
                 raise UserError(f"--{flag}={name} is not known. Use {' or '.join(allowed)}.")
-    cases = list(itertools.product(args.modes, args.variants, args.sizes or [None]))
+    cases: list[Any] = list(itertools.product(args.modes, args.variants, args.sizes or [None]))
     rows = []
     total = len(cases) * (args.rounds + 1) * len(args.implementations)
     with ProgressBar(total, "networks", "measurements") as bar:
