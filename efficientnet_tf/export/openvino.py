@@ -1,9 +1,9 @@
 """Writes and opens `.xml` files, each with its `.bin`, for OpenVINO. The arguments are those of `formats.Format`."""
 
 import contextlib
+import io
 import logging
 import os
-import sys
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def _quantize(network, calibration, float_operations):
         import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+    with contextlib.redirect_stdout(io.StringIO()):  # hides NNCF's progress bars
         return nncf.quantize(
             network,
             nncf.Dataset(calibration),
