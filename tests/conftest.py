@@ -75,8 +75,10 @@ def pytest_runtest_makereport(item, call):
     """With REQUIRE_ALL=1, fail a test that would be skipped because something is not installed."""
     report = yield
     if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} must not be skipped with REQUIRE_ALL=1: {report.longrepr[2]}"
+        reason = str(report.longrepr[2])
+        if re.search("not installed|could not import|not found", reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}. With REQUIRE_ALL=1 this test must not be skipped."
     return report
 
 
