@@ -46,17 +46,19 @@ if TYPE_CHECKING:
     from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
     from efficientnet_tf.export.export import export_model
     from efficientnet_tf.export.load import LoadedModel, load_model
+    from efficientnet_tf.ops.image import random_erase
     from efficientnet_tf.predict import predict_images
     from efficientnet_tf.scaling.budget import fit_budget
     from efficientnet_tf.scaling.complexity import count_cost
-    from efficientnet_tf.scaling.compound import Coefficients, compound
-    from efficientnet_tf.training.trainer import train_model
+    from efficientnet_tf.scaling.compound import Coefficients, compound, scale_by_phi
+    from efficientnet_tf.training.trainer import Callback, train_model
     from efficientnet_tf.weights.load import load_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AugmentConfig",
+    "Callback",
     "Coefficients",
     "Config",
     "DataConfig",
@@ -100,6 +102,8 @@ __all__ = [
     "predict_images",
     "preprocess_input",
     "randaugment",
+    "random_erase",
+    "scale_by_phi",
     "train_model",
 ]
 
@@ -108,6 +112,7 @@ _MODULES = {
     **dict.fromkeys((name for name in __all__ if name.startswith("EfficientNet")), "applications"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Config")), "config.schema"),
     **dict.fromkeys(("ModelSpec", "Phase", "Stage"), "config.schema"),
+    "Callback": "training.trainer",
     "Coefficients": "scaling.compound",
     "LoadedModel": "export.load",
     "UserError": "config.errors",
@@ -132,6 +137,8 @@ _MODULES = {
     "predict_images": "predict",
     "preprocess_input": "applications",
     "randaugment": "data.policies",
+    "random_erase": "ops.image",
+    "scale_by_phi": "scaling.compound",
     "train_model": "training.trainer",
 }
 

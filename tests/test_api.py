@@ -17,7 +17,7 @@ import efficientnet_tf
 LIGHT = {
     *("AugmentConfig", "Coefficients", "Config", "DataConfig", "EvalConfig", "ModelSpec", "OptimizerConfig", "Phase"),
     *("ScheduleConfig", "Stage", "TrainConfig", "UserError", "compound", "count_cost", "fit_budget", "list_variants"),
-    *("load_config", "load_variant"),
+    *("load_config", "load_variant", "scale_by_phi"),
 }
 
 

@@ -1,10 +1,11 @@
 """Compound scaling: from a baseline network to a larger or smaller one.
 
-Scaling takes three steps. Each has one function:
+There is one function per step:
 
-    scale_by_phi   compound coefficient -> multipliers  (how much deeper, wider and finer is phi=1?)
-    scale_spec     multipliers -> a `ModelSpec`         (the numbers of a variant file)
-    scale_network  a `ModelSpec` -> a `Network`         (the channels and repeats of every block)
+compound       phi -> multipliers                  (how much deeper, wider and finer is phi = 1?)
+scale_spec     multipliers -> a `ModelSpec`        (the numbers of a variant file)
+scale_by_phi   phi -> a `ModelSpec`                (both at once)
+scale_network  a `ModelSpec` -> a `Network`        (the channels and repeats of every block)
 """
 
 import math
@@ -12,6 +13,7 @@ import string
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 
 # ------------------------------------------------------------------------------------------- rules of rounding
@@ -118,19 +120,26 @@ def solve_phi(multiplier: float, base: float) -> float:
 
 
 def scale_by_phi(
-    baseline: ModelSpec, phi: float | tuple[float, float, float], coefficients: Coefficients = PAPER
+    baseline: str | ModelSpec, phi: float | tuple[float, float, float], coefficients: Coefficients = PAPER
 ) -> ModelSpec:
     """Return the network that is `phi` units larger than a baseline.
 
     Args:
-        baseline: The network to scale.
+        baseline: The network to scale, a variant or a `ModelSpec`.
         phi: Compound coefficient, or one for each of depth, width and resolution.
         coefficients: Growth per unit of phi.
 
     Returns:
         A `ModelSpec` with numbers rounded as in a variant file. Its dropout is 0.05 higher per unit of the mean phi, up
         to 0.5, which follows the trend from B0 to B7.
+
+    Example:
+        >>> from efficientnet_tf import scale_by_phi
+        >>> network = scale_by_phi("b0", 1.0)
+        >>> network.depth, network.width, network.resolution
+        (1.2, 1.1, 256)
     """
+    baseline = load_variant(baseline)
     depth_phi, width_phi, resolution_phi = phi if isinstance(phi, tuple) else (phi, phi, phi)
     mean_phi = (depth_phi + width_phi + resolution_phi) / 3
     alpha, beta, gamma = coefficients.alpha, coefficients.beta, coefficients.gamma

@@ -26,7 +26,16 @@ from efficientnet_tf.training.wandb import require_tracker
 
 
 class Callback:
-    """Follows the progress of a run. Override the methods you need, and pass instances to `train_model`."""
+    """Follows the progress of a run. Override the methods you need, and pass instances to `train_model`.
+
+    Example:
+        >>> from efficientnet_tf import Callback
+        >>> class StopWhenGoodEnough(Callback):
+        ...     def after_evaluation(self, trainer, results):
+        ...         if results["raw"]["top1"] > 0.9:
+        ...             trainer.stop()
+        >>> callbacks = [StopWhenGoodEnough()]  # for train_model(..., callbacks=callbacks)
+    """
 
     def after_loop(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """React to a loop of training steps.
