@@ -240,14 +240,14 @@ def run(
 def _quiet() -> Iterator[None]:
     """Show this package's own warnings, and hide the messages of other libraries."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    logger, tensorflow = logging.getLogger("efficientnet_tf"), logging.getLogger("tensorflow")
+    before = absl_logging.get_verbosity(), tensorflow.level, logger.level, logger.propagate
     absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
+    tensorflow.setLevel(logging.CRITICAL)
     with quiet_native_logs(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        logger = logging.getLogger("efficientnet_tf")
-        level, propagate = logger.level, logger.propagate
         # absl raises the level of the root logger, which this one would inherit, and prints what reaches the root.
         logger.setLevel(logging.WARNING)
         logger.propagate = False
@@ -256,5 +256,7 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.removeHandler(handler)
+            verbosity, tensorflow_level, level, logger.propagate = before
             logger.setLevel(level)
-            logger.propagate = propagate
+            tensorflow.setLevel(tensorflow_level)
+            absl_logging.set_verbosity(verbosity)
