@@ -171,6 +171,7 @@ def test_drop_rates_grow_with_the_block(pair):
     assert drop_rates(ours) == pytest.approx(drop_rates(theirs), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_logits_of_b0_equal_keras_applications_at_its_resolution():
     assert_same_logits(*build_pair("b0", 224, 224))
 

@@ -16,7 +16,8 @@ OWN_LINES = (
     r"tiny: 19,188 parameters, 32 pixels, 10 classes",
     r"Data: digits, 1,437 training and 360 evaluation images",
     r"Device: 1 x CPU, float32",
-    r"Steps: 22 of 64 images, 1 epochs; results in .+",
+    r"Steps: 22 of 64 images each, 1 epoch",
+    r"Results: .+",
     r"step \d+: top-1 .+ on 360 images",
     r"Finished: .+/model\.keras",
     r"tiny: \d+ of 22 steps.*",  # The progress, every half minute.
@@ -85,6 +86,7 @@ def trained(tmp_path_factory):
     return model_dir, run("train", f"--variant={TINY}", "--recipe=digits", f"--model_dir={model_dir}", *short)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_train_prints_only_its_own_lines(trained):
     _, done = trained

@@ -139,6 +139,7 @@ def test_predict_agrees_with_the_saved_keras_model(photos, photos_run):
     assert [predicted["flower"], predicted["temple"]] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_model_serves_pixels_and_files(photos, photos_run, tmp_path):
     output = tmp_path / "exported"
     done = run_process("export", f"--model_dir={photos_run}", f"--output={output}")
@@ -206,6 +207,7 @@ def test_run_that_was_killed_three_times_ends_bit_identical(tmp_path):
     assert_same_run(whole, killed)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_status_75(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = [*DIGITS, "--set", tiny.SHORT, "--set", "train.epochs=2", "--set", "train.steps_per_loop=2"]

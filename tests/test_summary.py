@@ -67,6 +67,7 @@ def test_table_for_people(capsys):
     assert "Largest training batch in 16 GiB: " in output
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_measures_on_this_machine(capsys):
     summary = json.loads(run(capsys, f"--variant={TINY}", "--classes=5", "--batch=4", "--measure", "--json"))

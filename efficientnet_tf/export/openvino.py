@@ -34,11 +34,23 @@ def disable_telemetry():
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def preserve_root_logger():
+    """Undo what happens to the root logger within the block. OpenVINO's converter hides warnings of all packages."""
+    root = logging.getLogger()
+    before = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        level, root.filters, root.handlers = before
+        root.setLevel(level)
+
+
 def write(model, path, precision, calibration, keep_float, texts):
     """Write a network and its texts to a file."""
     import openvino
 
-    with disable_telemetry():
+    with disable_telemetry(), preserve_root_logger():
         model.export(path, format="openvino", verbose=False)
     network = openvino.Core().read_model(path)
     if precision == "int8":

@@ -203,9 +203,10 @@ class Trainer:
         )
         self._log.print(f"Device: {describe_devices(self._strategy)}, {self.state.model.dtype_policy.name}")
         self._log.print(
-            f"Steps: {self.total_steps:,} of {config.train.batch_size} images, {config.train.epochs:g} epochs; "
-            f"results in {self.model_dir}"
+            f"Steps: {self.total_steps:,} of {config.train.batch_size} images each, {config.train.epochs:g} epoch"
+            f"{'' if config.train.epochs == 1 else 's'}"
         )
+        self._log.print(f"Results: {self.model_dir}")
         if self._initial:
             self._log.print(self._initial.message)
         if self.step:

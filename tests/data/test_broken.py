@@ -63,6 +63,7 @@ def train(root, model_dir, *more):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.slow
 def test_training_stops_by_default_and_names_broken_images(photos, tmp_path):
     root, broken = photos
     done = train(root, tmp_path / "run")
@@ -77,6 +78,7 @@ def test_training_stops_by_default_and_names_broken_images(photos, tmp_path):
     assert not (tmp_path / "run/model.keras").exists()
 
 
+@pytest.mark.slow
 def test_training_with_a_higher_limit_counts_broken_images_exactly(photos, tmp_path):
     """One epoch of 101 steps of 8 images reads all 808 images."""
     root, broken = photos

@@ -17,6 +17,8 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.training.trainer import train_model
 
+pytestmark = pytest.mark.slow  # It starts the processes of a data service.
+
 DISPATCHER = """
 import sys
 import tensorflow as tf

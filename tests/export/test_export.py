@@ -1,5 +1,6 @@
 """Exported files: each format is written for a small network and run by its own runtime."""
 
+import logging
 import os
 import re
 import sys
@@ -168,6 +169,11 @@ def test_float32_files_match_the_keras_model(run, float32, suffix):
     assert constant_products(path) == 1, "only the normalization of the pixels may remain"
 
 
+def test_exports_leave_the_root_logger_alone(float32):
+    """OpenVINO's converter raises its level, which would hide this package's warnings."""
+    assert logging.getLogger().level <= logging.WARNING and not logging.getLogger().filters
+
+
 def test_tensor_names_and_dynamic_batch(float32):
     import onnx
     import openvino
@@ -234,6 +240,7 @@ def wild(trained, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "wild", model, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".xml",)))
 def test_failing_int8_export_names_layers_whose_exclusion_helps(wild, suffix, tmp_path):
     path = str(tmp_path / f"net{suffix}")

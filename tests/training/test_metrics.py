@@ -184,6 +184,7 @@ def as_sent(lines):
     ]
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_lines_of_metrics_jsonl(offline, tmp_path):
     config = tiny.load_config(tiny.SHORT, "train.epochs=0.2", "schedule.warmup_epochs=0", "train.steps_per_loop=2")
     model_dir = tmp_path / "my run"

@@ -344,6 +344,7 @@ def test_transfer_recipes_are_20000_steps_of_known_data_sets(name):
 # ---------------------------------------------------------------------------------------------------- what it is for
 
 
+@pytest.mark.slow
 def test_few_images_do_not_collapse(digits, trained):
     """Ten images per class in batches of ten. Chance is 0.2, and other seeds reach 0.74 to 0.84."""
     recipe = load_config("b0", "finetune", ["data.dir=x", f"train.init_from={trained}"]).train.phases

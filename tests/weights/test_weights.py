@@ -156,6 +156,7 @@ def test_official_checkpoint(variant, tmp_path, pixels):
     assert ("the EMA of the weights" if variant == "b0" else "the raw weights") in summary.notes[0]
 
 
+@pytest.mark.slow
 def test_official_checkpoint_raw(theirs, ours, tmp_path, pixels):
     names = foreign.official_weights(theirs)
     path = foreign.save_official(names, tmp_path / "model.ckpt", ema={n: v + 1 for n, v in names.items()})
@@ -163,6 +164,7 @@ def test_official_checkpoint_raw(theirs, ours, tmp_path, pixels):
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_advprop_normalization(tmp_path, pixels):
     model = their_model("b0")
     foreign.set_normalization(model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -195,6 +197,7 @@ def test_timm_names(variant, tmp_path, pixels):
     assert summary.needs["data.image_size"] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0.ra_in1k"])
 def test_timm_itself(name, tmp_path):
     """Both families of timm, with even and odd image sides, as safetensors and .pth files."""
