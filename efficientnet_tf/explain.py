@@ -103,7 +103,7 @@ def main(args):
     check_output("--output", args.output, (".png", ".jpg", ".jpeg"))
     require_matplotlib("explain")
     for model_dir in args.model_dir:
-        read_config(model_dir)  # find mistakes in all of them before the work on the first
+        read_config(model_dir)  # Find mistakes in all directories before the first is explained.
     photos, errors = _read_photos(args.images)
     columns = [
         Column(title, *explain_photos(model_dir, list(photos), args.method, args.layer, args.label))

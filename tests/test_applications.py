@@ -126,7 +126,7 @@ def test_inner_features_equal_keras_applications(b0_pair):
 def test_set_weights_takes_the_arrays_of_keras_applications(b0_pair):
     ours, theirs = b0_pair
     pixels = images(2, 64, 64)
-    ours.predict(pixels, verbose=0)  # compiled with the old normalization
+    ours.predict(pixels, verbose=0)  # Compiles the model with its old normalization.
     assert len(theirs.get_weights()) == len(ours.get_weights()) + 3
     for mean, std in (((0, 0, 0), (1, 1, 1)), ((0.1, 0.5, 0.9), (0.3, 0.1, 0.5))):
         set_normalization(theirs, mean, std)

@@ -1,6 +1,6 @@
 """Run workers in rounds: each of them for a few seconds, one after the other, again and again.
 
-A shared machine is not equally fast all the time. In rounds a slow period affects all workers alike.
+A shared machine is not equally fast all the time. With alternating rounds, a slow period affects all workers alike.
 """
 
 import json

@@ -198,7 +198,7 @@ def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
         return next(name for name, layer in layers if _has(layer, location[:-1]))
     if item["type"] == "value_error":  # values that contradict each other: the message names their keys
         keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
-    else:  # a list is replaced as a whole, so all of it comes from one layer
+    else:  # A list is replaced as a whole, so all of it comes from one layer.
         keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]
     origins = {next((name for name, layer in reversed(layers) if _has(layer, key)), None) for key in keys}
     return ", ".join(name for name, _ in layers if name in origins) or layers[-1][0]

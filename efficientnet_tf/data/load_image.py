@@ -62,7 +62,7 @@ def load_image(
 
 
 def shorten_error(error: tf.errors.OpError) -> str:
-    """Return the reason in an error message of TensorFlow, without the places in the code and in the graph."""
+    """Return the reason from a TensorFlow error message, without its locations in the code and the graph."""
     lines = error.message.partition("\n\t [[")[0].splitlines()
     return lines[-1] if lines else type(error).__name__
 

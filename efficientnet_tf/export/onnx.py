@@ -44,7 +44,7 @@ def _quantize(network, path, calibration, float_operations):
             image = next(self.images, None)
             return None if image is None else {"image": image}
 
-    logging.disable(logging.WARNING)  # it recommends folding, which is done
+    logging.disable(logging.WARNING)  # It recommends folding batch norm, which is done already.
     try:
         quantization.quantize_static(
             network,

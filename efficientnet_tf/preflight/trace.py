@@ -227,7 +227,7 @@ def inspect_trace(trace: Trace) -> dict[str, Any]:
     """
     operations = _list_operations(trace.step)
     host = [op for op in operations if HOST.search(op.type)]
-    # TPUCompilationResult has the only string of a valid graph, which tells TPUStrategy how the compilation went.
+    # The only string in a valid graph is TPUCompilationResult, which reports how the compilation went.
     strings = [op for op in operations if op.type != "TPUCompilationResult" and _has_string(op)]
     sums = [op.outputs[0] for op in operations if op.type == "CrossReplicaSum"]
     return {

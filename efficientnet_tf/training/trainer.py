@@ -275,11 +275,14 @@ class Trainer:
         }
 
     def _evaluate(self) -> None:
-        with report_lost_workers(self._strategy):
-            self._results = {kind: evaluate() for kind, evaluate in self._evaluators.items()}
+        self._results = self._compute_results()
         self._log.log_evaluation(self.step, self._results)
         for callback in self._callbacks:
             callback.after_evaluation(self, self._results)
+
+    def _compute_results(self) -> dict[str, Any]:
+        with report_lost_workers(self._strategy):
+            return {kind: evaluate() for kind, evaluate in self._evaluators.items()}
 
     # -------------------------------------------------------------------------------------------------- after training
 
@@ -310,7 +313,6 @@ class Trainer:
         if self._is_chief:
             self._log.print(f"Finished: {save_keras_model(self.model_dir)}")
         if self._results is None:  # The run was finished before.
-            with report_lost_workers(self._strategy):
-                self._results = {kind: evaluate() for kind, evaluate in self._evaluators.items()}
+            self._results = self._compute_results()
         self._gather(self.step)
         return {"step": self.step, "finished": True, **self._results}

@@ -144,7 +144,7 @@ def test_jpeg_without_a_segment_before_its_tables(picture):
 
 
 def ycck(cmyk_jpeg):
-    """Relabel an Adobe CMYK JPEG as YCCK. The same numbers then mean another image."""
+    """Relabel an Adobe CMYK JPEG as YCCK. The same numbers then describe a different image."""
     at = cmyk_jpeg.index(b"Adobe") + 11
     assert cmyk_jpeg[at] == 0
     return cmyk_jpeg[:at] + b"\2" + cmyk_jpeg[at + 1 :]

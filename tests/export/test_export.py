@@ -170,7 +170,7 @@ def test_float32_files_match_the_keras_model(run, float32, suffix):
 
 
 def test_exports_leave_the_root_logger_alone(float32):
-    """OpenVINO's converter raises its level, which would hide this package's warnings."""
+    """OpenVINO's converter raises the root logger's level, which would hide this package's warnings."""
     assert logging.getLogger().level <= logging.WARNING and not logging.getLogger().filters
 
 

@@ -24,7 +24,7 @@ SETTINGS = (
     "train.epochs=1",  # 22 steps
     "train.steps_per_loop=2",
     "train.checkpoint_every_epochs=0.2",
-    "eval.batch_size=50",  # 360 digits in 8 steps, the last with 10 of them
+    "eval.batch_size=50",  # 360 digits take 8 steps, and the last one has 10.
     "schedule.warmup_epochs=0.2",
     "optimizer.learning_rate=0.016",
 )
