@@ -18,13 +18,15 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # With loadfile each worker takes whole files. A long file that starts last would run alone at the end.
 LONGEST = (
-    "test_end_to_end",
     "test_weights",
-    "test_trainer",
+    "test_end_to_end",
     "test_step",
+    "test_applications",
+    "test_pipeline",
     "test_builder",
     "test_transfer",
-    "test_export",
+    "test_evaluate",
+    "test_trainer",
 )
 FRAMEWORKS = {"tensorflow", "keras", "tensorflow_datasets"}
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"

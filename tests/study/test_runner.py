@@ -269,7 +269,7 @@ def test_all_processes_are_killed_and_one_is_started_again(tmp_path):
     assert [len(pids) for pids in read_started(tmp_path).values()] == [2, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_run_and_returns_it_to_the_queue(tmp_path, number):
     worker = start(tmp_path, 1, 2)
     wait_for(lambda: read_started(tmp_path))

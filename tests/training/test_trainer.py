@@ -110,6 +110,7 @@ def test_an_interrupted_run_ends_the_same_bit_for_bit(finished, tmp_path, capsys
     assert logged(tmp_path) == logged(model_dir)
 
 
+@pytest.mark.slow
 def test_two_replicas_from_start_to_end(tmp_path):
     config = tiny.load_config(
         tiny.SHORT, "train.epochs=0.14", "train.ema_decay=0", "optimizer.name=sgd", "schedule.warmup_epochs=0"

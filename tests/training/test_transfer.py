@@ -277,6 +277,7 @@ def test_a_phase_scales_the_learning_rate(name):
         assert float(phased(step)) == pytest.approx(ratio * float(plain(step)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_phase_unfreezes(digits, trained):
     config = new_config(digits, trained, UNFREEZE, "train.epochs=4")
     state, steps = start(config, tiny.make_strategy(1))
