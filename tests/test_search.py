@@ -97,6 +97,7 @@ def test_search_from_the_grid_to_the_family(tmp_path, capsys):
     assert family[7].resolution == 336
 
 
+@pytest.mark.slow
 def test_failed_runs_are_reported_and_change_the_exit_status(tmp_path, capsys):
     flags = [*GRID, "--seeds=1", "--set=train.epochs=0.1"]
     with pytest.raises(UserError, match="All 5 runs failed. See the logs in"):

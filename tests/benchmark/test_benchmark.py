@@ -256,6 +256,7 @@ def test_each_batch_and_number_of_threads_has_a_line():
     assert markers[0] == markers[1] != markers[2] == markers[3]
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_the_committed_measurements(tmp_path):
     docs = Path(__file__).parents[2] / "docs"
     shutil.copytree(docs / "speed", tmp_path / "speed")

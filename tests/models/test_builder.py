@@ -281,6 +281,7 @@ def test_saved_model_loads_without_this_package(b0, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_runs_on_jax_without_tensorflow(b0, tmp_path):
     pixels = images(2, 64, 64)
     b0.save_weights(tmp_path / "b0.weights.h5")

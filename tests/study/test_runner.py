@@ -118,7 +118,10 @@ def test_finished_runs_are_not_repeated_when_the_list_grows(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "reasons"),
-    [(200, ["exit status 1", "  2%|bar\nerror: the loss is nan after step 2"]), (2000, ["killed by SIGKILL"])],
+    [
+        (200, ["exit status 1", "  2%|bar\nerror: the loss is nan after step 2"]),
+        pytest.param(2000, ["killed by SIGKILL"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_failed_run_is_recorded_and_retried_by_the_next_call(tmp_path, capsys, rate, reasons):
     runs = [*make_runs(1, 0.1, f"optimizer.learning_rate={rate}"), *make_runs(2)[1:]]
@@ -225,6 +228,7 @@ def test_a_claimed_trial_has_a_heartbeat_from_the_start(tmp_path):
     connection.close()
 
 
+@pytest.mark.slow
 def test_training_ends_when_another_process_takes_over_its_run(tmp_path):
     worker = start(tmp_path, 1, 5)
     wait_for(lambda: read_started(tmp_path))
@@ -269,7 +273,8 @@ def test_all_processes_are_killed_and_one_is_started_again(tmp_path):
     assert [len(pids) for pids in read_started(tmp_path).values()] == [2, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_run_and_returns_it_to_the_queue(tmp_path, number):
     worker = start(tmp_path, 1, 2)
     wait_for(lambda: read_started(tmp_path))

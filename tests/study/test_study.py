@@ -275,6 +275,7 @@ def test_study_from_its_runs_to_the_page(measure, tmp_path, capsys):
 STOPPING_COMMAND = (sys.executable, "-c", "import os, sys; os.kill(os.getppid(), 15); sys.exit(75)")
 
 
+@pytest.mark.slow
 def test_finished_runs_of_an_unfinished_study_are_shown(measure, tmp_path, capsys):
     flags = [*FLAGS, f"--output_dir={tmp_path}"]
     with pytest.raises(UserError, match="No run of the study one_dimension is finished"):

@@ -63,6 +63,7 @@ def _train(replicas, group):
     return losses, {name: tiny.replica_values(v) for name, v in tiny.variables_of(run.state).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_that_share_batch_norm_equal_one_device(one_device, replicas):
     """Losses, weights, slots, statistics and EMA of 20 steps are equal up to the order of sums."""
@@ -76,6 +77,7 @@ def test_replicas_that_share_batch_norm_equal_one_device(one_device, replicas):
         np.testing.assert_allclose(values[0], expected[name][0], rtol=1e-4, atol=5e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_replicas_with_separate_batch_norm_differ(one_device):
     """So the test above can fail."""
     losses, variables = _train(2, "auto")

@@ -102,6 +102,7 @@ def test_keras_weights_without_layer_names(theirs, ours, tmp_path, pixels):
     np.testing.assert_allclose(logits(ours, pixels), logits(theirs, pixels), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("include_top", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_released_imagenet_weights(include_top, tmp_path, pixels, monkeypatch):
     """With weights='imagenet', keras.applications builds a second rescaling layer, which no weight file mentions."""
