@@ -1,6 +1,7 @@
 """Tests of the command `search`: its list, its results, and runs that fail or are killed."""
 
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -160,8 +161,10 @@ def test_search_of_two_processes_survives_being_killed(tmp_path):
     assert done == dict.fromkeys(names, 1)
     with open(tmp_path / "search.csv") as file:
         assert sorted(row["run"] for row in csv.DictReader(file)) == sorted(names)
+    for name in names:
+        steps = [json.loads(line)["step"] for line in open(tmp_path / "runs" / name / "metrics.jsonl")]
+        assert steps and len(steps) == len(set(steps)), f"{name} logged a step twice"
     logs = read_logs(tmp_path)
-    assert logs.count("Finished: ") == len(names)
     again = start(tmp_path)
     assert "Wrote coefficients.yaml" in again.communicate(timeout=60)[0]
     assert read_logs(tmp_path) == logs, "nothing is trained again"

@@ -5,6 +5,7 @@ Modules:
     load: Variants, recipes and overrides become one `Config`.
     yaml12: The dialect of YAML that the files are written in.
     errors: The exception for mistakes that a user can fix.
+    text: Decoding of text files, and names that are safe to show.
 
 This is the lowest package. It imports nothing else from `efficientnet_tf`, and no TensorFlow.
 

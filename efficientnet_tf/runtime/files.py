@@ -1,54 +1,69 @@
-"""Reads and writes small files, local or on gs://, so that readers never see a partly written file."""
+"""Reads and writes files, local or on gs://.
 
+Only a path on gs:// imports TensorFlow. A reader never sees a partly written file, and a file that cannot be read is a
+`UserError` that names the cause.
+"""
+
+import contextlib
+import errno
 import os
-from collections.abc import Sequence
+import re
+import stat
+from collections.abc import Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import decode_text, escape
+
+TEXT_LIMIT_BYTES = 256 * 2**20  # of a text file, for example a table of 14 million images has about 1 GB in 4 files
+
+# ------------------------------------------------------------------------------------------------------------ paths
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file in one step, and create its folder if it is missing.
-
-    Readers, other processes and a run that restarts after a kill see either the old content or the new content, never a
-    part of it.
+def check_path(argument: str, path: str) -> None:
+    """Raise UserError unless a text can be a path of this package: a local path, or one on gs://.
 
     Args:
-        path: Path of the file, local or gs://.
-        data: The whole content.
+        argument: Name of the argument that holds the path, for the error message.
+        path: The path. It does not have to exist.
+    """
+    if not path.strip():
+        raise UserError(f"{argument}= is empty. Give a path.")
+    if "\0" in path:
+        raise UserError(f"{argument}={escape(path)} contains a null character, which no path can have.")
+    scheme = re.match(r"([A-Za-z][\w+.-]*)://", path)
+    if scheme and not is_remote(path):
+        raise UserError(
+            f"{argument}={escape(path)} is on {scheme[1]}://, which is not supported. Use a local path or gs://. Copy "
+            "or mount other storage first."
+        )
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is on gs://, or in ram://, a file system of TensorFlow for tests."""
+    return path.startswith(("gs://", "ram://"))
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file or a folder at a path."""
+    return _gfile().exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+    """Return whether there is a folder at a path."""
+    return _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def list_folder(path: str) -> list[str]:
+    """Return the sorted names in a folder, without a slash at their end.
 
     Raises:
-        OSError: If a local file cannot be written.
-        tf.errors.OpError: If a remote file cannot be written.
+        UserError: If the folder cannot be read.
     """
-    temporary = f"{path}.tmp-{os.getpid()}"  # each process has its own, so that concurrent writers do not mix
-    if "://" not in path:  # the common case, which must not import TensorFlow
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-        return
-    import tensorflow as tf
-
-    with tf.io.gfile.GFile(temporary, "wb") as file:
-        file.write(data)
-    tf.io.gfile.rename(temporary, path, overwrite=True)
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a text file in UTF-8 as `write_bytes` does."""
-    write_bytes(path, text.encode())
-
-
-def read_text(path: str) -> str:
-    """Return the text of a file, local or gs://.
-
-    Raises:
-        tf.errors.OpError: If the file cannot be read.
-    """
-    import tensorflow as tf
-
-    with tf.io.gfile.GFile(path) as file:
-        return file.read()
+    try:
+        names = _gfile().listdir(path) if is_remote(path) else os.listdir(path)
+    except Exception as error:
+        raise _sentence(path, error) from None
+    return sorted(name.rstrip("/") for name in names)
 
 
 def check_output(argument: str, path: str | None, suffixes: Sequence[str]) -> None:
@@ -64,8 +79,164 @@ def check_output(argument: str, path: str | None, suffixes: Sequence[str]) -> No
     """
     if path is None:
         return
+    check_path(argument, path)
     if not path.endswith(tuple(suffixes)):
-        raise UserError(f"{argument}={path} has an unknown file type. Use a name that ends in {' or '.join(suffixes)}.")
+        raise UserError(
+            f"{argument}={escape(path)} has an unknown file type. Use a name that ends in {' or '.join(suffixes)}."
+        )
     folder = os.path.dirname(path) or "."
-    if "://" not in path and not os.path.isdir(folder):
-        raise UserError(f"{argument}={path} cannot be written because {folder!r} is not a folder. Create it first.")
+    if not is_remote(path) and not os.path.isdir(folder):
+        raise UserError(
+            f"{argument}={escape(path)} cannot be written because {escape(folder)!r} is not a folder. Create it first."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def check_file(path: str) -> None:
+    """Raise UserError unless there is a regular file at a path. Opening a FIFO or a device could wait forever.
+
+    Call this before a library gets the path of a local file. It costs one system call. gs:// has regular files only.
+    """
+    if is_remote(path):
+        return
+    try:
+        _check_mode(path, os.stat(path).st_mode)
+    except OSError as error:
+        raise _sentence(path, error) from None
+
+
+def read_bytes(path: str, limit: int | None = None) -> bytes:
+    """Return the content of a regular file, local or on gs://.
+
+    Args:
+        path: Path of the file.
+        limit: Largest number of bytes that is accepted, or None.
+
+    Raises:
+        UserError: If there is no file, it is not a regular file, it is too large, or it cannot be read.
+    """
+    try:
+        if is_remote(path):
+            with _gfile().GFile(path, "rb") as file:
+                _check_size(path, file.size(), limit)
+                return file.read()
+        status = os.stat(path)
+        _check_mode(path, status.st_mode)
+        _check_size(path, status.st_size, limit)
+        with open(path, "rb") as file:
+            return file.read()
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow has its own types
+        raise _sentence(path, error) from None
+
+
+def read_text(path: str, limit: int | None = TEXT_LIMIT_BYTES) -> str:
+    r"""Return the text of a file in UTF-8, local or on gs://, without a byte-order mark and with `\n` as line ending.
+
+    Raises:
+        UserError: As `read_bytes`, or if the file is not UTF-8.
+    """
+    return decode_text(read_bytes(path, limit), path)
+
+
+def _check_mode(path, mode):
+    if stat.S_ISREG(mode):
+        return
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    raise UserError(f"{escape(path)}: this is {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file.")
+
+
+def _check_size(path, size, limit):
+    if limit is not None and size > limit:
+        raise UserError(f"{escape(path)}: the file has {size:,} bytes, more than the {limit:,} that are allowed.")
+
+
+def _sentence(path, error):
+    """Return the UserError for an OSError or an error of TensorFlow."""
+    code = getattr(error, "errno", None) or {"NotFoundError": errno.ENOENT}.get(type(error).__name__)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return UserError(f"{escape(path)}: no such file or folder.")
+    if code == errno.ENXIO:  # a socket cannot be opened
+        return UserError(f"{escape(path)}: this is a socket, not a file.")
+    reason = os.strerror(code) if code else str(error)[:300]
+    return UserError(f"{escape(path)}: cannot be read: {reason}.")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def atomic_output(path: str) -> Iterator[str]:
+    """Give the block a temporary name for a file, and rename the file at the end of the block.
+
+    Readers, other processes and a run that restarts after a kill see either the old content or the new content, never a
+    part of it. If the block fails, for example because the disk is full, nothing is left behind.
+
+    Args:
+        path: Path of the file, local or gs://. A local folder is created if it is missing.
+
+    Yields:
+        A path in the same folder, with the same ending, that does not exist yet.
+
+    Raises:
+        OSError: If a local file cannot be written.
+        tf.errors.OpError: If a remote file cannot be written.
+    """
+    folder, name = os.path.split(path)
+    root, ending = os.path.splitext(name)
+    # Each process has its own name, so that concurrent writers do not mix.
+    temporary = os.path.join(folder, f"{root}.tmp-{os.getpid()}{ending}")
+    if is_remote(path):
+        yield temporary
+        _gfile().rename(temporary, path, overwrite=True)
+        return
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    try:
+        yield temporary
+        sync(temporary)  # Otherwise a power failure can leave the new name with no content.
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file in one step, as `atomic_output` does, and create its folder if it is missing."""
+    with atomic_output(path) as temporary:
+        if is_remote(path):
+            with _gfile().GFile(temporary, "wb") as file:
+                file.write(data)
+        else:
+            with open(temporary, "wb") as file:
+                file.write(data)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def sync(path: str) -> None:
+    """Wait until the content of a local file, or the names in a local folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _gfile():
+    import tensorflow as tf
+
+    return tf.io.gfile

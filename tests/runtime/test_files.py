@@ -1,9 +1,21 @@
 """Files are written in one step, and paths are checked before the work."""
 
+import os
+import socket
+
 import pytest
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.runtime.files import check_output, read_text, write_bytes, write_text
+from efficientnet_tf.runtime.files import (
+    atomic_output,
+    check_file,
+    check_output,
+    check_path,
+    read_bytes,
+    read_text,
+    write_bytes,
+    write_text,
+)
 
 
 @pytest.mark.tensorflow
@@ -39,3 +51,66 @@ def test_allowed_output(path):
 def test_refused_output(path, message):
     with pytest.raises(UserError, match=message):
         check_output("output", path, (".csv", ".json"))
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    cases = {
+        tmp_path / "fifo": "this is a FIFO, not a file",
+        tmp_path / "socket": "this is a socket, not a file",
+        tmp_path / "folder.jpg": "this is a folder, not a file",
+        "/dev/zero": "this is a device, not a file",
+        tmp_path / "nothing": "no such file or folder",
+        tmp_path / "loop": "Too many levels of symbolic links",
+    }
+    for path, message in cases.items():
+        for function in (read_bytes, check_file):
+            with pytest.raises(UserError, match=message):
+                function(str(path))
+
+
+def test_limits_and_encodings(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfcat\r\ndog\rowl\n")
+    assert read_text(str(path)) == "cat\ndog\nowl\n"
+    with pytest.raises(UserError, match="the file has 16 bytes, more than the 14 that are allowed"):
+        read_bytes(str(path), limit=14)
+    path.write_bytes(b"good\nb\xe4d\n")
+    with pytest.raises(UserError, match="line 2: the byte 0xe4 is not UTF-8"):
+        read_text(str(path))
+
+
+def test_a_failed_output_leaves_nothing(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"), atomic_output(str(path)) as temporary:
+        assert temporary.endswith(".png")
+        with open(temporary, "wb") as file:
+            file.write(b"part of the new")
+        raise OSError(28, "No space left on device")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "model_dir= is empty"),
+        (" ", "model_dir= is empty"),
+        ("s3://bucket/run", "is on s3://, which is not supported"),
+        ("hf://model", "is on hf://"),
+        ("https://host/run", "is on https://"),
+        ("a\0b", "contains a null character"),
+    ],
+)
+def test_paths_that_cannot_be(path, message):
+    with pytest.raises(UserError, match=message):
+        check_path("model_dir", path)
+
+
+@pytest.mark.parametrize("path", ["run", "/a/b c", "gs://bucket/run", "c:/run", "r\u00e9sultats"])
+def test_paths_that_can_be(path):
+    check_path("model_dir", path)

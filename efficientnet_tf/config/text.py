@@ -1,0 +1,61 @@
+"""Text that comes from outside: files in any encoding, and names with any character."""
+
+import unicodedata
+
+from efficientnet_tf.config.errors import UserError
+
+_JOINERS = "\u200c\u200d"  # invisible, but part of words in Persian and of emoji
+
+
+def decode_text(data: bytes, where: object) -> str:
+    r"""Return the text of a file in UTF-8, with `\n` as the only line ending and without a byte-order mark.
+
+    Args:
+        data: Content of the file.
+        where: Name of the file, for the error message.
+
+    Raises:
+        UserError: If the content is not UTF-8. The message names the line.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise UserError(f"{escape(str(where))}, line {line}: the byte 0x{byte:02x} is not UTF-8. Save the file as "
+                        "UTF-8.") from None  # fmt: skip
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def escape(text: str) -> str:
+    r"""Return a text in which no character can move the cursor, break the line or hide: `\x1b`, `\u2028`, `\udcff`.
+
+    Names of files and classes come from strangers. They are escaped wherever they are shown.
+
+    Args:
+        text: Any text, also one with the surrogates that Python uses for file names that are not UTF-8.
+
+    Returns:
+        The text with visible escapes. Letters of all scripts, spaces and emoji stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def find_invisible(text: str) -> str | None:
+    """Return the first character that `escape` would replace, or None."""
+    return next((c for c in text if not _is_visible(c)), None)
+
+
+def normalize_name(text: str) -> str:
+    """Return a name in Unicode's composed form (NFC), without white space at its ends.
+
+    Two names that look the same are then equal: editors and file systems write an accented letter as one character or
+    as two.
+    """
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _is_visible(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
