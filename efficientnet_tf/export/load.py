@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.export.check import check_model, find_kind
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
     from efficientnet_tf.config.schema import Config
+
+__all__ = ["LoadedModel", "check_model", "find_kind", "find_weights", "load_cached", "load_model"]
 
 CACHED_MODELS = 2  # models that `load_cached` keeps in memory
 
@@ -199,7 +202,7 @@ def load_model(path: str | os.PathLike[str], raw: bool = False) -> LoadedModel:
         '7'
     """
     path = os.fspath(path).rstrip("/")
-    kind = _find_kind(path)
+    kind = find_kind(path)
     if raw and kind != "model_dir":
         raise UserError(f"{path} contains one set of weights only. Pass the model directory to load the raw weights.")
     openers = {"file": _open_file, "saved_model": _open_saved_model, "keras": _open_keras_file}
@@ -215,7 +218,7 @@ def find_weights(path: str | os.PathLike[str], raw: bool = False) -> str:
     from efficientnet_tf.models.model_dir import read_config
 
     path = os.fspath(path).rstrip("/")
-    kind = _find_kind(path)
+    kind = find_kind(path)
     if kind in ("file", "saved_model"):
         return "exported"
     config = read_config(os.path.dirname(path) if kind == "keras" else path)
@@ -245,26 +248,13 @@ _cache: collections.OrderedDict[str, tuple[Any, LoadedModel]] = collections.Orde
 _cache_lock = threading.Lock()
 
 
-def _find_kind(path):
-    """Return what kind of model is at a path: "model_dir", "keras", "saved_model" or "file"."""
-    import tensorflow as tf
-
-    from efficientnet_tf.export.formats import find_format
-
-    if find_format(path) is not None:
-        return "file"
-    if path.endswith(".keras"):
-        return "keras"
-    return "saved_model" if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")) else "model_dir"
-
-
 def _find_version(path):
     """Return a value that changes when the model at a path is written again."""
     import tensorflow as tf
 
     from efficientnet_tf.models.model_dir import list_checkpoints
 
-    kind, file = _find_kind(path), path
+    kind, file = find_kind(path), path
     if kind == "saved_model":
         file = os.path.join(path, "saved_model.pb")
     if kind == "model_dir":

@@ -1,0 +1,104 @@
+"""Finds out what kind of model is at a path and what is wrong with it, before TensorFlow or another runtime starts.
+
+Nothing here loads a model. Commands call `check_model` first, so that a wrong path is an error within a second.
+"""
+
+import os
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime import files
+
+FILE_ENDINGS = (".tflite", ".onnx", ".xml")
+CONFIG, CLASSES = "config.yaml", "classes.txt"
+_SIDE_FILE_LIMIT_BYTES = 16 * 2**20
+
+
+def find_kind(path: str) -> str:
+    """Return what kind of model a path means: "model_dir", "keras", "saved_model" or "file".
+
+    Args:
+        path: A path, local or gs://, without a slash at its end. There may be nothing at it.
+    """
+    if path.endswith(FILE_ENDINGS):
+        return "file"
+    if path.endswith(".keras"):
+        return "keras"
+    return "saved_model" if files.exists(os.path.join(path, "saved_model.pb")) else "model_dir"
+
+
+def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> str:
+    """Check that there is a model that `load_model` can open, as far as this can be known without its runtime.
+
+    Args:
+        path: What `load_model` takes. A path on gs:// is only checked for being a path.
+        argument: Name of the argument that holds the path, for error messages.
+
+    Returns:
+        The kind, as `find_kind`. "" for a path on gs://.
+
+    Raises:
+        UserError: If there is no model, or a part of it is missing or cannot be read.
+    """
+    path = clean_path(path, argument)
+    if files.is_remote(path):
+        return ""
+    kind = find_kind(path)
+    if kind == "file":
+        files.check_file(path)
+        if path.endswith(".xml"):
+            files.check_file(f"{path.removesuffix('.xml')}.bin")
+        return kind
+    if kind == "keras":
+        files.check_file(path)
+        check_side_files(os.path.dirname(path), path)
+        return kind
+    if not files.is_folder(path):
+        files.check_file(path)  # names what is there instead
+        raise UserError(
+            f"{argument}={escape(path)} is a file. Pass the model directory of a run, its model.keras, the folder of "
+            f"a SavedModel, or a file that ends in {', '.join(FILE_ENDINGS)}."
+        )
+    if kind == "saved_model":
+        files.check_file(os.path.join(path, "saved_model.pb"))
+        check_side_files(os.path.join(path, "assets"), path)
+        return kind
+    if not files.exists(os.path.join(path, CONFIG)):
+        raise UserError(
+            f"{argument}={escape(path)} is not a model directory: it has no {CONFIG}. Pass the directory that a run "
+            "wrote, or an exported model."
+        )
+    check_side_files(path, path)
+    return kind
+
+
+def clean_path(path: str | os.PathLike[str], argument: str = "model_dir") -> str:
+    """Return a path as text, without a slash at its end, or raise UserError if it cannot be a path."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{argument} must be a path, received {type(path).__name__}.")
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        text = os.fsdecode(text)
+    files.check_path(argument, text)
+    return text.rstrip("/") or "/"
+
+
+def check_side_files(folder: str, model: str) -> None:
+    """Raise UserError unless config.yaml and classes.txt are in a folder and can be read.
+
+    Args:
+        folder: The folder.
+        model: Path of the model that they belong to, for error messages.
+    """
+    from efficientnet_tf.config.load import parse_config
+
+    for name in (CONFIG, CLASSES):
+        path = os.path.join(folder, name)
+        if not files.exists(path):
+            raise UserError(
+                f"{escape(model)} cannot be used, because there is no {escape(path)}. A model of this package comes "
+                f"with {CONFIG} and {CLASSES}. Copy both with it."
+            )
+        text = files.read_text(path, _SIDE_FILE_LIMIT_BYTES)
+        if name == CONFIG:
+            parse_config(text, path)
