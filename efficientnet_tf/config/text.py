@@ -1,6 +1,7 @@
 """Text that comes from outside: files in any encoding, and names with any character."""
 
 import unicodedata
+from collections.abc import Sequence
 
 from efficientnet_tf.config.errors import UserError
 
@@ -43,6 +44,18 @@ def escape(text: str) -> str:
     return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def shorten(text: str, most: int = 120) -> str:
+    """Return a text with at most about `most` characters, for error messages. The middle of a longer one is left out.
+
+    Args:
+        text: Any text.
+        most: Number of characters to keep, at least 2.
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]}... ({len(text):,} characters) ...{text[-(most // 3) :]}"
+
+
 def find_invisible(text: str) -> str | None:
     """Return the first character that `escape` would replace, or None."""
     return next((c for c in text if not _is_visible(c)), None)
@@ -55,6 +68,30 @@ def normalize_name(text: str) -> str:
     as two.
     """
     return unicodedata.normalize("NFC", text).strip()
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raise UserError unless names can be class names: visible, on one line, not empty, and no two the same.
+
+    Files such as `classes.txt` have one name per line, and a name that hides or repeats would mix up classes there.
+
+    Args:
+        names: The names, in the order of the labels.
+        where: Where they come from, for the error message.
+    """
+    seen = {}
+    for number, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"{where}: the name of class {number} is empty. Each class needs a name.")
+        invisible = find_invisible(name)
+        if invisible is not None:
+            raise UserError(
+                f"{where}: the class name '{escape(shorten(name))}' contains {escape(invisible)}, which is no visible "
+                "character of one line. Rename the class."
+            )
+        if name in seen:
+            raise UserError(f"{where}: the classes {seen[name]} and {number} are both named {shorten(name)!r}.")
+        seen[name] = number
 
 
 def _is_visible(character: str) -> bool:
