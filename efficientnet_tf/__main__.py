@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from efficientnet_tf import __version__
 from efficientnet_tf.config.errors import suggest
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.failures import guard
 
 COMMANDS = {
     "train": "Train a classifier, or continue a training run.",
@@ -25,7 +27,7 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int | str | None:
     """Run the command that the first argument names.
 
     Args:
@@ -35,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. A command that is run ends the process with its own.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    return guard(lambda: _run(argv), ["efficientnet_tf", *argv])
+
+
+def _run(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        print(f"error: unknown command {name!r}.{suggest(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: unknown command '{escape(name)}'.{suggest(name, COMMANDS)}", file=sys.stderr)
         print(f"The commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     package = f"efficientnet_tf.{name}"

@@ -15,17 +15,15 @@ import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NoReturn
 
-from absl import app
 from absl import logging as absl_logging
-from absl.flags import argparse_flags
 
-from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.errors import suggest
+from efficientnet_tf.runtime import failures
+from efficientnet_tf.runtime.failures import EXIT_ERROR as EXIT_ERROR
 from efficientnet_tf.runtime.terminal import quiet_native_logs
 
-EXIT_ERROR = 1
 
-
-class _Parser(argparse_flags.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """A parser whose errors suggest the nearest flag for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
@@ -207,33 +205,36 @@ def run(
 ) -> NoReturn:
     """Parse the flags, call `main(args)`, and exit with the status that it returns.
 
-    A `UserError` is printed as one message on standard error, and the exit status is 1. Without `--verbose`, log
-    messages of TensorFlow and other libraries are hidden.
+    Every failure becomes one sentence on standard error: the exit status is 1 for what the user can change, 2 for wrong
+    flags, 70 for a bug, whose traceback goes to a log file, and 130 for Ctrl-C. Without `--verbose`, log messages of
+    TensorFlow and other libraries are hidden.
 
     Args:
         main: Function of the parsed flags. Returns the exit status, None for 0.
         parser: A parser of `make_parser`.
         argv: The command line, with the program's name first. Defaults to that of the process.
     """
+    words = sys.argv if argv is None else argv
 
-    def guarded(args: argparse.Namespace) -> int | None:
-        with contextlib.nullcontext() if args.verbose else _quiet():
-            try:
-                return main(args)
-            except UserError as error:
-                print(f"error: {add_flags(str(error), parser)}", file=sys.stderr)
-                return EXIT_ERROR
-            except ModuleNotFoundError as error:
-                if error.name not in ("tensorflow", "tensorflow.python"):
-                    raise
-                print(
-                    "error: TensorFlow is not installed. Choose the build for your device: "
-                    "pip install 'efficientnet_tf[cpu]' (or [gpu], [tpu]).",
-                    file=sys.stderr,
-                )
-                return EXIT_ERROR
+    def parse_and_call() -> int | str | None:
+        try:
+            args = parser.parse_args(words[1:])
+            with _log_messages() if args.verbose else _quiet():
+                try:
+                    return main(args)
+                except Exception as error:
+                    return failures.report(error, words, lambda text: add_flags(text, parser))
+        except SystemExit as stopped:  # of the parser, after its help or its error
+            return stopped.code
 
-    app.run(guarded, argv=argv, flags_parser=lambda argv: parser.parse_args(argv[1:]))
+    sys.exit(failures.guard(parse_and_call, words))
+
+
+@contextlib.contextmanager
+def _log_messages() -> Iterator[None]:
+    """Show the log messages of all libraries."""
+    absl_logging.use_absl_handler()
+    yield
 
 
 @contextlib.contextmanager

@@ -1,12 +1,20 @@
 """What all commands share: help texts, flags in error messages, exit statuses and the commands that they print."""
 
+import errno
 import json
 import logging
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
 
 import pytest
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime import failures
+from efficientnet_tf.runtime.files import atomic_output
 
 
 @pytest.fixture
@@ -62,12 +70,127 @@ def test_an_error_of_the_caller_is_one_message(parser, capfd):
     assert capfd.readouterr() == ("", "error: --batch_size=64 is too large. Use 16.\n")
 
 
-def test_other_exceptions_keep_their_traceback(parser):
-    def main(args):
-        raise KeyError(args.model_dir)
+def test_a_bug_is_one_sentence_and_its_traceback_is_in_a_log(parser, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    with pytest.raises(KeyError, match="a"):
-        cli.run(main, parser, ["train", "--model_dir=a"])
+    def main(args):
+        raise KeyError(f"{args.model_dir}\x1b[2J")
+
+    assert run(main, parser, "--model_dir=a b") == failures.EXIT_BUG == 70
+    message = capfd.readouterr().err
+    (log,) = tmp_path.iterdir()
+    assert message.startswith("error: KeyError: ") and f" is {log}. " in message
+    assert "Traceback" not in message and "\x1b" not in message and message.count("\n") == 1
+    text = log.read_text()
+    assert "command: train '--model_dir=a b'\n" in text and f"python: {platform.python_version()}\n" in text
+    assert 'in main\n    raise KeyError(f"{args.model_dir}' in text
+
+
+def test_a_bug_without_a_place_for_the_log_says_so(parser, capfd, monkeypatch):
+    def main(args):
+        raise KeyError(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", "/dev/null")
+        assert run(main, parser, "--model_dir=a") == failures.EXIT_BUG
+    message = capfd.readouterr().err
+    assert "error: KeyError: 1. " in message and "Set TMPDIR" in message and "Traceback" not in message
+
+
+class ResourceExhaustedError(Exception):
+    """Named like TensorFlow's, to keep TensorFlow out of these tests."""
+
+    __module__ = "tensorflow.python.framework.errors_impl"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "x", "a/\x1bb"), "a/\\x1bb cannot be read or written: Permission denied."),
+        (OSError(errno.EROFS, "x", "a"), "a cannot be read or written: Read-only file system."),
+        (OSError(errno.ENAMETOOLONG, "x", "a"), "a cannot be read or written: File name too long."),
+        (OSError(errno.EXDEV, "x", "a", None, "b"), "a and b cannot be read or written: Invalid cross-device link."),
+        (OSError(errno.ENOSPC, "x"), "A file cannot be read or written: No space left on device."),
+        (
+            OSError("Can't write data (file write failed: filename = 'a.h5', errno = 28, total write size = 1)"),
+            "a.h5 cannot be read or written: No space left on device.",
+        ),
+        (MemoryError(), "There is not enough memory. "),
+        (ResourceExhaustedError("OOM when allocating"), "There is not enough memory. "),
+        (ResourceExhaustedError("a/b; No space left on device"), "a/b; No space left on device"),
+        (RecursionError("maximum"), "The input is nested too deeply"),
+    ],
+)
+def test_failures_of_the_system_are_sentences(parser, capfd, error, sentence):
+    def main(args):
+        raise error
+
+    assert run(main, parser, "--model_dir=a") == cli.EXIT_ERROR
+    message = capfd.readouterr().err
+    assert message.startswith("error: ") and sentence in message and message.count("\n") == 1
+
+
+def test_a_failed_write_names_its_file(parser, capfd, tmp_path):
+    path = tmp_path / "plot.png"
+
+    def main(args):
+        with atomic_output(str(path)), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    assert run(main, parser, "--model_dir=a") == cli.EXIT_ERROR
+    assert capfd.readouterr().err == f"error: {path} cannot be read or written: No space left on device.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_cannot_control_the_terminal(parser, capfd):
+    def main(args):
+        raise UserError("first \x1b[31m\r\u2028\nsecond \udcff")
+
+    assert run(main, parser, "--model_dir=a") == cli.EXIT_ERROR
+    assert capfd.readouterr().err == "error: first \\x1b[31m\\r\\u2028\nsecond \\udcff\n"
+
+
+def test_ctrl_c_has_its_own_exit_status(parser, capfd):
+    def main(args):
+        raise KeyboardInterrupt
+
+    assert run(main, parser, "--model_dir=a") == 130
+    assert capfd.readouterr().err == "Interrupted.\n"
+
+
+def test_an_exception_in_a_thread_is_one_sentence(parser, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hook = threading.excepthook
+
+    def main(args):
+        thread = threading.Thread(target=lambda: {}["key"])
+        thread.start()
+        thread.join()
+
+    assert not run(main, parser, "--model_dir=a")
+    message = capfd.readouterr().err
+    assert message.startswith("error: KeyError: 'key'. ") and "Traceback" not in message
+    assert threading.excepthook is hook
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [
+        ("| true", 1, ""),
+        ("> /dev/full", 1, "error: Standard output cannot be written: No space left on device.\n"),
+        (">&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written(redirection, status, message):
+    code = "from efficientnet_tf import cli; cli.run(lambda args: print('x' * 10**6), cli.make_parser('a', 'b'), ['a'])"
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, message)
 
 
 def test_a_missing_tensorflow_says_how_to_install_it(parser, capfd):

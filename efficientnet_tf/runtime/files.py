@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import decode_text, escape
@@ -66,16 +66,18 @@ def list_folder(path: str) -> list[str]:
     return sorted(name.rstrip("/") for name in names)
 
 
-def check_output(argument: str, path: str | None, suffixes: Sequence[str]) -> None:
+def check_output(argument: str, path: str | None, suffixes: Sequence[str], inputs: Iterable[str | None] = ()) -> None:
     """Check before the work starts that a file can be written at its end.
 
     Args:
         argument: Name of the argument that holds the path, for the error message.
         path: Path of the file, local or gs://. None means that no file is written.
-        suffixes: Allowed file name endings, for example [".png"].
+        suffixes: Allowed file name endings, for example [".png"]. [""] allows every name.
+        inputs: Files that are read, which must not be overwritten.
 
     Raises:
-        UserError: If the name has another ending, or the folder does not exist.
+        UserError: If the name has another ending, the folder does not exist or cannot be written to, there is something
+            other than a file at the path, or the file is an input.
     """
     if path is None:
         return
@@ -84,11 +86,40 @@ def check_output(argument: str, path: str | None, suffixes: Sequence[str]) -> No
         raise UserError(
             f"{argument}={escape(path)} has an unknown file type. Use a name that ends in {' or '.join(suffixes)}."
         )
+    reason = None if is_remote(path) else _find_obstacle(path)
+    if reason:
+        raise UserError(f"{argument}={escape(path)} cannot be written because {reason}.")
+    for other in inputs:
+        if other is not None and _is_same(path, other):
+            raise UserError(
+                f"{argument}={escape(path)} is also an input, which would be overwritten. Use another name."
+            )
+
+
+def _find_obstacle(path):
+    """Return why a local file cannot be written, or None."""
     folder = os.path.dirname(path) or "."
-    if not is_remote(path) and not os.path.isdir(folder):
-        raise UserError(
-            f"{argument}={escape(path)} cannot be written because {escape(folder)!r} is not a folder. Create it first."
-        )
+    if not os.path.isdir(folder):
+        return f"{escape(folder)!r} is not a folder. Create it first"
+    if not os.access(folder, os.W_OK):
+        return f"nothing can be written to {escape(folder)!r}"
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"of this error: {error.strerror}"
+    if not stat.S_ISREG(mode):
+        return f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
+    return None if os.access(path, os.W_OK) else "it is a read-only file"
+
+
+def _is_same(path, other):
+    if is_remote(path) or is_remote(other):
+        return path == other
+    return os.path.realpath(path) == os.path.realpath(other) or (
+        os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -142,17 +173,18 @@ def read_text(path: str, limit: int | None = TEXT_LIMIT_BYTES) -> str:
     return decode_text(read_bytes(path, limit), path)
 
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
 def _check_mode(path, mode):
-    if stat.S_ISREG(mode):
-        return
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    raise UserError(f"{escape(path)}: this is {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{escape(path)}: this is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file.")
 
 
 def _check_size(path, size, limit):
@@ -205,9 +237,11 @@ def atomic_output(path: str) -> Iterator[str]:
         yield temporary
         sync(temporary)  # Otherwise a power failure can leave the new name with no content.
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = path  # for the message. A failed write does not know the name of its file.
         raise
 
 
@@ -225,6 +259,26 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Write a text file in UTF-8 as `write_bytes` does."""
     write_bytes(path, text.encode())
+
+
+def write_output(argument: str, path: str, data: bytes | str) -> None:
+    """Write the file that an argument names, as `write_bytes` does, but do not create its folder.
+
+    Args:
+        argument: Name of the argument that holds the path, for the error message.
+        path: Path of the file, local or gs://.
+        data: Its content.
+
+    Raises:
+        UserError: If it cannot be written, for example because the disk is full. No part of it is left behind.
+    """
+    check_output(argument, path, [""])
+    try:
+        write_bytes(path, data.encode() if isinstance(data, str) else data)
+    except Exception as error:  # TensorFlow has its own types
+        code = getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error)[:300]
+        raise UserError(f"{argument}={escape(path)} cannot be written: {escape(reason).rstrip('.')}.") from None
 
 
 def sync(path: str) -> None:
