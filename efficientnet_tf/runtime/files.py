@@ -7,40 +7,17 @@ Only a path on gs:// imports TensorFlow. A reader never sees a partly written fi
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.paths import check_path as check_path
+from efficientnet_tf.config.paths import is_remote as is_remote
 from efficientnet_tf.config.text import decode_text, escape
 
 TEXT_LIMIT_BYTES = 256 * 2**20  # of a text file, for example a table of 14 million images has about 1 GB in 4 files
 
 # ------------------------------------------------------------------------------------------------------------ paths
-
-
-def check_path(argument: str, path: str) -> None:
-    """Raise UserError unless a text can be a path of this package: a local path, or one on gs://.
-
-    Args:
-        argument: Name of the argument that holds the path, for the error message.
-        path: The path. It does not have to exist.
-    """
-    if not path.strip():
-        raise UserError(f"{argument}= is empty. Give a path.")
-    if "\0" in path:
-        raise UserError(f"{argument}={escape(path)} contains a null character, which no path can have.")
-    scheme = re.match(r"([A-Za-z][\w+.-]*)://", path)
-    if scheme and not is_remote(path):
-        raise UserError(
-            f"{argument}={escape(path)} is on {scheme[1]}://, which is not supported. Use a local path or gs://. Copy "
-            "or mount other storage first."
-        )
-
-
-def is_remote(path: str) -> bool:
-    """Return whether a path is on gs://, or in ram://, a file system of TensorFlow for tests."""
-    return path.startswith(("gs://", "ram://"))
 
 
 def exists(path: str) -> bool:
