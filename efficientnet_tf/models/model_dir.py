@@ -11,7 +11,6 @@
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -19,12 +18,33 @@ import tensorflow as tf
 import yaml
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import describe_environment, diff_config, dump_config, parse_config
+from efficientnet_tf.config.load import describe_environment, dump_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.run_directory import (
+    check_changes,
+    check_place,
+    list_checkpoints,
+    read_class_names,
+    read_config,
+    write_class_names,
+)
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.files import write_text
 from efficientnet_tf.runtime.strategy import dtype_policy
+
+__all__ = [
+    "build_from_config",
+    "list_checkpoints",
+    "open_model_dir",
+    "precision_scope",
+    "read_class_names",
+    "read_config",
+    "read_newest_checkpoint",
+    "restore_model",
+    "save_keras_model",
+    "write_model_dir",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,54 +71,23 @@ def open_model_dir(model_dir: str, config: Config, class_names: Sequence[str]) -
     Raises:
         UserError: If the directory cannot be written, or belongs to a run with another config or other classes.
     """
-    if re.search(r"[*?[\\]", str(model_dir)):
-        raise UserError(
-            f"model_dir={model_dir} contains one of the characters * ? [ \\, with which TensorFlow cannot read "
-            "checkpoints. Choose another name."
-        )
+    check_place(model_dir)
     path, classes_path = os.path.join(model_dir, "config.yaml"), os.path.join(model_dir, "classes.txt")
     if tf.io.gfile.exists(path):
-        changed = diff_config(read_config(model_dir), config)
+        check_changes(model_dir, read_config(model_dir), config)
         if tf.io.gfile.exists(classes_path) and read_class_names(model_dir) != list(class_names):
-            changed.append("the classes of the data set differ from those in classes.txt")
-        if changed:
             raise UserError(
-                f"model_dir={model_dir} belongs to a run with another config. Choose another directory, or undo these "
-                "changes (in the directory -> now):\n  " + "\n  ".join(changed)
+                f"model_dir={model_dir} belongs to a run with other classes: the classes of the data set differ from "
+                "those in classes.txt. Choose another directory."
             )
         return
     try:
         tf.io.gfile.makedirs(model_dir)
-        write_text(classes_path, "".join(f"{name}\n" for name in class_names))
+        write_class_names(model_dir, class_names)
         environment = yaml.safe_dump({"environment": describe_environment()}, sort_keys=False)
         write_text(path, dump_config(config) + environment)
     except (tf.errors.OpError, OSError) as error:
         raise UserError(f"model_dir={model_dir} cannot be written: {error}") from None
-
-
-def read_config(model_dir: str) -> Config:
-    """Return the config of a model directory.
-
-    Raises:
-        UserError: If the directory is not a model directory.
-    """
-    path = os.path.join(model_dir, "config.yaml")
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"model_dir={model_dir} is not a model directory: it has no config.yaml.")
-    return parse_config(read_text(path), path)
-
-
-def read_class_names(model_dir: str) -> list[str]:
-    """Return the class names of a model directory, in the order of the labels."""
-    return read_text(os.path.join(model_dir, "classes.txt")).splitlines()
-
-
-def list_checkpoints(model_dir: str) -> dict[int, str]:
-    """Return {step: prefix} of the checkpoints that were written completely, newest first."""
-    folder = os.path.join(model_dir, "checkpoints")
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    steps = [int(name[len("step-") : -len(".index")]) for name in names if re.fullmatch(r"step-\d+\.index", name)]
-    return {step: os.path.join(folder, f"step-{step}") for step in sorted(steps, reverse=True)}
 
 
 def read_newest_checkpoint(model_dir: str, checkpoint: tf.train.Checkpoint) -> int | None:
