@@ -19,7 +19,7 @@ CORRECT, MISTAKE = (8, 69, 148), (165, 15, 21)  # colors of a cell that has all 
 # Lengths in pixels.
 GAP, FONT_SIZE, LINE, LONGEST_NAME = 12, 13, 18, 180
 LEAST_CELL, LARGEST_CELL, MATRIX_SIDE = 16, 44, 1200
-LEGEND_WIDTH = 320
+LEGEND_WIDTH, LONGEST_TITLE = 320, 2000
 _NOTE = {"fontsize": FONT_SIZE, "color": "dimgray"}
 
 
@@ -43,6 +43,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
     names = [shorten(name, LONGEST_NAME, FONT_SIZE) for name in class_names]
     margin = round(max(measure_text(name, FONT_SIZE) for name in names)) + GAP
     left, top = GAP + LINE + margin, GAP + 3 * LINE + margin
+    title = shorten(title, LONGEST_TITLE, FONT_SIZE)
     width = max(left + side, round(measure_text(title, FONT_SIZE)) + GAP, left + LEGEND_WIDTH) + 2 * GAP
     figure = make_figure(width, top + side + 3 * LINE + 2 * GAP)
     figure.text(GAP / width, 1 - GAP / figure.bbox.height, title, fontsize=FONT_SIZE, va="top", parse_math=False)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import io
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.files import check_output, write_output
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 DPI = 72  # A point is a pixel, so font sizes and lengths have the same unit.
+ENDINGS = tuple(f".{name}" for name in "png jpg jpeg webp tif tiff gif svg pdf eps".split())
+MOST_PIXELS, LONGEST_SIDE = 2**27, 2**16 - 1  # of a picture. matplotlib cannot draw longer sides.
+LONGEST_TEXT = 1000  # characters of a text that are measured. More do not fit into any picture.
 
 
 def require_matplotlib(who: str) -> None:
@@ -43,11 +52,24 @@ def make_figure(width: int, height: int) -> Figure:
 
     Returns:
         A figure of exactly that size, at 72 dots per inch. Font sizes are therefore in pixels, too.
+
+    Raises:
+        UserError: If the figure would be too large.
     """
+    check_size(width, height)
     from matplotlib.figure import Figure
 
     # The renderer cuts off the fraction of a pixel. A hundredth makes up for the rounding errors of the division.
     return Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, facecolor="white")
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise UserError if a picture of this size in pixels is too large to draw."""
+    if max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
+        raise UserError(
+            f"The picture would have {width:,} x {height:,} pixels. At most {LONGEST_SIDE:,} per side and "
+            f"{MOST_PIXELS:,} in total can be drawn. Draw fewer or smaller images."
+        )
 
 
 class Canvas:
@@ -82,7 +104,8 @@ class Canvas:
         for i, line in enumerate(lines):
             baseline = y + i * self._line_height + self._font_size
             place = x / self.width, 1 - baseline / self.height
-            self.figure.text(*place, line, color=color, fontsize=self._font_size, va="baseline", parse_math=False)
+            style: dict[str, Any] = {"color": color, "fontsize": self._font_size, "va": "baseline"}
+            self.figure.text(*place, legible(line), **style, parse_math=False)
 
     def draw_vertical_line(self, x: int, margin: int) -> None:
         """Draw a light line from the top to the bottom, except for a margin."""
@@ -101,19 +124,75 @@ def measure_text(text: str, font_size: float) -> float:
     return float(width)
 
 
-def shorten(text: str, width: float, font_size: float) -> str:
-    """Return a text that is at most `width` pixels wide, cut off with an ellipsis if necessary."""
-    if measure_text(text, font_size) <= width:
+def legible(text: str) -> str:
+    r"""Return a text that matplotlib can draw on one line: characters that no font has become `\u732b`.
+
+    Fonts are those of matplotlib's setting `font.family`, by default DejaVu Sans, which has no Chinese, Japanese or
+    Korean. To see these, install a font that has them and add it to `font.family` in a file `matplotlibrc`.
+
+    Args:
+        text: Any text, for example the name of a class. Pass `parse_math=False` where it is drawn.
+    """
+    if text.isascii() and text.isprintable():
         return text
-    while text and measure_text(f"{text}...", font_size) > width:
-        text = text[:-1]
-    return f"{text}..."
+    return "".join(c if _has_glyph(c) else c.encode("unicode_escape").decode() for c in escape(text))
+
+
+@functools.cache
+def _has_glyph(character):
+    return character.isascii() or any(font.get_char_index(ord(character)) for font in _open_fonts())
+
+
+@functools.cache
+def _open_fonts():
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    paths = [findfont(FontProperties())]
+    for family in matplotlib.rcParams["font.family"]:
+        try:
+            paths.append(findfont(FontProperties(family=[family]), fallback_to_default=False))
+        except ValueError:  # This font is not installed.
+            continue
+    return [get_font(path) for path in dict.fromkeys(paths)]
+
+
+def add_legend(owner: Axes | Figure, handles: Iterable[Any], labels: Iterable[str], **options: Any) -> Legend:
+    """Add a legend that shows its labels literally.
+
+    matplotlib leaves out labels that begin with an underscore, and sets what is between dollar signs as math.
+
+    Args:
+        owner: Axes or a figure.
+        handles: The lines to name.
+        labels: Their names.
+        **options: Further arguments of matplotlib's `legend`.
+    """
+    handles = list(handles)
+    legend = owner.legend(handles, [str(i) for i in range(len(handles))], **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(legible(label))
+    return legend
+
+
+def shorten(text: str, width: float, font_size: float) -> str:
+    """Return a legible text that is at most `width` pixels wide, cut off with an ellipsis if necessary."""
+    whole = legible(text)
+    text = whole[:LONGEST_TEXT]
+    if text == whole and measure_text(text, font_size) <= width:
+        return text
+
+    def is_too_wide(length):
+        return measure_text(f"{text[:length]}...", font_size) > width
+
+    return f"{text[: max(0, bisect.bisect_left(range(len(text) + 1), True, key=is_too_wide) - 1)]}..."
 
 
 def wrap(words: Sequence[str], width: float, font_size: float) -> list[str]:
     """Return lines of words that are at most `width` pixels wide. A word that is too long is cut off."""
     lines: list[str] = []
-    for word in words:
+    for word in map(legible, words):
         if lines and measure_text(f"{lines[-1]} {word}", font_size) <= width:
             lines[-1] += f" {word}"
         else:
@@ -121,26 +200,26 @@ def wrap(words: Sequence[str], width: float, font_size: float) -> list[str]:
     return lines
 
 
-def save_figure(figure: Figure, path: str, argument: str) -> None:
+def check_picture(argument: str, path: str | None) -> None:
+    """Check before the work starts that a picture can be written at its end, as `files.check_output`."""
+    if path and not path.lower().endswith(ENDINGS):
+        raise UserError(f"{argument}={escape(path)} cannot be written. Use a name that ends in .png or .jpg.")
+    check_output(argument, path, [""])
+
+
+def save_figure(figure: Figure, path: str, argument: str, dpi: float | None = None) -> None:
     """Write a figure to an image file, local or gs://.
 
     Args:
         figure: The figure.
         path: Path of the file. The suffix chooses the format, for example .png, .jpg, .svg or .pdf.
         argument: Name of the argument that gave the path, for error messages.
+        dpi: Dots per inch. None takes those of the figure.
 
     Raises:
-        UserError: If the suffix is unknown or the file cannot be written.
+        UserError: If the suffix is unknown or the file cannot be written. Nothing is left behind then.
     """
-    import tensorflow as tf
-
-    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"{argument}={path} cannot be written. Use a name that ends in .png or .jpg.")
+    check_picture(argument, path)
     encoded = io.BytesIO()
-    figure.savefig(encoded, format=suffix, dpi=figure.dpi)
-    try:
-        with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(encoded.getvalue())
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"{argument}={path} cannot be written: {str(error)[:300]}") from None
+    figure.savefig(encoded, format=os.path.splitext(path)[1].lower()[1:], dpi=dpi or figure.dpi)
+    write_output(argument, path, encoded.getvalue())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from efficientnet_tf.visualization.figures import shorten
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -13,6 +15,7 @@ Point = tuple[float, float]
 MARKERS = "osD^vP*X"
 CORNERS = (("left", "bottom"), ("left", "top"), ("right", "bottom"), ("right", "top"))
 POINT_RADIUS = 7  # space that is kept free around each point, in pixels
+FONT_SIZE, LONGEST_NAME = 7, 300  # in points
 
 
 def name_points(
@@ -41,10 +44,12 @@ def name_points(
     if legend:
         taken.append(legend.get_window_extent())
     for text, place, color in named:
+        text = shorten(text, LONGEST_NAME, FONT_SIZE)
         for across, up in corners:
             offset = (6 if across == "left" else -6, 3 if up == "bottom" else -3)
-            style = {"textcoords": "offset points", "fontsize": 7, "color": color, "ha": across, "va": up}
-            note = axes.annotate(text, place, offset, path_effects=[withStroke(linewidth=2, foreground="w")], **style)
+            style = {"textcoords": "offset points", "fontsize": FONT_SIZE, "color": color, "ha": across, "va": up}
+            stroke = [withStroke(linewidth=2, foreground="w")]
+            note = axes.annotate(text, place, offset, path_effects=stroke, parse_math=False, **style)
             box = note.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 taken.append(box)

@@ -1,27 +1,12 @@
 """Tests of output files that cannot be written: one sentence, and nothing under the final name."""
 
 import os
-import resource
-import signal
-from contextlib import contextmanager
 
 import pytest
+from outputs import full_disk
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.files import check_output, write_output
-
-
-@contextmanager
-def full_disk(most=1000):
-    """Let every write fail that makes a file larger than `most` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path):
