@@ -27,6 +27,7 @@ Count = Annotated[int, Field(ge=1)]
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 Positives = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(strict=False, min_length=1, max_length=3)]
 
 
 class Stage(Section):
@@ -158,8 +159,10 @@ class DataConfig(Section):
     """The evaluation crop covers size / (size + crop_padding) of the shorter side."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation used for resizing, without antialiasing."""
+    background: Levels = (255,)
+    """Color behind transparent pixels, from 0 to 255: one gray level, or red, green and blue. The default is white."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Training stops if more than this fraction of the images cannot be decoded."""
+    """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
     classes: Annotated[int, Field(ge=2)] | None = None
     """`records` without a `classes.txt` file: number of classes."""
     cache: str = "none"
@@ -392,6 +395,8 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than train.epochs={train.epochs:g}"
             )
+        if len(data.background) == 2:
+            raise ValueError(f"data.background has one value or three, received {list(data.background)}")
         if len(self.model.mean) not in (1, 3, data.channels):
             raise ValueError(f"model.mean has {len(self.model.mean)} values for data.channels={data.channels}")
         return self
