@@ -1,30 +1,13 @@
 """One entry point for every command: `python -m efficientnet_tf COMMAND`, or `efficientnet-tf COMMAND`."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from efficientnet_tf import __version__
+from efficientnet_tf.commands import COMMANDS, load_command
 from efficientnet_tf.config.errors import suggest
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.failures import guard
-
-COMMANDS = {
-    "train": "Train a classifier, or continue a training run.",
-    "evaluate": "Measure the accuracy of a trained or exported model.",
-    "predict": "Classify images.",
-    "explain": "Draw where a model finds its classes.",
-    "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",
-    "weights": "Convert weights of Keras, timm or the official checkpoints.",
-    "summary": "Show the size, cost and memory of a network.",
-    "scale": "Find the network that fits a budget.",
-    "search": "Search the scaling coefficients on a grid.",
-    "study": "Run a scaling study.",
-    "show": "Draw the images that a network is trained on.",
-    "prepare": "Write images as TFRecord files.",
-    "benchmark": "Measure the speed of input, training and inference.",
-    "preflight": "Compile a training run for a TPU without having one.",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int | str | None:
@@ -55,13 +38,10 @@ def _run(argv: list[str]) -> int:
         print(f"error: unknown command '{escape(name)}'.{suggest(name, COMMANDS)}", file=sys.stderr)
         print(f"The commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    package = f"efficientnet_tf.{name}"
-    module = importlib.import_module(package)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{package}.__main__")
+    module = load_command(name)
     from efficientnet_tf import cli
 
-    return cli.run(module.main, module.make_parser(), [f"{package}", *argv[1:]])
+    return cli.run(module.main, module.make_parser(), [module.__name__.removesuffix(".__main__"), *argv[1:]])
 
 
 if __name__ == "__main__":

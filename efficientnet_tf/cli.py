@@ -5,6 +5,8 @@ Imports no TensorFlow, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import copy
+import itertools
 import json
 import logging
 import os
@@ -13,36 +15,81 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
 from efficientnet_tf.config.errors import suggest
+from efficientnet_tf.config.paths import find_problem
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime import failures
 from efficientnet_tf.runtime.failures import EXIT_ERROR as EXIT_ERROR
 from efficientnet_tf.runtime.terminal import quiet_native_logs
 
+LARGEST_COUNT = 10**9
+LARGEST_NUMBER = 1e24
+LONGEST_MESSAGE = 1000  # of an error about flags, in characters
+
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the nearest flag for an unknown one."""
+    """A parser whose errors name the nearest flag and the nearest choice, and show values in a safe and short form."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse the words, unless one is an unknown flag. That is told before what is missing."""
+        args = sys.argv[1:] if args is None else list(args)
+        flags = itertools.takewhile(lambda word: word != "--", args)
+        unknown = [word for word in flags if self._is_unknown_flag(word)]
+        if unknown:
+            hints = (self._hint(word.partition("=")[0]) for word in unknown)
+            shown = " ".join(shorten(escape(word)) for word in unknown)
+            self.error(f"unrecognized arguments: {shown}.{''.join(dict.fromkeys(hints))}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-        hint = ""
-        if "unrecognized arguments" in message and unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            hint = suggest(unknown[0], known)
-        super().error(message + hint)
+        super().error(shorten("\n".join(map(escape, message.split("\n"))), LONGEST_MESSAGE))
+
+    def _is_unknown_flag(self, word: str) -> bool:
+        # argparse takes words with a blank, numbers and a single dash for values.
+        is_flag = re.match(r"-[^\d\s.]", word) and " " not in word
+        return bool(is_flag) and word.partition("=")[0] not in self._option_string_actions
+
+    def _hint(self, flag: str) -> str:
+        """Return a hint for an unknown flag: the commands that have it, and the nearest flag of this command."""
+        flag = "--" + flag.lstrip("-").replace("-", "_")
+        near = suggest(flag, [option for option in self._option_string_actions if option.startswith("--")])
+        owners = _commands_with(flag)
+        belongs = f" {escape(flag)} is a flag of {', '.join(owners)}." if owners else ""
+        return ("" if f"{flag!r}" in near else belongs) + near
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += suggest(value, action.choices or ())
+            raise
+
+
+def _commands_with(flag: str) -> list[str]:
+    """Return the names of the commands that have a flag."""
+    from efficientnet_tf.commands import COMMANDS, load_command
+
+    return [name for name in COMMANDS if flag in load_command(name).make_parser()._option_string_actions]
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Marks required flags, and shows defaults unless they are None, False or an empty list."""
+    """Marks required flags, and shows defaults as they are typed, unless they are None, False or an empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.option_strings and action.required:
             return f"{action.help} (required)"
-        nothing = action.default is None or action.default is False or action.default == []
+        nothing = action.default in (None, False, "", [])
         return action.help if nothing else super()._get_help_string(action)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        if isinstance(action.default, list | tuple):
+            action = copy.copy(action)
+            action.default = ",".join(map(str, action.default))
+        return super()._expand_help(action)
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -99,7 +146,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, recipe: str = "digits"
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change single keys of a config."""
     parser.add_argument(
-        "--data_dir", help="Folder of the images or of TensorFlow Datasets. Short for --set data.dir=..."
+        "--data_dir", type=path, help="Folder of the images or of TensorFlow Datasets. Short for --set data.dir=..."
     )
     parser.add_argument(
         "--set",
@@ -111,11 +158,21 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path(text: str) -> str:
+    """Parse the value of a flag that is a path, local or on gs://. There does not have to be anything at it."""
+    problem = find_problem(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
+    return text
+
+
 def positive_int(text: str) -> int:
     """Parse the value of a flag that is a count: 3."""
     value = int(text)
     if value < 1:
         raise ValueError
+    if value > LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{shorten(text, 30)} is too large. The largest value is {LARGEST_COUNT}.")
     return value
 
 
@@ -134,6 +191,10 @@ def positive_number(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise ValueError
+    if not 1 / LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(
+            f"{shorten(text, 30)} is out of range. Use a number from {1 / LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}."
+        )
     return value
 
 
@@ -237,6 +298,13 @@ def _log_messages() -> Iterator[None]:
     yield
 
 
+class _WarningFormatter(logging.Formatter):
+    """Escapes what a name in a message could do to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(escape, super().format(record).split("\n")))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Show this package's own warnings, and hide the messages of other libraries."""
@@ -248,7 +316,7 @@ def _quiet() -> Iterator[None]:
     with quiet_native_logs(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        handler.setFormatter(_WarningFormatter("warning: %(message)s"))
         # absl raises the level of the root logger, which this one would inherit, and prints what reaches the root.
         logger.setLevel(logging.WARNING)
         logger.propagate = False

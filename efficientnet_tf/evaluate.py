@@ -243,22 +243,34 @@ def main(args: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
-    parser.add_argument("--model_dir", required=True, help="Model directory of a run, or an exported model.")
+    parser.add_argument(
+        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
+    )
     parser.add_argument("--raw", action="store_true", help="Evaluate the weights without EMA.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
         "--folder",
+        type=cli.path,
         help="Evaluate on this folder, which has one folder of images per class. Their names are class names of the "
         "model, or class numbers. If there are fewer classes than the model has, only these compete.",
     )
     parser.add_argument(
-        "--real_labels", metavar="real.json", help="Labels of ImageNet-ReaL, for images named ILSVRC2012_val_<number>."
+        "--real_labels",
+        type=cli.path,
+        metavar="real.json",
+        help="Labels of ImageNet-ReaL, for images named ILSVRC2012_val_<number>.",
     )
     parser.add_argument(
-        "--per_class", metavar="FILE.csv", help="Write the accuracy of each class to this .csv or .json file."
+        "--per_class",
+        type=cli.path,
+        metavar="FILE.csv",
+        help="Write the accuracy of each class to this .csv or .json file.",
     )
     parser.add_argument(
-        "--confusion", metavar="FILE.png", help="Draw the confusion matrix to this file, for up to 100 classes."
+        "--confusion",
+        type=cli.path,
+        metavar="FILE.png",
+        help="Draw the confusion matrix to this file, for up to 100 classes.",
     )
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)

@@ -153,14 +153,15 @@ def column_titles(model_dirs: Sequence[str]) -> Sequence[str]:
 def make_parser():
     """Return the parser of the command's flags."""
     parser = cli.make_parser("explain", "Draw where trained models see their classes in photos.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
+    parser.add_argument("images", type=cli.path, nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
     parser.add_argument(
         "--model_dir",
+        type=cli.path,
         required=True,
         action="append",
         help="Model directory of a run. Can be given several times, for a column each.",
     )
-    parser.add_argument("--output", default="explain.png", help="PNG or JPEG file to write.")
+    parser.add_argument("--output", type=cli.path, default="explain.png", help="PNG or JPEG file to write.")
     parser.add_argument(
         "--method",
         default="cam",

@@ -74,8 +74,10 @@ def main(args: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("predict", "Classify images with a trained or exported model.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
-    parser.add_argument("--model_dir", required=True, help="Model directory of a run, or an exported model.")
+    parser.add_argument("images", type=cli.path, nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
+    parser.add_argument(
+        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
+    )
     parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes to print per image.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     return parser

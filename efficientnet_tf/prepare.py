@@ -43,7 +43,7 @@ def make_parser():
     parser.add_argument(
         "--source", default="folder", help="Source to read: folder, table, digits, synthetic or tfds:<name>."
     )
-    parser.add_argument("--output", required=True, help="Folder for the record files, local or gs://.")
+    parser.add_argument("--output", type=cli.path, required=True, help="Folder for the record files, local or gs://.")
     parser.add_argument(
         "--splits",
         type=lambda text: text.split(","),

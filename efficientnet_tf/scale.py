@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", type=_coefficient, default=1.2, help="Growth of the depth per unit of phi.")
     parser.add_argument("--beta", type=_coefficient, default=1.1, help="Growth of the width per unit of phi.")
     parser.add_argument("--gamma", type=_coefficient, default=1.15, help="Growth of the resolution per unit of phi.")
-    parser.add_argument("--output", help="YAML file to write. It must not exist.")
+    parser.add_argument("--output", type=cli.path, help="YAML file to write. It must not exist.")
     parser.add_argument(
         "--explain", action="store_true", help="Show how the published variants follow from the coefficients, and exit."
     )

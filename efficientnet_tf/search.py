@@ -105,7 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", default="digits", help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."
     )
-    parser.add_argument("--output_dir", help="Folder for the runs, search.csv, coefficients.yaml and family/.")
+    parser.add_argument(
+        "--output_dir", type=cli.path, help="Folder for the runs, search.csv, coefficients.yaml and family/."
+    )
     grid = ",".join(map(str, coefficients.GRID))
     for name, dimension in (("alpha", "depth"), ("beta", "width"), ("gamma", "resolution")):
         text = f"Growth rates of {dimension} in the grid, comma-separated."

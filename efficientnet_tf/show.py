@@ -6,10 +6,13 @@ shows the crops for evaluation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from efficientnet_tf import cli
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,21 +116,36 @@ def _failed_cell(config, source, id_, label):
 def main(args):
     """Draw and save the figure."""
     from efficientnet_tf.config.load import load_config
-    from efficientnet_tf.visualization.figures import require_matplotlib, save_figure
+    from efficientnet_tf.visualization.figures import check_picture, require_matplotlib, save_figure
+    from efficientnet_tf.visualization.grids import check_grids
 
     config = load_config(args.variant, args.recipe, cli.overrides(args))
     require_matplotlib("show")
+    check_picture("output", args.output)
+    _check_is_no_image(args.output, config.data.dir)
+    check_grids(config.image_size, args.rows, args.columns)
     figure = draw_data(config, args.rows, args.columns)
     save_figure(figure, args.output, "output")
     width, height = figure.canvas.get_width_height()
-    print(f"{args.output}: {width}x{height} pixels")
+    print(f"{escape(args.output)}: {width}x{height} pixels")
+
+
+def _check_is_no_image(output, data_dir):
+    """Raise UserError if the output would replace a file in a subfolder of the data."""
+    if not data_dir or not os.path.exists(output):
+        return
+    inner = os.path.relpath(os.path.realpath(output), os.path.realpath(data_dir))
+    if os.path.dirname(inner) and not inner.startswith(os.pardir):
+        raise UserError(f"output={escape(output)} is a file of the data, which would be overwritten. Use another name.")
 
 
 def make_parser():
     """Return the parser of the command's flags."""
     parser = cli.make_parser("show", "Draw training images as the network will see them, and evaluation crops.")
     cli.add_config_arguments(parser)
-    parser.add_argument("--output", default="grid.png", help="Image file to write, for example PNG or JPEG.")
+    parser.add_argument(
+        "--output", type=cli.path, default="grid.png", help="Image file to write, for example PNG or JPEG."
+    )
     parser.add_argument("--rows", type=cli.positive_int, default=5, help="Rows of images.")
     parser.add_argument("--columns", type=cli.positive_int, default=5, help="Images per row in each half.")
     return parser

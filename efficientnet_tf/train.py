@@ -49,12 +49,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model_dir",
+        type=cli.path,
         help="Directory of the run: config, checkpoints, metrics and the trained model. Required unless --print_config "
         "is given.",
     )
     cli.add_config_arguments(parser)
     parser.add_argument(
-        "--init_from", help="Start from these weights, with a new classifier. Short for --set train.init_from=..."
+        "--init_from",
+        type=cli.path,
+        help="Start from these weights, with a new classifier. Short for --set train.init_from=...",
     )
     cli.add_device_arguments(parser)
     cli.add_tracker_argument(parser)

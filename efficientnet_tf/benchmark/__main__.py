@@ -128,9 +128,12 @@ def make_parser():
         help="Skip a case if one step would take longer even at the rate of a product of large matrices. By default "
         "nothing is skipped.",
     )
-    parser.add_argument("--output", help="JSON file to write, with hardware and versions.")
+    parser.add_argument("--output", type=cli.path, help="JSON file to write, with hardware and versions.")
     parser.add_argument(
-        "--picture", metavar="FILE", help="Plot to write, .png or .svg: time per image against multiply-adds."
+        "--picture",
+        type=cli.path,
+        metavar="FILE",
+        help="Plot to write, .png or .svg: time per image against multiply-adds.",
     )
     return parser
 

@@ -43,9 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(
         "export", "Write a trained model as a SavedModel, or as a file for LiteRT, ONNX Runtime or OpenVINO."
     )
-    parser.add_argument("--model_dir", required=True, help="Model directory of a run.")
+    parser.add_argument("--model_dir", type=cli.path, required=True, help="Model directory of a run.")
     parser.add_argument(
         "--output",
+        type=cli.path,
         required=True,
         help="What to write. It must not exist. FILE.tflite is for LiteRT, FILE.onnx for ONNX Runtime, FILE.xml (with "
         "FILE.bin) for OpenVINO. Any other name is the folder of a SavedModel.",

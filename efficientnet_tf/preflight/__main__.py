@@ -64,7 +64,9 @@ def make_parser():
         "--tpu", help="The --tpu that you will give to train. It is only used to check whether paths are reachable."
     )
     parser.add_argument(
-        "--model_dir", help="The --model_dir that you will give to train. Only the path is checked. Nothing is written."
+        "--model_dir",
+        type=cli.path,
+        help="The --model_dir that you will give to train. Only the path is checked. Nothing is written.",
     )
     parser.add_argument("--fast", action="store_true", help="Stop after tracing. No compiler is needed.")
     parser.add_argument(

@@ -192,7 +192,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", default="digits", help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."
     )
-    parser.add_argument("--output_dir", help="Folder for the runs, results.csv, the plots and index.html.")
+    parser.add_argument(
+        "--output_dir", type=cli.path, help="Folder for the runs, results.csv, the plots and index.html."
+    )
     parser.add_argument(
         "--resolution",
         type=_resolution,

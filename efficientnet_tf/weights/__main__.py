@@ -48,9 +48,14 @@ def make_parser():
     parser.add_argument(
         "--variant", required=True, help="Network: b0 ... b8, l2, or the path of a variant's YAML file."
     )
-    parser.add_argument("--input", required=True, help="File, folder, or prefix of a TensorFlow checkpoint to read.")
     parser.add_argument(
-        "--output", required=True, help="Folder for a model directory, or a file ending in .weights.h5 or .keras."
+        "--input", type=cli.path, required=True, help="File, folder, or prefix of a TensorFlow checkpoint to read."
+    )
+    parser.add_argument(
+        "--output",
+        type=cli.path,
+        required=True,
+        help="Folder for a model directory, or a file ending in .weights.h5 or .keras.",
     )
     parser.add_argument("--raw", action="store_true", help="Use the raw weights if the file also has their EMA.")
     parser.add_argument(

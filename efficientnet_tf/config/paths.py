@@ -1,0 +1,48 @@
+"""What can be a path of this package: a local path, or one on gs://. Nothing here looks at a disk."""
+
+import re
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape, shorten
+
+LONGEST_PATH = 4096  # bytes, PATH_MAX of Linux
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is on gs://, or in ram://, a file system of TensorFlow for tests."""
+    return path.startswith(("gs://", "ram://"))
+
+
+def check_path(argument: str, path: str) -> None:
+    """Raise UserError unless a text can be a path of this package: a local path, or one on gs://.
+
+    Args:
+        argument: Name of the argument that holds the path, for the error message.
+        path: The path. It does not have to exist.
+    """
+    problem = find_problem(path)
+    if problem is not None:
+        raise UserError(f"{argument}={shorten(escape(path.strip()))} {problem}")
+
+
+def find_problem(path: str) -> str | None:
+    """Return why a text cannot be a path of this package, as the rest of a sentence that begins with it, or None."""
+    if not path.strip():
+        return "is empty. Give a path."
+    if "\0" in path:
+        return "contains a null character, which no path can have."
+    if len(path.encode(errors="surrogatepass")) > LONGEST_PATH:
+        return f"is longer than the {LONGEST_PATH} bytes that a path can have."
+    scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
+    if not scheme or is_remote(path) or len(scheme[1]) == 1:  # A single letter is a drive of Windows.
+        return None
+    if scheme[1].lower() == "file":
+        return f"is a URL. Write the path itself: {shorten(escape(re.sub('^[^/]*/+', '/', path)))}"
+    if path[scheme.end() :].startswith("/"):
+        return (
+            f"is on {scheme[1]}://, which is not supported. Use a local path or gs://. Copy or mount other storage "
+            "first."
+        )
+    if scheme[1] in ("gs", "ram", "s3", "hf", "http", "https"):
+        return f"has one slash too few: {scheme[1]}:// has two."
+    return None
