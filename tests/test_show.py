@@ -99,3 +99,31 @@ def test_command_writes_an_image(tmp_path, capsys):
 def test_output_that_cannot_be_written_is_an_error(tmp_path, name):
     with pytest.raises(UserError, match=f"output=.*{name} cannot be written"):
         run(f"--output={tmp_path}/{name}")
+
+
+def test_numbers_out_of_range_are_refused_before_any_image_is_read():
+    with pytest.raises(UserError, match=r"^The picture would have .* pixels\. At most 65,535 per side"):
+        main(make_parser().parse_args(["--rows=1000000000", "--columns=1000000000"]))
+    with pytest.raises(UserError, match="The picture would have"):
+        main(make_parser().parse_args(["--rows=1000000000", "--columns=1"]))
+
+
+def test_an_image_of_the_data_is_not_overwritten(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    image = tmp_path / "train" / "a" / "cat.png"
+    image.write_bytes(b"an image")
+    for folder in (tmp_path, tmp_path / "train"):
+        with pytest.raises(UserError, match=f"^output={image} is a file of the data, which would be overwritten"):
+            run("--recipe=folder", f"--data_dir={folder}", f"--output={image}")
+    assert image.read_bytes() == b"an image"
+
+
+def test_more_images_than_the_data_has_and_images_of_one_pixel(tmp_path):
+    names = "$x$ <b>", "_b"
+    for split in ("train", "val"):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            PIL.Image.new("RGB", (1, 1)).save(tmp_path / split / name / "one.png")
+    settings = load.load_config("b0", "folder", [f"data.dir={tmp_path}", "data.image_size=8", "train.batch_size=2"])
+    texts = [text.get_text() for text in draw_data(settings, 2, 2).texts]
+    assert sum(map(texts.count, names)) == 4 + 2, "training repeats its images, evaluation does not"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from efficientnet_tf.visualization.figures import Canvas, wrap
+from efficientnet_tf.visualization.figures import Canvas, check_size, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,8 @@ def draw_grids(grids: Sequence[Grid], rows: int, columns: int) -> Figure:
         pixels.
     """
     size = grids[0].cells[0].pixels.shape[0]
-    scale = -(-MIN_SIDE // size)  # 1 for all images of at least 128 pixels
+    check_grids(size, rows, columns, len(grids))
+    scale = _find_scale(size)
     side = size * scale
     titles = [wrap(grid.title.split(" "), columns * (side + GAP), FONT_SIZE) for grid in grids]
     captions = [[_wrap_caption(cell, side) for cell in grid.cells] for grid in grids]
@@ -70,6 +71,23 @@ def draw_grids(grids: Sequence[Grid], rows: int, columns: int) -> Figure:
             canvas.write(x, y + side + 1, [label], "black")
             canvas.write(x, y + side + 1 + LINE, notes, "firebrick" if cell.failed else "dimgray")
     return canvas.figure
+
+
+def check_grids(size: int, rows: int, columns: int, grids: int = 2) -> None:
+    """Raise UserError if grids would be too large to draw, before any image is read.
+
+    Args:
+        size: Image side in pixels.
+        rows: Rows of each grid, >= 1.
+        columns: Columns of each grid, >= 1.
+        grids: Number of grids.
+    """
+    side = size * _find_scale(size)
+    check_size(grids * (columns * (side + GAP) + 2 * GAP), rows * (side + LINE + GAP))
+
+
+def _find_scale(size):
+    return -(-MIN_SIDE // size)  # 1 for all images of at least 128 pixels
 
 
 def _wrap_caption(cell, width):

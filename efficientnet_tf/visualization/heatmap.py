@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.visualization.figures import Canvas, wrap
 
 if TYPE_CHECKING:
@@ -56,8 +57,14 @@ def draw_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Returns:
         RGB pixels, uint8 [224, 224, 3].
+
+    Raises:
+        UserError: If the map has a value that is not finite.
     """
     from matplotlib import colormaps
+
+    if not np.isfinite(heat).all():
+        raise UserError("The heat map has values that are not finite, so the model's weights or features have, too.")
 
     gray = _resize_photo(pixels) @ np.array([0.299, 0.587, 0.114]) / 255
     low, high = heat.min(), heat.max()
