@@ -116,6 +116,7 @@ def _failed_cell(config, source, id_, label):
 def main(args):
     """Draw and save the figure."""
     from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.data.listing import check_data
     from efficientnet_tf.visualization.figures import check_picture, require_matplotlib, save_figure
     from efficientnet_tf.visualization.grids import check_grids
 
@@ -124,6 +125,7 @@ def main(args):
     check_picture("output", args.output)
     _check_is_no_image(args.output, config.data.dir)
     check_grids(config.image_size, args.rows, args.columns)
+    check_data(config.data)
     figure = draw_data(config, args.rows, args.columns)
     save_figure(figure, args.output, "output")
     width, height = figure.canvas.get_width_height()

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, closest_names
+from efficientnet_tf.config.text import escape, shorten
 
 LAST_LAYER = "top_activation"  # its mean is the input of the classifier
 
@@ -98,7 +99,9 @@ def grad_cam(
     dense, layers = _find_classifier(model), _layers_by_name(model)
     if layer not in layers:
         names = [name for name, each in layers.items() if _has_size(each.output.shape)]
-        raise UserError(f"unknown layer={layer}. Similar names are {', '.join(closest_names(layer, names))}.")
+        raise UserError(
+            f"unknown layer={escape(shorten(layer))}. Similar names are {', '.join(closest_names(layer, names))}."
+        )
     _check_size(layers[layer].output.shape, f"layer={layer}")
     pixels: Any = tf.cast(images, tf.float32)
     with tf.GradientTape() as tape:
@@ -134,13 +137,18 @@ def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
     images, count = np.shape(logits)
     if classes is None:
         return np.argmax(logits, axis=1)
-    chosen = np.asarray(classes)
+    try:
+        chosen = np.asarray(classes)
+    except ValueError:  # sequences of different lengths
+        chosen = np.array("")
     if not np.issubdtype(chosen.dtype, np.integer) or chosen.shape not in ((), (images,)):
         raise UserError(
-            f"classes={classes!r} is neither an integer nor a sequence of {images} integers, one per image."
+            f"classes={shorten(repr(classes))} is neither an integer nor a sequence of {images} integers, one per image."
         )
-    if chosen.min() < 0 or chosen.max() >= count:
-        raise UserError(f"classes={classes!r} is out of range. The model has the classes 0 to {count - 1}.")
+    if np.any((chosen < 0) | (chosen >= count)):
+        raise UserError(
+            f"classes={shorten(repr(classes))} is out of range. The model has the classes 0 to {count - 1}."
+        )
     return np.broadcast_to(chosen, [images])
 
 

@@ -1,16 +1,13 @@
 """Computes the accuracy of each class and writes it as a table."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.files import write_output
+from efficientnet_tf.runtime.tables import format_csv
 
 
 def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,20 +33,12 @@ def write_per_class(path: str, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows of `per_class` to a file, local or gs://.
 
     Args:
-        path: Path of the file. A name that ends in .json gives JSON, any other CSV.
+        path: Path of the file. A name that ends in .json gives JSON, any other CSV, in which a class name that a
+            spreadsheet would run as a formula has an apostrophe in front, see `runtime.tables`.
         rows: The rows.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    text = io.StringIO(newline="")
-    if path.endswith(".json"):
-        json.dump(rows, text, indent=1)
-    else:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    try:
-        write_text(path, text.getvalue())
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"per_class={path} cannot be written: {str(error)[:300]}") from None
+    text = json.dumps(rows, indent=1) if path.endswith(".json") else format_csv(list(rows[0]), rows)
+    write_output("per_class", path, text)

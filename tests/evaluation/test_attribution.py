@@ -144,6 +144,9 @@ def test_maps_peak_where_the_evidence_is():
         (("top_conv", 4), "classes=4 is out of range. The model has the classes 0 to 3."),
         (("top_conv", [0, -1, 0]), "classes=[0, -1, 0] is out of range. The model has the classes 0 to 3."),
         (("top_conv", [0, 1]), "classes=[0, 1] is neither an integer nor a sequence of 3 integers"),
+        (("top\x1b[31m",), "unknown layer=top\\x1b[31m. Similar names are"),
+        (("top_conv", [[0], [0, 1], 2]), "classes=[[0], [0, 1], 2] is neither an integer nor a sequence"),
+        (("top_conv", 10**30), f"classes={10**30} is neither an integer"),
         (("top_conv", "temple"), "classes='temple' is neither an integer nor a sequence of 3 integers"),
     ],
 )

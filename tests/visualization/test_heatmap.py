@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.visualization.figures import save_figure
 from efficientnet_tf.visualization.heatmap import SIDE, Cell, Column, draw_comparison, draw_heat_map
 
@@ -39,6 +40,12 @@ def test_heat_is_brightest_at_the_maximum():
 def test_constant_map_marks_no_place():
     flat = draw_heat_map(PHOTO, np.full((2, 2), 7.0))
     assert flat.dtype == np.uint8 and (flat == flat[0, 0]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_maps_that_are_not_finite_are_refused(value):
+    with pytest.raises(UserError, match="^The heat map has values that are not finite"):
+        draw_heat_map(PHOTO, np.array([[0.0, value]]))
 
 
 @pytest.mark.tensorflow
