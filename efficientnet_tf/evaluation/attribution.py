@@ -143,7 +143,7 @@ def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
         chosen = np.array("")
     if not np.issubdtype(chosen.dtype, np.integer) or chosen.shape not in ((), (images,)):
         raise UserError(
-            f"classes={shorten(repr(classes))} is neither an integer nor a sequence of {images} integers, one per image."
+            f"classes={shorten(repr(classes))} is neither an integer nor a sequence of {images} integers, one each."
         )
     if np.any((chosen < 0) | (chosen >= count)):
         raise UserError(
