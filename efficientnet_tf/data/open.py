@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.folders import open_folder, open_table
-from efficientnet_tf.data.source import Order, Source, cache_in_memory, cache_on_disk, check_split, source_from_bytes
+from efficientnet_tf.data.folders import open_files
+from efficientnet_tf.data.listing import check_classes, check_split
+from efficientnet_tf.data.source import Order, Source, cache_in_memory, cache_on_disk, source_from_bytes
 from efficientnet_tf.data.tfrecord import open_records, open_tfds
 
 if TYPE_CHECKING:
@@ -38,19 +38,13 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         source = _open_digits(split)
     elif kind == "synthetic":
         source = _make_synthetic(data, split)
-    elif kind == "folder":
-        source = open_folder(data, split, training)
-    elif kind == "table":
-        source = open_table(data, split)
+    elif kind in ("folder", "table"):
+        source = open_files(data, split, training)
     elif kind == "records":
         source = open_records(data, split)
     else:
         source = open_tfds(name, data, split)
-    if len(source.class_names) < 2:
-        raise UserError(
-            f"data.source={data.source}: found only one class, {', '.join(map(repr, source.class_names))}. "
-            "A classifier needs at least two."
-        )
+    check_classes(data.source, source.class_names)
     if data.cache == "none":
         return source
     what = f"{data.source} {split}"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.files import read_text, write_text
 from efficientnet_tf.runtime.terminal import track
 
@@ -83,15 +83,6 @@ class Source:
     indexed: bool = False
     file_name: Callable | None = None
     label_shape: tuple[int, ...] = ()
-
-
-def check_split(split: str, allowed: Sequence[str], what: str) -> None:
-    """Raise UserError if a split is not one of the allowed ones. `what` names the dataset in the message."""
-    if split not in allowed:
-        raise UserError(
-            f"{what} has no split {split!r}. Set data.train_split and data.eval_split to one of {', '.join(allowed)}."
-            + suggest(split, allowed)
-        )
 
 
 def indexed_source(

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.data.source import Order, Source, check_split
+from efficientnet_tf.data.listing import check_split
+from efficientnet_tf.data.source import Order, Source
 from efficientnet_tf.runtime.files import read_text
 from efficientnet_tf.runtime.terminal import track
 
