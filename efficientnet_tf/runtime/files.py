@@ -5,12 +5,12 @@ Only a path on gs:// imports TensorFlow. A reader never sees a partly written fi
 """
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.local_files import KINDS, check_local_file, check_size, explain_reading, read_local_bytes
 from efficientnet_tf.config.paths import check_path as check_path
 from efficientnet_tf.config.paths import is_remote as is_remote
 from efficientnet_tf.config.text import decode_text, escape
@@ -39,7 +39,7 @@ def list_folder(path: str) -> list[str]:
     try:
         names = _gfile().listdir(path) if is_remote(path) else os.listdir(path)
     except Exception as error:
-        raise _sentence(path, error) from None
+        raise explain_reading(path, error) from None
     return sorted(name.rstrip("/") for name in names)
 
 
@@ -87,7 +87,7 @@ def _find_obstacle(path):
     except OSError as error:
         return f"of this error: {error.strerror}"
     if not stat.S_ISREG(mode):
-        return f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
+        return f"it is {KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
     return None if os.access(path, os.W_OK) else "it is a read-only file"
 
 
@@ -107,12 +107,8 @@ def check_file(path: str) -> None:
 
     Call this before a library gets the path of a local file. It costs one system call. gs:// has regular files only.
     """
-    if is_remote(path):
-        return
-    try:
-        _check_mode(path, os.stat(path).st_mode)
-    except OSError as error:
-        raise _sentence(path, error) from None
+    if not is_remote(path):
+        check_local_file(path)
 
 
 def read_bytes(path: str, limit: int | None = None) -> bytes:
@@ -125,20 +121,16 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
     Raises:
         UserError: If there is no file, it is not a regular file, it is too large, or it cannot be read.
     """
+    if not is_remote(path):
+        return read_local_bytes(path, limit)
     try:
-        if is_remote(path):
-            with _gfile().GFile(path, "rb") as file:
-                _check_size(path, file.size(), limit)
-                return file.read()
-        status = os.stat(path)
-        _check_mode(path, status.st_mode)
-        _check_size(path, status.st_size, limit)
-        with open(path, "rb") as file:
+        with _gfile().GFile(path, "rb") as file:
+            check_size(path, file.size(), limit)
             return file.read()
     except UserError:
         raise
     except Exception as error:  # TensorFlow has its own types
-        raise _sentence(path, error) from None
+        raise explain_reading(path, error) from None
 
 
 def read_text(path: str, limit: int | None = TEXT_LIMIT_BYTES) -> str:
@@ -148,36 +140,6 @@ def read_text(path: str, limit: int | None = TEXT_LIMIT_BYTES) -> str:
         UserError: As `read_bytes`, or if the file is not UTF-8.
     """
     return decode_text(read_bytes(path, limit), path)
-
-
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-def _check_mode(path, mode):
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{escape(path)}: this is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file.")
-
-
-def _check_size(path, size, limit):
-    if limit is not None and size > limit:
-        raise UserError(f"{escape(path)}: the file has {size:,} bytes, more than the {limit:,} that are allowed.")
-
-
-def _sentence(path, error):
-    """Return the UserError for an OSError or an error of TensorFlow."""
-    code = getattr(error, "errno", None) or {"NotFoundError": errno.ENOENT}.get(type(error).__name__)
-    if code in (errno.ENOENT, errno.ENOTDIR):
-        return UserError(f"{escape(path)}: no such file or folder.")
-    if code == errno.ENXIO:  # a socket cannot be opened
-        return UserError(f"{escape(path)}: this is a socket, not a file.")
-    reason = os.strerror(code) if code else str(error)[:300]
-    return UserError(f"{escape(path)}: cannot be read: {reason}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
