@@ -1,0 +1,29 @@
+"""Hostile flags, paths, configs, folders and tables are refused without TensorFlow."""
+
+import pytest
+
+from robustness import data, words
+from robustness.harness import Harness, Writer, report, run_cases
+from robustness.kit import Kit
+
+KINDS = [words.paths, words.words, words.numbers, words.configs, words.clusters, data.layouts, data.tables]
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory):
+    root = tmp_path_factory.mktemp("robustness")
+    harness = Harness(root)
+    harness.kit = Kit(root)
+    harness.shared = [harness.kit.root]
+    yield harness
+    harness.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_answers_without_tensorflow(kind, harness):
+    writer = Writer(harness.root, kind.__name__, harness.kit)
+    kind(writer)
+    cases = [case for case in writer.cases if case.light]
+    assert cases
+    wrong = run_cases(harness, cases)
+    assert not wrong, report(kind.__name__, wrong, len(cases))
