@@ -14,7 +14,7 @@ import numpy as np
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, normalize_name
 from efficientnet_tf.data.image_formats import READABLE_SUFFIXES
-from efficientnet_tf.data.scan import Scan, list_entries, show
+from efficientnet_tf.data.scan import Scan, count, list_entries, show
 from efficientnet_tf.runtime.files import is_remote
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def list_class_folders(
     remarks += scan.remarks(f"'{escape(root)}'")
     loose = sorted(name for name in files if name.lower().endswith(READABLE_SUFFIXES))
     if loose:
-        what = "1 image beside the class folders is" if len(loose) == 1 else (
-            f"{len(loose):,} images beside the class folders are"
-        )  # fmt: skip
+        what = count(len(loose), "image beside the class folders is", "images beside the class folders are")
         remarks.append(f"'{escape(root)}': {what} not used: {show(loose, 3)}.")
     _check_depth(data, root, groups, images, remarks)
     if data.val_fraction is not None:

@@ -14,7 +14,7 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape
 from efficientnet_tf.data.class_folders import EVAL_NAMES, TRAIN_NAMES, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
-from efficientnet_tf.data.scan import show
+from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.data.tables import check_files, check_labels, find_table, read_table
 from efficientnet_tf.runtime.files import check_path, is_folder, is_remote
 
@@ -125,8 +125,8 @@ def _list_table(data, folder, split):
         common = {os.path.normpath(path) for path in train.paths} & {os.path.normpath(path) for path in table.paths}
         remarks = []
         if common:
-            count = f"{len(common):,} images are" if len(common) > 1 else "1 image is"
-            remarks.append(f"{escape(table.name)}: {count} in the training table, too: {show(sorted(common), 3)}.")
+            images = count(len(common), "image")
+            remarks.append(f"{escape(table.name)}: {images} also in the training table: {show(sorted(common), 3)}.")
     if name != split:
         remarks.append(f"'{escape(folder)}' has no table {split!r}, so {name!r} is used.")
     class_names = sorted(set(train.labels))

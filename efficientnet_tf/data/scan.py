@@ -65,16 +65,19 @@ class Scan:
             path = waiting.pop()
             if not self._enter(path, owner, is_start=path == folder):
                 continue
+            folders = []
             for name, kind in list_entries(path):
                 inside = os.path.join(path, name)
                 if kind == "folder":
-                    waiting.append(inside)
+                    folders.append(inside)
                 elif kind == "odd":
                     self.odd.append(inside)
                 elif name.lower().endswith(READABLE_SUFFIXES):
                     found.append(inside)
                 else:
                     self.left_out[self._describe_ending(inside)] += 1
+            # The same order everywhere, because it decides under which of two names a folder is read.
+            waiting += sorted(folders, key=lambda inside: (os.path.islink(inside), inside), reverse=True)
         self.images += sorted(found)
         return sorted(found)
 
@@ -128,16 +131,15 @@ class Scan:
         """Return sentences about what was left out. `where` names the searched place."""
         lines = []
         if self.left_out:
-            counts = ", ".join(f"{count} {ending}" for ending, count in self.left_out.most_common(10))
-            total = sum(self.left_out.values())
-            readable = ", ".join(READABLE_SUFFIXES)
-            lines.append(f"{where}: {_count(total, 'file')} left out: {counts}. Images end in {readable}.")
+            endings = ", ".join(f"{number:,} {ending}" for ending, number in self.left_out.most_common(10))
+            total = count(sum(self.left_out.values()), "file")
+            lines.append(f"{where}: left out {total}: {endings}. Images end in {', '.join(READABLE_SUFFIXES)}.")
         if self.odd:
-            what = f"{_count(len(self.odd), 'FIFO, socket or device', 'FIFOs, sockets or devices')} left out"
-            lines.append(f"{where}: {what}: {show(self.odd)}.")
+            what = count(len(self.odd), "FIFO, socket or device", "FIFOs, sockets or devices")
+            lines.append(f"{where}: left out {what}: {show(self.odd)}.")
         if self.links:
-            what = f"{_count(len(self.links), 'link')} to a folder that is read already left out"
-            lines.append(f"{where}: {what}: {show(self.links)}.")
+            what = count(len(self.links), "link")
+            lines.append(f"{where}: left out {what} to folders that are read already: {show(self.links)}.")
         return lines
 
 
@@ -145,13 +147,15 @@ def _sentence(path, error):
     return UserError(f"{escape(path)}: cannot be read: {error.strerror}.")
 
 
-def _count(number, one, many=None):
-    return f"{number:,} {one} is" if number == 1 else f"{number:,} {many or one + 's'} are"
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number and its noun: "1 file", "2 files"."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {many or one + 's'}"
 
 
 def show(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list, escaped, with ", ..." if there are more."""
-    return ", ".join(map(escape, names[:most])) + (", ..." if len(names) > most else "")
+    """Return the first names of a list, escaped, and the number of the others."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(escape, names[:most])) + more
 
 
 def is_junk(name: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, normalize_name, shorten
-from efficientnet_tf.data.scan import show
+from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.runtime.files import check_file, check_path, exists, is_remote, read_text
 
 _MOST_DECIMAL_CLASSES = 10  # for example the ratings 0.5 to 5
@@ -110,7 +110,7 @@ def _read_rows(name):
                 raise UserError(f"{escape(name)}, line {line}: path or label is empty.")
             yield line, *values
     except csv.Error as error:
-        raise UserError(f"{escape(name)} is not a valid table in UTF-8: {error}") from None
+        raise UserError(f"{escape(name)} is not a valid table in UTF-8: {error}.") from None
 
 
 def _split_header(name, text):
@@ -195,11 +195,12 @@ def check_files(table: Table, max_bad_fraction: float) -> Table:
         remarks.append(sentence)
     if repaired:
         remarks.append(
-            f"{escape(table.name)}: {len(repaired):,} paths exist only without blanks at their ends, with / for each "
-            f"backslash or in another Unicode form, and are read so: {show([paths[row] for row in repaired], 2)}."
+            f"{escape(table.name)}: {count(len(repaired), 'path')} found only without blanks at the ends, with / for "
+            f"each backslash, or in another Unicode form: {show([paths[row] for row in repaired], 2)}."
         )
     if repeated:
-        remarks.append(f"{escape(table.name)}: {repeated:,} rows name a file that an earlier row names, too.")
+        rows = count(repeated, "row repeats", "rows repeat")
+        remarks.append(f"{escape(table.name)}: {rows} a file of an earlier row, with the same label.")
     return dataclasses.replace(table, paths=paths, remarks=remarks)
 
 
