@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from efficientnet_tf.data import pillow_decoder
+from efficientnet_tf.data.headers import (
+    parse_orientation,
+    prepare_gif,
+    read_bitmap,
+    read_jpeg_orientation,
+    read_png_chunks,
+    read_png_size,
+    read_webp,
+    split_orientation,
+    turn_upright,
+    with_size_check,
+)
+
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import AugmentConfig
 
-_EXIF_SEGMENTS = 3  # how many segments of a JPEG are searched for Exif data
-_ORIENTATION_TAG = 0x0112
+_STRIP_PIXELS = 2**22  # pixels that are converted at a time, which bounds the memory for large images
+_READS_WEBP = "decode_webp" in dir(tf.io)  # since TensorFlow 2.20
+_NOT_PORTABLE = "this image needs Pillow, which is not used in exported models: convert it to JPEG or PNG"
 
 
 def decode_center_crop(
-    encoded: tf.Tensor, image_size: int, channels: int, crop_padding: int, interpolation: str
+    encoded: tf.Tensor,
+    image_size: int,
+    channels: int,
+    crop_padding: int,
+    interpolation: str,
+    background: Sequence[int] = (255,),
+    portable: bool = False,
 ) -> tf.Tensor:
     """Decode the center crop of an image and resize it, as for evaluation.
 
@@ -25,49 +47,77 @@ def decode_center_crop(
         channels: 1 or 3.
         crop_padding: The crop covers image_size / (image_size + crop_padding) of the shorter side.
         interpolation: "bicubic" or "bilinear".
+        background: As for `decode_window`.
+        portable: As for `decode_window`.
 
     Returns:
         float32 [S, S, channels], in about [0, 255]. Bicubic interpolation overshoots this range at edges.
 
     Source: official code, `preprocess_for_eval`.
     """
-    image = decode_window(encoded, channels, lambda shape: center_window(shape, image_size, crop_padding))
+
+    def choose_window(shape):
+        return center_window(shape, image_size, crop_padding)
+
+    image = decode_window(encoded, channels, choose_window, background, portable)
     image = tf.image.resize(image, [image_size, image_size], interpolation)
     return tf.ensure_shape(image, [image_size, image_size, channels])
 
 
-def decode_window(encoded: tf.Tensor, channels: int, choose_window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+def decode_window(
+    encoded: tf.Tensor,
+    channels: int,
+    choose_window: Callable[[tf.Tensor], tf.Tensor],
+    background: Sequence[int] = (255,),
+    portable: bool = False,
+) -> tf.Tensor:
     """Decode the window of an image that `choose_window` returns.
 
+    The content of a file says what it is, not its name. Images that TensorFlow does not decode, or decodes wrongly, are
+    decoded by Pillow: TIFF, WebP before TensorFlow 2.20, animated WebP, BMP with a palette, compression or
+    transparency, and GIF whose first frame does not cover it.
+
     Args:
-        encoded: Bytes of a JPEG, PNG, BMP, GIF (first frame) or, since TensorFlow 2.20, WebP file, string scalar.
-        channels: 1 or 3. Gray, palette, CMYK and 16-bit images are converted. Transparency is ignored.
+        encoded: Bytes of a JPEG, PNG, BMP, GIF (first frame), WebP (first frame) or TIFF (first page) file, string
+            scalar.
+        channels: 1 or 3. Gray, palette, CMYK and 16-bit images are converted.
         choose_window: Function of the shape of the upright image, int32 [3], that returns a window (y, x, height,
             width), int32 [4].
+        background: Color behind transparent pixels, in [0, 255]: one gray level, or red, green and blue.
+        portable: Whether to use TensorFlow's operations only, in a graph for another process. What needs Pillow is then
+            an error.
 
     Returns:
-        uint8 [height, width, channels]. A JPEG is rotated as its Exif orientation says.
+        uint8 [height, width, channels]. The image is rotated as its Exif orientation says.
     """
+    color = tuple(background) * (3 if len(background) == 1 else 1)
 
     def decode_other():
-        with tf.control_dependencies([check_bitmap(encoded)]):
-            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
-        return image[y : y + height, x : x + width]
+        image, orientation = _decode_whole(encoded, color, portable)
+        image = turn_upright(image, orientation)
+        shape = tf.concat([tf.shape(image)[:2], [3]], axis=0)
+        y, x, height, width = tf.unstack(choose_window(shape))
+
+        def flatten():
+            return _convert_strips(image, [y, x, height, width], lambda pixels: _composite(pixels, color), 3)
+
+        return tf.cond(tf.shape(image)[2] == 4, flatten, lambda: image[y : y + height, x : x + width])
 
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
     image = tf.cond(is_jpeg, lambda: _decode_jpeg_window(encoded, choose_window), decode_other)
     image = tf.ensure_shape(image, [None, None, 3])
-    return tf.image.rgb_to_grayscale(image) if channels == 1 else image  # Not every decoder can return gray.
+    if channels == 3:
+        return image
+    window = [0, 0, tf.shape(image)[0], tf.shape(image)[1]]  # Not every decoder can return gray.
+    return _convert_strips(image, window, tf.image.rgb_to_grayscale, 1)
 
 
 def _decode_jpeg_window(encoded, choose_window):
     """Decode a window of a JPEG, uint8 [height, width, 3]."""
-    orientation = _read_exif_orientation(encoded)
-    mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
-    upside_down = tf.reduce_any(orientation == [3, 4, 7, 8])
-    transposed = orientation >= 5
+    orientation = read_jpeg_orientation(encoded)
+    transposed, mirrored, upside_down = split_orientation(orientation)
     stored_shape = tf.io.extract_jpeg_shape(encoded)
+    encoded = with_size_check(encoded, stored_shape[1], stored_shape[0])
     upright_shape = tf.where(transposed, tf.gather(stored_shape, [1, 0, 2]), stored_shape)
     height, width, depth = tf.unstack(upright_shape)
     y, x, tall, wide = tf.unstack(choose_window(tf.stack([height, width, depth])))
@@ -77,74 +127,91 @@ def _decode_jpeg_window(encoded, choose_window):
     # TensorFlow's default method differs from other decoders by up to 9 gray levels, this one by 0. Both are equally
     # fast, within 1%.
     image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
-
-    def turn_upright():
-        turned = tf.cond(transposed, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-        turned = tf.cond(mirrored, lambda: turned[:, ::-1], lambda: turned)
-        return tf.cond(upside_down, lambda: turned[::-1], lambda: turned)
-
-    return tf.cond(orientation > 1, turn_upright, lambda: image)
+    return turn_upright(image, orientation)
 
 
-def _read_exif_orientation(encoded):
-    """Return the Exif orientation of a JPEG, int32 scalar from 1 (upright, or not recorded) to 8."""
-    length = tf.strings.length(encoded)
+def _decode_whole(encoded, color, portable):
+    """Decode an image that is not a JPEG: uint8 [H, W, 3], or [H, W, 4] with alpha, and its Exif orientation."""
 
-    def segment_length(position):
-        position = tf.clip_by_value(position, 0, length - 2)  # A broken header may point anywhere.
-        two = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, position, 2), tf.uint8), tf.int32)
-        return two[0] * 256 + two[1]
+    def decode_rare():
+        if portable:
+            with tf.control_dependencies([tf.debugging.Assert(False, [_NOT_PORTABLE])]):
+                return tf.zeros([1, 1, 3], tf.uint8), 1
+        decode = functools.partial(pillow_decoder.decode, background=color)
+        return tf.ensure_shape(tf.numpy_function(decode, [encoded], tf.uint8, stateful=False), [None, None, 3]), 1
 
-    position, exif = tf.constant(2), tf.constant(-1)
-    for _ in range(_EXIF_SEGMENTS):
-        is_exif = tf.strings.substr(encoded, tf.minimum(position + 4, length), 6) == b"Exif\0\0"
-        exif = tf.where((exif < 0) & is_exif, position + 10, exif)
-        position += 2 + segment_length(position + 2)
-    return tf.cond(exif > 0, lambda: _parse_exif_orientation(encoded, exif), lambda: tf.constant(1))
+    def decode_png():
+        has_alpha, exif, has_text = read_png_chunks(encoded)
+        checked = with_size_check(encoded, *read_png_size(encoded))
+        decoders = [functools.partial(tf.io.decode_png, checked, channels) for channels in (4, 3)]
+        orientation = tf.cond(has_text, read_text, lambda: parse_orientation(encoded, exif))
+        return tf.cond(has_alpha, *decoders), orientation
+
+    def read_text():
+        if portable:
+            with tf.control_dependencies([tf.debugging.Assert(False, [_NOT_PORTABLE])]):
+                return tf.constant(1)
+        exif = tf.numpy_function(pillow_decoder.read_text_exif, [encoded], tf.string, stateful=False)
+        return parse_orientation(tf.ensure_shape(exif, []), tf.constant(1))
+
+    def decode_gif():
+        prepared, width, height, covers = prepare_gif(encoded, color)
+        checked = with_size_check(prepared, width, height)
+        return tf.cond(covers, lambda: (decode_image(checked, 3), 1), decode_rare)
+
+    def decode_bitmap():
+        width, height, is_plain = read_bitmap(encoded)
+        checked = with_size_check(encoded, width, height)
+        return tf.cond(is_plain, lambda: (decode_image(checked, 3), 1), decode_rare)
+
+    def decode_webp():
+        width, height, is_animated, exif = read_webp(encoded)
+        checked = with_size_check(encoded, width, height)
+        # The decoder accepts no other number of channels than that of the file.
+        decode = lambda: (decode_image(checked, 0), parse_orientation(encoded, exif))  # noqa: E731
+        return tf.cond(is_animated, decode_rare, decode)
+
+    def decode_image(checked, channels):
+        return tf.ensure_shape(tf.io.decode_image(checked, channels, expand_animations=False), [None, None, None])
+
+    start, form = tf.strings.substr(encoded, 0, 8), tf.strings.substr(encoded, 8, 4)
+    kinds = [
+        (start == b"\x89PNG\r\n\x1a\n", decode_png),
+        (tf.strings.substr(start, 0, 4) == b"GIF8", decode_gif),
+        (tf.strings.substr(start, 0, 2) == b"BM", decode_bitmap),
+    ]
+    if _READS_WEBP:
+        kinds.append(((tf.strings.substr(start, 0, 4) == b"RIFF") & (form == b"WEBP"), decode_webp))
+    return tf.case(kinds, default=decode_rare)
 
 
-def _parse_exif_orientation(encoded, start):
-    """Return the orientation in the Exif data at position `start`, int32 scalar. It is 1 if the data are invalid."""
-    header = tf.io.decode_raw(tf.strings.substr(encoded, start, 2**16) + b"\0", tf.uint8)
-    little_endian = header[0] == 0x49  # "II" for Intel, otherwise "MM" for Motorola
+def _convert_strips(image, window, convert, channels):
+    """Convert the pixels of a window of an image, uint8 [H, W, C] to [height, width, channels], some rows at a time."""
+    y, x, height, width = window
+    rows = tf.maximum(_STRIP_PIXELS // tf.maximum(width, 1), 1)
+    count = (height + rows - 1) // rows
 
-    def read_shorts(positions):
-        last = tf.size(header) - 1
-        first, second = (tf.cast(tf.gather(header, tf.clip_by_value(positions + k, 0, last)), tf.int32) for k in (0, 1))
-        return tf.where(little_endian, second * 256 + first, first * 256 + second)
+    def convert_strip(number, strips):
+        first = y + number * rows
+        strip = image[first : tf.minimum(first + rows, y + height), x : x + width]
+        return number + 1, strips.write(number, convert(strip))
 
-    # The position of the directory has four bytes. The upper two must be zero.
-    directory, upper_half = read_shorts(tf.where(little_endian, 4, 6)), read_shorts(tf.where(little_endian, 6, 4))
-    entries = directory + 2 + 12 * tf.range(tf.minimum(read_shorts(directory), 64))
-    values = tf.boolean_mask(read_shorts(entries + 8), read_shorts(entries) == _ORIENTATION_TAG)
-    value = tf.reduce_max(tf.concat([values[:1], [1]], axis=0))
-    return tf.where((value >= 1) & (value <= 8) & (upper_half == 0), value, 1)
+    strips = tf.TensorArray(tf.uint8, count, infer_shape=False, element_shape=[None, None, channels])
+    _, strips = tf.while_loop(lambda number, _: number < count, convert_strip, (0, strips), parallel_iterations=1)
+    return strips.concat()
 
 
-def check_bitmap(encoded: tf.Tensor | bytes) -> tf.Operation:
-    """Fail for a BMP with a palette or compression. TensorFlow supports neither, and would decode it to wrong pixels.
+def _composite(pixels, color):
+    """Put pixels with alpha, uint8 [H, W, 4], on a color, as Pillow does: a division by 255 with rounding."""
+    values = tf.cast(pixels, tf.uint16)
+    alpha = values[..., 3:]
+    total = values[..., :3] * alpha + tf.constant(color, tf.uint16) * (255 - alpha) + 128
+    return tf.cast(tf.bitwise.right_shift(tf.bitwise.right_shift(total, 8) + total, 8), tf.uint8)
 
-    Args:
-        encoded: Bytes of an image file of any format, string scalar.
 
-    Returns:
-        An operation that raises `tf.errors.InvalidArgumentError` for such a file.
-    """
-
-    def check():
-        header = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 34), tf.uint8), tf.int32)
-        depth, is_uncompressed = header[28], tf.reduce_all(header[30:34] == 0)
-        # The palette is between the headers and the pixels, four bytes per color: blue, green, red, zero.
-        first, end = 14 + header[14], header[10] + 256 * header[11]
-        size = tf.where(depth == 8, tf.clip_by_value(end - first, 0, 1024) // 4 * 4, 0)
-        palette = tf.io.decode_raw(tf.strings.substr(encoded, first, size), tf.uint8)
-        levels = tf.cast(tf.reshape(palette, [-1, 4])[:, :3], tf.int32)
-        is_gray = tf.reduce_all(levels == tf.range(size // 4)[:, None])
-        return tf.debugging.Assert(
-            is_uncompressed & is_gray, ["a BMP with a palette or compression cannot be read, convert it to PNG"]
-        )
-
-    return tf.cond(tf.strings.substr(encoded, 0, 2) == b"BM", check, tf.no_op)
+def whole_window(shape: tf.Tensor) -> tf.Tensor:
+    """Return the window of a whole image of a shape, int32 [3], as (y, x, height, width), int32 [4]."""
+    return tf.stack([0, 0, shape[0], shape[1]])
 
 
 def center_window(shape: tf.Tensor, image_size: int, padding: int) -> tf.Tensor:

@@ -24,7 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.decode import check_bitmap
+from efficientnet_tf.data.decode import decode_window, whole_window
+from efficientnet_tf.data.image_formats import read_size
 from efficientnet_tf.data.open import Order, Source, open_source
 from efficientnet_tf.runtime.files import read_text, write_text
 from efficientnet_tf.runtime.terminal import ProgressBar
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
 _FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}
+_FORMATS |= {b"II": "TIFF", b"MM": "TIFF"}
 # Errors of the storage, not of the image. The image must not be left out because of them.
 _STORAGE_ERRORS = (
     tf.errors.UnavailableError,
@@ -224,6 +226,12 @@ def _convert(name, source, payload):
     return make_example(encoded, label, source.class_names[label], os.path.basename(file_name)), label
 
 
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+def _decode_shape(encoded):
+    """Decode an image as in training, and return its shape, int32 [3]."""
+    return tf.shape(decode_window(encoded, 3, whole_window))
+
+
 def make_example(encoded: bytes, label: int, class_name: str, name: str) -> bytes:
     """Return an example in the official layout, serialized.
 
@@ -236,9 +244,8 @@ def make_example(encoded: bytes, label: int, class_name: str, name: str) -> byte
     Raises:
         tf.errors.OpError: If the image cannot be decoded.
     """
-    if encoded.startswith(b"BM"):
-        check_bitmap(encoded)
-    height, width, channels = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape
+    height, width, channels = _decode_shape(tf.constant(encoded)).numpy()
+    width, height = read_size(encoded) or (width, height)  # as stored, as the official tools do
 
     def text(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))

@@ -1,0 +1,69 @@
+"""Decodes the images that TensorFlow does not decode, or decodes wrongly, with Pillow, which is optional.
+
+Input pipelines call it for these images only. An exported graph cannot.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.image_formats import MOST_PIXELS, describe_bomb, find_cause, find_kind, has_pillow
+
+_TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
+    """Decode the first frame of an image.
+
+    Args:
+        encoded: Bytes of an image file.
+        background: Red, green and blue behind transparent pixels, in [0, 255].
+
+    Returns:
+        uint8 [H, W, 3], upright. Of 16-bit values, the upper eight bits are kept.
+
+    Raises:
+        UserError: If the file is no image, needs Pillow, which is not installed, or has too many pixels.
+        OSError: If the file is damaged. Pillow has other types for this as well.
+    """
+    kind = find_kind(encoded)
+    if kind is None or not has_pillow():
+        raise UserError(find_cause(encoded))
+    import PIL.Image
+    import PIL.ImageOps
+
+    with PIL.Image.open(io.BytesIO(encoded), formats=[kind.upper()]) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise UserError(describe_bomb(kind, *image.size))
+        if image.mode in ("I", "F"):
+            raise UserError(f"the {kind} image has values of 32 bits, whose range is not known. Convert it to 8 bits")
+        if image.mode.startswith("I;16"):
+            values = np.asarray(PIL.ImageOps.exif_transpose(image)) >> 8
+            return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+        if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        foreground = image if image.mode == "RGBA" else image.convert("RGBA")
+        flat = PIL.Image.new("RGB", image.size, tuple(background))
+        flat.paste(foreground, mask=foreground)
+    return np.asarray(flat)
+
+
+def read_text_exif(encoded: bytes) -> bytes:
+    """Return Exif data that ImageMagick has written into a PNG as text, after one zero byte. There may be none."""
+    at, text = 8, b""
+    while at + 12 <= len(encoded):
+        length, kind = struct.unpack(">I4s", encoded[at : at + 8])
+        keyword, _, content = encoded[at + 8 : at + 8 + length].partition(b"\0")
+        if keyword == b"Raw profile type exif" and kind in (b"tEXt", b"zTXt"):
+            text = content if kind == b"tEXt" else zlib.decompressobj().decompress(content[1:], _TEXT_LIMIT_BYTES)
+        at += 12 + length
+    digits = b"".join(text.split(b"\n")[3:])  # after the name and the length
+    return b"\0" + bytes.fromhex(digits.decode("ascii"))
