@@ -10,6 +10,7 @@ Every mistake is reported together with the file or override that it comes from.
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
 import re
 import subprocess
@@ -21,7 +22,9 @@ import pydantic
 import yaml
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.paths import check_path, is_remote
 from efficientnet_tf.config.schema import Config, ModelSpec, Section, merge, nest
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.config.yaml12 import Dumper, parse_yaml, read_mapping
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
@@ -32,6 +35,8 @@ CONFIG_DIR = next(
     PACKAGE_DIR / "configs",
 )
 
+LONGEST_KEY = 200  # characters of the key of an override
+MOST_MISTAKES = 10  # that one error lists
 OVERRIDES = "overrides"  # the layer of the overrides in error messages, named like the argument of `load_config`
 
 _Layers = list[tuple[str, dict]]  # (name for error messages, content), from the lowest layer to the highest
@@ -72,7 +77,7 @@ def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
     if isinstance(variant, ModelSpec):
         return variant
     content, path = _read_variant(variant)
-    return _validate(ModelSpec, content, [(str(path), content)])
+    return _validate(ModelSpec, content, [(escape(str(path)), content)])
 
 
 def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -96,8 +101,8 @@ def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str
     model, variant_path = _read_variant(variant)
     recipe_path = _find("recipe", CONFIG_DIR / "recipes", recipe)
     layers = [
-        (str(variant_path), {"model": model}),
-        (str(recipe_path), read_mapping(recipe_path)),
+        (escape(str(variant_path)), {"model": model}),
+        (escape(str(recipe_path)), read_mapping(recipe_path)),
         (OVERRIDES, _parse_overrides(overrides)),
     ]
     return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
@@ -125,15 +130,18 @@ def _find(kind: str, folder: Path, name: object) -> Path:
     """Return the YAML file of a variant or a recipe, given its name or its path."""
     name = str(name)
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UserError(f"{kind} file {name!r} does not exist")
+        check_path(kind, name)
+        if is_remote(name):
+            raise UserError(f"{kind}={escape(name)} is on gs://. Copy the file to this machine first.")
+        if not os.path.lexists(name):
+            raise UserError(f"{kind} file {shorten(escape(name))!r} does not exist")
         return Path(name)
     path = folder / f"{name.lower()}.yaml"
-    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
+    if not re.fullmatch(r"[\w.-]{1,100}", name) or not path.is_file():
         allowed = _list_names(folder)
         raise UserError(
-            f"unknown {kind} {name!r}. Allowed are {', '.join(allowed)}, or a path that ends in .yaml."
-            + suggest(name, allowed)
+            f"unknown {kind} {shorten(repr(name))}. Allowed are {', '.join(allowed)}, or a path that ends in .yaml."
+            + suggest(name[:100], allowed)
         )
     return path
 
@@ -144,9 +152,11 @@ def _read_variant(variant: object) -> tuple[dict, Path]:
     content = read_mapping(path)
     if "baseline" in content:
         baseline = content.pop("baseline")
-        base = read_mapping(_find(f"baseline in {path}:", CONFIG_DIR, baseline))
+        base = read_mapping(_find(f"baseline in {escape(str(path))}:", CONFIG_DIR, baseline))
         if "baseline" in base:
-            raise UserError(f"{path}: baseline {baseline!r} has a baseline itself. Name a variant with a stage table.")
+            raise UserError(
+                f"{escape(str(path))}: baseline {baseline!r} has a baseline itself. Name a variant with a stage table."
+            )
         content = base | content
     return {"name": path.stem} | content, path
 
@@ -156,8 +166,10 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     nested = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"{OVERRIDES}: {text!r} is not of the form section.key=value, for example train.epochs=5")
+        if not equals or not key.strip() or len(key) > LONGEST_KEY:
+            raise UserError(
+                f"{OVERRIDES}: {shorten(repr(text))} is not of the form section.key=value, for example train.epochs=5"
+            )
         nested = merge(nested, nest({key.strip(): parse_yaml(value, f"{OVERRIDES}: {text}")}))
     return nested
 
@@ -172,7 +184,10 @@ def _validate(schema: type[_Schema], content: dict, layers: _Layers) -> _Schema:
     except pydantic.ValidationError as error:
         # A list that is too short only because its items are invalid is not a mistake of its own.
         items = [i for i in error.errors(include_url=False) if not (i["type"] == "too_short" and i["input"])]
-        raise UserError("\n".join(_describe(schema, item, layers) for item in items)) from None
+        lines = [_describe(schema, item, layers) for item in items[:MOST_MISTAKES]]
+        if len(items) > MOST_MISTAKES:
+            lines.append(f"{len(items) - MOST_MISTAKES:,} more mistakes")
+        raise UserError("\n".join(lines)) from None
 
 
 def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -> str:
@@ -181,13 +196,13 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         allowed = _keys_at(schema, location)
-        hint = suggest(location[-1], allowed) or _suggest_section(location[-1])
+        hint = suggest(str(location[-1])[:100], allowed) or _suggest_section(location[-1])
         message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
     elif item["type"] == "missing":
         message = "is required but missing"
     elif item["type"] != "value_error":
-        message += f", received {item['input']!r}"
-    key = "".join(f"{part}." for part in location).rstrip(".")
+        message += f", received {shorten(repr(item['input']))}"
+    key = ".".join(shorten(escape(str(part))) for part in location)
     return f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}"
 
 
@@ -258,9 +273,9 @@ def parse_config(text: str, where: str) -> Config:
     """
     content = parse_yaml(text, where)
     if not isinstance(content, dict):
-        raise UserError(f"{where}: not a config")
+        raise UserError(f"{escape(where)}: not a config")
     content.pop("environment", None)
-    return _validate(Config, content, [(where, content)])
+    return _validate(Config, content, [(escape(where), content)])
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
