@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.signals import EXIT_RESTART
 from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.study import coefficients
+from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, train_runs
 from efficientnet_tf.study.results import read_rows
-from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
+from efficientnet_tf.study.runner import TRAIN_COMMAND
 from efficientnet_tf.study.runs import make_runs
 
 STUDY_NAME = "search"  # in the database
@@ -36,28 +38,17 @@ def main(args: argparse.Namespace, train_command: Sequence[str] = TRAIN_COMMAND)
             "Increase the tolerance, or choose other values of --alpha, --beta and --gamma."
         )
     candidates = coefficients.find_candidates(baseline, points, args.phi)
+    runs = make_runs([candidate.network for candidate in candidates], args.seeds)
     if args.list:
         show(coefficients.make_point_table(candidates), coefficients.summarize_points(candidates, args.seeds))
         return 0
-    if args.output_dir is None:
-        raise UserError("--output_dir is missing. Name a folder for the runs and the results, or use --list.")
-    runs = make_runs([candidate.network for candidate in candidates], args.seeds)
-    if not run_jobs(
-        runs,
-        args.output_dir,
-        recipe=args.recipe,
-        study_name=STUDY_NAME,
-        storage=args.storage,
-        overrides=cli.overrides(args),
-        train_arguments=cli.training_arguments(args),
-        heartbeat_seconds=args.heartbeat_seconds,
-        train_command=train_command,
-    ):
+    check_output_dir(args, ["optuna"], ["search.csv", "coefficients.yaml"], [args.baseline, args.recipe])
+    if not train_runs(args, runs, STUDY_NAME, train_command):
         return EXIT_RESTART
     rows = read_rows(runs, args.output_dir, args.storage, STUDY_NAME)
     scores = coefficients.rank(candidates, rows)
     if not scores:
-        raise UserError(f"All {len(runs)} runs failed. See the logs in {args.output_dir}/runs.")
+        raise UserError(f"All {len(runs)} runs failed. See the logs in {escape(args.output_dir)}/runs.")
     settings = {key: getattr(args, key) for key in ("baseline", "resolution", "recipe", "phi", "seeds", "tolerance")}
     settings["overrides"] = cli.overrides(args)
     coefficients.write_results(args.output_dir, baseline, candidates, rows, scores, settings)
@@ -66,7 +57,7 @@ def main(args: argparse.Namespace, train_command: Sequence[str] = TRAIN_COMMAND)
         coefficients.make_ranking_table(scores),
         coefficients.summarize_ranking(scores, args.seeds),
         f"Best: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g}, product {point.growth:.3f}. "
-        f"Wrote coefficients.yaml, search.csv and family/ to {args.output_dir}.",
+        f"Wrote coefficients.yaml, search.csv and family/ to {escape(args.output_dir)}.",
     )
     if len(rows) < len(runs):
         failed = len(runs) - len(rows)
@@ -102,12 +93,6 @@ def make_parser() -> argparse.ArgumentParser:
         type=cli.positive_int,
         help="Image side of the baseline in pixels. Defaults to that of the variant.",
     )
-    parser.add_argument(
-        "--recipe", default="digits", help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."
-    )
-    parser.add_argument(
-        "--output_dir", type=cli.path, help="Folder for the runs, search.csv, coefficients.yaml and family/."
-    )
     grid = ",".join(map(str, coefficients.GRID))
     for name, dimension in (("alpha", "depth"), ("beta", "width"), ("gamma", "resolution")):
         text = f"Growth rates of {dimension} in the grid, comma-separated."
@@ -121,20 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--phi", type=cli.positive_number, default=1.0, help="Compound coefficient at which the networks are compared."
     )
-    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="Number of runs of each network.")
-    parser.add_argument(
-        "--storage", help="Database URL for the queue of runs, as Optuna takes it. Defaults to a file in --output_dir."
-    )
-    parser.add_argument(
-        "--heartbeat_seconds",
-        type=cli.positive_int,
-        default=60,
-        help="Seconds between heartbeats. If a process misses three of them, another one takes over its run.",
-    )
-    parser.add_argument("--list", action="store_true", help="Print the points and the network of each, and exit.")
-    cli.add_override_arguments(parser)
-    cli.add_device_arguments(parser)
-    cli.add_tracker_argument(parser)
+    add_run_arguments(parser, "search.csv, coefficients.yaml and family/", "the points and the network of each")
     return parser
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 from efficientnet_tf.config.load import dump_config, load_config
-from efficientnet_tf.study.runner import WATCH_PARENT
+from efficientnet_tf.runtime.children import WATCH_PARENT
 
 COMMAND = (sys.executable, "-c", WATCH_PARENT + f"runpy.run_path({__file__!r}, run_name='__main__')\n")
 

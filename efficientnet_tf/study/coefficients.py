@@ -3,9 +3,8 @@
 Source: paper, section 3.3. Every point of a grid that about doubles the multiply-adds is trained briefly.
 """
 
-import csv
-import io
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant
 from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.tables import format_csv
 from efficientnet_tf.runtime.terminal import make_table
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.scaling.compound import Coefficients, scale_by_phi, scale_network
+from efficientnet_tf.study.designs import scale_factors
 from efficientnet_tf.study.results import Row
 from efficientnet_tf.study.runs import StudyNetwork
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 GRID = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5)
 FAMILY_PHIS = range(8)  # B0 to B7
+MOST_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,14 @@ def find_points(
         gammas: Growth rates of resolution, at least 1.
         tolerance: Maximum difference between the product and 2.
 
+    Raises:
+        UserError: If the grid has more than `MOST_POINTS` points.
+
     Source: paper, equation 3.
     """
+    count = math.prod(map(len, (alphas, betas, gammas)))
+    if count > MOST_POINTS:
+        raise UserError(f"The grid has {count:,} points, more than {MOST_POINTS:,}. Use fewer values.")
     points = itertools.starmap(Coefficients, itertools.product(alphas, betas, gammas))
     # Rounding errors must not exclude the product 2.1 at a tolerance of 0.1.
     return [point for point in points if abs(point.growth - 2) <= tolerance + 1e-9]
@@ -123,9 +133,13 @@ def find_candidates(baseline: ModelSpec, points: Sequence[Coefficients], phi: fl
 
     Returns:
         The candidates, in the order of their first points.
+
+    Raises:
+        UserError: If a network would be more than `designs.MOST_TIMES` times as deep, wide or fine as the baseline.
     """
     groups: dict[Any, dict[Coefficients, ModelSpec]] = {}
     for point in points:
+        scale_factors(phi, point)
         spec = scale_by_phi(baseline, phi, point)
         groups.setdefault((scale_network(spec), spec.resolution), {})[point] = spec
     return [Candidate(baseline, specs) for specs in groups.values()]
@@ -257,11 +271,7 @@ def write_results(
         for row in rows
         if row["network"] == candidate.name
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]))
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(os.path.join(output_dir, "search.csv"), text.getvalue())
+    write_text(os.path.join(output_dir, "search.csv"), format_csv(list(table[0]), table))
 
     best, point = scores[0], scores[0].candidate.nearest
     found = {
@@ -277,6 +287,7 @@ def write_results(
     for phi in FAMILY_PHIS:
         spec = scale_by_phi(baseline, phi, point)
         title = (
-            f"# phi {phi}: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g} from {baseline.name}.\n"
+            f"# phi {phi}: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g} from "
+            f"{escape(baseline.name)}.\n"
         )
         write_text(os.path.join(output_dir, "family", f"phi{phi}.yaml"), title + dump_variant(spec))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config, load_variant
 from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.terminal import make_table
 from efficientnet_tf.scaling.complexity import count_cost
-from efficientnet_tf.scaling.compound import Coefficients, compound, round_resolution, scale_spec
+from efficientnet_tf.scaling.compound import Coefficients, Multipliers, compound, round_resolution, scale_spec
 from efficientnet_tf.study.columns import Lines, Point
 from efficientnet_tf.study.runs import StudyNetwork
 
@@ -35,6 +36,27 @@ PUBLISHED = {
 }
 PUBLISHED_RESOLUTION = 224  # pixels, of the networks that the published resolutions are multiples of
 INTERACTION = [(1, 1), (1, 1.3), (2, 1), (2, 1.3)]  # (depth, resolution) of the width sweeps. Source: paper, figure 4
+
+
+MOST_TIMES = 100.0  # of the depth, the width or the resolution of the base network
+
+
+def scale_factors(phi: float, coefficients: Coefficients) -> Multipliers:
+    """Return the multipliers of `compound`.
+
+    Raises:
+        UserError: If one of them is not between 1 / `MOST_TIMES` and `MOST_TIMES`.
+    """
+    try:
+        factors = compound(phi, coefficients)
+    except OverflowError:
+        factors = Multipliers(float("inf"), 1, 1)
+    if not all(1 / MOST_TIMES <= factor <= MOST_TIMES for factor in factors):
+        raise UserError(
+            f"phi={phi:g} with alpha {coefficients.alpha:g}, beta {coefficients.beta:g} and gamma "
+            f"{coefficients.gamma:g} would scale a network by more than {MOST_TIMES:g}. Use a smaller phi."
+        )
+    return factors
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,7 @@ def one_dimension(
         "depth": {f"d={d:g}": (d, 1, 1) for d in depths},
         "width": {f"w={w:g}": (1, w, 1) for w in widths},
         "resolution": {f"r={r:g}": (1, 1, r) for r in resolutions},
-        "compound": {f"phi={phi:g}": compound(phi, coefficients) for phi in phis},
+        "compound": {f"phi={phi:g}": scale_factors(phi, coefficients) for phi in phis},
     }
     networks = [StudyNetwork("base", base, base, {"dimension": "base", "scaling": "base"})]
     for dimension, multipliers in scalings.items():
@@ -166,12 +188,14 @@ def family(
     specs = {}
     for variant in variants:
         spec = load_variant(variant)
+        if spec.name in specs:
+            raise UserError(f"variants={escape(','.join(variants))} has two variants named {escape(spec.name)!r}.")
         side = round_resolution(resolution * spec.resolution / PUBLISHED_RESOLUTION)
         specs[spec.name] = spec.model_copy(update={"resolution": side})
     if learning_rates and learning_rates.keys() != specs.keys():
         raise UserError(
-            f"learning_rates={','.join(f'{name}:{rate:g}' for name, rate in learning_rates.items())} does not match "
-            f"the variants. Give one rate for each of {', '.join(specs)}."
+            f"learning_rates={escape(','.join(f'{name}:{rate:g}' for name, rate in learning_rates.items()))} does not "
+            f"match the variants. Give one rate for each of {escape(', '.join(specs))}."
         )
     recipe_rate = load_config(variants[0], recipe, overrides).optimizer.learning_rate
     networks = _make_family(specs, recipe_rate, learning_rates, learning_rate_grid)
@@ -291,7 +315,7 @@ def make_network_table(networks: Sequence[StudyNetwork]) -> "Table":
         spec, cost, base_cost = network.spec, count_cost(network.spec), count_cost(network.base)
         rows.append(
             [
-                *(network.name, f"{spec.depth:g}", f"{spec.width:g}", f"{spec.resolution}"),
+                *(escape(network.name), f"{spec.depth:g}", f"{spec.width:g}", f"{spec.resolution}"),
                 *(f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e6:.1f}", f"{cost.macs / base_cost.macs:.2f}x"),
             ]
         )

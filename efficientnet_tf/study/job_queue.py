@@ -6,20 +6,17 @@ for the same run. Of those, the one with the lowest number that has not failed o
 
 import contextlib
 import os
-import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.study import storage as storage_lib
+from efficientnet_tf.study.storage import StorageError, explain_errors, open_storage
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
-
-GRACE_HEARTBEATS = 3  # a process that has missed this many heartbeats is considered dead
-OPEN_ATTEMPTS = 10
 
 
 class JobQueue:
@@ -33,12 +30,22 @@ class JobQueue:
         storage: Database URL as Optuna takes it. None is `sqlite:///<output_dir>/trials.db`.
         study_name: Name of the study within the database.
         heartbeat_seconds: Seconds between heartbeats, at least 1. It must be the same in all processes.
+        is_stopping: Returns whether the process should end, and thus not wait for the database.
+
+    All methods raise `StorageError` if the database cannot be read or written. They wait a while if it is locked.
 
     Raises:
         UserError: If Optuna is not installed or the database cannot be opened.
     """
 
-    def __init__(self, output_dir: str, storage: str | None, study_name: str, heartbeat_seconds: int = 60):
+    def __init__(
+        self,
+        output_dir: str,
+        storage: str | None,
+        study_name: str,
+        heartbeat_seconds: int = 60,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ):
         try:
             import optuna
         except ModuleNotFoundError:
@@ -47,30 +54,65 @@ class JobQueue:
         self._optuna = optuna
         if storage is None:
             os.makedirs(output_dir, exist_ok=True)
-            storage = f"sqlite:///{_default_database(output_dir)}"
-        self.heartbeat_seconds = heartbeat_seconds
+            storage = storage_lib.default_url(output_dir)
+        self.heartbeat_seconds, self.is_stopping = heartbeat_seconds, is_stopping
+        self._url, self._name = storage, study_name
         self._storage = open_storage(storage, heartbeat_seconds)
-        self._study = optuna.create_study(
-            study_name=study_name, storage=self._storage, direction="maximize", load_if_exists=True
-        )
-        self._study_id = self._storage.get_study_id_from_name(study_name)
+        try:
+            self._study = self._wait_for(
+                lambda: optuna.create_study(
+                    study_name=study_name, storage=self._storage, direction="maximize", load_if_exists=True
+                )
+            )
+            self._study_id = self._wait_for(lambda: self._storage.get_study_id_from_name(study_name))
+            self._list_trials()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "JobQueue":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._storage.remove_session()
+        with contextlib.suppress(Exception):  # The database may be gone.
+            self._storage.remove_session()
         self._storage.engine.dispose()
+
+    def _wait_for(self, call: Callable[[], Any]) -> Any:
+        """Return the result of a call of Optuna. Repeat it for a while if the database is locked."""
+        deadline = time.monotonic() + storage_lib.WAIT_SECONDS
+        while True:
+            try:
+                with explain_errors(self._url):
+                    return call()
+            except StorageError as error:
+                if not error.is_temporary or self.is_stopping() or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _list_trials(self) -> "list[FrozenTrial]":
+        trials = self._wait_for(lambda: self._storage.get_all_trials(self._study_id))
+        directions = self._wait_for(lambda: self._storage.get_study_directions(self._study_id))
+        texts = [trial.user_attrs.get(key) for trial in trials for key in ("run", "config")]
+        if [direction.name for direction in directions] != ["MAXIMIZE"] or not all(
+            isinstance(text, str) for text in texts
+        ):
+            raise StorageError(
+                f"storage={storage_lib.hide_password(self._url)} has a study {self._name!r} that another program made. "
+                "Use another database."
+            )
+        return trials
 
     def owners(self) -> "dict[str, FrozenTrial]":
         """Return the trial that owns each run, by the name of the run."""
-        return find_owners(self._storage.get_all_trials(self._study_id))
+        return find_owners(self._list_trials())
 
     def clean_up(self) -> None:
         """Mark the trials of dead processes as failed, and prune waiting trials that do not own their run."""
-        with _ignore_experimental_warnings():
-            self._optuna.storages.fail_stale_trials(self._study)
-        trials = self._storage.get_all_trials(self._study_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            self._wait_for(lambda: self._optuna.storages.fail_stale_trials(self._study))
+        trials = self._list_trials()
         owners = find_owners(trials)
         for trial in trials:
             if trial.state.name == "WAITING" and trial is not owners[trial.user_attrs["run"]] and self.claim(trial):
@@ -83,15 +125,16 @@ class JobQueue:
             name: Name of the run.
             config: Text of its config.
         """
-        self._study.enqueue_trial({}, user_attrs={"run": name, "config": config})
+        self._wait_for(lambda: self._study.enqueue_trial({}, user_attrs={"run": name, "config": config}))
 
     def claim(self, trial: "FrozenTrial") -> bool:
         """Try to claim a waiting trial for this process. Return whether that worked."""
         # The heartbeat comes first. If this process died between the two calls, a trial without a heartbeat would never
         # be considered stale.
-        self._storage.record_heartbeat(self._id(trial))
+        state = self._optuna.trial.TrialState.RUNNING
+        self._record_heartbeat(trial)
         try:
-            return self._storage.set_trial_state_values(self._id(trial), self._optuna.trial.TrialState.RUNNING)
+            return self._wait_for(lambda: self._storage.set_trial_state_values(self._id(trial), state))
         except self._optuna.exceptions.UpdateFinishedTrialError:
             return False
 
@@ -106,10 +149,10 @@ class JobQueue:
             Whether this process still owns the trial. Another process takes it over if too many heartbeats are missed.
         """
         try:
-            self._storage.set_trial_user_attr(self._id(trial), "beats", count)
+            self._wait_for(lambda: self._storage.set_trial_user_attr(self._id(trial), "beats", count))
         except self._optuna.exceptions.UpdateFinishedTrialError:
             return False
-        self._storage.record_heartbeat(self._id(trial))
+        self._record_heartbeat(trial)
         return True
 
     def complete(self, trial: "FrozenTrial", result: dict[str, Any]) -> None:
@@ -127,77 +170,15 @@ class JobQueue:
         # The error means that another process has taken the trial over.
         with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             for name, value in attributes.items():
-                self._storage.set_trial_user_attr(self._id(trial), name, value)
-            self._storage.set_trial_state_values(self._id(trial), self._optuna.trial.TrialState[state], values)
+                self._wait_for(lambda n=name, v=value: self._storage.set_trial_user_attr(self._id(trial), n, v))
+            final = self._optuna.trial.TrialState[state]
+            self._wait_for(lambda: self._storage.set_trial_state_values(self._id(trial), final, values))
+
+    def _record_heartbeat(self, trial: "FrozenTrial") -> None:
+        self._wait_for(lambda: self._storage.record_heartbeat(self._id(trial)))
 
     def _id(self, trial: "FrozenTrial") -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-
-
-def _default_database(output_dir: str) -> str:
-    return f"{output_dir}/trials.db"
-
-
-@contextlib.contextmanager
-def _ignore_experimental_warnings() -> Iterator[None]:
-    """Hide Optuna's warning that its heartbeat may change."""
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-def open_storage(url: str, heartbeat_seconds: int) -> "RDBStorage":
-    """Open a database. Try again if that fails, because processes that start together may create the same tables.
-
-    Args:
-        url: Database URL as Optuna takes it.
-        heartbeat_seconds: Seconds between heartbeats, at least 1.
-
-    Raises:
-        UserError: If the database cannot be opened.
-    """
-    import optuna
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    attempts_left = OPEN_ATTEMPTS
-    while True:
-        attempts_left -= 1
-        try:
-            with _ignore_experimental_warnings():
-                storage = optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs=options,
-                    heartbeat_interval=heartbeat_seconds,
-                    grace_period=GRACE_HEARTBEATS * heartbeat_seconds,
-                )
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
-            if not attempts_left or isinstance(error, (ImportError, ArgumentError)):
-                raise UserError(
-                    f"storage={url} cannot be opened: {error}. Use a database URL such as sqlite:///trials.db."
-                ) from None
-            time.sleep(random.uniform(0.2, 1))
-        else:
-            if storage.engine.dialect.name == "sqlite":
-                _lock_on_read(storage)
-            return storage
-
-
-def _lock_on_read(storage: "RDBStorage") -> None:
-    """Make SQLite lock the database when a transaction begins.
-
-    By default it locks at the first write of a transaction. Two processes could then read that a trial waits, and both
-    claim it.
-    """
-    from sqlalchemy import event
-
-    engine = storage.engine
-    event.listen(engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    storage.remove_session()
-    engine.dispose()
 
 
 def find_owners(trials: "Sequence[FrozenTrial]") -> "dict[str, FrozenTrial]":
@@ -241,7 +222,7 @@ def read_owners(output_dir: str, storage: str | None, study_name: str) -> "dict[
         storage: Database URL, or None for the default.
         study_name: Name of the study within the database.
     """
-    if storage is None and not os.path.exists(_default_database(output_dir)):
+    if storage is None and not os.path.exists(storage_lib.default_path(output_dir)):
         return {}
     with JobQueue(output_dir, storage, study_name) as queue:
         return queue.owners()

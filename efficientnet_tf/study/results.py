@@ -1,14 +1,23 @@
 """Reads what the runs of a study measured: from the job queue, and from the model directories of the runs."""
 
 import json
+import logging
+import math
 import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.models.run_directory import read_class_names
+from efficientnet_tf.runtime.files import TEXT_LIMIT_BYTES, read_bytes
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import read_owners, run_state
 from efficientnet_tf.study.runs import Run
+
+_OPTIONAL = ("images_per_second", "peak_bytes")  # may be None
+_MEASURED = ("classes", "top1", "top5", "loss", "raw_top1", _OPTIONAL[0], "train_seconds", _OPTIONAL[1])
 
 Row = dict[str, Any]  # a finished run: its labels, its name, and the columns that `read_rows` lists
 
@@ -38,9 +47,35 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
         - "config": Path of its config.yaml relative to `output_dir`.
     """
     owners = read_owners(output_dir, storage, study_name)
-    results = {name: trial.user_attrs["result"] for name, trial in owners.items() if run_state(trial) == "done"}
-    finished = [(run, results[run.name]) for run in runs if run.name in results]
-    return [run.labels | _describe_network(run, result["classes"]) | result for run, result in finished]
+    rows = []
+    for run in runs:
+        trial = owners.get(run.name)
+        if run_state(trial) == "done" and trial is not None:
+            result = trial.user_attrs.get("result")
+            if not _is_result(result):
+                logging.getLogger(__name__).warning(
+                    "The result of run %s in the database is damaged, and was skipped.", run.name
+                )
+                continue
+            measured = {key: result.get(key) for key in _MEASURED}
+            config = {"config": f"runs/{run.name}/config.yaml"}
+            rows.append(run.labels | _describe_network(run, result["classes"]) | measured | config)
+    return rows
+
+
+def _is_result(result: Any) -> bool:
+    """Return whether a value from the database has all numbers of `read_result`."""
+    return (
+        isinstance(result, dict)
+        and all(_is_number(result.get(key)) or (key in _OPTIONAL and result.get(key) is None) for key in _MEASURED)
+        and isinstance(result["classes"], int)
+        and math.isfinite(result["top1"])
+        and result["classes"] > 0
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not 1e100 < abs(value) < math.inf
 
 
 def read_states(runs: Sequence[Run], output_dir: str, storage: str | None, study_name: str) -> dict[str, str]:
@@ -67,34 +102,56 @@ def _describe_network(run: Run, classes: int) -> Row:
 
 
 def read_result(model_dir: str) -> Row:
-    """Return the part of a row that a finished training has left in its model directory."""
-    lines = _read_metrics(model_dir)
+    """Return the part of a row that a finished training has left in its model directory.
+
+    Raises:
+        UserError: If its files are missing or damaged.
+    """
+    lines, damaged = _read_metrics(model_dir)
+    where = escape(os.path.join(model_dir, "metrics.jsonl"))
+    if damaged:
+        logging.getLogger(__name__).warning("%s has %d damaged lines, which were skipped.", where, damaged)
     last = {line["kind"]: line for line in lines}
-    raw = last["eval/raw"]
+    raw = last.get("eval/raw", {})
     best = last.get("eval/ema", raw)
-    loops = [line for line in lines if line["kind"] == "train"]
-    rates = [line["images_per_second"] for line in loops[1:]]
-    with open(os.path.join(model_dir, "classes.txt")) as file:
-        classes = sum(1 for _ in file)
-    return {
-        "classes": classes,
-        **{key: best[key] for key in ("top1", "top5", "loss")},
-        "raw_top1": raw["top1"],
+    loops = [line for line in lines if line["kind"] == "train" and _is_number(line.get("seconds"))]
+    rates = [line["images_per_second"] for line in loops[1:] if _is_number(line.get("images_per_second"))]
+    result = {
+        "classes": len(read_class_names(model_dir)),
+        **{key: best.get(key) for key in ("top1", "top5", "loss")},
+        "raw_top1": raw.get("top1"),
         "images_per_second": statistics.median(rates) if rates else None,
         "train_seconds": sum(line["seconds"] for line in loops),
     }
+    if not _is_result(result):
+        raise UserError(f"{where} has no complete evaluation, so the result of the run is unknown.")
+    return result
 
 
 def read_accuracy(model_dir: str) -> float | None:
-    """Return the top-1 accuracy of the last evaluation so far, or None before the first one."""
-    evaluations = [line for line in _read_metrics(model_dir) if line["kind"].startswith("eval/")]
-    return evaluations[-1]["top1"] if evaluations else None
+    """Return the top-1 accuracy of the last evaluation so far, or None if there is none that can be read."""
+    try:
+        lines, _ = _read_metrics(model_dir)
+    except UserError:
+        return None
+    found = [line["top1"] for line in lines if line["kind"].startswith("eval/") and _is_number(line.get("top1"))]
+    return found[-1] if found else None
 
 
-def _read_metrics(model_dir: str) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl that are complete: training may be writing the last one."""
+def _read_metrics(model_dir: str) -> tuple[list[dict[str, Any]], int]:
+    """Return the valid lines of metrics.jsonl, and the number of others. Training may be writing the last one."""
     path = os.path.join(model_dir, "metrics.jsonl")
     if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return [json.loads(line) for line in file if line.endswith("}\n")]
+        return [], 0
+    *texts, _ = read_bytes(path, TEXT_LIMIT_BYTES).split(b"\n")
+    lines = [_parse_line(text) for text in texts if text]
+    valid = [line for line in lines if line is not None]
+    return valid, len(lines) - len(valid)
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("kind"), str) else None

@@ -17,28 +17,24 @@ from typing import TYPE_CHECKING
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import diff_config, dump_config, dump_variant, parse_config
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime import hardware
-from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.children import MOST_BYTES, describe_end, last_lines, module_command
+from efficientnet_tf.runtime.files import check_file, write_text
 from efficientnet_tf.runtime.signals import EXIT_RESTART, StopFlag
 from efficientnet_tf.runtime.terminal import ProgressBar
 from efficientnet_tf.study.job_queue import JobQueue, run_state
 from efficientnet_tf.study.results import read_accuracy, read_result
 from efficientnet_tf.study.runs import Run, list_overrides, load_configs
+from efficientnet_tf.study.storage import StorageError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POLL_SECONDS = 0.2
-LOG_LINES = 8  # of a failed run, which are recorded as its error
-# Ends the process when its standard input is closed, which happens when the process that started it is gone.
-WATCH_PARENT = (
-    "import os, runpy, sys, threading\n"
-    "threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()\n"
-)
-TRAIN_COMMAND = (
-    *(sys.executable, "-c"),
-    WATCH_PARENT + "runpy.run_module('efficientnet_tf.train', run_name='__main__', alter_sys=True)\n",
-)
+STOP_SECONDS = 120.0  # for saving after a stop signal. Then the process is killed, which loses what is not saved.
+LOG_LINES, LONGEST_LINE = 8, 500  # of a failed run, which are recorded as its error
+TRAIN_COMMAND = module_command("efficientnet_tf.train")
 
 
 def run_jobs(
@@ -77,19 +73,21 @@ def run_jobs(
         waits in the queue for the next call.
 
     Raises:
-        UserError: If a config is invalid, a run of the same name was queued with another config, the database cannot be
-            opened, or Optuna is not installed.
-        ValueError: If a name of a run is invalid or used twice.
+        UserError: If a config or the name of a run is invalid, a run of the same name was queued with another config,
+            the database cannot be used, the folder is deleted, or Optuna is not installed. What is trained is kept, and
+            the next call continues from there.
     """
     configs = load_configs(runs, recipe, overrides)
     retried = {"missing", "interrupted", "failed"}
     with (
         StopFlag(signal.SIGTERM, signal.SIGINT, once=True) as stop,
-        JobQueue(output_dir, storage, study_name, heartbeat_seconds) as queue,
+        JobQueue(output_dir, storage, study_name, heartbeat_seconds, lambda: stop.asked) as queue,
         ProgressBar(len(runs), study_name, "runs") as bar,
     ):
         trainer = _RunTrainer(output_dir, [*train_command, f"--recipe={recipe}"], train_arguments, queue, bar, stop)
+        os.makedirs(output_dir, exist_ok=True)
         while not stop.asked:
+            _check_exists(output_dir)
             queue.clean_up()
             owners = queue.owners()
             _check_unchanged(configs, owners)
@@ -112,6 +110,12 @@ def run_jobs(
     if stop.asked:
         logging.getLogger(__name__).warning("Stopped by a signal. Run the same command again to continue.")
     return not stop.asked
+
+
+def _check_exists(output_dir: str) -> None:
+    """Raise UserError if the folder was deleted. Otherwise parts of it would be created again."""
+    if not os.path.isdir(output_dir):
+        raise UserError(f"output_dir={escape(output_dir)} was deleted during the study.")
 
 
 def _check_unchanged(configs: dict[str, Config], owners: "dict[str, FrozenTrial]") -> None:
@@ -153,53 +157,82 @@ class _RunTrainer:
         beats = itertools.count()
 
         def on_heartbeat() -> bool:
+            _check_exists(self._output_dir)
             accuracy = read_accuracy(model_dir)
             self._bar.set_status(run.name if accuracy is None else f"{run.name} {accuracy:.1%}")
             self._bar.advance(0)  # In a log file, only this prints a line.
-            return self._queue.beat(trial, next(beats))
+            return self._beat(trial, next(beats))
 
         status, peak_bytes = _run_process(command, log, on_heartbeat, self._queue.heartbeat_seconds, self._stop)
         if status == 0:
-            result = read_result(model_dir)
-            cost = {"peak_bytes": peak_bytes, "config": f"runs/{run.name}/config.yaml"}
-            self._queue.complete(trial, result | cost)
-            self._bar.print(f"{run.name}: top-1 {result['top1']:.2%}, trained for {result['train_seconds']:.0f} s")
+            self._record(run, trial, peak_bytes)
         elif status == EXIT_RESTART or self._stop.asked or status is None:
             self._queue.fail(trial)
         else:
-            reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            lines = _read_last_lines(log)
-            self._queue.fail(trial, error=f"{reason}\n{lines}")
-            self._bar.print(f"{run.name} failed: {reason}. The last lines of {log} are:\n{lines}", file=sys.stderr)
+            self._record_failure(run, trial, describe_end(status))
+
+    def _beat(self, trial: "FrozenTrial", count: int) -> bool:
+        """Record a heartbeat. Training goes on if the database cannot be used: it may be back when the run is done."""
+        try:
+            return self._queue.beat(trial, count)
+        except StorageError as error:
+            self._bar.print(f"warning: {error} Training goes on.", file=sys.stderr)
+            return True
+
+    def _record(self, run: Run, trial: "FrozenTrial", peak_bytes: int | None) -> None:
+        _check_exists(self._output_dir)
+        try:
+            result = read_result(os.path.join(self._output_dir, "runs", run.name))
+        except UserError as error:
+            self._record_failure(run, trial, str(error))
+            return
+        self._queue.complete(trial, result | {"peak_bytes": peak_bytes})
+        self._bar.print(f"{run.name}: top-1 {result['top1']:.2%}, trained for {result['train_seconds']:.0f} s")
+
+    def _record_failure(self, run: Run, trial: "FrozenTrial", reason: str) -> None:
+        log = os.path.join(self._output_dir, "runs", f"{run.name}.log")
+        lines = _read_last_lines(log)
+        self._queue.fail(trial, error=f"{reason}\n{lines}")
+        reason = reason.rstrip(".")
+        text = f"{run.name} failed: {reason}. The last lines of {escape(log)} are:\n{lines}"
+        self._bar.print(text, file=sys.stderr)
 
 
 def _read_last_lines(log: str) -> str:
-    with open(log, errors="replace", newline="\n") as file:
-        lines = [line.rstrip().rpartition("\r")[2] for line in file]  # the last state of a progress bar
-    return "\n".join([line for line in lines if line][-LOG_LINES:])
+    with open(log, "rb") as file:
+        file.seek(max(0, os.path.getsize(log) - MOST_BYTES))
+        lines = last_lines(file.read().decode(errors="replace"), LOG_LINES)
+    return "\n".join(shorten(line, LONGEST_LINE) for line in lines.split("\n"))
 
 
 def _run_process(
     command: Sequence[str], log: str, on_heartbeat: Callable[[], bool], heartbeat_seconds: int, stop: StopFlag
 ) -> tuple[int | None, int | None]:
-    """Run a command until it ends. Pass a stop signal on to it, and kill it when `on_heartbeat()` returns False.
+    """Run a command until it ends.
+
+    Pass a stop signal on to it, and kill it if it has not ended `STOP_SECONDS` later, or when `on_heartbeat()` returns
+    False.
 
     Returns:
         The exit status, or None if another process has taken over the run. The peak resident memory in bytes, or None
         if the system does not report it.
     """
     os.makedirs(os.path.dirname(log), exist_ok=True)
+    if os.path.exists(log):
+        check_file(log)
     with open(log, "ab") as output:
         # In a new session, so that Ctrl-C reaches only this process, which passes it on as SIGTERM.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
-    is_stopping, next_heartbeat, peak_bytes = False, 0.0, None
+    killed_at, next_heartbeat, peak_bytes = float("inf"), 0.0, None
     try:
         while process.poll() is None:
             # Read while it runs: after its end, the system also counts the memory of the process that started it.
             peak_bytes = hardware.peak_bytes(process.pid) or peak_bytes
-            if stop.asked and not is_stopping:
-                is_stopping = True
+            if stop.asked and killed_at == float("inf"):
+                killed_at = time.monotonic() + STOP_SECONDS
                 os.kill(process.pid, signal.SIGTERM)
+            if time.monotonic() > killed_at:
+                process.kill()
             if time.monotonic() > next_heartbeat:
                 next_heartbeat = time.monotonic() + heartbeat_seconds
                 if not on_heartbeat():

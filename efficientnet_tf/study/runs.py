@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant, load_config
 from efficientnet_tf.config.schema import Config, ModelSpec
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime.files import write_text
+
+MOST_RUNS = 100_000
+LONGEST_NAME = 150  # bytes. Names of files have at most 255, with their endings.
 
 Labels = dict[str, str | int | float]  # values that distinguish the networks of a study
 
@@ -59,7 +64,15 @@ def make_runs(networks: Iterable[StudyNetwork], seeds: int) -> list[Run]:
     Args:
         networks: The networks.
         seeds: Number of seeds, at least 1.
+
+    Raises:
+        UserError: If these are more than `MOST_RUNS` runs.
     """
+    networks = list(networks)
+    if len(networks) * seeds > MOST_RUNS:
+        raise UserError(
+            f"{len(networks):,} networks with {seeds:,} seeds each are more than {MOST_RUNS:,} runs. Use fewer."
+        )
     return [
         Run(f"{network.name}_seed{seed}", network.spec, network.labels | {"seed": seed}, network.overrides)
         for seed in range(seeds)
@@ -78,6 +91,17 @@ def list_overrides(run: Run, overrides: Sequence[str]) -> list[str]:
     return [*overrides, *run.overrides, f"train.seed={seed}", f"data.image_size={side}"]
 
 
+def check_name(name: str) -> None:
+    """Raise UserError unless a name of a run can be the name of a folder. It may come from the name of a file."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(
+            f"{escape(shorten(name))!r} is no valid name of a run. Use letters, digits and any of '_.+-' in the names "
+            "of files and networks."
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"The name {shorten(name)!r} of a run is too long. Use shorter names of files and networks.")
+
+
 def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()) -> dict[str, Config]:
     """Return the config with which each run will be trained.
 
@@ -90,16 +114,14 @@ def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()
         The configs by the names of the runs.
 
     Raises:
-        UserError: If a config is invalid.
-        ValueError: If a name is no valid folder name or is used twice.
+        UserError: If a config is invalid, or a name is no valid folder name or is used twice.
     """
     configs = {}
     with tempfile.TemporaryDirectory() as folder:
         for run in runs:
-            if not re.fullmatch(r"\w[\w.+-]*", run.name):
-                raise ValueError(f"{run.name!r} is no valid name of a run. Use letters, digits and any of '_.+-'.")
+            check_name(run.name)
             if run.name in configs:
-                raise ValueError(f"Two runs are named {run.name!r}. Give each run its own name.")
+                raise UserError(f"Two runs are named {run.name!r}. Give each network another name.")
             variant = os.path.join(folder, f"{run.name}.yaml")
             write_text(variant, dump_variant(run.spec))
             configs[run.name] = load_config(variant, recipe, list_overrides(run, overrides))

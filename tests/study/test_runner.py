@@ -18,10 +18,11 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_config, load_variant, parse_config
 from efficientnet_tf.runtime import terminal
 from efficientnet_tf.scaling.complexity import count_cost
-from efficientnet_tf.study.job_queue import JobQueue, find_owners, open_storage
+from efficientnet_tf.study.job_queue import JobQueue, find_owners
 from efficientnet_tf.study.results import read_rows, read_states
 from efficientnet_tf.study.runner import run_jobs
 from efficientnet_tf.study.runs import Run, load_configs
+from efficientnet_tf.study.storage import open_storage
 
 TINY = load_variant(str(Path(__file__).parents[1] / "tiny.yaml"))
 
