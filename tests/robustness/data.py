@@ -6,7 +6,6 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-
 from robustness.harness import OK
 from robustness.kit import COLORS, picture, write_irregular, write_photos, write_split
 

@@ -1,4 +1,4 @@
-"""Ordinary inputs that the cases spoil: photos, a network, a trained model, and a valid command line of each command."""
+"""Ordinary inputs that the cases spoil: photos, a network, a trained model, and a valid call of each command."""
 
 import os
 import shutil
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-
-from robustness.harness import ROOT
+from robustness.harness import ROOT, Case
 
 COLORS = {"cat": (200, 60, 60), "dog": (60, 200, 60), "owl": (60, 60, 200)}
 VARIANT = """\
@@ -20,7 +19,7 @@ stem_channels: 8
 head_channels: 32
 stages:
 - {kernel: 3, stride: 1, expand: 1, channels: 8, repeats: 1}
-- {kernel: 3, stride: 2, expand: 4, channels: 16, repeats: 1}
+- {kernel: 5, stride: 2, expand: 4, channels: 16, repeats: 1}
 """
 RECIPE = """\
 data: {source: folder, image_size: 32}
@@ -83,14 +82,14 @@ class Kit:
             "explain": [model, "--output=explained.png", str(self.image)],
             "export": [model, "--output=exported.tflite", "--images=8"],
             "weights": [f"--variant={self.variant}", f"--input={self.model}/model.keras", "--output=new.weights.h5"],
-            "summary": [*config],
+            "summary": [*config, data],
             "scale": [f"--baseline={self.variant}", "--target_macs=1e7", "--output=scaled.yaml"],
             "search": [f"--baseline={self.variant}", f"--recipe={self.recipe}", "--list"],
             "study": study,
             "show": [*config, data, "--output=grid.png", "--rows=1", "--columns=1"],
             "prepare": [data, "--output=records", "--splits=train", "--shards=1"],
             "benchmark": ["--mode=infer", f"--variant={self.variant}", "--batch=1", "--rounds=1", "--seconds=0.01"],
-            "preflight": [*config, "--topology=v5e:2x4", "--fast", "--batch=8", "--classes=3", "--images=64"],
+            "preflight": [*config, data, "--topology=v5e:2x4", "--fast", "--batch=8", "--classes=3", "--images=64"],
         }
 
 
@@ -153,3 +152,30 @@ def write_irregular(folder):
         os.chdir(before)
     (folder / "zero").symlink_to("/dev/zero")
     return {name: folder / name for name in ("fifo", "loop", "folder", "dangling", "socket", "zero")}
+
+
+class TrainedKit(Kit):
+    """The shared inputs, with what only TensorFlow can make: a run, exports and record files."""
+
+    def __init__(self, root, harness):
+        super().__init__(root)
+        self.run, self.records, self.open = self.root / "run", self.root / "records", []
+        self.saved, self.litert = self.root / "saved", self.root / "model.tflite"
+        for argv in (
+            self.train(self.photos, model_dir=self.run),
+            ["prepare", f"--data_dir={self.photos}", f"--output={self.records}", "--shards=1"],
+            ["export", f"--model_dir={self.model}", f"--output={self.saved}", "--images=8"],
+            ["export", f"--model_dir={self.model}", f"--output={self.litert}", "--images=8"],
+        ):
+            answer, _ = harness.run(Case("kit", argv, folder=self.root, seconds=120))
+            if answer["status"]:
+                raise RuntimeError(f"{argv}: {answer}")
+
+    def models(self):
+        """Return {kind: path} of the same model in several forms."""
+        return {"a run": self.model, "SavedModel": self.saved, "LiteRT": self.litert}
+
+    def close(self):
+        """Close the databases that cases have locked."""
+        for connection in self.open:
+            connection.close()

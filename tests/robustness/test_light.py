@@ -1,7 +1,6 @@
 """Hostile flags, paths, configs, folders and tables are refused without TensorFlow."""
 
 import pytest
-
 from robustness import data, words
 from robustness.harness import Harness, Writer, report, run_cases
 from robustness.kit import Kit

@@ -92,11 +92,25 @@ def limits(seconds, file_bytes, stop_after):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def write_pixels(path):
+    """Write the pixels of an image, of 32 x 32 without resizing, to pixels.npy."""
+    from efficientnet_tf import UserError, load_image
+
+    try:
+        pixels = load_image(path, 32, crop_padding=0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    importlib.import_module("numpy").save("pixels.npy", pixels)
+    return 0
+
+
 def run(argv):
     """Run a command line and return its exit status."""
-    main = importlib.import_module("efficientnet_tf.__main__").main
     try:
-        code = main(argv)
+        if argv[:1] == ["@pixels"]:
+            return write_pixels(argv[1])
+        code = importlib.import_module("efficientnet_tf.__main__").main(argv)
     except SystemExit as exited:
         code = exited.code
     except TooLong:
@@ -152,7 +166,7 @@ def main():
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(home)
-        if "keras" in sys.modules:
+        if "keras" in sys.modules and case["argv"][:1] != ["@pixels"]:
             sys.modules["keras"].backend.clear_session()
         print(json.dumps(answer), file=answers, flush=True)
 
