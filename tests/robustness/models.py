@@ -564,20 +564,11 @@ def full_disks(write):
         "show": (["show", *kit.config, f"--data_dir={kit.photos}", "--output=out.png", "--rows=1", "--columns=1"], 200),
         "SavedModel": (["export", model, "--output=out", "--images=8"], 20_000),
         "LiteRT": (["export", model, "--output=out.tflite", "--images=8"], 2000),
-        "weights.h5": (
-            ["weights", f"--variant={kit.variant}", f"--input={kit.run}/model.keras", "--output=out.weights.h5"],
-            3000,
-        ),
-        ".keras": (
-            ["weights", f"--variant={kit.variant}", f"--input={kit.run}/model.keras", "--output=out.keras"],
-            3000,
-        ),
+        "weights.h5": ([*weights, "--output=out.weights.h5"], 3000),
+        ".keras": ([*weights, "--output=out.keras"], 3000),
         "prepare": (["prepare", f"--data_dir={kit.photos}", "--output=out", "--splits=train", "--shards=1"], 500),
         "per class": ([*evaluate, "--per_class=out.csv"], 8),
-        "confusion": (
-            ["evaluate", model, f"--data_dir={kit.photos}", "--device=cpu", "--confusion=out.png", *data],
-            200,
-        ),
+        "confusion": ([*evaluate, "--confusion=out.png"], 200),
         "scale": (["scale", f"--baseline={kit.variant}", "--target_macs=1e6", "--output=out.yaml"], 20),
         "train": (kit.train(kit.photos, model_dir="out"), 3000),
     }
