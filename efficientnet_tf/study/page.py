@@ -1,6 +1,5 @@
 """Writes the files of a study: results.csv, the plots, and one interactive HTML page that needs no network."""
 
-import csv
 import json
 import math
 import os
@@ -9,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.tables import format_csv
 from efficientnet_tf.study.columns import COLUMNS, Column, Lines, choose_units
 from efficientnet_tf.study.results import Row
+from efficientnet_tf.visualization.figures import add_legend, legible, save_figure, shorten
 from efficientnet_tf.visualization.scatter import MARKERS, name_points
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 COLORS = ["#3b82c4", "#d9692b", "#2a9d7a", "#c2619e", "#a8841c", "#7a6fd0", "#5d8a3a", "#b0524e"]
 X_AXES = ["macs", "params", "resolution", "images_per_second", "train_seconds", "inference_seconds", "peak_bytes"]
 Y_AXES = ["top1", "loss"]
+LONGEST_LABEL = 300  # points, in a legend
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,17 @@ def write_page(
         The path of index.html.
     """
     columns = choose_units(rows)
-    _write_csv(os.path.join(output_dir, "results.csv"), rows)
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(os.path.join(output_dir, "results.csv"), format_csv(header, rows))
     images = []
     for x in plots:
         if any(point[x] is not None for points in lines.values() for point in points):
             images.append(f"accuracy_{x}.png")
-            draw_accuracy(info, lines, x, columns).savefig(os.path.join(output_dir, images[-1]), dpi=150)
+            figure = draw_accuracy(info, lines, x, columns)
+            save_figure(figure, os.path.join(output_dir, images[-1]), "output", dpi=150)
     path = os.path.join(output_dir, "index.html")
     write_text(path, make_html(info, rows, lines, columns, ["results.csv", *images]))
     return path
-
-
-def _write_csv(path: str, rows: Sequence[Row]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
 
 
 def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, Column] = COLUMNS) -> "Figure":
@@ -105,6 +103,7 @@ def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, C
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    handles, labels = [], []
     named: dict[str, tuple] = {}  # A network that several lines share is named once.
     for index, (name, points) in enumerate(lines.items()):
         points = [point for point in points if point[x] is not None and point["top1"] is not None]
@@ -117,9 +116,11 @@ def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, C
             "marker": MARKERS[index % len(MARKERS)],
             "linestyle": "-" if info.is_joined else "none",
         }
-        axes.errorbar(xs, ys, spreads, label=name, capsize=3, markersize=5, linewidth=1.5, elinewidth=0.8, **style)
+        widths: dict[str, Any] = {"capsize": 3, "markersize": 5, "linewidth": 1.5, "elinewidth": 0.8}
+        handles.append(axes.errorbar(xs, ys, spreads, label=name, **widths, **style))
+        labels.append(shorten(str(name), LONGEST_LABEL, 8))
         for point, position in zip(points, zip(xs, ys, strict=True), strict=True):
-            named.setdefault(point["name"], (point.get(info.point_label, point["name"]), position, color))
+            named.setdefault(point["name"], (str(point.get(info.point_label, point["name"])), position, color))
     values = [position[0] for _, position, _ in named.values()]
     is_narrow = bool(values) and max(values) < 5 * min(values)
     axes.set_xscale("log")
@@ -128,7 +129,7 @@ def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, C
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _decorate(axes, info.title, columns[x].title, columns["top1"].title)
     if len(lines) > 1:
-        axes.legend(fontsize=8)
+        add_legend(axes, handles, labels, fontsize=8)
     name_points(axes, named.values())
     return figure
 
@@ -136,7 +137,7 @@ def draw_accuracy(info: StudyInfo, lines: Lines, x: str, columns: Mapping[str, C
 def _decorate(axes: "Axes", title: str, x_title: str, y_title: str) -> None:
     axes.set_xlabel(x_title)
     axes.set_ylabel(y_title)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(legible(title), fontsize=11, parse_math=False)
     axes.grid(alpha=0.3)
     axes.margins(x=0.08, y=0.1)
 
@@ -170,14 +171,16 @@ def make_html(
         "files": list(files),
     }
     # Without "<", no text can end the script element.
-    data = json.dumps(_replace_non_finite(content), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(_clean(content), allow_nan=False).replace("<", "\\u003c")
     return TEMPLATE.read_text(encoding="utf-8").replace("/*PLOTLY*/", get_plotlyjs()).replace("/*DATA*/null", data)
 
 
-def _replace_non_finite(value: Any) -> Any:
-    """Return the value with None in place of every float that JSON cannot represent."""
+def _clean(value: Any) -> Any:
+    """Return the value with visible texts, and with None in place of every float that JSON cannot represent."""
     if isinstance(value, dict):
-        return {key: _replace_non_finite(part) for key, part in value.items()}
+        return {_clean(key): _clean(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace_non_finite(part) for part in value]
+        return [_clean(part) for part in value]
+    if isinstance(value, str):
+        return escape(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,9 +6,15 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
+from hostile import NAMES
+from outputs import full_disk
 
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.tables import parse_csv
 from efficientnet_tf.study.columns import average_seeds, count_overlaps
 from efficientnet_tf.study.page import StudyInfo, draw_accuracy, write_page
 
@@ -46,6 +52,9 @@ def make_rows(seeds=3, **changes):
                 }
             )
     return rows
+
+
+ROWS = make_rows() * 2
 
 
 def make_lines(rows):
@@ -137,6 +146,34 @@ def test_plots_are_drawn_only_of_measured_columns(tmp_path):
     assert '"files": ["results.csv", "accuracy_macs.png", "accuracy_params.png"]' in page
 
 
+def test_no_cell_of_the_table_is_a_formula(tmp_path):
+    rows = make_rows(dimension="=HYPERLINK(1)", run="@SUM(1)", multiplier=-2.5)
+    write_page(tmp_path, INFO, rows, {"line": average_seeds(rows)}, plots=())
+    text = (tmp_path / "results.csv").read_text()
+    assert text.split("\n")[1].startswith("'=HYPERLINK(1),-2.5,0,'@SUM(1),")
+    assert parse_csv(text)[0]["dimension"] == "=HYPERLINK(1)"
+
+
+def test_plots_show_names_literally():
+    rows = [row | {"scaling": n, "run": f"{n}_seed0", "dimension": n} for row, n in zip(ROWS, NAMES, strict=False)]
+    points = average_seeds(rows)
+    lines = {name: [point for point in points if point["dimension"] == name] for name in NAMES}
+    (axes,) = draw_accuracy(replace(INFO, title="$x$ and $"), lines, "macs").figure.axes
+    axes.figure.draw_without_rendering()
+    assert axes.get_title() == "$x$ and $"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[:4] == NAMES[:4] and len(labels) == len(NAMES)
+    assert "\n" not in "".join(labels) and max(map(len, labels)) < 1100
+
+
+@pytest.mark.parametrize("name", ["results.csv", "index.html", "accuracy_macs.png"])
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, name):
+    limits = {"results.csv": 100, "accuracy_macs.png": 5000, "index.html": 10**6}
+    with full_disk(limits[name]), pytest.raises((UserError, OSError), match=f"{name}|File too large"):
+        write_page(tmp_path, INFO, make_rows(), make_lines(make_rows()))
+    assert name not in os.listdir(tmp_path) and not list(tmp_path.glob("*.tmp*"))
+
+
 def test_a_page_without_any_run_is_written(tmp_path):
     write_page(tmp_path, INFO, [], {"width": []})
     assert (tmp_path / "results.csv").read_text() == "\n"
@@ -165,8 +202,8 @@ def visit(browser, tmp_path):
     """Return a function that writes a page and opens it. At the end, check that it made no requests and no errors."""
     requests, errors, contexts = [], [], []
 
-    def open_page(rows, info=INFO, **settings):
-        write_page(tmp_path, info, rows, make_lines(rows), plots=())
+    def open_page(rows, info=INFO, lines=None, **settings):
+        write_page(tmp_path, info, rows, make_lines(rows) if lines is None else lines, plots=())
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **settings))
         page = contexts[-1].new_page()
         page.on("request", lambda request: requests.append(request.url))
@@ -303,6 +340,36 @@ def test_page_of_an_unfinished_study(visit):
     assert read_traces(page, "error_y.array") == [[0, 0], [0]]
     empty = visit([])
     assert empty.text_content("#plot") == "No run is finished yet."
+
+
+def test_no_name_runs_a_script_or_becomes_markup(visit):
+    names = [name for name in NAMES if len(name) < 200 and "\udcff" not in name and name]
+    script, image, anchor = (next(n for n in names if start in n) for start in ("</script>", "<img", "<a href"))
+    rows = [row | {"scaling": name, "run": name, "dimension": name} for row, name in zip(ROWS, names, strict=False)]
+    # A database from a stranger can hold any text.
+    rows[0]["config"], rows[1]["config"], rows[2]["config"] = "javascript:hacked=1", "//host/a", "a/<b>/$'\"c"
+    info = StudyInfo(script, image, tuple(names), anchor, 3, tuple(names))
+    page = visit(rows, info, lines={name: [p for p in average_seeds(rows) if p["dimension"] == name] for name in names})
+    page.locator("#plot .legendtext").first.wait_for()
+    shown = [escape(name) for name in names]
+    assert read_column(page, "runs", "run") == read_column(page, "networks", "scaling") == shown
+    assert page.locator("#caveats li").all_text_contents() == shown
+    assert page.title() == page.text_content("h1") == script
+
+    def read(texts):  # Plotly writes blanks as no-break spaces, in a few places.
+        return ["".join(text.replace("\xa0", " ").split()) for text in texts]
+
+    assert read(page.locator("#plot .legendtext").all_text_contents()) == read(shown)
+    points = page.locator("#plot .scatterlayer .trace .point")
+    for index in map(names.index, (script, image, anchor)):
+        page.evaluate(f"Plotly.Fx.hover('plot', [{{curveNumber: {2 * index}, pointNumber: 0}}])")
+        page.wait_for_timeout(100)
+        assert read([shown[index]])[0] in read([page.locator("#plot .hovertext").first.text_content()])[0]
+    assert points.count() == len(names)
+    assert page.locator("#plot a, #plot img, h1 *, li *, td script, body > img").count() == 0
+    assert page.evaluate("[typeof hacked, document.scripts.length]") == ["undefined", 2]
+    links = page.eval_on_selector_all("#runs td a", "links => links.slice(0, 3).map(a => a.getAttribute('href'))")
+    assert links == ["javascript%3Ahacked%3D1", "host/a", "a/%3Cb%3E/%24'%22c"]
 
 
 def test_page_follows_the_color_scheme_of_the_system(visit):
