@@ -263,7 +263,7 @@ def _prepare_exported_file(setting):
     import numpy as np
 
     from efficientnet_tf.export.folding import fold_batch_norm
-    from efficientnet_tf.export.formats import FORMATS, TEXTS, open_export, require_packages
+    from efficientnet_tf.export.formats import FORMATS, require_packages
     from efficientnet_tf.models.builder import build_model
 
     runtime, precision = setting.implementation.split(":")
@@ -274,9 +274,9 @@ def _prepare_exported_file(setting):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
         named = keras.Model(model.input, {"logits": model.output})
-        kind.write(named, path, precision, images[:8, None], (), dict.fromkeys(TEXTS, precision))
+        kind.write(named, path, precision, images[:8, None], (), {"precision": precision})
         file_bytes = sum(file.stat().st_size for file in os.scandir(folder))
-        logits_of, _ = open_export(path)
+        logits_of = kind.open(path, precision)
     return Job(_repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})
 
 

@@ -7,10 +7,13 @@ import os
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
+from efficientnet_tf.export.metadata import read_metadata
+from efficientnet_tf.models.run_directory import list_checkpoints, read_class_names, read_config
 from efficientnet_tf.runtime import files
+from efficientnet_tf.runtime.files import check_path
 
 FILE_ENDINGS = (".tflite", ".onnx", ".xml")
-CONFIG, CLASSES = "config.yaml", "classes.txt"
+SIDE_FILES = ("config.yaml", "classes.txt")
 _SIDE_FILE_LIMIT_BYTES = 16 * 2**20
 
 
@@ -31,27 +34,25 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
     """Check that there is a model that `load_model` can open, as far as this can be known without its runtime.
 
     Args:
-        path: What `load_model` takes. A path on gs:// is only checked for being a path.
+        path: What `load_model` takes. On gs:// only the kind is found out, which imports TensorFlow.
         argument: Name of the argument that holds the path, for error messages.
 
     Returns:
-        The kind, as `find_kind`. "" for a path on gs://.
+        The kind, as `find_kind`.
 
     Raises:
         UserError: If there is no model, or a part of it is missing or cannot be read.
     """
     path = clean_path(path, argument)
-    if files.is_remote(path):
-        return ""
     kind = find_kind(path)
+    if files.is_remote(path):
+        return kind
     if kind == "file":
-        files.check_file(path)
-        if path.endswith(".xml"):
-            files.check_file(f"{path.removesuffix('.xml')}.bin")
+        read_metadata(path)
         return kind
     if kind == "keras":
         files.check_file(path)
-        check_side_files(os.path.dirname(path), path)
+        _check_side_files(os.path.dirname(path), path)
         return kind
     if not files.is_folder(path):
         files.check_file(path)  # names what is there instead
@@ -61,14 +62,13 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
         )
     if kind == "saved_model":
         files.check_file(os.path.join(path, "saved_model.pb"))
-        check_side_files(os.path.join(path, "assets"), path)
+        _check_side_files(os.path.join(path, "assets"), path)
         return kind
-    if not files.exists(os.path.join(path, CONFIG)):
-        raise UserError(
-            f"{argument}={escape(path)} is not a model directory: it has no {CONFIG}. Pass the directory that a run "
-            "wrote, or an exported model."
-        )
-    check_side_files(path, path)
+    if not files.exists(os.path.join(path, "config.yaml")):
+        read_config(path)  # says what is missing
+    _check_side_files(path, path)
+    if not list_checkpoints(path):
+        raise UserError(f"{argument}={escape(path)} has no checkpoint yet.")
     return kind
 
 
@@ -76,29 +76,20 @@ def clean_path(path: str | os.PathLike[str], argument: str = "model_dir") -> str
     """Return a path as text, without a slash at its end, or raise UserError if it cannot be a path."""
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{argument} must be a path, received {type(path).__name__}.")
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        text = os.fsdecode(text)
-    files.check_path(argument, text)
+    text = os.fsdecode(path)
+    check_path(argument, text)
     return text.rstrip("/") or "/"
 
 
-def check_side_files(folder: str, model: str) -> None:
-    """Raise UserError unless config.yaml and classes.txt are in a folder and can be read.
-
-    Args:
-        folder: The folder.
-        model: Path of the model that they belong to, for error messages.
-    """
-    from efficientnet_tf.config.load import parse_config
-
-    for name in (CONFIG, CLASSES):
+def _check_side_files(folder, model):
+    """Raise UserError unless the config and the class names of a model are in a folder and can be read."""
+    for name in SIDE_FILES:
         path = os.path.join(folder, name)
         if not files.exists(path):
             raise UserError(
                 f"{escape(model)} cannot be used, because there is no {escape(path)}. A model of this package comes "
-                f"with {CONFIG} and {CLASSES}. Copy both with it."
+                f"with {' and '.join(SIDE_FILES)}. Copy both with it."
             )
-        text = files.read_text(path, _SIDE_FILE_LIMIT_BYTES)
-        if name == CONFIG:
-            parse_config(text, path)
+        files.read_bytes(path, _SIDE_FILE_LIMIT_BYTES)
+    read_config(folder)
+    read_class_names(folder)

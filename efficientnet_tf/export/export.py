@@ -11,16 +11,25 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from efficientnet_tf.export.formats import Format
+from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.export.check import check_model, clean_path
+from efficientnet_tf.export.formats import FORMATS, Format, find_format, open_export, require_packages
+from efficientnet_tf.export.metadata import append_record, check_texts, list_files, read_metadata
+from efficientnet_tf.export.output import UNFINISHED, check_output, unfinished_output
+from efficientnet_tf.export.overrides import override_data
+from efficientnet_tf.export.record import make_record
+from efficientnet_tf.models.run_directory import format_class_names, read_config
+from efficientnet_tf.runtime.files import read_text
 
 TOLERANCE = 1e-4  # largest difference of a logit in float32, as a share of the largest logit
 AGREEMENT = 0.98  # smallest share of images with the same top-1 class, in every precision
 WORST_LAYERS = 5  # layers that an error names if int8 loses too much
 PROBE_IMAGES = 64  # images on which the loss of each layer is measured
 BATCH_SIZE = 32
+FIXED_KEYS = ("data.crop_padding", "data.interpolation", "data.background")  # are part of what is exported
 
 
 def export_model(
@@ -67,84 +76,86 @@ def export_model(
         >>> result["images"], result["agreement"]
         (100, 1.0)
     """
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.export.formats import FORMATS, find_format
-    from efficientnet_tf.export.saved_model import export_saved_model
-
-    model_dir, output = os.fspath(model_dir), os.fspath(output)
-    kind = find_format(output)
+    model_dir = clean_path(model_dir)
+    output = os.fspath(output)
+    kind = check_export(model_dir, output, precision, keep_float, overrides)
     if kind is None:
-        if precision != "float32":
-            raise UserError(
-                f"precision={precision} does not apply to output={output}, which is a SavedModel and always float32. "
-                f"Use a name that ends in {', '.join(FORMATS)} for other formats."
-            )
+        from efficientnet_tf.export.saved_model import export_saved_model
+
         return {"output": output, "precision": precision, "difference": export_saved_model(model_dir, output)}
     result = _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides)
     return {"output": output, "precision": precision, **result}
+
+
+def check_export(
+    model_dir: str,
+    output: str,
+    precision: str = "float32",
+    keep_float: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Format | None:
+    """Refuse what can be refused before TensorFlow is imported. Arguments and errors are those of `export_model`.
+
+    Returns:
+        The format of the output, None for a SavedModel.
+    """
+    check_output(model_dir, output)
+    kind = find_format(output)
+    if kind is None and precision != "float32":
+        raise UserError(
+            f"precision={escape(precision)} does not apply to output={escape(output)}, which is a SavedModel and "
+            f"always float32. Use a name that ends in {', '.join(FORMATS)} for other formats."
+        )
+    if kind is not None and precision not in kind.precisions:
+        raise UserError(
+            f"precision={escape(precision)} is not available for {kind.name}. Choose one of "
+            f"{', '.join(kind.precisions)}."
+        )
+    if keep_float and precision != "int8":
+        raise UserError(
+            f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
+        )
+    if check_model(model_dir) != "model_dir":
+        raise UserError(
+            f"model_dir={escape(model_dir)} is not a model directory but a single model. Pass the directory that a run "
+            "wrote."
+        )
+    override_data(read_config(model_dir), overrides, FIXED_KEYS)
+    return kind
 
 
 def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides):
     """Write a file for another runtime; see `export_model`."""
     import keras
 
-    from efficientnet_tf.config.load import override_config
     from efficientnet_tf.export.folding import fold_batch_norm
     from efficientnet_tf.models.model_dir import restore_model
-    from efficientnet_tf.runtime.files import read_text
 
-    _check_file(kind, output, precision, keep_float)
-    model, config, _ = restore_model(model_dir)
+    require_packages(kind, precision)
+    model, config, class_names = restore_model(model_dir)
     folded = fold_batch_norm(model)
     _check_layers(folded, keep_float)
-    texts = {name: read_text(os.path.join(model_dir, name)) for name in ("config.yaml", "classes.txt")}
-    texts["precision"] = precision
-    config = override_config(config, overrides)
+    texts = {"config.yaml": read_text(os.path.join(model_dir, "config.yaml"))}
+    texts |= {"classes.txt": format_class_names(class_names), "precision": precision}
+    check_texts(output, texts)
+    trained_config, config = config, override_data(config, overrides, FIXED_KEYS)
     compared = _read_images(config, images, training=False)
     calibration = _read_images(config, calibration_images, training=True) if precision == "int8" else []
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = os.path.join(scratch, os.path.basename(output))
+    with tempfile.TemporaryDirectory() as scratch, unfinished_output(output) as unfinished:
+        path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")
         named = keras.Model(folded.input, {"logits": folded.output})
         kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts)
+        append_record(path, make_record(trained_config, class_names, read_metadata(path).digest))
         result = _compare_file(model, path, compared)
         all_used = len(calibration) < calibration_images
         advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)
         _check_agreement(kind, output, precision, result, advise)
-        result["bytes"] = _move(path, output)
+        result["bytes"] = _copy(path, unfinished)
     return result
 
 
-def _list_files(output):
-    """Return the files of an export. The one that is opened comes last."""
-    return ([output.removesuffix(".xml") + ".bin"] if output.endswith(".xml") else []) + [output]
-
-
-def _check_file(kind, output, precision, keep_float):
-    """Refuse what cannot be done, before the work starts."""
-    import tensorflow as tf
-
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.export.formats import FORMATS, require_packages
-    from efficientnet_tf.runtime.files import check_output
-
-    if precision not in kind.precisions:
-        raise UserError(
-            f"precision={precision} is not available for {kind.name}. Choose one of {', '.join(kind.precisions)}."
-        )
-    if keep_float and precision != "int8":
-        raise UserError(
-            f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
-        )
-    check_output("output", output, tuple(FORMATS))
-    for path in _list_files(output):
-        if tf.io.gfile.exists(path):
-            raise UserError(f"output={output} cannot be written because {path} exists. Choose another name.")
-    require_packages(kind, precision)
-
-
 def _check_layers(model, keep_float):
-    from efficientnet_tf.config.errors import UserError, suggest
     from efficientnet_tf.export.quantization import list_kernel_layers
 
     layers = list_kernel_layers(model)
@@ -179,10 +190,9 @@ def _compare_file(model, path, images):
     import numpy as np
     import tensorflow as tf
 
-    from efficientnet_tf.export.formats import open_export
     from efficientnet_tf.runtime.terminal import track
 
-    run, _ = open_export(path)
+    run = open_export(path).compute_logits
     forward = tf.function(lambda batch: model(batch, training=False))
     batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]  # the last one may be smaller
     pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
@@ -207,8 +217,6 @@ def _check_agreement(
         result: Result of `_compare_file`.
         advise: Returns what to do if int8 loses too much.
     """
-    from efficientnet_tf.config.errors import UserError
-
     if precision == "float32" and not result["difference"] <= TOLERANCE * max(1.0, result["greatest"]):
         raise UserError(
             f"In {kind.name}, the network differs from the Keras model by {result['difference']:.2g} in a logit, more "
@@ -253,18 +261,13 @@ def _advise(model, calibration, images, keep_float, all_used):
     )
 
 
-def _move(path, output):
-    """Move the files into place, the one that is opened last, and return their size in bytes."""
+def _copy(path, unfinished):
+    """Copy the files of an export next to their final place, and return their size in bytes."""
     import tensorflow as tf
 
-    from efficientnet_tf.config.errors import UserError
-
-    size_bytes = 0
-    try:
-        for source, target in zip(_list_files(path), _list_files(output), strict=True):
-            size_bytes += os.path.getsize(source)
-            tf.io.gfile.copy(source, f"{target}.unfinished", overwrite=True)
-            tf.io.gfile.rename(f"{target}.unfinished", target)
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"output={output} cannot be written: {error}") from None
-    return size_bytes
+    parts = list_files(path)
+    for part in parts:
+        ending = os.path.splitext(part)[1]
+        target = os.path.splitext(unfinished.removesuffix(UNFINISHED))[0] + ending + UNFINISHED
+        tf.io.gfile.copy(part, target, overwrite=True)
+    return sum(map(os.path.getsize, parts))

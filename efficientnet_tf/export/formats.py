@@ -1,8 +1,10 @@
 """The file formats of LiteRT, ONNX Runtime and OpenVINO: what each can hold, and how it is written and opened.
 
+Only writing and opening files imports TensorFlow.
+
 Every exported network takes `image`, float32 [N, S, S, C] with pixels in [0, 255] and any N, and returns `logits`,
 float32 [N, classes]. Each file also holds the texts config.yaml, classes.txt and precision, from which `load_model` and
-`evaluate` know how to use it. They are stored as follows:
+`evaluate` know how to use it, and record.json, by which they notice changes (see `record`). They are stored as follows:
 
     .tflite      a zip archive after the network, where LiteRT keeps its label files: `unzip -p FILE classes.txt`
     .onnx        metadata_props
@@ -18,9 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.export import litert, onnx, openvino
-
-TEXTS = ("config.yaml", "classes.txt", "precision")
+from efficientnet_tf.config.load import parse_config
+from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import decode_text, escape
+from efficientnet_tf.export.metadata import RECORD, check_size, read_metadata
+from efficientnet_tf.export.record import check_record
+from efficientnet_tf.models.run_directory import parse_class_names
+from efficientnet_tf.scaling.complexity import count_cost
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,7 @@ class Format:
         write_modules: Modules that writing needs.
         quantize_modules: Modules that writing in int8 needs in addition.
         run_module: Module of the runtime.
-        write: Writes a file, given (model, path, precision, calibration images, names of layers to keep in float,
-            texts by name).
-        open: Opens a file, given its path. Returns a function from pixels to logits, and the texts by name.
+        functions: Module of this package with the functions `write` and `open_file`. It imports TensorFlow.
     """
 
     name: str
@@ -45,8 +49,17 @@ class Format:
     write_modules: tuple[str, ...]
     quantize_modules: tuple[str, ...]
     run_module: str
-    write: Callable
-    open: Callable
+    functions: str
+
+    @property
+    def write(self) -> Callable:
+        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts)."""
+        return importlib.import_module(self.functions).write
+
+    @property
+    def open(self) -> Callable:
+        """Opens a file, given its path and its precision. Returns a function from pixels to logits."""
+        return importlib.import_module(self.functions).open_file
 
 
 def find_format(path: str) -> Format | None:
@@ -59,47 +72,72 @@ def require_packages(kind: Format, precision: str) -> None:
     _import(kind, *kind.write_modules, *(kind.quantize_modules if precision == "int8" else ()))
 
 
-def open_export(path: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
-    """Open an exported file in its own runtime.
+@dataclass(frozen=True)
+class Export:
+    """An exported file that is open in its own runtime.
+
+    Attributes:
+        compute_logits: Function from pixels, float32 [N, S, S, C] in [0, 255], to logits, float32 [N, classes].
+        config: Config of the run that trained the network.
+        class_names: The class names, in the order of the logits.
+        texts: The texts of the file by name.
+    """
+
+    compute_logits: Callable[[np.ndarray], np.ndarray]
+    config: Config
+    class_names: list[str]
+    texts: dict[str, str]
+
+
+def open_export(path: str) -> Export:
+    """Open an exported file in its own runtime, after checking that it is what was written.
 
     Args:
         path: Path of a local file.
 
-    Returns:
-        A function from pixels, float32 [N, S, S, C] in [0, 255], to logits, float32 [N, classes], and the texts of the
-        file by name.
-
     Raises:
-        UserError: If the runtime is not installed or cannot read the file, or if the file lacks texts.
+        UserError: If the runtime is not installed or cannot read the file, if the file was not written by this package,
+            or if its network, its config and its class names do not belong together.
     """
     kind = find_format(path)
     if kind is None:
-        raise UserError(f"{path} is not an exported file. Its name must end in {', '.join(FORMATS)}.")
+        raise UserError(f"{escape(path)} is not an exported file. Its name must end in {', '.join(FORMATS)}.")
     _import(kind, kind.run_module)
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is not a file.")
+    metadata = read_metadata(path)
+    texts = {name: decode_text(text.encode(), f"{path}, {name}") for name, text in metadata.texts.items()}
+    config = parse_config(texts["config.yaml"], f"{path}, config.yaml")
+    class_names = parse_class_names(texts["classes.txt"], f"{path}, classes.txt")
+    channels, size = config.data.channels, config.image_size
+    check_size(path, metadata, count_cost(config.model, size, len(class_names), channels)["total"].total_params)
+    check_record(path, texts.get(RECORD), config, class_names, metadata.digest)
     try:
-        compute_logits, texts = kind.open(path)
+        compute_logits = kind.open(path, texts["precision"])
+        logits = compute_logits(np.zeros([1, size, size, channels], np.float32))
     except Exception as error:  # each runtime raises types of its own
-        raise UserError(f"{path} cannot be opened by {kind.name}: {str(error)[:300]}") from None
-    missing = [name for name in TEXTS if name not in texts]
-    if missing:
+        reason = " ".join(escape(str(error)).split())[:300]
+        raise UserError(f"{escape(path)} cannot be opened by {kind.name}: {reason}") from None
+    if logits.shape != (1, len(class_names)) or logits.dtype != np.float32:
         raise UserError(
-            f"{path} was not written by efficientnet_tf.export because it does not contain {', '.join(missing)}."
+            f"{escape(path)}: the network returns {logits.dtype} {list(logits.shape)} for one image, but classes.txt "
+            f"has {len(class_names)} names. Export the model again."
         )
     lock = threading.Lock()
 
     def compute_one_by_one(images):  # the replicas of an evaluation call concurrently, which not every runtime allows
+        if not len(images):  # which not every runtime accepts
+            return np.zeros([0, len(class_names)], np.float32)
         with lock:
             return compute_logits(images)
 
-    return compute_one_by_one, texts
+    return Export(compute_one_by_one, config, class_names, texts)
 
 
 def _import(kind, *modules):
+    from efficientnet_tf.export.openvino import disable_telemetry
+
     for name in modules:
         try:
-            with openvino.disable_telemetry():
+            with disable_telemetry():
                 importlib.import_module(name)
         except ImportError as error:
             raise UserError(
@@ -115,8 +153,7 @@ FORMATS = {
         write_modules=("ai_edge_litert.interpreter",),
         quantize_modules=(),
         run_module="ai_edge_litert.interpreter",
-        write=litert.write,
-        open=litert.open_file,
+        functions="efficientnet_tf.export.litert",
     ),
     ".onnx": Format(
         name="ONNX Runtime",
@@ -125,8 +162,7 @@ FORMATS = {
         write_modules=("onnx", "tf2onnx", "onnxruntime"),
         quantize_modules=(),
         run_module="onnxruntime",
-        write=onnx.write,
-        open=onnx.open_file,
+        functions="efficientnet_tf.export.onnx",
     ),
     ".xml": Format(
         name="OpenVINO",
@@ -135,7 +171,6 @@ FORMATS = {
         write_modules=("openvino",),
         quantize_modules=("nncf",),
         run_module="openvino",
-        write=openvino.write,
-        open=openvino.open_file,
+        functions="efficientnet_tf.export.openvino",
     ),
 }

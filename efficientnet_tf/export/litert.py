@@ -75,15 +75,11 @@ def list_operations(content: bytes, layer_of: dict[bytes, str]) -> dict[str, tup
     return {name(o): ([name(maker[i]) for i in o.inputs if i in maker], layer(o)) for o in graph.operators}
 
 
-def open_file(path):
-    """Return a function from pixels to logits, and the texts by name."""
+def open_file(path, precision):
+    """Return a function from pixels to logits."""
     from ai_edge_litert.interpreter import Interpreter
 
     # The signature runner takes batches of any size. The interpreter would keep a path open, so it gets the content.
     with open(path, "rb") as file:
         runner = Interpreter(model_content=file.read(), num_threads=available_cores()).get_signature_runner()
-    texts = {}
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            texts = {name: archive.read(name).decode() for name in archive.namelist()}
-    return lambda images: runner(image=images)["logits"], texts
+    return lambda images: runner(image=images)["logits"]

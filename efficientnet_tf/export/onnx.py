@@ -73,13 +73,12 @@ def _list_operations(graph, layer_of):
     return {node.name: ([maker[i] for i in node.input if i in maker], layer(node)) for node in graph.node}
 
 
-def open_file(path):
-    """Return a function from pixels to logits, and the texts by name."""
+def open_file(path, precision):
+    """Return a function from pixels to logits."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    texts = session.get_modelmeta().custom_metadata_map
-    return lambda images: session.run(["logits"], {"image": images})[0], texts
+    return lambda images: session.run(["logits"], {"image": images})[0]

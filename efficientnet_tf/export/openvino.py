@@ -7,9 +7,9 @@ import os
 
 import numpy as np
 
+from efficientnet_tf.export.metadata import SECTION
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
 
-SECTION = "efficientnet_tf"  # of the file's rt_info
 # What the processor computes in. Without a hint, OpenVINO computes float32 networks in bfloat16 where it can.
 HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -87,15 +87,14 @@ def _list_operations(network, layer_of):
     return {node.get_friendly_name(): (reads(node), layer(node)) for node in nodes}
 
 
-def open_file(path):
-    """Return a function from pixels to logits, and the texts by name."""
+def open_file(path, precision):
+    """Return a function from pixels to logits."""
     import openvino
 
+    hint = HINTS.get(precision)
     network = openvino.Core().read_model(path)
-    texts: dict[str, str] = network.get_rt_info([SECTION]).value if network.has_rt_info([SECTION]) else {}
-    hint = HINTS.get(texts.get("precision", ""))
     compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
-    return lambda images: compiled(images)[0], texts
+    return lambda images: compiled(images)[0]
 
 
 def _quantize(network, calibration, float_operations):

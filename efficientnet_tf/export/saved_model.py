@@ -4,25 +4,37 @@ The signatures take batches of any size and return {"logits", "probabilities"}, 
 
     serving_default   image: float32 [N, S, S, C], pixels in [0, 255]
     serving_uint8     image: uint8 [N, S, S, C]
-    serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation
+    serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation. What
+                      only Pillow decodes, such as TIFF, is an error.
 
-The assets are classes.txt, the class names, and config.yaml.
+The assets are classes.txt, the class names, and config.yaml. assets.extra/record.json shows later changes.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.pipeline import eval_image
+from efficientnet_tf.export.output import unfinished_output
+from efficientnet_tf.export.record import check_record, make_record
 from efficientnet_tf.models.model_dir import restore_model
+from efficientnet_tf.models.run_directory import read_class_names, read_config
+from efficientnet_tf.runtime.files import check_file, exists, is_folder, is_remote, list_folder, read_text, write_text
+from efficientnet_tf.scaling.complexity import count_cost
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # largest difference of a logit, as a share of the largest logit
+_RECORD = "assets.extra/record.json"  # see `record`. Servers ignore this folder.
+_GRAPH_LIMIT_BYTES = 256 * 2**20
 
 # Like a server, this uses TensorFlow alone, without this package.
 _RELOAD = """
@@ -45,35 +57,87 @@ def export_saved_model(model_dir: str, output: str) -> float:
 
     Args:
         model_dir: A model directory.
-        output: A folder that does not exist yet.
+        output: A folder that does not exist yet, or is empty.
 
     Returns:
         The largest difference of a logit over all signatures.
 
     Raises:
-        UserError: If `output` exists or cannot be written, or if logits differ by more than 1e-5.
+        UserError: If `output` exists or cannot be written, or if logits differ by more than 1e-5 of the largest logit.
     """
-    output = output.rstrip("/")
-    if tf.io.gfile.exists(output) and (not tf.io.gfile.isdir(output) or tf.io.gfile.listdir(output)):
-        raise UserError(f"output={output} exists and is not an empty folder. Choose another name.")
-    model, config, _ = restore_model(model_dir)
-    unfinished = f"{output}.unfinished"
-    try:
-        if tf.io.gfile.exists(unfinished):
-            tf.io.gfile.rmtree(unfinished)
+    with unfinished_output(output) as unfinished:
+        model, config, class_names = restore_model(model_dir)
         _write(model, config, model_dir, unfinished)
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"output={output} cannot be written: {error}") from None
-    difference = _compare(model, config, unfinished)
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"The export in {unfinished} differs from the Keras model by {difference:.2g} in a logit, more than "
-            f"{TOLERANCE:g}. It was not moved to {output}."
-        )
-    if tf.io.gfile.exists(output):
-        tf.io.gfile.rmtree(output)
-    tf.io.gfile.rename(unfinished, output)
+        record = make_record(config, class_names, _hash_graph(unfinished))
+        write_text(os.path.join(unfinished, _RECORD), record)
+        difference, greatest = _compare(model, config, unfinished)
+        if not difference <= TOLERANCE * max(1.0, greatest):
+            raise UserError(
+                f"The SavedModel differs from the Keras model by {difference:.2g} in a logit, more than "
+                f"{TOLERANCE:g} of the largest logit, {greatest:.3g}. {escape(output)} was not written."
+            )
     return difference
+
+
+def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Config, list[str]]:
+    """Open a SavedModel of this package, after checking that it is what was written.
+
+    Args:
+        path: Path of the folder, local or gs://.
+
+    Returns:
+        A function from pixels, float32 [N, S, S, C] in [0, 255], to logits, float32 [N, classes], the config, and the
+        class names in the order of the logits.
+
+    Raises:
+        UserError: If a part is missing or damaged, or if the network, its config and its class names do not belong
+            together.
+    """
+    assets = os.path.join(path, "assets")
+    config, class_names = read_config(assets), read_class_names(assets)
+    shape = (config.image_size, config.image_size, config.data.channels)
+    _check_sizes(path, count_cost(config.model, shape[0], len(class_names), shape[2])["total"].total_params)
+    record = os.path.join(path, _RECORD)
+    text = read_text(record, 2**20) if exists(record) else None
+    check_record(path, text, config, class_names, _hash_graph(path) if text else "")
+    try:
+        loaded: Any = tf.saved_model.load(path)
+
+        def compute_logits(images):  # holds `loaded`, which owns the variables
+            return loaded.signatures["serving_default"](image=images)["logits"]
+
+        logits = compute_logits(tf.zeros([1, *shape]))
+    except Exception as error:  # TensorFlow raises many types for damaged files
+        reason = " ".join(escape(str(error)).split())[:300]
+        raise UserError(f"{escape(path)} cannot be opened by TensorFlow: {reason}") from None
+    if tuple(logits.shape) != (1, len(class_names)):
+        raise UserError(
+            f"{escape(path)}: the network returns {list(logits.shape)} for one image, but classes.txt has "
+            f"{len(class_names)} names."
+        )
+    return compute_logits, config, class_names
+
+
+def _check_sizes(path, parameters):
+    """Refuse a folder that is larger than its network can be, before TensorFlow reads it."""
+    folder = os.path.join(path, "variables")
+    if not is_folder(folder):
+        raise UserError(f"{escape(path)} cannot be used, because there is no folder {escape(folder)}.")
+    if is_remote(path):
+        return
+    limits = {"saved_model.pb": _GRAPH_LIMIT_BYTES}
+    limits |= {f"variables/{name}": 2 * 4 * parameters + 64 * 2**20 for name in list_folder(folder)}
+    for name, limit in limits.items():
+        part = os.path.join(path, name)
+        check_file(part)
+        size = os.path.getsize(part)
+        if size > limit:
+            raise UserError(f"{escape(part)} is damaged: it has {size:,} bytes, and at most {limit:,} are possible.")
+
+
+def _hash_graph(path):
+    with tf.io.gfile.GFile(os.path.join(path, "saved_model.pb"), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _write(model, config, model_dir, folder):
@@ -85,7 +149,7 @@ def _write(model, config, model_dir, folder):
 
     def classify_bytes(image):
         shape = tf.TensorSpec(pixels[1:], tf.float32)
-        return classify(tf.map_fn(lambda one: eval_image(one, config), image, fn_output_signature=shape))
+        return classify(tf.map_fn(lambda one: eval_image(one, config, portable=True), image, fn_output_signature=shape))
 
     def signature(function, dtype, shape):
         return tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name="image")])
@@ -102,7 +166,7 @@ def _write(model, config, model_dir, folder):
 
 
 def _compare(model, config, folder):
-    """Return the largest difference between the logits of the Keras model and of the export in another process."""
+    """Run the export in another process. Return the largest difference of its logits, and the largest logit."""
     rng = np.random.default_rng(0)
     height, width, channels = model.input_shape[1:]
     files = [
@@ -120,4 +184,6 @@ def _compare(model, config, folder):
         if done.returncode:
             raise UserError(f"The export in {folder} cannot be reloaded:\n{done.stderr[-2000:]}")
         logits = np.load(output_file)
-        return max(float(np.abs(logits[n] - model(pixels[n], training=False)).max()) for n in inputs)
+        expected = {n: np.asarray(model(pixels[n], training=False)) for n in inputs}
+        difference = max(float(np.abs(logits[n] - expected[n]).max()) for n in inputs)
+        return difference, max(float(np.abs(values).max()) for values in expected.values())

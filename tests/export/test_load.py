@@ -98,12 +98,14 @@ def test_invalid_images(run, photos, tmp_path):
     model = load_model(run)
     first, error, last = model.iterate_predictions([photos[0], broken, photos[1]], batch_size=2)
     assert [first, last] == model.predict(photos[:2], batch_size=1)
-    assert isinstance(error, UserError) and str(error).startswith(f"{broken} cannot be decoded: ")
-    with pytest.raises(UserError, match="broken.png cannot be decoded"):
+    assert isinstance(error, UserError) and str(error).startswith(f"{broken}")
+    with pytest.raises(UserError, match="broken.png"):
         predict_images(model, [photos[0], broken])
     with pytest.raises(UserError, match=r"array of shape \[40, 45, 3\], but the model takes \[32, 32, 3\]"):
         model.predict([np.zeros([40, 45, 3])])
-    with pytest.raises(UserError, match=r"pixels has shape \[32, 32, 3\], but the model takes \[N, 32, 32, 3\]"):
+    with pytest.raises(
+        UserError, match=r"pixels has an array of shape \[32, 32, 3\], but the model takes \[N, 32, 32, 3\]"
+    ):
         model(np.zeros([32, 32, 3]))
     with pytest.raises(UserError, match="top=0 must be at least 1"):
         model.predict(photos, top=0)
@@ -112,10 +114,10 @@ def test_invalid_images(run, photos, tmp_path):
 def test_paths_without_a_model(run, tmp_path):
     with pytest.raises(UserError, match="is not a model directory"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="none.keras does not exist"):
+    with pytest.raises(UserError, match="none.keras: no such file"):
         load_model(run / "none.keras")
     (run / "broken.keras").write_text("broken")
-    with pytest.raises(UserError, match="broken.keras cannot be opened by Keras"):
+    with pytest.raises(UserError, match="broken.keras is damaged"):
         load_model(run / "broken.keras")
 
 

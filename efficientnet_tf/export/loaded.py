@@ -1,0 +1,159 @@
+"""A trained classifier with its class names and its preprocessing."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.export.pixels import batches, check_count, check_pixels
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from efficientnet_tf.config.schema import Config
+
+
+class LoadedModel:
+    """A trained classifier with its class names and its preprocessing. `load_model` creates it.
+
+    Call it on pixels, uint8 or float [N, S, S, C] in [0, 255], to get logits, float32 [N, classes].
+
+    Attributes:
+        class_names: Name of each class, a list of str in the order of the logits.
+        config: Config of the run that trained the model.
+        image_size: Side S of the images that it takes, in pixels.
+        weights: Which weights it has: "ema" or "raw" for a model directory, "exported" for an export.
+        keras_model: The `keras.Model`, or None for an export.
+
+    Example:
+        >>> import numpy as np
+        >>> from efficientnet_tf import load_model
+        >>> model = load_model("runs/digits")
+        >>> model.image_size, model.class_names[:3]
+        (32, ['0', '1', '2'])
+        >>> model(np.zeros([2, 32, 32, 3])).shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        compute_logits: Callable[[tf.Tensor], tf.Tensor],
+        config: Config,
+        class_names: Sequence[str],
+        weights: str,
+        keras_model: keras.Model | None = None,
+    ):
+        self.compute_logits = compute_logits
+        self.config = config
+        self.class_names = list(class_names)
+        self.image_size = config.image_size
+        self.weights = weights
+        self.keras_model = keras_model
+
+    def __call__(self, pixels: Any) -> np.ndarray:
+        """Return the logits of images.
+
+        Args:
+            pixels: Images as `load_image` returns them, uint8 or float [N, S, S, C] with values in [0, 255].
+
+        Returns:
+            Logits, float32 [N, classes].
+
+        Raises:
+            UserError: If the images have another shape or type, or values that no image has.
+        """
+        pixels = check_pixels("pixels", pixels, (None, *self._image_shape))
+        if not len(pixels):
+            return np.zeros([0, len(self.class_names)], np.float32)
+        return self._forward(pixels).numpy()
+
+    def load_image(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
+        """Return the pixels of an image file, cropped and resized as the model was evaluated.
+
+        Args:
+            source: Path of an image file, local or gs://, or its content, as for `efficientnet_tf.load_image`.
+
+        Returns:
+            Pixels, float32 [S, S, C] in about [0, 255]. Bicubic resizing can leave this range a little.
+
+        Raises:
+            UserError: If the file cannot be read or decoded.
+        """
+        from efficientnet_tf.data.load_image import load_image
+
+        data = self.config.data
+        return load_image(
+            source,
+            self.image_size,
+            channels=data.channels,
+            crop_padding=data.crop_padding,
+            interpolation=data.interpolation,
+            background=data.background,
+        )
+
+    def predict(self, images: Any, top: int = 5, batch_size: int = 32) -> list[list[tuple[str, float]]]:
+        """Classify images; see `predict_images`."""
+        predictions = []
+        for answer in self.iterate_predictions(images, top, batch_size):
+            if isinstance(answer, UserError):
+                raise answer
+            predictions.append(answer)
+        return predictions
+
+    def iterate_predictions(
+        self, images: Any, top: int = 5, batch_size: int = 32
+    ) -> Iterator[list[tuple[str, float]] | UserError]:
+        """Yield the predictions of each image, in order, batch by batch.
+
+        An image that cannot be read yields the UserError that says why, and the others go on.
+
+        Args:
+            images: As for `predict_images`.
+            top: As for `predict_images`.
+            batch_size: As for `predict_images`.
+
+        Yields:
+            One list of (class name, probability) per image, or a UserError.
+        """
+        import tensorflow as tf
+
+        top, batch_size = check_count("top", top), check_count("batch_size", batch_size)
+        for batch in batches(images, batch_size):
+            batch = [self._read(image) for image in batch]
+            pixels = [image for image in batch if not isinstance(image, UserError)]
+            rows = iter(())
+            if pixels:
+                probabilities = tf.nn.softmax(self(np.stack(pixels)))
+                values, indices = tf.math.top_k(probabilities, min(top, len(self.class_names)))
+                rows = zip(indices.numpy(), values.numpy(), strict=True)
+            for image in batch:
+                if isinstance(image, UserError):
+                    yield image
+                else:
+                    classes, values = next(rows)
+                    yield [(self.class_names[i], float(p)) for i, p in zip(classes, values, strict=True)]
+
+    def _read(self, image: Any) -> np.ndarray | UserError:
+        if isinstance(image, str | bytes | bytearray | memoryview | os.PathLike):
+            try:
+                return self.load_image(bytes(image) if isinstance(image, bytearray | memoryview) else image)
+            except UserError as error:
+                return error
+        return check_pixels("images", image, self._image_shape)
+
+    @property
+    def _image_shape(self):
+        return (self.image_size, self.image_size, self.config.data.channels)
+
+    @functools.cached_property
+    def _forward(self):
+        """A graph for batches of any size, traced once."""
+        import tensorflow as tf
+
+        return tf.function(self.compute_logits, input_signature=[tf.TensorSpec([None, *self._image_shape], tf.float32)])
