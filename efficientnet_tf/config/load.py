@@ -122,6 +122,15 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     return _validate(Config, merge(config.model_dump(), changes), [(OVERRIDES, changes)])
 
 
+def change_spec(spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
+    """Return a network with other values of some keys.
+
+    Raises:
+        UserError: If the schema does not allow a value.
+    """
+    return _validate(ModelSpec, spec.model_dump() | changes, [(f"{escape(spec.name)}, scaled", changes)])
+
+
 def _list_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
@@ -200,7 +209,7 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -
         message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
     elif item["type"] == "missing":
         message = "is required but missing"
-    elif item["type"] != "value_error":
+    elif item["type"] not in ("value_error", "path", "phases"):
         message += f", received {shorten(repr(item['input']))}"
     key = ".".join(shorten(escape(str(part))) for part in location)
     return f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}"
@@ -211,7 +220,9 @@ def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
     location = item["loc"]
     if item["type"] == "missing" and not any(isinstance(part, int) for part in location):
         return next(name for name, layer in layers if _has(layer, location[:-1]))
-    if item["type"] == "value_error":  # values that contradict each other: the message names their keys
+    if item["type"] == "phases":
+        keys = [("train", "phases")]
+    elif item["type"] == "value_error":  # values that contradict each other: the message names their keys
         keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
     else:  # A list is replaced as a whole, so all of it comes from one layer.
         keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]

@@ -5,10 +5,15 @@ A section's checks reject values that contradict each other. Their messages name
 for those names to find the file that a mistake comes from.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from efficientnet_tf.config.paths import find_problem
+from efficientnet_tf.config.text import escape, shorten
 
 
 class Section(pydantic.BaseModel):
@@ -19,10 +24,33 @@ class Section(pydantic.BaseModel):
     )
 
 
+MOST_BLOCKS = 2000  # of a network. EfficientNet-L2 has 87, and the deepest published ResNet 333
+MOST_PIXELS = 2**16  # of an image's side
+
+
+def _check_smallest(value: float) -> float:
+    if 0 < value < 1e-30:  # float32 would make it 0
+        raise PydanticCustomError("too_small", "Input should be at least 1e-30")
+    return value
+
+
+def _check_path(value: str) -> str:
+    problem = find_problem(value)
+    if problem is not None:
+        raise PydanticCustomError("path", "{problem}", {"problem": f"'{shorten(escape(value))}' {problem}"})
+    return value
+
+
+# The upper bounds are far above what anyone uses. They keep products of several values within what can be computed.
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, le=1e30), AfterValidator(_check_smallest)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30), AfterValidator(_check_smallest)]
+Epochs = Annotated[float, Field(gt=0, le=1e7), AfterValidator(_check_smallest)]
+Scale = Annotated[float, Field(gt=0, le=1000), AfterValidator(_check_smallest)]
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Channels = Annotated[int, Field(ge=1, le=10**6)]
+Side = Annotated[int, Field(ge=8, le=MOST_PIXELS)]
+Path = Annotated[str, AfterValidator(_check_path)]
 # YAML has lists but no tuples, so tuple fields accept lists.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
@@ -48,12 +76,12 @@ class Stage(Section):
     """Kernel size of the depthwise convolution, or of the bottleneck's middle convolution, in pixels."""
     stride: Literal[1, 2]
     """Stride of the stage's first block. The other blocks have stride 1."""
-    expand: Count
+    expand: Annotated[int, Field(ge=1, le=1000)]
     """`mbconv`: ratio of inner channels to input channels. 1 omits the expansion. `bottleneck`: ratio of output
     channels to inner channels."""
-    channels: Count
+    channels: Channels
     """Output channels at width 1."""
-    repeats: Count
+    repeats: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
     """Number of blocks at depth 1."""
     se_ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
     """`mbconv`: channels of the squeeze-and-excitation bottleneck, as a fraction of the block's input channels. 0 omits
@@ -86,27 +114,27 @@ class ModelSpec(Section):
 
     name: str
     """Name of the variant. Defaults to the name of its file."""
-    width: Positive
+    width: Scale
     """Multiplier of the channels (`w = beta^phi` in the paper)."""
-    depth: Positive
+    depth: Scale
     """Multiplier of the repeats (`d = alpha^phi` in the paper)."""
-    resolution: Annotated[int, Field(ge=8)]
+    resolution: Side
     """Side of the input images in pixels, in training and in evaluation."""
     dropout: Fraction
     """Dropout rate before the classifier."""
     drop_connect: Fraction = 0.2
     """Maximum stochastic-depth rate. The rate of a block grows linearly with its depth."""
-    stem_channels: Count = 32
+    stem_channels: Channels = 32
     """Channels of the first convolution at width 1."""
     stem_kernel: Literal[3, 7] = 3
     """Kernel size of the first convolution, which has stride 2."""
     stem_pool: bool = False
     """Whether a 3x3 max pooling with stride 2 follows the first convolution (ResNet)."""
-    head_channels: Annotated[int, Field(ge=0)] = 1280
+    head_channels: Annotated[int, Field(ge=0, le=10**6)] = 1280
     """Channels of the last convolution at width 1. 0 omits this convolution."""
     activation: Literal["swish", "relu", "relu6"] = "swish"
     """Activation function after batch norm."""
-    channel_divisor: Count = 8
+    channel_divisor: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Scaled channel counts are rounded to multiples of this number."""
     batch_norm_momentum: Fraction = 0.99
     """Fraction of the moving mean and variance that is kept at each training step."""
@@ -119,13 +147,16 @@ class ModelSpec(Section):
     """Mean that is subtracted from the pixels, which are in [0, 255]: one value per channel, or one for all."""
     std: Positives = (58.395, 57.12, 57.375)
     """Standard deviation that the pixels are divided by: one value per channel, or one for all."""
-    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1, max_length=100)]
     """The stage table: one row per stage, from the input to the output."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "ModelSpec":
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values but std has {len(self.std)}. Give as many of each.")
+        blocks = sum(math.ceil(self.depth * stage.repeats) for stage in self.stages)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(f"depth={self.depth:g} gives {blocks:,} blocks. A network has at most {MOST_BLOCKS:,}.")
         return self
 
 
@@ -143,7 +174,7 @@ class DataConfig(Section):
     `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
     `<split>-00000-of-00128` and so on, in the format of the official tools. `synthetic`: generated images.
     `tfds:<name>`: a data set of TensorFlow Datasets."""
-    dir: str | None = None
+    dir: Path | None = None
     """Folder that holds the images, or the data directory of TensorFlow Datasets."""
     train_split: str = "train"
     """Name of the training split. For `folder` this is the name of a subfolder."""
@@ -151,11 +182,11 @@ class DataConfig(Section):
     """Name of the evaluation split. For `folder` this is the name of a subfolder."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """`folder` without split subfolders: fraction of every class that is held out for evaluation."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Side | None = None
     """Side of the images in pixels. The default is the resolution of the model."""
     channels: Literal[1, 3] = 3
     """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
-    crop_padding: Annotated[int, Field(ge=0)] = 32
+    crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 32
     """The evaluation crop covers size / (size + crop_padding) of the shorter side."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation used for resizing, without antialiasing."""
@@ -163,9 +194,9 @@ class DataConfig(Section):
     """Color behind transparent pixels, from 0 to 255: one gray level, or red, green and blue. The default is white."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
     """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
-    classes: Annotated[int, Field(ge=2)] | None = None
+    classes: Annotated[int, Field(ge=2, le=10**6)] | None = None
     """`records` without a `classes.txt` file: number of classes."""
-    cache: str = "none"
+    cache: Path = "none"
     """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
     service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = None
     """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
@@ -175,7 +206,7 @@ class DataConfig(Section):
     """Number of records that are shuffled together if the source cannot be indexed."""
     synthetic_examples: Count = 256
     """`synthetic`: number of images in each split."""
-    synthetic_classes: Annotated[int, Field(ge=2)] = 10
+    synthetic_classes: Annotated[int, Field(ge=2, le=10**6)] = 10
     """`synthetic`: number of classes."""
 
 
@@ -202,14 +233,14 @@ class AugmentConfig(Section):
     """RandAugment: strength of the operations."""
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a random rectangle of the image is replaced by noise."""
-    mixup: NonNegative = 0.0
+    mixup: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Blend pairs of images with a weight from Beta(mixup, mixup). 0 disables it."""
-    cutmix: NonNegative = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Paste a part of one image into another, with an area from Beta(cutmix, cutmix). 0 disables it."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "AugmentConfig":
-        for key, top in (("crop_area", 1.0), ("crop_aspect", float("inf"))):
+        for key, top in (("crop_area", 1.0), ("crop_aspect", 1e3)):
             low, high = getattr(self, key)
             if low > high or high > top:
                 raise ValueError(f"{key} must be [low, high] with low <= high <= {top}, received [{low}, {high}]")
@@ -251,9 +282,9 @@ class ScheduleConfig(Section):
 
     name: Literal["exponential", "cosine", "constant"] = "exponential"
     """Shape of the schedule after the warmup."""
-    warmup_epochs: NonNegative = 5.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e7)] = 5.0
     """Length of the linear warmup from 0, in epochs."""
-    decay_epochs: Positive = 2.4
+    decay_epochs: Epochs = 2.4
     """`exponential`: epochs between two decay steps, counted from the first training step."""
     decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97
     """`exponential`: factor of each decay step."""
@@ -288,7 +319,7 @@ class TrainConfig(Section):
 
     batch_size: Count = 2048
     """Images per step, summed over all replicas."""
-    epochs: Positive = 350.0
+    epochs: Epochs = 350.0
     """Passes over the training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the initial weights, the order of the images, the augmentation and dropout."""
@@ -304,7 +335,7 @@ class TrainConfig(Section):
     """Number of replicas that share the batch-norm statistics in training: a divisor of the number of replicas, or
     `all`. `auto` is 1 for up to 8 replicas. For more it is an eighth of them, but at least 8. More than 1 cannot be
     combined with jit_compile=on."""
-    init_from: Annotated[str, Field(min_length=1)] | None = None
+    init_from: Path | None = None
     """Weights to start from: a model directory, an export, or any file that the command `weights` reads. The default is
     a random initialization. The classifier is kept only if the classes are the same."""
     freeze: Literal["none", "batch_norm", "body"] = "none"
@@ -318,9 +349,9 @@ class TrainConfig(Section):
     """Phases of the run, in order. The last one must end at 1. The default is a single phase."""
     steps_per_loop: Count = 50
     """Training steps per host round trip."""
-    checkpoint_every_epochs: Positive = 1.0
+    checkpoint_every_epochs: Epochs = 1.0
     """Epochs between two checkpoints."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 3
     """Number of recent checkpoints to keep."""
 
 
@@ -335,7 +366,7 @@ class EvalConfig(Section):
 
     batch_size: Count = 256
     """Images per step, summed over all replicas."""
-    every_epochs: Positive = 1.0
+    every_epochs: Epochs = 1.0
     """Epochs between two evaluations during training."""
 
 
@@ -405,15 +436,25 @@ class Config(Section):
         phases = self.train.phases
         ends = [phase.until for phase in phases]
         if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
-            raise ValueError(f"train.phases must end one after the other, the last at 1, received {ends}")
+            raise _phases_error(f"must end one after the other, the last at 1, received {ends}")
         allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
         allowed |= {"optimizer.learning_rate"}
         allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
         for key in (key for phase in phases for key in phase.set):
             if key not in allowed:
-                raise ValueError(f"train.phases cannot set {key!r}. Allowed are {', '.join(sorted(allowed))}.")
+                raise _phases_error(f"cannot set {shorten(repr(key))}. Allowed are {', '.join(sorted(allowed))}.")
         if phases:
-            _ = self.phases  # raises an error if a value is invalid
+            try:
+                _ = self.phases
+            except pydantic.ValidationError as error:
+                item = error.errors(include_url=False)[0]
+                key, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+                raise _phases_error(f"cannot set {key}: {message}, received {shorten(repr(item['input']))}") from None
+
+
+def _phases_error(problem: str) -> PydanticCustomError:
+    """Return an error of `train.phases`. Its type tells `load` that other keys in the message are not the mistake."""
+    return PydanticCustomError("phases", "{problem}", {"problem": f"train.phases {problem}"})
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

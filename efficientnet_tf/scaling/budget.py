@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
-from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.config.schema import MOST_PIXELS, ModelSpec
 from efficientnet_tf.scaling.complexity import count_cost
-from efficientnet_tf.scaling.compound import PAPER, Coefficients, scale_by_phi, scale_spec, solve_phi
+from efficientnet_tf.scaling.compound import PAPER, Coefficients, round_resolution, scale_by_phi, solve_phi
 
 MAX_DEVIATION = 0.3  # of a neighbor's depth, width and resolution from the compound direction, in units of phi
 MIN_RESOLUTION = 32
@@ -105,6 +105,9 @@ def fit_budget(
     baseline = load_variant(baseline)
     limits = _counted_limits(macs, params, memory_bytes, batch, precision)
     all_limits = [*limits, measured] if measured else limits
+    for limit in all_limits:
+        if not 0 < limit.maximum < math.inf:
+            raise UserError(f"the limit {limit.name}={limit.maximum:g} must be a positive, finite number.")
     if not all_limits:
         raise UserError("no limit is given. Give macs, params, memory_bytes or measured.")
 
@@ -113,7 +116,8 @@ def fit_budget(
 
     low = solve_phi(MIN_RESOLUTION / baseline.resolution, coefficients.gamma)
     _check_smallest(baseline, along(low), low, all_limits)
-    phi = _largest_phi(low, MAX_PHI, lambda phi: _fits(along(phi), limits)) if limits else MAX_PHI
+    high = MAX_PHI if _exists(along, MAX_PHI) else _largest_phi(low, MAX_PHI, lambda phi: _exists(along, phi))
+    phi = _largest_phi(low, high, lambda phi: _fits(along(phi), limits)) if limits else high
     if measured:
         phi = _approach(low, phi, along, measured)
         # Only the most promising neighbors are measured. Until then, assume costs in proportion to multiply-adds.
@@ -146,6 +150,15 @@ def _counted_limits(
 
 def _macs(spec: ModelSpec) -> int:
     return count_cost(spec).macs
+
+
+def _exists(along: Callable[[float], ModelSpec], phi: float) -> bool:
+    """Return whether the schema allows the network at phi. Steep coefficients make it too large before `MAX_PHI`."""
+    try:
+        along(phi)
+    except UserError:
+        return False
+    return True
 
 
 def _fits(spec: ModelSpec, limits: Sequence[Limit]) -> bool:
@@ -192,12 +205,13 @@ def _neighbors(
     """Yield the network of the highest resolution that fits, for depths and widths around the compound direction."""
     steps = [MAX_DEVIATION * i / 3 for i in range(-3, 4)]
     gamma = coefficients.gamma
-    least, most = (
-        scale_spec(baseline, resolution=gamma ** (phi + sign * MAX_DEVIATION)).resolution for sign in (-1, 1)
-    )
-    sides = range(max(least, MIN_RESOLUTION), most + 1, 4)
+    least, most = (round_resolution(baseline.resolution * gamma ** (phi + sign * MAX_DEVIATION)) for sign in (-1, 1))
+    sides = range(max(least, MIN_RESOLUTION), min(most, MOST_PIXELS) + 1, 4)
     for depth, width in itertools.product(steps, steps):
-        spec = scale_by_phi(baseline, (phi + depth, phi + width, phi), coefficients)
+        try:
+            spec = scale_by_phi(baseline, (phi + depth, phi + width, phi), coefficients)
+        except UserError:  # larger than the schema allows
+            continue
         candidates = [spec.model_copy(update={"resolution": side}) for side in sides]
         # Costs grow with the side, so the largest side that fits is the one before the first that does not.
         count = bisect.bisect_left(candidates, True, key=lambda candidate: not _fits(candidate, limits))

@@ -1,4 +1,4 @@
-"""Compound scaling: from a baseline network to a larger or smaller one.
+"""Compound scaling: from a baseline network to a larger or rounded one.
 
 There is one function per step:
 
@@ -13,7 +13,8 @@ import string
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import change_spec, load_variant
 from efficientnet_tf.config.schema import ModelSpec
 
 # ------------------------------------------------------------------------------------------- rules of rounding
@@ -101,6 +102,9 @@ def compound(phi: float, coefficients: Coefficients = PAPER) -> Multipliers:
     Returns:
         A named tuple `(depth, width, resolution)`.
 
+    Raises:
+        UserError: If phi is no finite number, or the multipliers exceed what a float can hold.
+
     Source: paper, equation 3.
 
     Example:
@@ -108,7 +112,17 @@ def compound(phi: float, coefficients: Coefficients = PAPER) -> Multipliers:
         >>> [round(multiplier, 2) for multiplier in compound(2)]
         [1.44, 1.21, 1.32]
     """
-    return Multipliers(coefficients.alpha**phi, coefficients.beta**phi, coefficients.gamma**phi)
+    return Multipliers(_power(coefficients.alpha, phi), _power(coefficients.beta, phi), _power(coefficients.gamma, phi))
+
+
+def _power(base: float, phi: float) -> float:
+    try:
+        value = float(base) ** phi
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < math.inf:
+        raise UserError(f"phi={phi:g} is out of range: {base:g} to the power of phi must be a positive, finite number.")
+    return value
 
 
 def solve_phi(multiplier: float, base: float) -> float:
@@ -129,6 +143,9 @@ def scale_by_phi(
         phi: Compound coefficient, or one for each of depth, width and resolution.
         coefficients: Growth per unit of phi.
 
+    Raises:
+        UserError: If phi is no finite number, or the network is larger or rounded than the schema allows.
+
     Returns:
         A `ModelSpec` with numbers rounded as in a variant file. Its dropout is 0.05 higher per unit of the mean phi, up
         to 0.5, which follows the trend from B0 to B7.
@@ -143,7 +160,7 @@ def scale_by_phi(
     depth_phi, width_phi, resolution_phi = phi if isinstance(phi, tuple) else (phi, phi, phi)
     mean_phi = (depth_phi + width_phi + resolution_phi) / 3
     alpha, beta, gamma = coefficients.alpha, coefficients.beta, coefficients.gamma
-    spec = scale_spec(baseline, alpha**depth_phi, beta**width_phi, gamma**resolution_phi)
+    spec = scale_spec(baseline, _power(alpha, depth_phi), _power(beta, width_phi), _power(gamma, resolution_phi))
     dropout = min(max(baseline.dropout + 0.05 * mean_phi, baseline.dropout / 2), 0.5)
     return spec.model_copy(update={"dropout": round(dropout, 2)})
 
@@ -160,10 +177,17 @@ def scale_spec(spec: ModelSpec, depth: float = 1.0, width: float = 1.0, resoluti
 
     Returns:
         A `ModelSpec` with numbers rounded as in a variant file. Dropout stays the same.
+
+    Raises:
+        UserError: If the network is larger or rounded than the schema allows.
     """
-    side = spec.resolution if resolution == 1 else round_resolution(spec.resolution * resolution)
-    scaled = {"depth": round(spec.depth * depth, 4), "width": round(spec.width * width, 4), "resolution": side}
-    return spec.model_copy(update=scaled)
+    for name, multiplier in (("depth", depth), ("width", width), ("resolution", resolution)):
+        if not 0 < multiplier < math.inf:
+            raise UserError(f"the multiplier {name}={multiplier:g} must be a positive, finite number.")
+    side = spec.resolution if resolution == 1 else round_resolution(min(spec.resolution * resolution, 1e9))
+    rounded = [max(round(value, 4), 1e-4) for value in (spec.depth * depth, spec.width * width)]
+    scaled = {"depth": rounded[0], "width": rounded[1], "resolution": side}
+    return change_spec(spec, scaled)
 
 
 class Block(NamedTuple):

@@ -386,11 +386,11 @@ positives = st.floats(1e-9, 1e9) | st.integers(1, 10**6).map(float)
 counts = st.integers(1, 10**6)
 VALUES = {
     "model.name": strings,
-    "model.width": positives,
+    "model.width": st.floats(1e-9, 1000),
     "model.resolution": st.integers(8, 4096),
     "model.dropout": st.floats(0, 1, exclude_max=True),
     "data.source": st.sampled_from(["digits", "synthetic", "tfds:cifar10", "tfds:imagenette/320px-v2"]),
-    "data.dir": st.none() | strings,
+    "data.dir": st.none() | strings.map("a/{}".format),
     "data.train_split": strings,
     "data.image_size": st.none() | st.integers(8, 4096),
     "data.channels": st.sampled_from([1, 3]),
@@ -405,7 +405,7 @@ VALUES = {
     "train.seed": st.integers(0, 2**31 - 1),
     "train.jit_compile": st.sampled_from(["auto", "on", "off"]),
     "eval.batch_size": counts,
-    "eval.every_epochs": positives,
+    "eval.every_epochs": st.floats(1e-9, 1e7),
 }
 some_overrides = st.fixed_dictionaries({}, optional=VALUES)
 

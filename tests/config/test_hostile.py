@@ -192,6 +192,83 @@ def test_odd_overrides_are_refused(override):
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs=1e308",
+        "train.epochs=1e999",
+        "train.epochs=true",
+        f"train.epochs={'9' * 90}",
+        "train.batch_size=10000000000",
+        "train.batch_size=64.0",
+        "train.batch_size=true",
+        "train.seed=-1",
+        "train.seed=2147483648",
+        "train.accumulate=100000000000",
+        "train.keep_checkpoints=1e3",
+        "optimizer.learning_rate=1e-400",
+        "optimizer.learning_rate=1e-40",
+        "optimizer.learning_rate=1e300",
+        "optimizer.learning_rate=.nan",
+        "optimizer.weight_decay=-.inf",
+        "schedule.warmup_epochs=1e300",
+        "schedule.decay_epochs=1e300",
+        "augment.mixup=1e300",
+        "augment.crop_aspect=[1, 1e300]",
+        "data.image_size=1000000000",
+        "data.crop_padding=1000000000",
+        "data.classes=100000000000000000000",
+        "data.synthetic_examples=1000000000000",
+        "data.shuffle_buffer=1000000000000",
+        "eval.every_epochs=1e300",
+        "model.width=1e300",
+        "model.depth=1e9",
+        "model.mean=[1e300, 1e300, .inf]",
+        "model.std=[1e-300]",
+        f"model.mean=[{'1,' * 5000}]",
+    ],
+)
+def test_numbers_out_of_range_are_refused(override):
+    message = error_of(load_lib.load_config, "b0", "digits", [override])
+    assert override.partition("=")[0].partition(".")[2] in message
+
+
+@pytest.mark.parametrize("key", ["data.dir", "data.cache", "train.init_from"])
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("s3://bucket/x", "is on s3://, which is not supported"),
+        ("HF://bucket/x", "is on HF://, which is not supported"),
+        ("https://host/x", "is on https://, which is not supported"),
+        ("file:///tmp/x", "is a URL. Write the path itself: /tmp/x"),
+        ("gs:/bucket/x", "has one slash too few: gs:// has two"),
+        ("", "is empty"),
+        (" ", "is empty"),
+        (r"a\0b", "contains a null character"),
+        ("x" * 5000, "is longer than the 4096 bytes"),
+    ],
+)
+def test_paths_in_a_config_are_checked(key, path, part):
+    message = error_of(load_lib.load_config, "b0", "digits", [f'{key}="{path}"'])
+    assert message.startswith(f"overrides: {key}: '") and part in message
+
+
+@pytest.mark.parametrize(
+    ("phase", "part"),
+    [
+        ("{augment.mixup: many}", "train.phases cannot set augment.mixup: Input should be a valid number"),
+        ("{augment.mixup: 1e300}", "train.phases cannot set augment.mixup: Input should be less than"),
+        ("{train.epochs: 3}", "train.phases cannot set 'train.epochs'. Allowed are"),
+        ("{data.image_size: 1}", "train.phases cannot set data.image_size: Input should be greater than"),
+    ],
+)
+def test_a_mistake_in_a_phase_is_attributed_to_the_layer_with_the_phases(tmp_path, phase, part):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("augment: {mixup: 0.2}\ndata: {image_size: 32}\ntrain: {epochs: 5}\nschedule: {warmup_epochs: 1}")
+    message = error_of(load_lib.load_config, "b0", str(recipe), [f"train.phases=[{{until: 1, set: {phase}}}]"])
+    assert message.startswith(f"overrides: {part}")
+
+
+@pytest.mark.parametrize(
     ("text", "part"),
     [
         ("[" * 100_000, "nested too deeply"),
