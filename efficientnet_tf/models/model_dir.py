@@ -2,16 +2,19 @@
 
 - `config.yaml`: The complete config, with the versions of the libraries and the git commit.
 - `classes.txt`: The class names, one per line, in the order of the labels.
-- `checkpoints/`: `step-N.index` and `step-N.data-*` hold weights, EMA, optimizer slot variables, step and config.
+- `config_history.yaml`: The deliberate changes of the config, if there were any.
+- `checkpoints/`: `step-N.index` and `step-N.data-*` hold weights, EMA, optimizer slot variables, step, config and class
+  names.
 - `metrics.jsonl`: One JSON object per line, for each training loop and each evaluation.
 - `wandb.json`: With the W&B tracker, the id of the run and how much of it was sent.
 - `model.keras`: The trained model (the EMA, if the run keeps one), written when training has ended.
+- `lock`: While a process trains there, its name.
 """
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -20,27 +23,43 @@ import yaml
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import describe_environment, dump_config
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import normalize_name
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.run_directory import (
+    check_allowed,
     check_changes,
     check_place,
+    find_unexplained,
+    format_class_names,
     list_checkpoints,
     read_class_names,
     read_config,
-    write_class_names,
+    read_history,
+    record_changes,
+)
+from efficientnet_tf.models.stored import (
+    Stored,
+    check_class_names,
+    read_newest_stored,
+    read_run,
+    read_stored,
+    text_variables,
 )
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.files import atomic_output, exists, is_remote, write_text
+from efficientnet_tf.runtime.lock import lock_output
 from efficientnet_tf.runtime.strategy import dtype_policy
 
 __all__ = [
     "build_from_config",
+    "change_config",
     "list_checkpoints",
     "open_model_dir",
     "precision_scope",
     "read_class_names",
     "read_config",
     "read_newest_checkpoint",
+    "read_run",
     "restore_model",
     "save_keras_model",
     "write_model_dir",
@@ -60,42 +79,90 @@ def precision_scope(config: Config, strategy: tf.distribute.Strategy) -> Iterato
         keras.config.set_dtype_policy(before)
 
 
-def open_model_dir(model_dir: str, config: Config, class_names: Sequence[str]) -> None:
+def open_model_dir(
+    model_dir: str, config: Config, class_names: Sequence[str], allow_change: Iterable[str] = ()
+) -> Config | None:
     """Create the directory of a run, or check that an existing one belongs to the same run.
+
+    A config.yaml or classes.txt that is missing is written again, if the checkpoints say that they belong to the run.
 
     Args:
         model_dir: Path of the directory, local or gs://.
         config: The config of the run.
         class_names: The class names, in the order of the labels.
+        allow_change: Keys of the config that may differ from the run so far. config.yaml stays as it is, and
+            `change_config` writes the new values once the run has been restored.
+
+    Returns:
+        The config of the run so far if some of the allowed keys differ from it, or else None.
 
     Raises:
         UserError: If the directory cannot be written, or belongs to a run with another config or other classes.
     """
     check_place(model_dir)
+    allowed = check_allowed(allow_change)
     path, classes_path = os.path.join(model_dir, "config.yaml"), os.path.join(model_dir, "classes.txt")
-    if tf.io.gfile.exists(path):
-        check_changes(model_dir, read_config(model_dir), config)
-        if tf.io.gfile.exists(classes_path) and read_class_names(model_dir) != list(class_names):
-            raise UserError(
-                f"model_dir={model_dir} belongs to a run with other classes: the classes of the data set differ from "
-                "those in classes.txt. Choose another directory."
-            )
-        return
+    text = format_class_names(class_names)
+    before = read_config(model_dir) if exists(path) else None
+    changes = check_changes(model_dir, before, config, allowed) if before else {}
+    if exists(classes_path) and [*map(normalize_name, read_class_names(model_dir))] != [
+        *map(normalize_name, class_names)
+    ]:
+        raise UserError(
+            f"model_dir={model_dir} belongs to a run with other classes: the classes of the data set differ from those "
+            "in classes.txt. Choose another directory."
+        )
+    stored = read_newest_stored(model_dir)
+    if stored:
+        check_class_names(model_dir, stored, class_names, "the data set")
+        unexplained = (
+            find_unexplained(stored.config, before or config, read_history(model_dir)) if stored.config else {}
+        )
+        if any(key not in allowed for key in unexplained):  # config.yaml was edited or is missing
+            check_changes(model_dir, stored.config, config, allowed)
+        if unexplained:
+            before, changes = stored.config, unexplained
     try:
-        tf.io.gfile.makedirs(model_dir)
-        write_class_names(model_dir, class_names)
-        environment = yaml.safe_dump({"environment": describe_environment()}, sort_keys=False)
-        write_text(path, dump_config(config) + environment)
+        if not is_remote(model_dir):
+            os.makedirs(model_dir, exist_ok=True)
+        if not exists(classes_path):
+            write_text(classes_path, text)
+        if not exists(path):
+            _write_config(model_dir, before or config)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"model_dir={model_dir} cannot be written: {error}") from None
+    return before if changes else None
+
+
+def change_config(model_dir: str, step: int, before: Config, config: Config) -> None:
+    """Record that a run continues with another config.
+
+    Raises:
+        UserError: If the directory cannot be written.
+    """
+    try:
+        record_changes(model_dir, step, before, config)
+        _write_config(model_dir, config)
     except (tf.errors.OpError, OSError) as error:
         raise UserError(f"model_dir={model_dir} cannot be written: {error}") from None
 
 
-def read_newest_checkpoint(model_dir: str, checkpoint: tf.train.Checkpoint) -> int | None:
+def _write_config(model_dir, config):
+    environment = yaml.safe_dump({"environment": describe_environment()}, sort_keys=False)
+    write_text(os.path.join(model_dir, "config.yaml"), dump_config(config) + environment)
+
+
+def read_newest_checkpoint(
+    model_dir: str, checkpoint: tf.train.Checkpoint, check: Callable[[Stored], None] = lambda stored: None
+) -> int | None:
     """Restore the newest checkpoint that is intact. A warning names each damaged one that is skipped.
+
+    A training run may write new checkpoints and delete old ones at the same time.
 
     Args:
         model_dir: Path of the model directory.
         checkpoint: The objects to restore.
+        check: Gets what a checkpoint says about its run before it is restored. It raises UserError to refuse it.
 
     Returns:
         The step of the restored checkpoint, or None if the directory has no checkpoint.
@@ -103,18 +170,26 @@ def read_newest_checkpoint(model_dir: str, checkpoint: tf.train.Checkpoint) -> i
     Raises:
         UserError: If there are checkpoints but none of them can be read.
     """
-    saved = list_checkpoints(model_dir)
-    for step, prefix in saved.items():
+    damaged: dict[str, str] = {}
+    while prefixes := {s: p for s, p in list_checkpoints(model_dir).items() if p not in damaged}:
+        step, prefix = next(iter(prefixes.items()))
         try:
+            stored = read_stored(prefix)
+            check(stored)
             status = checkpoint.read(prefix)
             status.assert_existing_objects_matched()
             status.expect_partial()  # a model alone does not read the state of the optimizer
+            if stored.step not in (None, step):
+                raise ValueError(f"it holds step {stored.step}")
             return step
+        except UserError:
+            raise
         except Exception as error:  # TensorFlow raises many types for damaged files, even IndexError
-            _LOGGER.warning("Checkpoint %s is damaged (%s). Trying the one before it.", prefix, str(error)[:200])
-    if saved:
-        paths = ", ".join(saved.values())
-        raise UserError(f"None of the {len(saved)} checkpoints in {model_dir} can be read: {paths}.")
+            damaged[prefix] = str(error)[:200]
+            if exists(f"{prefix}.index"):  # Otherwise a running training has just deleted it.
+                _LOGGER.warning("Checkpoint %s is damaged (%s). Trying another one.", prefix, damaged[prefix])
+    if damaged:
+        raise UserError(f"None of the {len(damaged)} checkpoints in {model_dir} can be read: {', '.join(damaged)}.")
     return None
 
 
@@ -134,14 +209,18 @@ def restore_model(model_dir: str, raw: bool = False) -> tuple[keras.Model, Confi
         The model, its config, and the class names in the order of the logits.
 
     Raises:
-        UserError: If the directory is not a model directory, or has no checkpoint that can be read.
+        UserError: If the directory is not a model directory, has no checkpoint that can be read, or if its config.yaml
+            or classes.txt contradict the checkpoint.
     """
-    config = read_config(model_dir)
-    class_names = read_class_names(model_dir)
+    config, class_names = read_run(model_dir)
     model = build_from_config(config, len(class_names))
     part = "model" if raw or not config.train.ema_decay else "average"
     weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
-    if read_newest_checkpoint(model_dir, tf.train.Checkpoint(**{part: weights})) is None:
+
+    def check(stored):
+        read_run(model_dir, stored)
+
+    if read_newest_checkpoint(model_dir, tf.train.Checkpoint(**{part: weights}), check) is None:
         raise UserError(f"model_dir={model_dir} has no checkpoint yet.")
     return model, config, class_names
 
@@ -155,11 +234,11 @@ def save_keras_model(model_dir: str) -> str:
     Raises:
         UserError: If the file cannot be written.
     """
-    path, temporary = (os.path.join(model_dir, name) for name in ("model.keras", "model.tmp.keras"))
+    path = os.path.join(model_dir, "model.keras")
     model, *_ = restore_model(model_dir)
     try:
-        model.save(temporary)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
+        with atomic_output(path) as temporary:
+            model.save(temporary)
     except (tf.errors.OpError, OSError) as error:
         raise UserError(
             f"{path} cannot be written ({error}). The checkpoints are intact. Fix the cause and run the same command "
@@ -180,14 +259,17 @@ def write_model_dir(model_dir: str, model: keras.Model, config: Config, class_na
     Raises:
         UserError: If the directory cannot be written.
     """
-    unfinished = f"{model_dir.rstrip('/')}.unfinished"
-    try:
-        if tf.io.gfile.exists(unfinished):
-            tf.io.gfile.rmtree(unfinished)
-        open_model_dir(unfinished, config, class_names)
-        weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
-        tf.train.Checkpoint(model=weights).write(os.path.join(unfinished, "checkpoints", "step-0"))
-        save_keras_model(unfinished)
-        tf.io.gfile.rename(unfinished, model_dir)
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"model_dir={model_dir} cannot be written: {str(error)[:300]}") from None
+    model_dir = model_dir.rstrip("/")
+    unfinished = f"{model_dir}.unfinished"
+    with lock_output(model_dir, "writing a model directory"):
+        try:
+            if exists(unfinished):
+                tf.io.gfile.rmtree(unfinished)
+            open_model_dir(unfinished, config, class_names)
+            weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
+            contents = tf.train.Checkpoint(model=weights, **text_variables(config, class_names))
+            contents.write(os.path.join(unfinished, "checkpoints", "step-0"))
+            save_keras_model(unfinished)
+            tf.io.gfile.rename(unfinished, model_dir)
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(f"model_dir={model_dir} cannot be written: {str(error)[:300]}") from None

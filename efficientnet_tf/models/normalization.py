@@ -1,8 +1,15 @@
-"""The layer that normalizes pixels inside a model: `(pixels - mean) / std`."""
+"""The layer that normalizes pixels inside a model: `(pixels - mean) / std`.
+
+It is a Normalization layer of Keras whose numbers are a part of its config, so that clones and saved models cannot lose
+them. It has no variables. The models of `keras.applications` have a layer of the same class with three variables. If
+Keras itself loads their weights into a model of this package, or into a copy of one, it finds the three variables
+without a place to put them, and fails. It would otherwise load all other weights and keep the wrong normalization.
+"""
 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from efficientnet_tf.config.schema import ModelSpec
@@ -22,8 +29,8 @@ def normalize_pixels(x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor
     Returns:
         Normalized pixels [B, H, W, C], float32.
     """
-    scale, offset = _scale_and_offset(spec.mean, spec.std, x.shape[-1])
-    return layers.Rescaling(scale=scale, offset=offset, dtype="float32", name=LAYER)(x)
+    offset, variance = _offset_and_variance(spec.mean, spec.std, x.shape[-1])
+    return layers.Normalization(mean=offset, variance=variance, invert=True, dtype="float32", name=LAYER)(x)
 
 
 def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -35,13 +42,36 @@ def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[fl
             images, their average serves every channel.
         std: As `mean`.
     """
-    layer = model.get_layer(LAYER)
-    layer.scale, layer.offset = _scale_and_offset(mean, std, layer.input.shape[-1])
+    layer: Any = model.get_layer(LAYER)
+    shape = layer.input.shape
+    if isinstance(layer, layers.Rescaling):  # in a model.keras that was written before this layer changed its class
+        scale, layer.offset = _scale_and_offset(mean, std, shape[-1])
+        layer.scale = scale
+    else:
+        layer.input_mean, layer.input_variance = _offset_and_variance(mean, std, shape[-1])
+        layer.build(shape)
     # Compiled functions contain the old numbers as constants.
     model.train_function = model.test_function = model.predict_function = None
 
 
-def _scale_and_offset(mean, std, channels) -> tuple[Any, Any]:
+def copy_normalization(source: keras.Model, target: keras.Model) -> None:
+    """Give a model of `build_model` the normalization of another one with as many channels."""
+    theirs, ours = source.get_layer(LAYER), target.get_layer(LAYER)
+    ours.input_mean, ours.input_variance = theirs.input_mean, theirs.input_variance
+    ours.build(ours.input.shape)
+
+
+def _offset_and_variance(mean, std, channels) -> tuple[list[float], list[float]]:
+    """Return the arguments of an inverted Normalization layer, which computes `mean + pixels * sqrt(variance)`.
+
+    In float32, the root of a rounded square is the number itself. So the layer computes `pixels * scale + offset` with
+    the same bits as a Rescaling layer.
+    """
+    scale, offset = _scale_and_offset(mean, std, channels)
+    return offset, np.square(np.asarray(scale, np.float32)).tolist()
+
+
+def _scale_and_offset(mean, std, channels) -> tuple[list[float], list[float]]:
     """Return the lists (scale, offset) for which `pixels * scale + offset` is `(pixels - mean) / std`."""
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)

@@ -3,19 +3,33 @@
 `model_dir` lists the files and reads the checkpoints.
 """
 
+import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.load import diff_config, parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape, find_invisible
+from efficientnet_tf.config.yaml12 import Dumper, parse_yaml
 from efficientnet_tf.runtime import files
+
+_LOGGER = logging.getLogger(__name__)
+
+HISTORY = "config_history.yaml"
 
 # A run may change what belongs to training. Everything else in the section `model` describes the trained network.
 CHANGEABLE_IN_MODEL = frozenset({"model.name", "model.dropout", "model.drop_connect", "model.batch_norm_momentum"})
 FIXED_ELSEWHERE = frozenset({"data.channels", "optimizer.name"})
+# Keys outside of the section `model` that decide what a trained model answers.
+PREDICTION_KEYS = frozenset(
+    f"data.{key}" for key in ("image_size", "channels", "crop_padding", "interpolation", "background")
+)
 
 # ------------------------------------------------------------------------------------------------------------ files
 
@@ -224,8 +238,70 @@ def check_changes(model_dir: str, old: Config, new: Config, allowed: Collection[
     else:
         fixed = ", ".join(key for key in refused if not is_changeable(key))
         message += f"\nA run cannot change {fixed}. A new run can start from its weights with train.init_from."
+        if list_checkpoints(model_dir):
+            message += " If config.yaml was edited by mistake, delete it: the same command writes it again."
     raise UserError(message)
 
 
 def _fields_of(field):
     return field.annotation.model_fields
+
+
+# ---------------------------------------------------------------------------------------------------------- history
+
+
+def read_history(model_dir: str) -> list[dict[str, Any]]:
+    """Return the deliberate changes of a run's config: [{"step": 7, "time": ..., "changes": {key: [old, new]}}, ...].
+
+    A file that cannot be read counts as empty, with a warning.
+    """
+    path = os.path.join(model_dir, HISTORY)
+    if not files.exists(path):
+        return []
+    try:
+        entries = parse_yaml(files.read_text(path), path)
+        if not isinstance(entries, list) or not all(isinstance(entry["changes"], dict) for entry in entries):
+            raise UserError(f"{escape(path)}: not a list of changes")
+    except (UserError, KeyError, TypeError) as error:
+        _LOGGER.warning("The history of the config cannot be read: %s", error)
+        return []
+    return entries
+
+
+def record_changes(model_dir: str, step: int, old: Config, new: Config) -> None:
+    """Add what changes from one config to another to the history of a run. A repeated call adds nothing.
+
+    Raises:
+        OSError: If a local file cannot be written.
+        tf.errors.OpError: If a remote file cannot be written.
+    """
+    before, after = flatten(old), flatten(new)
+    changes = {key: [before[key], value] for key, value in after.items() if before[key] != value}
+    entries = read_history(model_dir)
+    if entries and entries[-1]["changes"] == changes:
+        return  # A process was killed between this and writing the config.
+    entry = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "changes": changes}
+    text = yaml.dump([*entries, entry], Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+    files.write_text(os.path.join(model_dir, HISTORY), text)
+
+
+def find_unexplained(stored: Config, config: Config, history: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return {key: "key: stored -> now"} for what differs between two configs and is not in the history."""
+    before, after = flatten(stored), flatten(config)
+    value = dict(before)
+    for entry in history:
+        for key, change in entry["changes"].items():
+            if isinstance(change, list) and len(change) == 2 and key in value and change[0] == value[key]:
+                value[key] = change[1]
+    return {key: f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if value[key] != after[key]}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return {"section.key": value} of a config, with values as YAML holds them."""
+    sections = config.model_dump(mode="json").items()
+    return {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+
+
+def decides_predictions(key: str) -> bool:
+    """Return whether another value of a key changes what a trained model answers."""
+    return key in PREDICTION_KEYS or (key.startswith("model.") and key not in CHANGEABLE_IN_MODEL)

@@ -4,9 +4,11 @@ Random numbers and the position in the input need no checkpoint: dropout masks, 
 from the seed and the step.
 """
 
+import contextlib
 import logging
 import os
 import re
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.model_dir import (
     build_from_config,
@@ -24,11 +25,14 @@ from efficientnet_tf.models.model_dir import (
     precision_scope,
     read_newest_checkpoint,
 )
+from efficientnet_tf.models.stored import text_variables
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.runtime.files import write_text
+from efficientnet_tf.runtime.files import is_remote, sync, write_text
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -92,19 +96,35 @@ def _name_variables(state: State) -> dict[str, dict[str, Any]]:
 class Checkpointer:
     """Saves and restores the state of a run. As a context manager, it finishes writing before it ends.
 
-    A checkpoint counts once its index file exists, which TensorFlow writes last. Its blocks carry checksums.
+    A checkpoint counts once its index file exists. It is written under another name and renamed, the index last, so
+    that readers see whole checkpoints only. Its blocks carry checksums.
 
     `tf.train.CheckpointManager` is not used because it trusts a list in a file of its own. It would not fall back to an
     older checkpoint when the newest is damaged, and it would forget the existing checkpoints when that list is lost.
     TensorFlow's asynchronous checkpoints report a failed write only with the next one. Here, `wait` reports it.
+
+    Args:
+        model_dir: Path of the model directory, local or gs://.
+        state: What to save and restore.
+        config: The config of the run, which checkpoints hold.
+        class_names: The class names, in the order of the labels, which checkpoints hold too.
+        check: Raises UserError if nothing may be written any more, because the directory is gone.
     """
 
-    def __init__(self, model_dir: str, state: State, config: Config):
+    def __init__(
+        self,
+        model_dir: str,
+        state: State,
+        config: Config,
+        class_names: Sequence[str] = (),
+        check: Callable[[], None] = lambda: None,
+    ):
         self.model_dir = model_dir
         self.state = state
         self._keep = config.train.keep_checkpoints
-        config_text = tf.Variable(tf.constant(dump_config(config)), trainable=False)
-        self._parts = {"config": config_text, **_name_variables(state)}
+        self._parts = _name_variables(state)
+        self._texts = text_variables(config, class_names)
+        self._check = check
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing = None
 
@@ -117,7 +137,7 @@ class Checkpointer:
         except UserError as error:
             if kind is None:
                 raise
-            logging.getLogger(__name__).error("%s", error)  # Another error is ending the run already.
+            _LOGGER.error("%s", error)  # Another error is ending the run already.
         finally:
             self._writer.shutdown()
 
@@ -147,7 +167,7 @@ class Checkpointer:
             # Reading a variable gives a tensor of its own, which later changes of the variable do not touch.
             values = tf.nest.map_structure(lambda v: tf.Variable(tf.identity(v), trainable=False), self._parts)
         step = self.state.step
-        self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values))
+        self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values, **self._texts))
         if not background:
             self.wait()
         return step
@@ -167,22 +187,59 @@ class Checkpointer:
 
     def _write(self, step: int, values: tf.train.Checkpoint) -> None:
         folder = os.path.join(self.model_dir, "checkpoints")
+        temporary = os.path.join(folder, f"step-{step}.tmp")
+        self._check()
         try:
-            values.write(os.path.join(folder, f"step-{step}"))
-            # For `tf.train.latest_checkpoint`. This package does not read it.
-            write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
-            self._delete_old(folder)
+            values.write(temporary)
+            self._check()
+            _publish(temporary, os.path.join(folder, f"step-{step}"))
         except (tf.errors.OpError, OSError) as error:
+            with contextlib.suppress(tf.errors.OpError, OSError):
+                _remove(folder, lambda name: ".tmp" in name)
+            self._check()  # This is the reason if it fails.
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self.model_dir} ({str(error)[:300]}). Earlier "
                 "checkpoints are intact. Fix the cause and start the same command again."
             ) from None
+        try:
+            # For `tf.train.latest_checkpoint`. This package does not read it.
+            write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
+            self._delete_old(folder)
+        except (tf.errors.OpError, OSError) as error:
+            self._check()
+            _LOGGER.warning("Old checkpoints in %s cannot be deleted: %s", folder, str(error)[:300])
 
     def _delete_old(self, folder: str) -> None:
-        """Delete all but the newest checkpoints and what a killed process left, index files first."""
+        """Delete all but the newest checkpoints and what a killed process left."""
         kept = list(list_checkpoints(self.model_dir))[: self._keep]
-        for name in sorted(tf.io.gfile.listdir(folder), key=lambda name: not name.endswith(".index")):
-            match = re.match(r"step-(\d+)[._]", name)
-            if match and int(match[1]) not in kept:
-                path = os.path.join(folder, name)
-                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+
+        def is_old(name):
+            match = re.match(r"step-([0-9]+)[._]", name)
+            return match and (int(match[1]) not in kept or re.search(r"\.tmp|_temp", name))
+
+        _remove(folder, is_old)
+
+
+def _publish(temporary: str, prefix: str) -> None:
+    """Give the files of a checkpoint their names: the data first, and then the index, which makes it count."""
+    folder, name = os.path.split(temporary)
+    gfile, is_local = tf.io.gfile, not is_remote(prefix)
+    endings = [found[len(name) :] for found in gfile.listdir(folder) if found.startswith(f"{name}.data-")]
+    if gfile.exists(f"{prefix}.index"):  # A damaged checkpoint of the same step must not get data of another write.
+        gfile.remove(f"{prefix}.index")
+    for ending in [*endings, ".index"]:
+        if is_local:
+            sync(temporary + ending)
+        gfile.rename(temporary + ending, prefix + ending, overwrite=True)
+    if is_local:
+        sync(folder)
+
+
+def _remove(folder: str, is_unwanted: Callable[[str], Any]) -> None:
+    """Delete files and folders by their names, index files first: a checkpoint without one does not count."""
+    if not tf.io.gfile.isdir(folder):
+        return
+    for name in sorted(tf.io.gfile.listdir(folder), key=lambda name: not name.rstrip("/").endswith(".index")):
+        if is_unwanted(name):
+            path = os.path.join(folder, name)
+            (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)

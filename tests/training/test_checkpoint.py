@@ -67,7 +67,7 @@ def assert_same(state, expected):
 def save_at(model_dir, config, *steps, replicas=1):
     """Save a state with new random values at each step. Return the state and {step: its values}."""
     state = make_state(config, replicas)
-    checkpointer = Checkpointer(str(model_dir), state, config)
+    checkpointer = Checkpointer(str(model_dir), state, config, CLASSES)
     saved = {}
     for step in steps:
         fill(state, step, seed=step)
@@ -138,8 +138,9 @@ def test_contents_have_readable_names(tmp_path):
         for name, shape in tf.train.list_variables(prefix)
         if name.endswith(suffix)
     }
-    _, shape = contents.pop("config")
-    assert shape == []
+    for text in ("config", "classes"):
+        _, shape = contents.pop(text)
+        assert shape == []
     assert {name: tuple(shape) for name, (_, shape) in contents.items()} == {
         name: value.shape for name, value in saved[7].items()
     }
@@ -441,6 +442,7 @@ def test_another_config_is_refused_with_the_differences(tmp_path):
         "  model.width: 1.0 -> 2.0",
         "  optimizer.momentum: 0.9 -> 0.5",
         "  train.seed: 0 -> 1",
+        "A run cannot change model.width. A new run can start from its weights with train.init_from.",
     ]
     assert (tmp_path / "config.yaml").read_text() == before
 
