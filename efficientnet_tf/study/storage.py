@@ -69,8 +69,10 @@ def default_url(output_dir: str) -> str:
     path = default_path(output_dir)
     with contextlib.suppress(ValueError):  # The name is not valid Unicode.
         for text in (path, urllib.parse.quote(path, safe="/ +")):  # Versions of SQLAlchemy differ in what they decode.
+            if "{" in text or "}" in text:  # Optuna would fill in what is in braces.
+                continue
             parsed = _parse(f"sqlite:///{text}")
-            if parsed.database == path and not parsed.query and "{" not in text:  # Optuna fills in what is in braces.
+            if parsed.database == path and not parsed.query:
                 return f"sqlite:///{text}"
     raise UserError(
         f"output_dir={escape(output_dir)} has a name that the URL of a database cannot hold. Use another name, or give "
@@ -94,10 +96,10 @@ def open_storage(url: str, heartbeat_seconds: int) -> "RDBStorage":
         StorageError: If the database cannot be opened, or is no database of Optuna.
     """
     parsed = _parse(url)
-    _check_sqlite(url, parsed)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
+            _check_sqlite(url, parsed)
             with explain_errors(url):
                 storage = _connect(url, parsed, heartbeat_seconds)
                 if storage.engine.dialect.name == "sqlite":
@@ -146,10 +148,10 @@ def _parse(url: str) -> "URL":
     from sqlalchemy.exc import ArgumentError
 
     try:
-        parsed = make_url(url)
+        parsed = make_url(url.format(SCHEMA_VERSION=0))  # as Optuna does
         parsed.get_driver_name()  # Fails for kinds of databases that SQLAlchemy does not know.
         return parsed
-    except (ArgumentError, ValueError):
+    except (ArgumentError, ValueError, LookupError, AttributeError):
         raise StorageError(
             f"storage={hide_password(url)} cannot be opened: this is no URL of a database that is supported. Use one "
             "such as sqlite:///trials.db or postgresql://user@host/name."
@@ -185,7 +187,9 @@ def _check_sqlite(url: str, parsed: "URL") -> None:
 
 
 def _open_for_reading(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=ro", uri=True)
+    return sqlite3.connect(
+        f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=ro", TRY_SECONDS, uri=True
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- errors

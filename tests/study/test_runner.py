@@ -8,51 +8,28 @@ import sys
 import time
 from pathlib import Path
 
-import fake_training
 import optuna
 import pytest
 import sqlalchemy
+from study_runs import TINY, make_runs, train_all
 from waiting import count_trials, wait_for
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_config, load_variant, parse_config
+from efficientnet_tf.config.load import dump_config, parse_config
 from efficientnet_tf.runtime import terminal
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import JobQueue, find_owners
 from efficientnet_tf.study.results import read_rows, read_states
-from efficientnet_tf.study.runner import run_jobs
 from efficientnet_tf.study.runs import Run, load_configs
 from efficientnet_tf.study.storage import open_storage
-
-TINY = load_variant(str(Path(__file__).parents[1] / "tiny.yaml"))
-
-
-def make_runs(count=3, seconds=0.1, *overrides):
-    return [
-        Run(
-            f"width{1 + 0.2 * i:g}_seed{i}",
-            TINY.model_copy(update={"width": 1 + 0.2 * i, "resolution": 32 + 4 * i}),
-            {"dimension": "width", "multiplier": 1 + 0.2 * i, "seed": i},
-            (f"train.epochs={seconds}", *overrides),
-        )
-        for i in range(count)
-    ]
-
-
-def train_all(runs, folder, **options):
-    """Train runs with the fake training, and return their rows."""
-    options = {"heartbeat_seconds": 1, "train_command": fake_training.COMMAND, **options}
-    if not run_jobs(runs, str(folder), recipe="smoke", study_name="list", **options):
-        sys.exit(75)
-    return read_rows(runs, str(folder), options.get("storage"), "list")
 
 
 def start(folder, count, seconds):
     """Start a process that trains runs."""
     program = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
-        "import test_runner\n"
-        f"test_runner.train_all(test_runner.make_runs({count}, {seconds}), {str(folder)!r})\n"
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "import study_runs\n"
+        f"study_runs.train_all(study_runs.make_runs({count}, {seconds}), {str(folder)!r})\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **pipes)
