@@ -52,20 +52,28 @@ def predict_images(
 def main(args: argparse.Namespace) -> int:
     """Classify images and print the results. The status is 1 if a file could not be read."""
     from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.data.folders import find_images
+    from efficientnet_tf.config.text import escape
+    from efficientnet_tf.data.scan import find_images
+    from efficientnet_tf.export.check import check_model
+
+    # Everything that can be refused is refused before TensorFlow is imported, which takes seconds.
+    check_model(args.model_dir)
+    paths = find_images(args.images)
     from efficientnet_tf.export.load import load_model
 
-    paths, model = find_images(args.images), load_model(args.model_dir)
+    model = load_model(args.model_dir)
     failed = 0
     for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
         if isinstance(answer, UserError):
             failed += 1
-            print(answer, file=sys.stderr)
+            print(escape(str(answer)), file=sys.stderr)
         elif args.json:
             labels = [{"label": name, "probability": probability} for name, probability in answer]
+            # A path that is not UTF-8 is written with escapes such as \udcff, from which Python reads the same path.
             print(json.dumps({"path": path, "labels": labels}), flush=True)
         else:
-            print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer), flush=True)
+            classes = ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
+            print(f"{escape(path)}: {classes}", flush=True)
     if failed:
         print(f"{failed} file(s) could not be read. All others are classified.", file=sys.stderr)
     return cli.EXIT_ERROR if failed else 0

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 
 from efficientnet_tf import cli
+from efficientnet_tf.runtime.files import check_weights_path, is_remote
 from efficientnet_tf.runtime.signals import EXIT_RESTART
 
 
@@ -14,6 +16,8 @@ def main(args: argparse.Namespace) -> int:
     init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
     overrides = init_from + cli.overrides(args)
     config = load_config(args.variant, args.recipe, overrides)
+    if not args.print_config:
+        _check(args, config)
     strategy = None if args.print_config else _create_strategy(args)
     if config.train.init_from is not None:
         from efficientnet_tf.training.transfer import adopt_needs
@@ -28,14 +32,29 @@ def main(args: argparse.Namespace) -> int:
     return 0 if result["finished"] else EXIT_RESTART
 
 
-def _create_strategy(args):
-    """Check what training needs besides the config, and create the strategy."""
+def _check(args, config):
+    """Refuse what can be refused before TensorFlow is imported, which takes seconds."""
     from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.runtime.strategy import create_strategy
-    from efficientnet_tf.training.wandb import require_tracker
+    from efficientnet_tf.data.listing import check_data
+    from efficientnet_tf.models.run_directory import check_run
+    from efficientnet_tf.runtime.hardware import check_devices
 
     if args.model_dir is None:
         raise UserError("--model_dir is missing. Name the directory of the run, for example --model_dir=runs/digits.")
+    check_devices(args.device, args.tpu, args.replicas)
+    # The weights of init_from can change the config, so it can only be compared with that of the run afterwards.
+    check_run(args.model_dir, None if config.train.init_from else config)
+    # A run that has begun does not need the weights any more. On gs:// this cannot be known yet.
+    if config.train.init_from and not is_remote(args.model_dir):
+        if not os.path.exists(os.path.join(args.model_dir, "config.yaml")):
+            check_weights_path("train.init_from", config.train.init_from)
+    check_data(config.data)
+
+
+def _create_strategy(args):
+    from efficientnet_tf.runtime.strategy import create_strategy
+    from efficientnet_tf.training.wandb import require_tracker
+
     require_tracker(args.tracker)
     return create_strategy(args.device, args.tpu, args.replicas, cluster=True)
 

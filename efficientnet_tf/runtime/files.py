@@ -111,6 +111,23 @@ def check_file(path: str) -> None:
         check_local_file(path)
 
 
+def check_weights_path(argument: str, path: str) -> None:
+    """Raise UserError unless there is a regular file, a folder, or a checkpoint of TensorFlow at a path.
+
+    The path of a checkpoint is the prefix of its files. gs:// is not checked, because this would import TensorFlow.
+
+    Args:
+        argument: Name of the argument that holds the path, for the error message.
+        path: The path.
+    """
+    check_path(argument, path)
+    if is_remote(path) or os.path.isdir(path) or os.path.exists(f"{path}.index"):
+        return
+    if not os.path.lexists(path):
+        raise UserError(f"{argument}={escape(path)}: no such file or folder.")
+    check_local_file(path)
+
+
 def read_bytes(path: str, limit: int | None = None) -> bytes:
     """Return the content of a regular file, local or on gs://.
 

@@ -11,10 +11,9 @@ import keras
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime.hardware import check_devices
 from efficientnet_tf.runtime.tpu import connect_tpu
 from efficientnet_tf.runtime.workers import join_workers, read_cluster
-
-DEVICES = ("auto", "cpu", "gpu", "tpu")
 
 
 def create_strategy(
@@ -36,7 +35,12 @@ def create_strategy(
         UserError: If the arguments contradict each other, a device is missing, or the workers do not connect.
     """
     on_tpu = tpu is not None or device == "tpu"
-    _check_arguments(device, tpu)
+    check_devices(device, tpu, replicas)
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"Keras uses the backend {keras.backend.backend()!r}, but this needs TensorFlow. "
+            "Set the environment variable KERAS_BACKEND=tensorflow."
+        )
     workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if len(workers) > 1:
         if on_tpu or replicas > 1:
@@ -61,18 +65,6 @@ def create_strategy(
         return _split_cpu(replicas)
     names = [f"GPU:{i}" for i in range(len(gpus))]
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.OneDeviceStrategy(names[0])
-
-
-def _check_arguments(device: str, tpu: str | None) -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"Keras uses the backend {keras.backend.backend()!r}, but this needs TensorFlow. "
-            "Set the environment variable KERAS_BACKEND=tensorflow."
-        )
-    if device not in DEVICES:
-        raise UserError(f"device={device} is unknown. Use one of {', '.join(DEVICES)}.")
-    if tpu is not None and device not in ("auto", "tpu"):
-        raise UserError(f"device={device} and tpu={tpu} contradict each other. Use only one of them.")
 
 
 def _split_cpu(replicas: int) -> tf.distribute.Strategy:
