@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +24,9 @@ TINY = str(Path(__file__).with_name("tiny.yaml"))
 
 def run(*arguments, train_command=fake_training.COMMAND):
     return main(make_parser().parse_args(list(arguments)), train_command)
+
+
+MANY = ",".join(f"{1 + i / 1000}" for i in range(1000))
 
 
 def test_list_shows_the_network_of_each_point(capsys):
@@ -56,6 +61,12 @@ def test_resolution_flag_replaces_that_of_the_baseline(capsys):
         (["--alpha=3"], r"No point of the grid has a product alpha .* within --tolerance=0.1 of 2"),
         ([], "--output_dir is missing"),
         (["--list", "--baseline=b99"], "variant"),
+        (["--list", "--phi=1000000"], "phi=1e\\+06 is out of range"),
+        (["--list", "--phi=50"], "phi=50 with alpha .* would scale a network by more than 100. Use a smaller phi."),
+        (["--list", "--seeds=1000000000"], "50 networks with 1,000,000,000 seeds each are more than 100,000 runs"),
+        (["--list", f"--alpha={MANY}", f"--beta={MANY}", f"--gamma={MANY}"], "The grid has 1,000,000,000 points"),
+        (["--output_dir=gs://bucket/x"], "--output_dir=gs://bucket/x must be a local folder"),
+        (["--output_dir=/dev/null"], "--output_dir=/dev/null is not a folder"),
     ],
 )
 def test_mistakes_are_explained(flags, message):
@@ -63,11 +74,35 @@ def test_mistakes_are_explained(flags, message):
         run(*flags)
 
 
-@pytest.mark.parametrize("value", ["0.9", "x", "1.1,,1.2", "11"])
+@pytest.mark.parametrize("value", ["0.9", "x", "1.1,,1.2", "11", "nan", "inf", "-1", "1e999", ""])
 def test_invalid_grids_are_refused(value, capsys):
     with pytest.raises(SystemExit):
         make_parser().parse_args([f"--alpha={value}"])
     assert "numbers >= 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--seeds=0", "--seeds=-1", "--seeds=1e9", "--seeds=99999999999999999999", "--tolerance=0", "--tolerance=nan",
+     "--tolerance=inf", "--tolerance=1e300", "--phi=0", "--phi=nan", "--phi=1e300", "--heartbeat_seconds=0",
+     "--heartbeat_seconds=3601", "--resolution=0", "--resolution=99999999999999999999"],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([flag])
+    assert flag.partition("=")[0] in capsys.readouterr().err
+
+
+def test_results_do_not_overwrite_the_baseline(tmp_path):
+    folder = tmp_path / "family"
+    folder.mkdir()
+    shutil.copy(TINY, folder / "phi0.yaml")
+    with pytest.raises(UserError, match="contains .*phi0.yaml, which would be overwritten"):
+        run(*GRID, f"--output_dir={tmp_path}", f"--baseline={folder}/phi0.yaml")
+    (tmp_path / "search.csv").mkdir()
+    with pytest.raises(UserError, match=r"search.csv cannot be written because it is a folder"):
+        run(*GRID, f"--output_dir={tmp_path}")
+    assert sorted(os.listdir(tmp_path)) == ["family", "search.csv"]
 
 
 GRID = [f"--baseline={TINY}", "--recipe=smoke", "--alpha=1.0,1.05,2.0", "--beta=1.0,1.4", "--gamma=1.0,1.4"]

@@ -47,10 +47,7 @@ def scale_factors(phi: float, coefficients: Coefficients) -> Multipliers:
     Raises:
         UserError: If one of them is not between 1 / `MOST_TIMES` and `MOST_TIMES`.
     """
-    try:
-        factors = compound(phi, coefficients)
-    except OverflowError:
-        factors = Multipliers(float("inf"), 1, 1)
+    factors = compound(phi, coefficients)
     if not all(1 / MOST_TIMES <= factor <= MOST_TIMES for factor in factors):
         raise UserError(
             f"phi={phi:g} with alpha {coefficients.alpha:g}, beta {coefficients.beta:g} and gamma "

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.scaling.compound import compound
 from efficientnet_tf.study import __main__ as study_command
@@ -170,12 +173,62 @@ def test_list_shows_the_cost_of_each_network(capsys):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--widths=1,-2", "--phis=-1", "--learning_rates=b0", "--resolution=4", "--networks=vgg"]
+    "flag",
+    [
+        *("--widths=1,-2", "--phis=-1", "--learning_rates=b0", "--resolution=4", "--networks=vgg", "--widths=0"),
+        *("--widths=nan", "--depths=inf", "--resolutions=101", "--widths=1e-300", "--phis=nan", "--alpha=inf"),
+        *("--learning_rates=b0:nan", "--learning_rates=b0:1,b0:2", "--learning_rate_grid=0", "--resolution=10001"),
+        *("--seeds=0", "--seeds=nan", "--heartbeat_seconds=0", "--heartbeat_seconds=99999999999999999999"),
+    ],
 )
 def test_invalid_flags_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
         parse("--study=family", flag)
-    assert f"argument {flag.partition('=')[0]}: invalid" in capsys.readouterr().err
+    assert f"argument {flag.partition('=')[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--study=one_dimension", "--phis=1000"],
+            "phi=1000 with alpha 1.2, .* would scale a network by more than 100",
+        ),
+        (["--study=one_dimension", "--alpha=9", "--phis=9"], "phi=9 with alpha 9, .* would scale a network by more"),
+        (["--study=interaction", "--seeds=1000000000"], "24 networks with 1,000,000,000 seeds each are more than"),
+        (["--study=family", f"--variants={TINY},tiny.yaml"], "has two variants named 'tiny'"),
+        (["--study=family", "--variants="], "."),
+        (["--study=family", "--learning_rates=\x1b[31m:1"], r"learning_rates=\\x1b\[31m:1 does not match the variants"),
+    ],
+)
+def test_numbers_and_names_out_of_range_are_refused(flags, message, monkeypatch):
+    monkeypatch.chdir(Path(TINY).parent)
+    with pytest.raises(UserError, match=message) as raised:
+        run(*flags, "--list")
+    assert str(raised.value).isprintable()
+
+
+def test_files_with_odd_names_are_shown_literally_and_refused_as_runs(tmp_path, capsys):
+    names = ["a b", "x\x1b[31m", "<img src=x>", "\u202eabc", "$x$", "n" * 200, "line\nbreak"]
+    for name in names:
+        path = tmp_path / f"{name}.yaml"
+        shutil.copy(TINY, path)
+        flags = ["--study=family", f"--variants={path}"]
+        assert run(*flags, "--list") == 0
+        output = capsys.readouterr().out
+        assert escape(name) in output and output.replace("\n", "").isprintable()
+        with pytest.raises(UserError, match=r"is no valid name of a run|is too long") as raised:
+            run(*flags, f"--output_dir={tmp_path}/runs")
+        assert str(raised.value).isprintable()
+    assert not list(tmp_path.glob("runs/*")), "nothing is written"
+
+
+@pytest.mark.parametrize("name", ["results.csv", "index.html", "measured.json"])
+def test_results_that_cannot_be_written_are_noticed_before_the_training(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} cannot be written because it is a FIFO"):
+        run("--study=family", f"--output_dir={tmp_path}")
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_help_imports_nothing_heavy():
