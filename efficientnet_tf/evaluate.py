@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def evaluate_model(
         None if path is None else os.fspath(path) for path in (data_dir, folder, real_labels, per_class, confusion)
     )
     overrides = [*_locate_data(data_dir, folder), *overrides]
-    _check_outputs(per_class, confusion)
+    _check_outputs(per_class, confusion, [real_labels, model if isinstance(model, str | os.PathLike) else None])
     strategy = strategy or create_strategy()
     loaded = _open(model, raw, strategy)
     data = _EvaluationData(loaded, overrides, real_labels, confusion)
@@ -86,6 +87,46 @@ def evaluate_model(
         result |= {"classes": len(data.class_names), "model_classes": len(loaded.class_names)}
     name = os.path.basename(os.fspath(model).rstrip("/")) if isinstance(model, str | os.PathLike) else "model"
     return _write_outputs(result, data.class_names, strategy, name, per_class, confusion)
+
+
+def check_evaluation(
+    model: str,
+    overrides: Sequence[str] = (),
+    raw: bool = False,
+    real_labels: str | None = None,
+    per_class: str | None = None,
+    confusion: str | None = None,
+) -> None:
+    """Refuse what can be refused before TensorFlow is imported. Arguments and errors are those of `evaluate_model`.
+
+    Args:
+        model: A path that `load_model` takes. On gs://, only the outputs are checked.
+        overrides: As for `evaluate_model`, with those for `data_dir` and `folder`.
+        raw: As for `evaluate_model`.
+        real_labels: As for `evaluate_model`.
+        per_class: As for `evaluate_model`.
+        confusion: As for `evaluate_model`.
+    """
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.text import escape
+    from efficientnet_tf.data.listing import check_data
+    from efficientnet_tf.export.check import check_model, read_model_config
+    from efficientnet_tf.export.overrides import override_data
+    from efficientnet_tf.runtime.files import check_file, is_remote
+
+    _check_outputs(per_class, confusion, [real_labels, model])
+    if real_labels is not None:
+        check_file(real_labels)
+    if is_remote(model):
+        return
+    if raw and check_model(model) != "model_dir":
+        raise UserError(
+            f"model_dir={escape(model)} contains one set of weights only. Pass the model directory to evaluate the raw "
+            "weights."
+        )
+    check_model(model)
+    config = override_data(read_model_config(model), overrides)
+    check_data(config.data, [config.data.eval_split])
 
 
 def folder_overrides(folder: str) -> list[str]:
@@ -100,21 +141,25 @@ def folder_overrides(folder: str) -> list[str]:
 def _locate_data(data_dir, folder):
     """Return the overrides for `data_dir` or `folder`."""
     from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.text import escape
 
     if folder and data_dir:
-        raise UserError(f"folder={folder} and data_dir={data_dir} both say where the images are. Give only one.")
+        raise UserError(
+            f"folder={escape(folder)} and data_dir={escape(data_dir)} both say where the images are. Give only one."
+        )
     if folder:
         return folder_overrides(folder)
     return [f"data.dir={json.dumps(data_dir)}"] if data_dir is not None else []
 
 
-def _check_outputs(per_class, confusion):
+def _check_outputs(per_class, confusion, inputs=()):
     """Refuse files that cannot be written, before the work starts."""
     from efficientnet_tf.runtime.files import check_output
     from efficientnet_tf.visualization.figures import require_matplotlib
 
-    check_output("per_class", per_class, (".csv", ".json"))
-    check_output("confusion", confusion, (".png",))
+    inputs = [None if path is None else os.fspath(path) for path in inputs]
+    check_output("per_class", per_class, (".csv", ".json"), inputs)
+    check_output("confusion", confusion, (".png",), inputs)
     if confusion:
         require_matplotlib("confusion")
 
@@ -142,13 +187,14 @@ class _EvaluationData:
 
     def __init__(self, model, overrides, real_labels, confusion):
         from efficientnet_tf.config.errors import UserError
-        from efficientnet_tf.config.load import override_config
+        from efficientnet_tf.config.text import escape
         from efficientnet_tf.data.open import open_source
         from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
+        from efficientnet_tf.export.overrides import override_data
         from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES
 
         # Copies in a cache do not have the names of the files, which ReaL needs.
-        self.config = override_config(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
+        self.config = override_data(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
         self.source = open_source(self.config.data, self.config.data.eval_split, training=False)
         self._columns = match_classes(self.source.class_names, model.class_names)
         self.class_names = [model.class_names[column] for column in self._columns]
@@ -157,7 +203,7 @@ class _EvaluationData:
         self.check_real_labels = lambda: None
         if confusion and len(self.class_names) > MOST_CLASSES:
             raise UserError(
-                f"confusion={confusion} cannot show the data's {len(self.class_names)} classes, at most "
+                f"confusion={escape(confusion)} cannot show the data's {len(self.class_names)} classes, at most "
                 f"{MOST_CLASSES}. Use per_class=FILE.csv, which takes any number."
             )
         if real_labels:
@@ -174,6 +220,7 @@ class _EvaluationData:
 
 def _write_outputs(result, class_names, strategy, name, per_class, confusion):
     """Write the files that were asked for, and return the result with what is in them."""
+    from efficientnet_tf.config.text import escape
     from efficientnet_tf.evaluation import per_class as per_class_lib
     from efficientnet_tf.runtime.workers import is_chief
     from efficientnet_tf.visualization.confusion_matrix import draw_confusion
@@ -187,7 +234,7 @@ def _write_outputs(result, class_names, strategy, name, per_class, confusion):
             per_class_lib.write_per_class(per_class, result["per_class"])
     if confusion:
         result["confusion"] = counts.tolist()
-        title = f"{name}: top-1 {result['top1']:.2%} on {result['examples']} examples"
+        title = f"{escape(name)}: top-1 {result['top1']:.2%} on {result['examples']} examples"
         if is_chief(strategy):
             save_figure(draw_confusion(counts, class_names, title), confusion, "confusion")
     return result
@@ -195,6 +242,8 @@ def _write_outputs(result, class_names, strategy, name, per_class, confusion):
 
 def _describe_outputs(result, args):
     """Yield the lines that are printed after the metrics."""
+    from efficientnet_tf.config.text import escape
+
     if "real" in result:
         yield "ImageNet-ReaL: {real:.2%} of the {real_examples} images with labels".format(**result)
     if "classes" in result:
@@ -202,16 +251,26 @@ def _describe_outputs(result, args):
     if args.per_class:
         known = [row for row in result["per_class"] if row["examples"]]
         worst = min(known, key=lambda row: row["accuracy"])
-        yield f"{args.per_class}: {len(result['per_class'])} classes, the worst is {worst['class']} with " + (
+        shown = f"{escape(args.per_class)}: {len(result['per_class'])} classes"
+        yield f"{shown}, the worst is {escape(worst['class'])} with " + (
             "{correct} of {examples} images correct".format(**worst)
         )
     if args.confusion:
         classes = len(result["confusion"])
-        yield f"{args.confusion}: {classes} classes, the true ones as rows and the predicted ones as columns"
+        yield f"{escape(args.confusion)}: {classes} classes, the true ones as rows and the predicted ones as columns"
+
+
+def _without_nan(result):
+    """Return the result with None for a loss that is no number, which JSON cannot hold."""
+    loss = result["loss"]
+    return result | {"loss": loss if math.isfinite(loss) else None}
 
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate a model and print the results."""
+    overrides = [*_locate_data(args.data_dir, args.folder), *args.overrides]
+    files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
+    check_evaluation(args.model_dir, overrides, args.raw, **files)
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
     from efficientnet_tf.runtime.strategy import create_strategy
@@ -225,14 +284,12 @@ def main(args: argparse.Namespace) -> int:
         folder=args.folder,
         strategy=strategy,
         raw=args.raw,
-        real_labels=args.real_labels,
-        per_class=args.per_class,
-        confusion=args.confusion,
+        **files,
     )
     if not is_chief(strategy):
         return 0
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(_without_nan(result)))
         return 0
     print(format_evaluation({find_weights(args.model_dir, args.raw): result}))
     for line in _describe_outputs(result, args):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError, closest_names
+from efficientnet_tf.config.text import escape, shorten
 
 if TYPE_CHECKING:
     from efficientnet_tf.visualization.heatmap import Cell
@@ -52,11 +53,11 @@ def explain_photos(
     for path in track(paths, len(paths), os.path.basename(model_dir.rstrip("/")), "photo"):
         images, errors = read([path])
         if errors:
-            raise UserError(f"{path} can no longer be read: {errors[path]}")
+            raise UserError(f"{escape(path)} can no longer be read: {errors[path]}")
         try:
             cells.append(_explain_photo(model, images[path], class_names, method, layer, number))
         except UserError as error:
-            raise UserError(f"{model_dir}: {error}") from None
+            raise UserError(f"{escape(model_dir)}: {error}") from None
     return f"{config.model.name}, {config.image_size} pixels", cells
 
 
@@ -83,54 +84,72 @@ def find_class(label: str, class_names: Sequence[str], model_dir: str) -> int:
     """Return the number of a class from its name or, if no class has this name, from its number as text."""
     if label in class_names:
         return list(class_names).index(label)
-    if label.isdecimal() and int(label) < len(class_names):
+    if label.isdecimal() and len(label) < 20 and int(label) < len(class_names):
         return int(label)
+    similar = ", ".join(f"'{escape(name)}'" for name in closest_names(label, class_names))
     raise UserError(
-        f"--class={label} is not a class of {model_dir}. Use a number from 0 to {len(class_names) - 1}, or a name. "
-        f"Similar names are {', '.join(map(repr, closest_names(label, class_names)))}."
+        f"--class={shorten(escape(label))} is not a class of {escape(model_dir)}. Use a number from 0 to "
+        f"{len(class_names) - 1}, or a name. Similar names are {similar}."
     )
 
 
 def main(args):
     """Explain the photos and save the picture. The status is 1 if a file could not be read."""
-    from efficientnet_tf.models.model_dir import read_config
-    from efficientnet_tf.runtime.files import check_output
-    from efficientnet_tf.visualization.figures import require_matplotlib, save_figure
+    paths = _check(args)
+    from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
 
-    if args.method == "cam" and args.layer != LAST_LAYER:
-        raise UserError(f"--layer={args.layer} needs --method=grad_cam. The method cam always uses {LAST_LAYER}.")
-    check_output("--output", args.output, (".png", ".jpg", ".jpeg"))
-    require_matplotlib("explain")
-    for model_dir in args.model_dir:
-        read_config(model_dir)  # Find mistakes in all directories before the first is explained.
-    photos, errors = _read_photos(args.images)
+    photos, errors = _read_photos(paths)
     columns = [
         Column(title, *explain_photos(model_dir, list(photos), args.method, args.layer, args.label))
         for title, model_dir in zip(column_titles(args.model_dir), args.model_dir, strict=True)
     ]
-    note = "class activation maps" if args.method == "cam" else f"Grad-CAM of {args.layer}"
+    note = "class activation maps" if args.method == "cam" else f"Grad-CAM of {escape(args.layer)}"
     figure = draw_comparison(photos, columns, note)
     save_figure(figure, args.output, "--output")
     size = f"{figure.bbox.width:.0f}x{figure.bbox.height:.0f} pixels"
-    print(f"{args.output}: {size}, {len(photos)} photo(s), {len(columns)} model(s)")
+    print(f"{escape(args.output)}: {size}, {len(photos)} photo(s), {len(columns)} model(s)")
     if errors:
         print(f"{len(errors)} file(s) could not be read. All others are done.", file=sys.stderr)
     return cli.EXIT_ERROR if errors else 0
 
 
-def _read_photos(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _check(args):
+    """Refuse what can be refused before TensorFlow is imported, in all models, and return the paths of the photos."""
+    from efficientnet_tf.data.scan import find_images
+    from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.models.run_directory import read_class_names
+    from efficientnet_tf.runtime.files import check_output, is_remote
+    from efficientnet_tf.visualization.figures import require_matplotlib
+
+    if args.method == "cam" and args.layer != LAST_LAYER:
+        raise UserError(
+            f"--layer={escape(args.layer)} needs --method=grad_cam. The method cam always uses {LAST_LAYER}."
+        )
+    require_matplotlib("explain")
+    check_output("--output", args.output, (".png", ".jpg", ".jpeg"))
+    for model_dir in args.model_dir:
+        if check_model(model_dir) != "model_dir":
+            raise UserError(
+                f"model_dir={escape(model_dir)} is not a model directory. Explanations need the layers of the network, "
+                "which only the directory of a run has."
+            )
+        if args.label is not None and not is_remote(model_dir):
+            find_class(args.label, read_class_names(model_dir), model_dir)
+    paths = list(dict.fromkeys(find_images(args.images)))
+    if len(paths) > MOST_PHOTOS:
+        raise UserError(f"{len(paths)} images do not fit into one picture. Use at most {MOST_PHOTOS}.")
+    check_output("--output", args.output, (".png", ".jpg", ".jpeg"), paths)
+    return paths
+
+
+def _read_photos(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the central squares of photos by path, and why the others cannot be read. Print the latter, too."""
     import tensorflow as tf
 
     from efficientnet_tf.data.decode import center_window, decode_window
-    from efficientnet_tf.data.folders import find_images
     from efficientnet_tf.data.pipeline import make_image_reader
     from efficientnet_tf.visualization.heatmap import SIDE
-
-    paths = find_images(arguments)
-    if len(paths) > MOST_PHOTOS:
-        raise UserError(f"{len(paths)} images do not fit into one picture. Use at most {MOST_PHOTOS}.")
 
     def read_square(encoded):
         image = decode_window(encoded, 3, lambda shape: center_window(shape, 1, 0))
@@ -138,7 +157,7 @@ def _read_photos(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, st
 
     photos, errors = make_image_reader(read_square)(paths)
     for path, message in errors.items():
-        print(f"{path}: cannot be read: {message}", file=sys.stderr)
+        print(f"{escape(path)}: cannot be read: {message}", file=sys.stderr)
     if not photos:
         raise UserError(f"None of {len(paths)} image(s) can be read.")
     return {path: photo.numpy() for path, photo in photos.items()}, errors

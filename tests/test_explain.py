@@ -62,7 +62,7 @@ def test_row_per_photo_and_column_per_model(runs, photos, tmp_path, capsys):
     flags = [f"--output={output}", "--method=grad_cam", f"--layer={layer}", "--class=tower"]
     assert run(*(f"--model_dir={path}" for path in runs.values()), *flags, photos) == 1
     printed = capsys.readouterr()
-    assert f"{photos / 'text.jpg'}: cannot be read: Unknown image file format" in printed.err
+    assert f"{photos / 'text.jpg'}: cannot be read: this is a text file, not an image" in printed.err
     assert "1 file(s) could not be read. All others are done." in printed.err
     canvas = np.asarray(PIL.Image.open(output).convert("RGB"))
     assert f"{output}: {canvas.shape[1]}x{canvas.shape[0]} pixels, 2 photo(s), 2 model(s)" in printed.out
@@ -110,7 +110,8 @@ def test_columns_have_unique_titles():
         ),
         (["--method=grad_cam", "--layer=avg_pool"], "color: layer=avg_pool has no height and width"),
         (["--layer=block2b_add"], "--layer=block2b_add needs --method=grad_cam"),
-        (["--model_dir=nowhere"], "model_dir=nowhere is not a model directory"),
+        (["--model_dir=nowhere"], "nowhere: no such file or folder"),
+        (["--class=" + "9" * 5000], "color. Use a number from 0 to 3, or a name."),
         (
             ["--output=explain.txt"],
             "--output=explain.txt has an unknown file type. Use a name that ends in .png or .jpg",

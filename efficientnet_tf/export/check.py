@@ -6,6 +6,7 @@ Nothing here loads a model. Commands call `check_model` first, so that a wrong p
 import os
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.export.metadata import read_metadata
 from efficientnet_tf.models.run_directory import list_checkpoints, read_class_names, read_config
@@ -70,6 +71,17 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
     if not list_checkpoints(path):
         raise UserError(f"{argument}={escape(path)} has no checkpoint yet.")
     return kind
+
+
+def read_model_config(path: str) -> Config:
+    """Return the config of a local model that `check_model` accepts, without its runtime."""
+    from efficientnet_tf.config.load import parse_config
+
+    path = clean_path(path)
+    kind = find_kind(path)
+    if kind == "file":
+        return parse_config(read_metadata(path).texts["config.yaml"], f"{path}, config.yaml")
+    return read_config({"keras": os.path.dirname(path), "saved_model": os.path.join(path, "assets")}.get(kind, path))
 
 
 def clean_path(path: str | os.PathLike[str], argument: str = "model_dir") -> str:
