@@ -9,7 +9,8 @@ def main(args):
     """Write each split and print a summary."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.load import load_config
-    from efficientnet_tf.data.write_tfrecord import write_records
+    from efficientnet_tf.config.text import escape
+    from efficientnet_tf.data.listing import check_data
 
     # The first of several splits is the training split, which determines the classes.
     first = [f"data.train_split={args.splits[0]}"] if len(args.splits) > 1 else []
@@ -20,14 +21,17 @@ def main(args):
             f"--shards={','.join(map(str, args.shards))} does not match --splits={','.join(args.splits)}. Give one "
             "number, or one per split."
         )
+    check_data(data, args.splits)
+
+    from efficientnet_tf.data.write_tfrecord import write_records  # imports TensorFlow
+
     for split, shards in zip(args.splits, counts, strict=True):
         summary = write_records(data, split, args.output, shards, args.workers, args.beam)
         records, unreadable = sum(summary["records_per_file"]), summary["unreadable"]
-        print(
-            f"{args.output}: {split}, {records} images of {len(summary['examples_per_class'])} classes, {shards} files"
-        )
+        classes = len(summary["examples_per_class"])
+        print(f"{escape(args.output)}: {escape(split)}, {records} images of {classes} classes, {shards} files")
         for line in unreadable[:10]:
-            print(f"left out: {line}")
+            print(f"left out: {escape(line)}")
         if unreadable:
             images = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
             print(f"{images} could not be decoded and left out. {split}.json lists them all.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -36,12 +38,17 @@ def open_files(data: DataConfig, split: str, training: bool) -> Source:
     for remark in listing.remarks:
         _logger.warning("%s", remark)
     paths = listing.paths
+    folder = os.path.join(str(data.dir), "")
+    names = [path.removeprefix(folder) for path in paths]  # They stay the same if the folder is moved.
+    text = "\n".join([*listing.class_names, *names, *map(str, listing.labels)])
+    fingerprint = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
     path_tensor = tf.constant([os.fsencode(path) for path in paths])  # A name can have bytes that are not UTF-8.
     label_tensor = tf.constant(listing.labels, tf.int32)
-    return indexed_source(
+    source = indexed_source(
         len(paths),
         listing.class_names,
         load=lambda index: (tf.io.read_file(tf.gather(path_tensor, index)), tf.gather(label_tensor, index)),
         describe=lambda index: escape(paths[index]),
         file_name=lambda index: tf.gather(path_tensor, index),
     )
+    return dataclasses.replace(source, fingerprint=fingerprint)

@@ -14,9 +14,10 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape
 from efficientnet_tf.data.class_folders import EVAL_NAMES, TRAIN_NAMES, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
+from efficientnet_tf.data.record_files import find_record_files, read_record_classes
 from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.data.tables import check_files, check_labels, find_table, read_table
-from efficientnet_tf.runtime.files import check_path, is_folder, is_remote
+from efficientnet_tf.runtime.files import is_folder, is_remote
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
@@ -39,22 +40,32 @@ class Listing:
     remarks: list[str]
 
 
-def check_data(data: DataConfig, *, training: bool = True) -> None:
-    """Check the data of a run, as far as this is possible without TensorFlow: local folders and tables.
+def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> None:
+    """Check the data of a run, as far as this is possible without TensorFlow: local folders, tables and record files.
 
     Args:
         data: The section `data` of the configuration.
-        training: Whether the training split is needed, too.
+        splits: The splits that are needed. The default is those for training and evaluation.
 
     Raises:
         UserError: If the data are missing or malformed, have names that cannot be class names, or only one class.
     """
-    if data.source not in ("folder", "table") or is_remote(str(data.dir)):
-        return
-    for split, is_training in ((data.train_split, True), (data.eval_split, False)):
-        if training or not is_training:
-            listing = list_split(data, split, is_training)
+    splits = (data.train_split, data.eval_split) if splits is None else splits
+    if data.source == "digits":
+        allowed = ("train", "test")
+    elif data.source == "synthetic":
+        allowed = ("train", "val")
+    else:
+        allowed = ()
+    for split in splits:
+        if allowed:
+            check_split(split, allowed, f"data.source={data.source}")
+        elif data.source in ("folder", "table") and not is_remote(str(data.dir)):
+            listing = list_split(data, split, split == data.train_split)
             check_classes(data.source, listing.class_names)
+        elif data.source == "records" and not is_remote(str(data.dir)):
+            find_record_files(str(data.dir), split)
+            check_classes(data.source, read_record_classes(data))
 
 
 def check_classes(source: str, class_names: Sequence[str]) -> None:
@@ -95,7 +106,6 @@ def list_split(data: DataConfig, split: str, training: bool) -> Listing:
         UserError: If the folders or tables do not have this structure.
     """
     folder = str(data.dir)
-    check_path("data.dir", folder)
     if not is_folder(folder):
         raise UserError(f"data.dir='{escape(folder)}' is not a folder.")
     if data.source == "table":

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.local_files import explain_reading
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.image_formats import READABLE_SUFFIXES, find_kind
 from efficientnet_tf.runtime.files import check_path, exists, is_folder, is_remote, list_folder
@@ -100,7 +101,7 @@ class Scan:
         try:
             status = os.stat(path)
         except OSError as error:
-            raise _sentence(path, error) from None
+            raise explain_reading(path, error) from None
         key = (status.st_dev, status.st_ino)
         other = self.owners.get(key)
         if key not in self.owners or (is_start and other is None):
@@ -143,10 +144,6 @@ class Scan:
         return lines
 
 
-def _sentence(path, error):
-    return UserError(f"{escape(path)}: cannot be read: {error.strerror}.")
-
-
 def count(number: int, one: str, many: str | None = None) -> str:
     """Return a number and its noun: "1 file", "2 files"."""
     return f"{number:,} {one}" if number == 1 else f"{number:,} {many or one + 's'}"
@@ -183,7 +180,7 @@ def list_entries(path: str) -> Iterator[tuple[str, str]]:
                 if not is_junk(entry.name):
                     yield entry.name, _find_kind(entry)
     except OSError as error:
-        raise _sentence(path, error) from None
+        raise explain_reading(path, error) from None
 
 
 def _find_kind(entry):

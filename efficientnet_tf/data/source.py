@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.config.json_text import parse_json_object
+from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.runtime.files import exists, read_text, write_text
 from efficientnet_tf.runtime.terminal import track
 
 GROUP_SIZE = 64  # images that are converted together, to share the cost of one inner dataset
@@ -73,6 +75,7 @@ class Source:
             the images have no file names.
         label_shape: () for one label. In evaluation also (1 + K,): one label, and up to K labels that count as correct,
             padded with -1.
+        fingerprint: Digest of the names and labels of all images, where it is known without reading them.
     """
 
     size: int
@@ -83,6 +86,7 @@ class Source:
     indexed: bool = False
     file_name: Callable | None = None
     label_shape: tuple[int, ...] = ()
+    fingerprint: str | None = None
 
 
 def indexed_source(
@@ -188,13 +192,17 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
         UserError: If the folder has the copy of another source, or cannot be written.
     """
     index_file = os.path.join(folder, "copy.json")  # It is written last, and marks a complete copy.
-    if not tf.io.gfile.exists(index_file):
+    if not exists(index_file):
         _copy_images(source, what, folder, index_file)
-    copy = json.loads(read_text(index_file))
-    names = [source.describe(copy["ids"][0]), source.describe(copy["ids"][-1])]
-    same = copy["classes"] == list(source.class_names) and copy["first_and_last"] == names
-    if not same or len(copy["ids"]) != source.size:
-        raise UserError(f"data.cache={folder} has a copy of other images than {what}. Use another folder.")
+    copy = _read_index(index_file, len(source.class_names))
+    same = copy["classes"] == list(source.class_names) and len(copy["ids"]) == source.size
+    # The names are only looked up if the ids are valid. Copies of older versions have no fingerprint.
+    if same and (copy["first_and_last"] != _first_and_last(source, copy["ids"])):
+        same = False
+    if same and "fingerprint" in copy and copy["fingerprint"] != source.fingerprint:
+        same = False
+    if not same:
+        raise UserError(f"data.cache={escape(folder)} has a copy of other images than {what}. Use another folder.")
     labels = tf.constant(copy["labels"], tf.int32)
 
     def load(index):
@@ -203,6 +211,27 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
         return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), tf.gather(labels, index)
 
     return indexed_source(source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]))
+
+
+def _read_index(path, classes):
+    """Return the content of the index file of a copy, after checking everything that is used."""
+    copy = parse_json_object(read_text(path), path)
+    ids: Any = copy.get("ids")
+    labels: Any = copy.get("labels")
+    for values, end in ((ids, 2**63), (labels, classes)):
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < end for value in values):
+            break
+    else:
+        if ids and len(ids) == len(labels) and {"classes", "first_and_last"} <= set(copy):
+            return copy
+    raise UserError(f"{escape(path)} is damaged, or belongs to other images. Delete this folder, or use another.")
+
+
+def _first_and_last(source, ids):
+    try:
+        return [source.describe(ids[0]), source.describe(ids[-1])]
+    except IndexError:  # an index of other images
+        return None
 
 
 def _copy_images(source, what, folder, index_file):
@@ -217,8 +246,8 @@ def _copy_images(source, what, folder, index_file):
                 file.write(encoded)
             ids.append(id_)
             labels.append(label)
-        names = [source.describe(ids[0]), source.describe(ids[-1])]
-        copy = {"first_and_last": names, "classes": source.class_names, "ids": ids, "labels": labels}
+        copy = {"first_and_last": _first_and_last(source, ids), "classes": source.class_names}
+        copy |= {"fingerprint": source.fingerprint, "ids": ids, "labels": labels}
         write_text(index_file, json.dumps(copy))
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"data.cache={folder} cannot be written: {str(error)[:300]}") from None
+        raise UserError(f"data.cache={escape(folder)} cannot be written: {escape(shorten(str(error), 300))}") from None

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.data.listing import check_split
+from efficientnet_tf.data.record_files import count_records, find_record_files, read_record_classes
 from efficientnet_tf.data.source import Order, Source
-from efficientnet_tf.runtime.files import read_text
-from efficientnet_tf.runtime.terminal import track
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
-_FILE_NAME = r"-\d{5}-of-\d{5,}"  # what follows the split in the name of a record file
 _CHECKED_RECORDS = 64
-_THREADS = 16
 _PROBE_SECONDS = 30
 
 # --------------------------------------------------------------------------------------------- TensorFlow Datasets
@@ -129,8 +124,8 @@ def open_records(data: DataConfig, split: str) -> Source:
     Raises:
         UserError: If files are missing, truncated, or have another layout.
     """
-    paths = _find_record_files(data.dir, split)
-    class_names = _read_class_names(data)
+    paths = find_record_files(str(data.dir), split)
+    class_names = read_record_classes(data)
     features = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64),
@@ -147,55 +142,12 @@ def open_records(data: DataConfig, split: str) -> Source:
         feature = {"image/filename": tf.io.FixedLenFeature([], tf.string, "")}
         return tf.io.parse_single_example(record, feature)["image/filename"]
 
-    counts = _count_records(paths, os.path.join(str(data.dir), f"{split}.json"))
+    counts = count_records(paths, os.path.join(str(data.dir), f"{split}.json"))
     if not sum(counts):
-        raise UserError(f"data.dir={data.dir!r}: the files of {split!r} have no records.")
+        raise UserError(f"data.dir='{escape(str(data.dir))}': the files of {split!r} have no records.")
     _check_first_records(paths[int(np.flatnonzero(counts)[0])], features, len(class_names))
     shards = [_Shard(path, 0, count, count) for path, count in zip(paths, counts, strict=True)]
     return _make_record_source(shards, class_names, load, data.shuffle_buffer, file_name)
-
-
-def _read_class_names(data):
-    path = os.path.join(data.dir, "classes.txt")
-    if tf.io.gfile.exists(path):
-        class_names = read_text(path).removesuffix("\n").split("\n")
-        if data.classes not in (None, len(class_names)):
-            raise UserError(
-                f"data.classes={data.classes}, but {path} names {len(class_names)} classes. Leave data.classes out."
-            )
-        return class_names
-    if data.classes:
-        return [str(number) for number in range(data.classes)]
-    raise UserError(
-        f"{data.dir!r} has no classes.txt. Give the number of classes, for example --set data.classes=1000."
-    )
-
-
-def _find_record_files(folder, split):
-    """Return the paths of all files of a split, after checking that none is missing."""
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    found = {name: name.rpartition("-")[2] for name in names if re.fullmatch(re.escape(split) + _FILE_NAME, name)}
-    if not found:
-        others = sorted({match[1] for name in names if (match := re.fullmatch("(.+)" + _FILE_NAME, name))})
-        hint = f" It has files of {', '.join(map(repr, others))}." + suggest(split, others) if others else ""
-        raise UserError(
-            f"data.dir={folder!r} has no file {split}-00000-of-... for the split {split!r}. Set data.train_split and "
-            f"data.eval_split to splits that exist.{hint}"
-        )
-    totals = sorted(set(found.values()))
-    if len(totals) > 1:
-        raise UserError(
-            f"data.dir={folder!r} has files of {split!r} from several sets: of {', '.join(totals)}. Keep one set."
-        )
-    expected = [f"{split}-{index:05d}-of-{totals[0]}" for index in range(int(totals[0]))]
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise UserError(
-            f"data.dir={folder!r} lacks {', '.join(missing[:10])}. It has {len(found)} of {len(expected)} files."
-        )
-    if len(found) > len(expected):
-        raise UserError(f"data.dir={folder!r} has {len(found)} files of {split!r}, more than {len(expected)}.")
-    return [os.path.join(folder, name) for name in expected]
 
 
 def _check_first_records(path, features, classes):
@@ -204,34 +156,14 @@ def _check_first_records(path, features, classes):
         for record in tf.data.TFRecordDataset(path).take(_CHECKED_RECORDS):
             label = int(tf.io.parse_single_example(record, features)["image/class/label"])
             if not 1 <= label <= classes:
-                raise UserError(f"{path}: a record has label {label}. Labels must be from 1 to {classes}.")
+                raise UserError(f"{escape(path)}: a record has label {label}. Labels must be from 1 to {classes}.")
+    except tf.errors.DataLossError:
+        raise UserError(f"{escape(path)}: one of the first {_CHECKED_RECORDS} records is damaged.") from None
     except tf.errors.OpError as error:
-        raise UserError(f"{path} must have records with image/encoded and image/class/label: {error.message}") from None
-
-
-def _count_records(paths, summary):
-    """Return the number of records of each file, from the summary that `prepare` writes, or else from the files."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        if tf.io.gfile.exists(summary):
-            written = json.loads(read_text(summary))
-            sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, paths))
-            if written.get("bytes_per_file") == sizes:  # Otherwise the summary describes other files.
-                return written["records_per_file"]
-        return list(track(pool.map(_count_records_of_file, paths), len(paths), "counting records", "files"))
-
-
-def _count_records_of_file(path):
-    records, position = 0, 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        size = file.size()
-        while position < size:
-            file.seek(position)
-            # A record consists of its length (8 bytes), a checksum (4), the data, and another checksum (4).
-            position += int.from_bytes(file.read(8), "little") + 16
-            records += 1
-    if position != size:
-        raise UserError(f"{path} is truncated: its last record is incomplete.")
-    return records
+        reason = escape(shorten(error.message.partition("\n")[0].partition("} ")[2] or error.message, 300))
+        raise UserError(
+            f"{escape(path)} must have records with image/encoded and image/class/label: {reason}"
+        ) from None
 
 
 # -------------------------------------------------------------------------------------------------------- streams

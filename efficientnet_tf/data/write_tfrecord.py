@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,10 +25,21 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.json_text import parse_json_object
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.data.decode import decode_window, whole_window
 from efficientnet_tf.data.image_formats import read_size
 from efficientnet_tf.data.open import Order, Source, open_source
-from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.files import (
+    check_file,
+    check_path,
+    exists,
+    is_remote,
+    list_folder,
+    read_text,
+    sync,
+    write_text,
+)
 from efficientnet_tf.runtime.terminal import ProgressBar
 
 if TYPE_CHECKING:
@@ -35,6 +47,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}
 _FORMATS |= {b"II": "TIFF", b"MM": "TIFF"}
+_MOST_THREADS = 256
 # Errors of the storage, not of the image. The image must not be left out because of them.
 _STORAGE_ERRORS = (
     tf.errors.UnavailableError,
@@ -69,7 +82,8 @@ def write_records(
         UserError: If the source does not exist or has fewer images than `shards`, if the folder cannot be written, or
             if it has files of other data or of another number of shards of this split.
     """
-    if data.source == "records" or "[" in split:
+    check_path("output", folder)
+    if not re.fullmatch(r"[^/\\.\0\[\]][^/\\\0\[\]]*", split) or data.source == "records":
         raise UserError(
             f"data.source={data.source}, split {split!r}: only whole splits of other sources can be written as records."
         )
@@ -87,8 +101,9 @@ def write_records(
         summary = _summarize(parts, source)
         write_text(os.path.join(folder, f"{split}.json"), json.dumps(summary, indent=1))
         write_text(os.path.join(folder, "classes.txt"), _format_class_names(source))
-    except tf.errors.OpError as error:
-        raise UserError(f"{folder}: cannot write {split!r} to this folder: {error.message}") from error
+    except (tf.errors.OpError, OSError) as error:
+        reason = escape(shorten(getattr(error, "message", None) or str(error), 300))
+        raise UserError(f"{escape(folder)}: cannot write {split!r} to this folder: {reason}") from error
     return summary
 
 
@@ -110,29 +125,34 @@ def _format_class_names(source):
 
 def _check_folder(folder, data, split, source, shards):
     """Raise UserError if the folder has files that do not belong with those to be written."""
-    other = [
-        n for n in tf.io.gfile.listdir(folder) if n.startswith(f"{split}-") and not n.endswith(f"-of-{shards:05d}")
-    ]
+    pattern = re.escape(split) + r"-\d{5}-of-\d{5,}"
+    names = [name for name in list_folder(folder) if re.fullmatch(pattern, name)]
+    other = [name for name in names if not name.endswith(f"-of-{shards:05d}")]
     if other:
         raise UserError(
-            f"{folder} has files of {split!r} with another number of shards, for example {other[0]}. "
+            f"{escape(folder)} has files of {split!r} with another number of shards, for example {other[0]}. "
             f"Use another folder or the same number, not shards={shards}."
         )
     classes = os.path.join(folder, "classes.txt")
-    if tf.io.gfile.exists(classes) and read_text(classes) != _format_class_names(source):
+    if exists(classes) and read_text(classes) != _format_class_names(source):
         raise UserError(
-            f"{classes} names other classes than data.source={data.source}, split {split!r}. Use another folder."
+            f"{escape(classes)} names other classes than data.source={data.source}, split {split!r}. Use another "
+            "folder."
         )
     # Files of an earlier call are kept, so they must come from the same images.
     names = [source.describe(i) for i in range(source.size)] if source.indexed else []
     digest = hashlib.sha256("\n".join([data.source, *names, *source.class_names]).encode()).hexdigest()
-    fingerprint_path = os.path.join(folder, ".progress", f"{split}.json")
-    fingerprint = {"images": source.size, "sha256": digest}
-    if tf.io.gfile.exists(fingerprint_path) and json.loads(read_text(fingerprint_path)) != fingerprint:
-        raise UserError(
-            f"{folder} has files of {split!r} from other images than data.dir={data.dir!r} has now. Use another folder."
-        )
-    write_text(fingerprint_path, json.dumps(fingerprint))
+    fingerprint = {"images": source.size, "sha256": digest, "labels": source.fingerprint}
+    path = os.path.join(folder, ".progress", f"{split}.json")
+    if exists(path):
+        found = parse_json_object(read_text(path), path)
+        # Earlier versions did not write all keys.
+        if "sha256" not in found or found != {key: value for key, value in fingerprint.items() if key in found}:
+            raise UserError(
+                f"{escape(folder)} has files of {split!r} from other images than data.dir={data.dir!r} has now. Use "
+                "another folder."
+            )
+    write_text(path, json.dumps(fingerprint))
 
 
 # --------------------------------------------------------------------------------------------------------- one file
@@ -163,12 +183,14 @@ def write_shard(
     """
     path = shard_path(folder, split, shard, shards)
     summary_path = os.path.join(folder, ".progress", os.path.basename(path) + ".json")
-    if tf.io.gfile.exists(path) and tf.io.gfile.exists(summary_path):
-        summary = json.loads(read_text(summary_path))
+    summary = _read_summary(path, summary_path)
+    if summary is not None:
         on_images(summary["records"] + len(summary["unreadable"]))
         return summary
     classes, unreadable = collections.Counter(), []
     unfinished = os.path.join(folder, ".progress", os.path.basename(path))
+    if exists(unfinished):
+        tf.io.gfile.remove(unfinished)  # Opening what is not a regular file could wait forever.
     with tf.io.TFRecordWriter(unfinished) as writer:
         for name, part, payload in _read_shard(data, split, source or _open_split_once(data, split), shards, shard):
             on_images(1)
@@ -177,7 +199,7 @@ def write_shard(
             except _STORAGE_ERRORS:
                 raise
             except tf.errors.OpError as error:
-                unreadable.append(f"{name}: {(error.message.splitlines() or ['cannot be read'])[0]}")
+                unreadable.append(f"{name}: {escape((error.message.splitlines() or ['cannot be read'])[0])}")
                 continue
             writer.write(example)
             classes[label] += 1
@@ -187,9 +209,31 @@ def write_shard(
         "classes": {str(label): count for label, count in sorted(classes.items())},
         "unreadable": unreadable,
     }
+    if not is_remote(folder):
+        sync(unfinished)
     write_text(summary_path, json.dumps(summary))
     tf.io.gfile.rename(unfinished, path, overwrite=True)
     return summary
+
+
+def _read_summary(path, summary_path):
+    """Return the summary of a complete file, or None if it has to be written again."""
+    if not exists(path) or not exists(summary_path):
+        return None
+    try:
+        summary = parse_json_object(read_text(summary_path), summary_path)
+        check_file(path)
+    except UserError:
+        return None
+    classes, unreadable = summary.get("classes"), summary.get("unreadable")
+    is_valid = (
+        isinstance(classes, dict)
+        and all(type(count) is int for count in classes.values())
+        and summary.get("records") == sum(classes.values())
+        and isinstance(unreadable, list)
+        and all(isinstance(line, str) for line in unreadable)
+    )
+    return summary if is_valid and summary.get("bytes") == tf.io.gfile.stat(path).length else None
 
 
 def shard_path(folder: str, split: str, index: int, count: int) -> str:
@@ -221,7 +265,7 @@ def _read_shard(data, split, source, shards, shard) -> Iterator[tuple[str, Sourc
 def _convert(name, source, payload):
     """Return the serialized example of an image and its label."""
     encoded, label = (tensor.numpy() for tensor in source.load(payload))
-    file_name = source.file_name(payload).numpy().decode() if source.file_name else name
+    file_name = os.fsdecode(source.file_name(payload).numpy()) if source.file_name else name
     label = int(label)
     return make_example(encoded, label, source.class_names[label], os.path.basename(file_name)), label
 
@@ -248,7 +292,7 @@ def make_example(encoded: bytes, label: int, class_name: str, name: str) -> byte
     width, height = read_size(encoded) or (width, height)  # as stored, as the official tools do
 
     def text(value):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(value)]))
 
     def number(value):
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
@@ -272,7 +316,10 @@ def make_example(encoded: bytes, label: int, class_name: str, name: str) -> byte
 def _write_with_threads(data, split, folder, shards, source, workers):
     """Write all files on this machine. Threads suffice, because TensorFlow decodes and writes outside Python's lock."""
     stop, lock = threading.Event(), threading.Lock()
-    with ThreadPoolExecutor(workers) as pool, ProgressBar(source.size, split, "images") as bar:
+    with (
+        ThreadPoolExecutor(min(workers, shards, _MOST_THREADS)) as pool,
+        ProgressBar(source.size, split, "images") as bar,
+    ):
 
         def on_images(count):
             if stop.is_set():

@@ -4,27 +4,39 @@ ImageNet-A and ImageNet-R have 200 of the 1,000 classes. The folders of ImageNet
 lists all classes that are visible in each validation image.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.data.source import Order, Source
+from efficientnet_tf.config.json_text import parse_json
+from efficientnet_tf.config.text import escape, normalize_name, shorten
 from efficientnet_tf.runtime.files import read_text
+
+if TYPE_CHECKING:
+    from efficientnet_tf.data.source import Source
 
 # Finds the number of a validation image in its path. The syntax is that of RE2, because it runs inside tf.data.
 _NUMBER = r"^(?:.*/)?[^/]*ILSVRC2012_val_([0-9]{8})(?:[^0-9/][^/]*)?$"
+_LARGEST_FILE_BYTES = 2**24  # The published file has 1.5 MB.
+_MOST_CELLS = 2**26  # of the table of labels, which has as many columns as the longest list
 _NO_LABEL, _OTHER_CLASS = -1, -2  # neither is equal to a prediction
 
 
 def _columns_by_name(names: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
-    """Return the model's column for each name: its class name, or its number if only `names` are numbers."""
+    """Return the model's column for each name: its class name, or its number if only `names` are numbers.
+
+    Names that look the same are the same, for a model may be older than this rule for its data.
+    """
     are_numbers = all(n.isdecimal() for n in names) and not any(n.isdecimal() for n in class_names)
     known = [str(i) for i in range(len(class_names))] if are_numbers else class_names
-    return {name: i for i, name in enumerate(known)}
+    return {normalize_name(name): i for i, name in enumerate(known)}
 
 
 def match_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
@@ -42,16 +54,20 @@ def match_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
         UserError: If the model does not have one of the classes.
     """
     columns = _columns_by_name(names, class_names)
-    unknown = [name for name in names if name not in columns]
+    unknown = [name for name in names if normalize_name(name) not in columns]
     if unknown:
         numbers = f", or the label numbers 0 to {len(class_names) - 1}" if "0" in columns else ""
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise UserError(
-            f"The data has the {len(names)} classes {', '.join(names[:5])}, ..., but the model does not have "
-            f"{', '.join(unknown[:10])}{more}. It has the {len(class_names)} classes {', '.join(class_names[:5])}, ... "
+            f"The data has the {len(names)} classes {_show(names, 5)}, but the model does not have "
+            f"{_show(unknown[:10], 10)}{more}. It has the {len(class_names)} classes {_show(class_names, 5)}. "
             f"Use its class names{numbers}." + suggest(unknown[0], columns)
         )
-    return [columns[name] for name in names]
+    return [columns[normalize_name(name)] for name in names]
+
+
+def _show(names, most):
+    return ", ".join(escape(shorten(name, 60)) for name in names[:most]) + (", ..." if len(names) > most else "")
 
 
 def read_real_labels(path: str, class_names: Sequence[str], columns: Sequence[int]) -> np.ndarray:
@@ -73,15 +89,22 @@ def read_real_labels(path: str, class_names: Sequence[str], columns: Sequence[in
     """
     lists = _read_lists(path)
     used = sorted({label for labels in lists for label in labels})
-    known = _columns_by_name([str(label) for label in used if label >= 0], class_names)
-    unknown = [label for label in used if str(label) not in known]
+    known = _columns_by_name([_write(label) for label in used if label >= 0], class_names)
+    unknown = [label for label in used if _write(label) not in known]
     if unknown:
         raise UserError(
-            f"real_labels={path} has the labels {', '.join(map(str, unknown[:10]))}, which the model does not have. "
+            f"real_labels={escape(path)} has the labels {_show([_write(label) for label in unknown], 10)}, which the "
+            "model does not have. "
             f"Use the labels 0 to {len(class_names) - 1}."
         )
+    width = max(1, *map(len, lists), 1)
+    if (len(lists) + 1) * width > _MOST_CELLS:
+        raise UserError(
+            f"real_labels={escape(path)} has {len(lists):,} images with up to {width:,} labels, which is too much for "
+            "memory. Each image has a few labels."
+        )
     label_of = {column: label for label, column in enumerate(columns)}
-    rows = np.full([len(lists) + 1, max(1, *map(len, lists), 1)], _NO_LABEL, np.int32)
+    rows = np.full([len(lists) + 1, width], _NO_LABEL, np.int32)
     for number, labels in enumerate(lists, 1):
         rows[number, : len(labels)] = [label_of.get(known[str(label)], _OTHER_CLASS) for label in labels]
     return rows
@@ -90,18 +113,32 @@ def read_real_labels(path: str, class_names: Sequence[str], columns: Sequence[in
 def _read_lists(path: str) -> list[list[int]]:
     """Return the content of real.json."""
     try:
-        lists = json.loads(read_text(path))
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f"real_labels={path} cannot be read as JSON: {str(error)[:300]}") from None
+        lists = parse_json(read_text(path, _LARGEST_FILE_BYTES), path)
+    except UserError as error:
+        raise UserError(f"real_labels={error}") from None
     if not isinstance(lists, list) or not lists:
-        raise UserError(f"real_labels={path} must be a list of lists of label numbers, received {str(lists)[:80]}.")
+        raise UserError(
+            f"real_labels={escape(path)} must be a list of lists of label numbers, received {_quote(lists)}."
+        )
     for number, labels in enumerate(lists, 1):
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise UserError(
-                f"real_labels={path} must have a list of label numbers for image {number}, received "
-                f"{json.dumps(labels)[:80]}."
+                f"real_labels={escape(path)} must have a list of label numbers for image {number}, received "
+                f"{_quote(labels)}."
             )
     return lists
+
+
+def _quote(value):
+    try:
+        return shorten(json.dumps(value), 80)
+    except RecursionError:
+        return "nested lists"
+
+
+def _write(label):
+    """Return a label as a text. A number of thousands of digits cannot be one, and Python refuses to write it."""
+    return str(label) if abs(label) < 2**63 else hex(label)[:20] + "..."
 
 
 def with_real_labels(source: Source, rows: np.ndarray) -> tuple[Source, Callable[[], None]]:
@@ -118,6 +155,10 @@ def with_real_labels(source: Source, rows: np.ndarray) -> tuple[Source, Callable
     Raises:
         UserError: If the source has no file names, or the name of the first file has no number.
     """
+    import tensorflow as tf
+
+    from efficientnet_tf.data.source import Order
+
     pattern = f"ILSVRC2012_val_00000001 to {len(rows) - 1:08d}"
     find_name = source.file_name
     if find_name is None:
@@ -139,7 +180,7 @@ def with_real_labels(source: Source, rows: np.ndarray) -> tuple[Source, Callable
         return encoded, tf.concat([[label], tf.gather(rows, number)], axis=0)
 
     def check():
-        names = sorted(name.decode(errors="replace") for name in unnumbered.export()[0].numpy())
+        names = sorted(escape(os.fsdecode(name)) for name in unnumbered.export()[0].numpy())
         if names:
             raise UserError(
                 f"real_labels needs images whose file names contain {pattern}, but {len(names)} names have no such "

@@ -542,12 +542,6 @@ def test_the_table_of_another_name_of_the_default_split(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- checks
 
 
-@pytest.mark.parametrize("folder", ["", "  ", "s3://bucket/x", "hf://x", "https://host/x", "a\0b"])
-@pytest.mark.parametrize("source", ["folder", "table"])
-def test_places_that_cannot_be_read(folder, source):
-    assert "data.dir=" in checked(folder, source)
-
-
 def test_find_images_names_what_is_wrong(tmp_path):
     touch(tmp_path, "a.heic")
     for path, message in (
@@ -566,6 +560,29 @@ def test_find_images_tells_what_was_left_out(tmp_path, caplog):
     assert find_images([str(tmp_path)]) == [str(tmp_path / "a.jpg"), str(tmp_path / "deep/c.PNG")]
     (record,) = caplog.records
     assert "left out 1 file: 1 .heic." in record.getMessage()
+
+
+def test_record_files_are_checked(tmp_path):
+    assert "has no file train-00000-of-..." in checked(tmp_path, "records")
+    touch(tmp_path, "train-00000-of-00001", "val-00000-of-00001")
+    assert "has no classes.txt" in checked(tmp_path, "records")
+    (tmp_path / "classes.txt").write_text("a\n\nb\n")
+    assert "classes.txt: the name of class 1 is empty" in checked(tmp_path, "records")
+    (tmp_path / "classes.txt").write_text("a\n")
+    assert "found only one class, 'a'" in checked(tmp_path, "records")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    data = schema.DataConfig(source="records", dir=str(tmp_path))
+    check_data(data)
+    check_data(data, ["val"])
+    assert "has no file dev-00000" in checked(tmp_path, "records", eval_split="dev")
+
+
+@pytest.mark.parametrize(("source", "split"), [("digits", "val"), ("synthetic", "test")])
+def test_splits_of_other_sources_are_checked(source, split):
+    data = schema.DataConfig(source=source)
+    with pytest.raises(UserError, match=f"data.source={source} has no split '{split}'"):
+        check_data(data, [split])
+    check_data(data, ["train"])
 
 
 def test_data_are_checked_without_tensorflow(tmp_path):

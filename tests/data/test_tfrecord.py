@@ -1,6 +1,7 @@
 """Test record files in the official layout, written here field by field, and copies in memory and on disk."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -98,17 +99,33 @@ def test_hosts_share_files_and_epochs(folder, hosts):
     assert len(seen) == len(set(seen)) == TOTAL
 
 
-def test_summary_is_used_only_if_it_describes_the_files(tmp_path):
+def test_local_files_are_counted_whatever_the_summary_says(tmp_path):
     write_split(tmp_path)
     sizes = [(tmp_path / f"train-{i:05d}-of-00004").stat().st_size for i in range(4)]
     summary = {"records_per_file": [6, 0, 12, 5], "bytes_per_file": sizes}
-    (tmp_path / "train.json").write_text(json.dumps(summary))
-    assert open_records(tmp_path, classes=3).size == TOTAL - 1  # as the summary says
-    summary["bytes_per_file"][0] += 1
-    (tmp_path / "train.json").write_text(json.dumps(summary))
-    assert open_records(tmp_path, classes=3).size == TOTAL
-    (tmp_path / "train.json").write_text("{}")
-    assert open_records(tmp_path, classes=3).size == TOTAL
+    for text in (json.dumps(summary), "{}", "[", "[" * 10_000, "\xff"):
+        (tmp_path / "train.json").write_bytes(text.encode("latin-1"))
+        assert open_records(tmp_path, classes=3).size == TOTAL
+
+
+def test_remote_summary_is_used_only_if_it_describes_the_files(tmp_path):
+    write_split(tmp_path)
+    folder = "ram://records"
+    for path in tmp_path.iterdir():
+        tf.io.gfile.copy(str(path), f"{folder}/{path.name}")
+    sizes = [(tmp_path / f"train-{i:05d}-of-00004").stat().st_size for i in range(4)]
+    summary = {"records_per_file": [6, 0, 12, 5], "bytes_per_file": sizes}
+    for change, size in (
+        ({}, TOTAL - 1),  # as the summary says
+        ({"bytes_per_file": [sizes[0] + 1, *sizes[1:]]}, TOTAL),
+        ({"records_per_file": [6, 0, 12]}, TOTAL),
+        ({"records_per_file": [6, 0, 12, "5"]}, TOTAL),
+        ({"records_per_file": [6, 0, 12, -5]}, TOTAL),
+        ({"records_per_file": 6}, TOTAL),
+    ):
+        with tf.io.gfile.GFile(f"{folder}/train.json", "w") as file:
+            file.write(json.dumps(summary | change))
+        assert open_records(folder, classes=3).size == size
 
 
 def records_error(folder, split="train", **keys):
@@ -158,9 +175,95 @@ def test_file_without_records(tmp_path):
     path = tmp_path / "train-00000-of-00001"
     path.write_bytes(struct.pack("<Q", 16) + bytes(24))  # The length is valid, the checksum is not.
     message = records_error(tmp_path, classes=3)
-    assert message.startswith(f"{path} must have records with image/encoded and image/class/label: ")
+    assert message == f"{path}: record 0 at byte 0 is damaged, or this is no TFRecord file."
     path.write_bytes(b"")
     assert "the files of 'train' have no records." in records_error(tmp_path, classes=3)
+
+
+def checksum(data):
+    """Return the masked CRC-32C of a few bytes, bit by bit."""
+    crc = 0xFFFFFFFF
+    for bit in (byte >> place & 1 for byte in data for place in range(8)):
+        crc = crc >> 1 ^ (0x82F63B78 if (crc ^ bit) & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+
+def frame(data, length=None):
+    """Return a record with right checksums, which may declare another length than it has."""
+    header = struct.pack("<Q", len(data) if length is None else length)
+    return header + struct.pack("<I", checksum(header)) + data + struct.pack("<I", checksum(data))
+
+
+@pytest.mark.parametrize("length", [2**20, 3 * 2**30, 2**40, 2**60, 2**64 - 1, 2**64 - 16])
+def test_absurd_lengths_are_refused_before_tensorflow_allocates_them(tmp_path, length):
+    """TensorFlow itself crashes."""
+    write_split(tmp_path, per_file=(3,))
+    path = tmp_path / "train-00000-of-00001"
+    path.write_bytes(path.read_bytes() + frame(b"abc", length))
+    assert records_error(tmp_path, classes=3) == f"{path} is truncated: its last record is incomplete."
+
+
+def test_a_record_larger_than_any_image(tmp_path):
+    write_split(tmp_path, per_file=(3,))
+    path = tmp_path / "train-00000-of-00001"
+    with path.open("ab") as file:
+        file.write(frame(b"", 2**30)[:12])
+        file.truncate(2**31)  # a sparse file
+    assert "record 3 declares 1,073,741,824 bytes, more than the 268,435,456 that are" in records_error(
+        tmp_path, classes=3
+    )
+
+
+@pytest.mark.parametrize("where", ["length", "checksum", "data"])
+def test_damaged_records(tmp_path, where):
+    write_split(tmp_path)
+    path = tmp_path / "train-00000-of-00004"
+    content = bytearray(path.read_bytes())
+    content[{"length": 0, "checksum": 8, "data": 20}[where]] ^= 1
+    path.write_bytes(content)
+    assert "damaged" in records_error(tmp_path, classes=3) and str(path) in records_error(tmp_path, classes=3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no example", b"\x0a\xff\xff\xff\xff\x0f", bytes(100)])
+def test_records_that_are_no_examples(tmp_path, content):
+    (tmp_path / "train-00000-of-00001").write_bytes(frame(content))
+    message = records_error(tmp_path, classes=3)
+    assert "train-00000-of-00001 must have records with image/encoded and image/class/label: " in message
+    assert "\n" not in message and "function_node" not in message
+
+
+@pytest.mark.parametrize("kind", ["text label", "number as image", "two labels", "no label"])
+def test_features_of_another_type(tmp_path, kind):
+    feature = tf.train.Feature
+    image, label = feature(bytes_list=tf.train.BytesList(value=[png(1)])), tf.train.Int64List(value=[1])
+    features = {"image/encoded": image, "image/class/label": feature(int64_list=label)}
+    if kind == "text label":
+        features["image/class/label"] = feature(bytes_list=tf.train.BytesList(value=[b"cat"]))
+    elif kind == "number as image":
+        features["image/encoded"] = feature(int64_list=label)
+    elif kind == "two labels":
+        features["image/class/label"] = feature(int64_list=tf.train.Int64List(value=[1, 2]))
+    else:
+        del features["image/class/label"]
+    content = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    (tmp_path / "train-00000-of-00001").write_bytes(frame(content))
+    message = records_error(tmp_path, classes=3)
+    assert "train-00000-of-00001 must have records with image/encoded and image/class/label: " in message
+
+
+def test_files_that_are_not_regular(tmp_path):
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+        make(tmp_path / "train-00000-of-00001")
+        assert "train-00000-of-00001: this is a " in records_error(tmp_path, classes=3)
+        os.rename(tmp_path / "train-00000-of-00001", tmp_path / f"other{make}")
+
+
+def test_absurd_numbers_of_files(tmp_path):
+    (tmp_path / "train-00000-of-99999999999999").touch()
+    assert "It has 1 of 99999999999999 files." in records_error(tmp_path, classes=3)
+    os.rename(tmp_path / "train-00000-of-99999999999999", tmp_path / "train-00000-of-00000")
+    assert "has 1 files of 'train', more than 0" in records_error(tmp_path, classes=3)
 
 
 def test_records_in_another_layout(tmp_path):
@@ -194,6 +297,32 @@ def test_classes_txt_with_another_number_of_classes(folder, tmp_path):
     assert "has no classes.txt. Give the number of classes, for example --set data.classes=1000." in records_error(
         tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    "content", [b"newt\r\naxolotl\r\nolm\r\n", b"\xef\xbb\xbfnewt\naxolotl\nolm", b"newt \naxolotl\nolm\n\n\n"]
+)
+def test_classes_txt_of_other_systems(folder, tmp_path, content):
+    write_split(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(content)
+    assert open_records(tmp_path).class_names == ("newt", "axolotl", "olm")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\n\nb\n", "the name of class 1 is empty"),
+        (b"a\nb\na\n", "the classes 0 and 2 are both named 'a'"),
+        ("a\u2028a\nb\n".encode(), "\\u2028"),
+        (b"a\x1b\nb", "\\x1b"),
+        (b"a\nb\xff\n", "line 2: the byte 0xff is not UTF-8"),
+        (b"", "the name of class 0 is empty"),
+    ],
+)
+def test_classes_txt_with_names_that_cannot_be_used(tmp_path, content, message):
+    write_split(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(content)
+    assert message in records_error(tmp_path)
 
 
 def test_more_hosts_than_files(folder):
@@ -255,3 +384,59 @@ def test_copy_on_disk_is_made_once_and_belongs_to_its_source(folder, tmp_path):
         open_source(digits, "train", training=True)
     with pytest.raises(UserError, match="cannot be written"):
         open_records(folder, cache="/dev/null/cache")
+
+
+def test_copy_of_changed_labels_is_another_copy(tmp_path):
+    for number in range(4):
+        PIL.Image.fromarray(np.full([8, 8, 3], number, np.uint8)).save(tmp_path / f"{number}.png")
+    data = schema.DataConfig(source="table", dir=str(tmp_path), cache=str(tmp_path / "copy"))
+    for labels in ("abab", "aabb"):  # The first and the last image stay the same.
+        rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+        (tmp_path / "train.csv").write_text(f"path,label\n{rows}")
+        if labels == "abab":
+            assert len(contents(open_source(data, "train", training=True))) == 4
+    with pytest.raises(UserError, match="has a copy of other images than table train. Use another folder."):
+        open_source(data, "train", training=True)
+
+
+@pytest.fixture(scope="module")
+def copy_index(folder, tmp_path_factory):
+    """Return the index of a copy that is valid."""
+    cache = tmp_path_factory.mktemp("copy")
+    open_records(folder, cache=str(cache))
+    index = json.loads((cache / "train/copy.json").read_text())
+    assert len(index["ids"]) == len(index["labels"]) == TOTAL
+    return index
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"ids": value} for value in (None, [], "ids", [0.5] * TOTAL, [-1] * TOTAL, [2**70] * TOTAL, {})),
+        *({"labels": value} for value in (None, [0], [3] * TOTAL, [-1] * TOTAL, ["0"] * TOTAL, [True] * TOTAL)),
+        *({"classes": value} for value in (None, 3, ["newt"])),
+        *({"first_and_last": value} for value in (None, [], "x")),
+        {"ids": [2**62] * TOTAL},
+    ],
+)
+def test_index_of_a_copy_with_nonsense(folder, copy_index, tmp_path, change):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/copy.json").write_text(json.dumps(copy_index | change))
+    message = records_error(folder, cache=str(tmp_path))
+    assert "is damaged, or belongs to other images" in message or "has a copy of other images" in message
+
+
+def test_copies_at_odd_places(folder, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    for name in ("fifo", "file"):
+        assert f"data.cache={tmp_path / name}/train cannot be written" in records_error(
+            folder, cache=str(tmp_path / name)
+        )
+    (tmp_path / "copy/train").mkdir(parents=True)
+    for content, part in ((b"[]", "expected a JSON object"), (b"{", "not valid JSON"), (b"\xff", "not UTF-8")):
+        (tmp_path / "copy/train/copy.json").write_bytes(content)
+        assert part in records_error(folder, cache=str(tmp_path / "copy"))
+    (tmp_path / "copy/train/copy.json").unlink()
+    os.mkfifo(tmp_path / "copy/train/copy.json")
+    assert "copy.json: this is a FIFO, not a file." in records_error(folder, cache=str(tmp_path / "copy"))

@@ -1,7 +1,9 @@
 """Labels of ImageNet's other test sets: matching class names, and reading ImageNet-ReaL's file."""
 
 import json
+import os
 import re
+import unicodedata
 
 import pytest
 
@@ -46,12 +48,22 @@ def test_unknown_classes(names, class_names, parts):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ("[[1], [2]", "cannot be read as JSON"),
-        ('{"1": [2]}', "must be a list of lists of label numbers, received {'1': [2]}"),
+        ("[[1], [2]", ": not valid JSON: Expecting"),
+        ('{"1": [2]}', 'must be a list of lists of label numbers, received {"1": [2]}'),
         ("[]", "must be a list of lists of label numbers, received []"),
         ("[[1], 2]", "must have a list of label numbers for image 2, received 2"),
         ('[[1], ["2"]]', 'must have a list of label numbers for image 2, received ["2"]'),
         ("[[1], [true]]", "must have a list of label numbers for image 2, received [true]"),
+        ("[" * 10_000 + "]" * 10_000, "it is nested too deeply"),
+        ("[" * 400 + "]" * 400, "must have a list of label numbers for image 1, received [["),
+        ("[[1], [" + "9" * 3000 + "]]", "has the labels 1, 0x"),
+        ("[[1], [" + "9" * 9000 + "]]", "not valid JSON"),
+        ("[[" + "1," * 50_000 + "1]," + "[1]," * 2_000 + "[1]]", "has 2,002 images with up to 50,001 labels"),
+        ("[[1], [1.5]]", "received [1.5]"),
+        ("[[1], [NaN]]", "received [NaN]"),
+        ("[[1], null]", "for image 2, received null"),
+        ('"\x1b"', "not valid JSON"),
+        ("", "not valid JSON"),
         ("[[1], [12, -1]]", "has the labels -1, 12, which the model does not have. Use the labels 0 to 11."),
     ],
 )
@@ -60,11 +72,31 @@ def test_invalid_real_labels(tmp_path, content, part):
     path.write_text(content)
     with pytest.raises(UserError, match=re.escape(part)) as caught:
         read_real_labels(str(path), SYNSETS, list(range(12)))
-    assert str(caught.value).startswith(f"real_labels={path} ")
+    assert str(caught.value).startswith(f"real_labels={path}")
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+
+
+def test_real_labels_that_are_no_text_file(tmp_path):
+    path = tmp_path / "real.json"
+    for write, part in (
+        (lambda: path.write_bytes(b"[[1]]\xff"), "line 1: the byte 0xff is not UTF-8"),
+        (lambda: path.mkdir(), "this is a folder, not a file"),
+        (lambda: os.mkfifo(path), "this is a FIFO, not a file"),
+        (lambda: path.symlink_to("/dev/zero"), "this is a device, not a file"),
+    ):
+        write()
+        with pytest.raises(UserError, match=part):
+            read_real_labels(str(path), SYNSETS, list(range(12)))
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_classes_that_look_the_same_match():
+    names = [unicodedata.normalize("NFD", name) for name in ("caf\u00e9", "na\u00efve")]
+    assert match_classes(names, ["dog ", "na\u00efve", "caf\u00e9"]) == [2, 1]
 
 
 def test_missing_real_labels(tmp_path):
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="real_labels=.*none.json: no such file"):
         read_real_labels(str(tmp_path / "none.json"), SYNSETS, list(range(12)))
 
 
