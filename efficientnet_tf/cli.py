@@ -21,9 +21,10 @@ from absl import logging as absl_logging
 
 from efficientnet_tf.config.errors import suggest
 from efficientnet_tf.config.paths import find_problem
-from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.config.text import escape, escape_lines, shorten
 from efficientnet_tf.runtime import failures
 from efficientnet_tf.runtime.failures import EXIT_ERROR as EXIT_ERROR
+from efficientnet_tf.runtime.hardware import DEVICES, check_devices
 from efficientnet_tf.runtime.terminal import quiet_native_logs
 
 LARGEST_COUNT = 10**9
@@ -46,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        super().error(shorten("\n".join(map(escape, message.split("\n"))), LONGEST_MESSAGE))
+        super().error(shorten(escape_lines(message), LONGEST_MESSAGE))
 
     def _is_unknown_flag(self, word: str) -> bool:
         # argparse takes words with a blank, numbers and a single dash for values.
@@ -108,9 +109,7 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the device."""
-    parser.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "gpu", "tpu"], help="Device to use. 'auto' is a GPU if any."
-    )
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="Device to use. 'auto' is a GPU if any.")
     parser.add_argument("--tpu", help="TPU to use: 'local', the name of a Cloud TPU, or grpc://address:8470.")
     parser.add_argument(
         "--replicas", type=positive_int, default=1, help="Number of logical devices to split the CPU into."
@@ -118,7 +117,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
-    """Return the device and tracker flags as words, for a command that starts `train`."""
+    """Return the device and tracker flags as words, for a command that starts `train`.
+
+    Raises:
+        UserError: If the flags contradict each other.
+    """
+    check_devices(args.device, args.tpu, args.replicas)
     tpu = [] if args.tpu is None else [f"--tpu={args.tpu}"]
     return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}", f"--tracker={args.tracker}"]
 
@@ -302,7 +306,7 @@ class _WarningFormatter(logging.Formatter):
     """Escapes what a name in a message could do to the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(escape, super().format(record).split("\n")))
+        return escape_lines(super().format(record))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant, load_variant
 from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.files import check_output, write_text
 from efficientnet_tf.runtime.terminal import make_table, show
 from efficientnet_tf.scaling.compound import Coefficients, compound, solve_phi
 
@@ -89,14 +91,6 @@ def _show_fit(fit: "Fit") -> None:
     )
 
 
-def _write(path: str, text: str) -> None:
-    try:
-        with open(path, "x") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"--output={path} cannot be written: {error}") from None
-
-
 def _latency_limit(args: argparse.Namespace) -> "Limit | None":
     """Return the limit on the time of a forward pass on this device, or None if there is none."""
     if args.target_latency_ms is None:
@@ -127,10 +121,9 @@ def main(args: argparse.Namespace) -> None:
         return
     if all(getattr(args, name) is None for name in TARGETS):
         raise UserError(f"no limit is given. Give at least one of {', '.join(f'--{name}' for name in TARGETS)}.")
-    if args.output and not args.output.endswith(".yaml"):
-        raise UserError(f"--output={args.output} does not end in .yaml, as the name of a variant file must.")
-    if args.output and os.path.exists(args.output):
-        raise UserError(f"--output={args.output} already exists and is not overwritten. Choose another name.")
+    check_output("output", args.output, (".yaml",))
+    if args.output and os.path.lexists(args.output):
+        raise UserError(f"output={escape(args.output)} already exists and is not overwritten. Choose another name.")
     fit = fit_budget(
         baseline,
         macs=args.target_macs,
@@ -143,8 +136,8 @@ def main(args: argparse.Namespace) -> None:
     )
     _show_fit(fit)
     if args.output:
-        comment = f"# phi {fit.phi:.3f} from {args.baseline}. The binding limit is {fit.binding}.\n"
-        _write(args.output, comment + dump_variant(fit.spec))
+        comment = f"# phi {fit.phi:.3f} from {escape(args.baseline)}. The binding limit is {fit.binding}.\n"
+        write_text(args.output, comment + dump_variant(fit.spec))
         show(f"Wrote {args.output}. Train it with: python -m efficientnet_tf.train --variant={args.output}")
 
 

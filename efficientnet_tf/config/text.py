@@ -44,6 +44,11 @@ def escape(text: str) -> str:
     return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def escape_lines(text: str) -> str:
+    """Return a text with `escape` applied to each line. The line breaks stay as they are."""
+    return "\n".join(map(escape, text.split("\n")))
+
+
 def shorten(text: str, most: int = 120) -> str:
     """Return a text with at most about `most` characters, for error messages. The middle of a longer one is left out.
 

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.config.text import escape, escape_lines, shorten
 
 EXIT_ERROR = 1  # a mistake that the user can fix
 EXIT_BUG = 70  # of this package or of a library. EX_SOFTWARE in sysexits.h
@@ -178,7 +178,7 @@ def _working_folder() -> str:
 def _print(text: str) -> None:
     """Print lines on standard error in which no character of a file or a name can act on the terminal."""
     try:
-        print("\n".join(map(escape, text.split("\n"))), file=sys.stderr, flush=True)
+        print(escape_lines(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):  # Standard error is full, gone or closed. The exit status says enough.
         discard_output()
 

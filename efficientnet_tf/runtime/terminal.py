@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from efficientnet_tf.config.text import escape, escape_lines
+
 SECONDS_BETWEEN_LINES = 30.0  # between progress lines where the output is not a terminal
 # File and class names are printed as they are, even if they look like rich's markup or emoji codes.
 LITERAL: Any = {"highlight": False, "markup": False, "emoji": False}
@@ -71,7 +73,7 @@ class ProgressBar:
 
     def __init__(self, total, description, unit="", completed=0):
         self.total, self.completed = total, completed
-        self._description, self._unit, self._status = description, unit, ""
+        self._description, self._unit, self._status = escape(description), unit, ""
         self._console = Console(file=sys.stderr, **LITERAL)
         self._is_live = self._console.is_terminal or self._console.is_jupyter
         self._last_line = time.monotonic()
@@ -85,7 +87,7 @@ class ProgressBar:
             TextColumn("{task.fields[status]}", markup=False),
         ]
         self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task(description, total=total, completed=completed, status="")
+        self._task = self._progress.add_task(self._description, total=total, completed=completed, status="")
 
     def __enter__(self):
         if self._is_live:
@@ -104,17 +106,18 @@ class ProgressBar:
 
     def describe(self, description):
         """Replace the text in front of the bar."""
-        self._description = description
-        self._progress.update(self._task, description=description)
+        self._description = escape(description)
+        self._progress.update(self._task, description=self._description)
 
     def set_status(self, status):
         """Replace the text behind the bar."""
-        self._status = status
-        self._progress.update(self._task, status=status)
+        self._status = escape(status)
+        self._progress.update(self._task, status=self._status)
 
     def print(self, line, file=None):
-        """Print a line of text above the bar, to standard output or to `file`."""
+        """Print a text above the bar, to standard output or to `file`. What could act on the terminal is escaped."""
         file = file or sys.stdout
+        line = escape_lines(line)
         if self._is_live and file.isatty():
             self._console.print(line, soft_wrap=True)
         else:
@@ -162,7 +165,7 @@ def make_table(header, rows, title=None, left=(0,)):
         if row is None:
             table.add_section()
         else:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
     return table
 
 
@@ -174,22 +177,34 @@ def show(*parts, file=None):
         file: Where to print. Defaults to standard output.
     """
     file = file or sys.stdout
+    parts = [escape_lines(part) if isinstance(part, str) else part for part in parts]
     if file.isatty():
         console = Console(file=file, **LITERAL)
         console = Console(file=file, width=max(console.width, _width(parts)), **LITERAL)
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, str))
     else:
-        print(render(*parts), file=file, flush=True)
+        print(render(*parts, encoding=file.encoding or "utf-8"), file=file, flush=True)
 
 
-def render(*parts):
-    """Return texts and tables of `make_table` as one plain text, str, without trailing blanks."""
-    text = io.StringIO()
+def render(*parts, encoding="utf-8"):
+    """Return texts and tables of `make_table` as one plain text, str, without trailing blanks.
+
+    Args:
+        *parts: Texts, str, and tables.
+        encoding: Encoding of the place where the text goes. Without Unicode, tables have lines of ASCII.
+    """
+    # The console chooses the lines by the encoding of its file. The text itself is never encoded.
+    text = _Text()
+    text.encoding = encoding
     console = Console(file=text, color_system=None, width=_width(parts), **LITERAL)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
+
+
+class _Text(io.StringIO):
+    encoding = "utf-8"
 
 
 def _width(parts):

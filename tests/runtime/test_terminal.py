@@ -136,3 +136,33 @@ def test_show_prints_plain_text_into_a_file():
     show("first [1/2] :cat:", table, file=file)
     assert file.getvalue() == render("first [1/2] :cat:", table) + "\n"
     assert "[bold] :cat:" in file.getvalue() and "first [1/2] :cat:" in file.getvalue()
+
+
+NAME = "a\x1b[31mb\u2028c\udcff"
+ESCAPED = r"a\x1b[31mb\u2028c\udcff"
+
+
+def test_names_in_tables_and_texts_cannot_control_the_terminal(capsys):
+    terminal.show(f"{NAME}\nsecond", terminal.make_table(["name"], [[NAME]], left=[0]))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[:2] == [ESCAPED, "second"] and lines[-1] == ESCAPED
+
+
+def test_names_in_progress_lines_cannot_control_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    with terminal.ProgressBar(2, NAME, "step") as bar:
+        bar.set_status(NAME)
+        bar.advance()
+        bar.print(f"{NAME}\nsecond")
+    captured = capsys.readouterr()
+    assert captured.err == f"{ESCAPED}: 1 of 2 step, {ESCAPED}\n"
+    assert captured.out == f"{ESCAPED}\nsecond\n"
+
+
+@pytest.mark.parametrize(("encoding", "is_ascii"), [("utf-8", False), ("ascii", True), ("latin-1", True)])
+def test_tables_have_lines_that_the_encoding_has(encoding, is_ascii):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    terminal.show(terminal.make_table(["name"], [["cat"]]), file=file)
+    file.seek(0)
+    text = file.read()
+    assert "cat" in text and text.isascii() == is_ascii

@@ -168,6 +168,6 @@ def test_command_never_overwrites_a_file(tmp_path, capsys):
     path.write_text("mine")
     with pytest.raises(UserError, match="already exists and is not overwritten"):
         run(capsys, "--target_macs=1e9", f"--output={path}")
-    with pytest.raises(UserError, match="does not end in .yaml"):
+    with pytest.raises(UserError, match="Use a name that ends in .yaml"):
         run(capsys, "--target_macs=1e9", f"--output={tmp_path / 'mine'}")
     assert path.read_text() == "mine"
