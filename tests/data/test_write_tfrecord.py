@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -245,6 +246,7 @@ def error(data, split, output, shards=3):
 
 
 DIGITS = data_config("digits")
+SMALL = data_config("synthetic", synthetic_examples=8, synthetic_classes=2)
 
 
 def test_another_number_of_files_is_an_error(tmp_path):
@@ -289,6 +291,107 @@ def test_a_full_disk_stops_all_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.io, "TFRecordWriter", Full)
     assert "cannot write 'train' to this folder: No space left on device" in error(DIGITS, "train", tmp_path, 8)
     assert not list(tmp_path.glob("train-*"))
+
+
+def test_a_full_disk_leaves_no_file_with_a_final_name(tmp_path):
+    """A limit on the size of files fails the same system calls as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        message = error(SMALL, "val", tmp_path / "out", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.startswith(f"{tmp_path}/out: cannot write 'val' to this folder: ") and "\n" not in message
+    assert files(tmp_path / "out") == {}
+    assert sum(write(SMALL, "val", tmp_path / "out", 2)["records_per_file"]) == 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 10_000,
+        b"{}",
+        b'{"records": "5", "bytes": 3, "classes": [], "unreadable": []}',
+        b'{"records": -1, "bytes": 3, "classes": {}, "unreadable": null}',
+        None,
+    ],
+)
+def test_a_file_with_a_damaged_summary_is_written_again(tmp_path, content):
+    first = write(SMALL, "val", tmp_path, 2)
+    whole = files(tmp_path)
+    summary, path = tmp_path / ".progress/val-00001-of-00002.json", tmp_path / "test-00001-of-00002"
+    if content is None:  # The file itself is truncated.
+        path.write_bytes(path.read_bytes()[:-10])
+    else:
+        summary.write_bytes(content)
+    assert write(SMALL, "val", tmp_path, 2) == first
+    assert files(tmp_path) == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"{}", b'{"sha256": 3}'])
+def test_a_damaged_fingerprint_is_an_error(tmp_path, content):
+    write(SMALL, "val", tmp_path, 2)
+    (tmp_path / ".progress/val.json").write_bytes(content)
+    message = error(SMALL, "val", tmp_path, 2)
+    assert str(tmp_path) in message and message.endswith(".")
+
+
+def test_fingerprints_of_earlier_versions_are_accepted(tmp_path):
+    first = write(SMALL, "val", tmp_path, 2)
+    path = tmp_path / ".progress/val.json"
+    path.write_text(json.dumps({key: json.loads(path.read_text())[key] for key in ("images", "sha256")}))
+    assert write(SMALL, "val", tmp_path, 2) == first
+
+
+def test_changed_labels_are_other_images(tmp_path):
+    for number in range(4):
+        PIL.Image.fromarray(np.full([8, 8, 3], number, np.uint8)).save(tmp_path / f"{number}.png")
+    data = data_config("table", dir=str(tmp_path))
+    for labels in ("abab", "aabb"):
+        rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+        (tmp_path / "train.csv").write_text(f"path,label\n{rows}")
+        if labels == "abab":
+            write(data, "train", tmp_path / "out", 1)
+    assert "has files of 'train' from other images" in error(data, "train", tmp_path / "out", 1)
+
+
+def test_odd_things_at_the_output(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    assert f"{tmp_path}/fifo: cannot write 'val' to this folder: " in error(SMALL, "val", tmp_path / "fifo")
+    (tmp_path / "out/.progress").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out/.progress/val-00000-of-00001")
+    os.mkfifo(tmp_path / "out/val-00000-of-00001")
+    (tmp_path / "out/val-notes.txt").touch()
+    assert write(SMALL, "val", tmp_path / "out", 1)["records_per_file"] == [8]
+    os.mkfifo(tmp_path / "out/.progress/train.json")
+    assert "train.json: this is a FIFO, not a file." in error(SMALL, "train", tmp_path / "out", 1)
+
+
+@pytest.mark.parametrize("split", ["../train", "a/b", "", ".hidden", "train[:1]", "a\0b"])
+def test_splits_that_cannot_be_file_names(tmp_path, split):
+    assert "only whole splits of other sources can be written" in error(SMALL, split, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_with_any_byte(tmp_path):
+    names = [b"\xff\xfe.png", b"a\nb.png", b"%s*?[a].png", b"\x1b[31m.png", "\u2028.png".encode()]
+    for number, name in enumerate(names):
+        path = os.path.join(os.fsencode(tmp_path), b"train", b"ab"[number % 2 : number % 2 + 1], name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            PIL.Image.fromarray(np.full([4, 4, 3], number, np.uint8)).save(file, "PNG")
+    (tmp_path / "train/a/bad\x1b.jpg").write_bytes(b"no image")
+    summary = write(data_config("folder", dir=str(tmp_path)), "train", tmp_path / "out", 1)
+    assert summary["examples_per_class"] == {"a": 3, "b": 2}
+    (line,) = summary["unreadable"]
+    assert "bad\\x1b.jpg: " in line and line.isprintable()
+    back = read_back(tmp_path / "out", "train")
+    payloads = [payload for *_, payload in back.stream(Order(batch=1, steps=5))]
+    assert sorted(back.file_name(payload).numpy() for payload in payloads) == sorted(names)
 
 
 def test_an_error_of_the_storage_is_not_an_unreadable_image(tmp_path):
