@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
+from efficientnet_tf.runtime.hardware import check_devices
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -270,6 +271,7 @@ def main(args: argparse.Namespace) -> int:
     """Evaluate a model and print the results."""
     overrides = [*_locate_data(args.data_dir, args.folder), *args.overrides]
     files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
+    check_devices(args.device, args.tpu, args.replicas)
     check_evaluation(args.model_dir, overrides, args.raw, **files)
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights

@@ -5,6 +5,12 @@ from efficientnet_tf import cli
 
 def main(args):
     """Convert the weights, and print what was read and how the model uses it."""
+    from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.runtime.files import check_weights_path
+
+    # What can be refused is refused before TensorFlow is imported, which takes seconds.
+    check_weights_path("input", args.input)
+    load_config(args.variant, "imagenet", cli.overrides(args))
     from efficientnet_tf.weights.convert import convert_weights
 
     summary, config = convert_weights(
