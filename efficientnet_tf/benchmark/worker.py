@@ -276,7 +276,7 @@ def _prepare_exported_file(setting):
         named = keras.Model(model.input, {"logits": model.output})
         kind.write(named, path, precision, images[:8, None], (), {"precision": precision})
         file_bytes = sum(file.stat().st_size for file in os.scandir(folder))
-        logits_of = kind.open(path, precision)
+        logits_of, _ = kind.open(path, precision)
     return Job(_repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})
 
 

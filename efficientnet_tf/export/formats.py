@@ -58,7 +58,7 @@ class Format:
 
     @property
     def open(self) -> Callable:
-        """Opens a file, given its path and its precision. Returns a function from pixels to logits."""
+        """Opens a file, given its path and precision. Returns a function from pixels to logits, and the image shape."""
         return importlib.import_module(self.functions).open_file
 
 
@@ -111,7 +111,9 @@ def open_export(path: str) -> Export:
     check_size(path, metadata, count_cost(config.model, size, len(class_names), channels)["total"].total_params)
     check_record(path, texts.get(RECORD), config, class_names, metadata.digest)
     try:
-        compute_logits = kind.open(path, texts["precision"])
+        compute_logits, shape = kind.open(path, texts["precision"])
+        if shape != [size, size, channels]:
+            raise ValueError(f"its network takes images {shape}, but its config.yaml says {[size, size, channels]}")
         logits = compute_logits(np.zeros([1, size, size, channels], np.float32))
     except Exception as error:  # each runtime raises types of its own
         reason = " ".join(escape(str(error)).split())[:300]

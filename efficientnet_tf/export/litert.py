@@ -76,10 +76,11 @@ def list_operations(content: bytes, layer_of: dict[bytes, str]) -> dict[str, tup
 
 
 def open_file(path, precision):
-    """Return a function from pixels to logits."""
+    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
     from ai_edge_litert.interpreter import Interpreter
 
     # The signature runner takes batches of any size. The interpreter would keep a path open, so it gets the content.
     with open(path, "rb") as file:
         runner = Interpreter(model_content=file.read(), num_threads=available_cores()).get_signature_runner()
-    return lambda images: runner(image=images)["logits"]
+    shape = runner.get_input_details()["image"]["shape"]
+    return lambda images: runner(image=images)["logits"], list(map(int, shape[1:]))

@@ -74,11 +74,11 @@ def _list_operations(graph, layer_of):
 
 
 def open_file(path, precision):
-    """Return a function from pixels to logits."""
+    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 4  # its errors are raised
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"image": images})[0]
+    return lambda images: session.run(["logits"], {"image": images})[0], session.get_inputs()[0].shape[1:]

@@ -88,13 +88,14 @@ def _list_operations(network, layer_of):
 
 
 def open_file(path, precision):
-    """Return a function from pixels to logits."""
+    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
     import openvino
 
     hint = HINTS.get(precision)
     network = openvino.Core().read_model(path)
     compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
-    return lambda images: compiled(images)[0]
+    shape = [side.get_length() for side in list(network.input(0).partial_shape)[1:]]
+    return lambda images: compiled(images)[0], shape
 
 
 def _quantize(network, calibration, float_operations):

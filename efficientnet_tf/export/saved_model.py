@@ -102,6 +102,7 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
     check_record(path, text, config, class_names, _hash_graph(path) if text else "")
     try:
         loaded: Any = tf.saved_model.load(path)
+        _check_signature(loaded)
 
         def compute_logits(images):  # holds `loaded`, which owns the variables
             return loaded.signatures["serving_default"](image=images)["logits"]
@@ -116,6 +117,13 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
             f"{len(class_names)} names."
         )
     return compute_logits, config, class_names
+
+
+def _check_signature(loaded):
+    signature = loaded.signatures.get("serving_default")
+    inputs = {} if signature is None else signature.structured_input_signature[1]
+    if set(inputs) != {"image"} or "logits" not in signature.structured_outputs:
+        raise ValueError("it has no signature serving_default that takes image and returns logits")
 
 
 def _check_sizes(path, parameters):
