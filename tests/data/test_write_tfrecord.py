@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_no_file_with_a_final_name(tmp_path):
 def test_a_file_with_a_damaged_summary_is_written_again(tmp_path, content):
     first = write(SMALL, "val", tmp_path, 2)
     whole = files(tmp_path)
-    summary, path = tmp_path / ".progress/val-00001-of-00002.json", tmp_path / "test-00001-of-00002"
+    summary, path = tmp_path / ".progress/val-00001-of-00002.json", tmp_path / "val-00001-of-00002"
     if content is None:  # The file itself is truncated.
         path.write_bytes(path.read_bytes()[:-10])
     else:
