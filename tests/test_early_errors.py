@@ -1,0 +1,159 @@
+"""Mistakes in flags, data and directories are found before TensorFlow is imported, which takes seconds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from efficientnet_tf import cli
+from efficientnet_tf.commands import COMMANDS, load_command
+
+MODELS = {
+    "evaluate": [],
+    "predict": ["note.txt"],
+    "explain": ["note.txt"],
+    "export": ["--output=net.tflite"],
+}
+NO_MODELS = {
+    "nope": "no such file or folder",
+    "empty": "is not a model directory: it has no config.yaml",
+    "note.txt": "note.txt is a file",
+    "nope.keras": "no such file or folder",
+    "nope.tflite": "no such file or folder",
+    "broken": "config.yaml: ",
+}
+# Command line -> exit status and a part of the sentence.
+MISTAKES = {
+    f"{command} --model_dir={path} {' '.join(others)}": (1, part)
+    for command, others in MODELS.items()
+    for path, part in NO_MODELS.items()
+} | {
+    "train": (1, "--model_dir is missing"),
+    "train --model_dir=run --set=train.epoch=3": (1, "Did you mean 'epochs'?"),
+    "train --model_dir=run --set=data.source=folder": (1, "needs data.dir"),
+    "train --model_dir=run --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
+    "train --model_dir=run --set=data.source=table --data_dir=empty": (1, "has neither train.csv nor train.tsv"),
+    "train --model_dir=run --set=data.source=records --data_dir=empty": (1, "has no file train-00000-of-"),
+    "train --model_dir=run --set=data.train_split=trian": (1, "Did you mean 'train'?"),
+    "train --model_dir=run --device=cpu --tpu=local": (1, "--device=cpu and --tpu=local contradict each other"),
+    "train --model_dir=run --device=tpu --replicas=2": (1, "--replicas=2 splits the CPU"),
+    "train --model_dir=run --replicas=100000": (1, "--replicas=100000 is out of range"),
+    "train --model_dir=note.txt": (1, "note.txt is a file, not a folder"),
+    "train --model_dir=note.txt/run": (1, "note.txt is a file, not a folder"),
+    "train --model_dir=run --init_from=nope": (1, "train.init_from=nope: no such file or folder"),
+    "train --model_dir=run --variant=nope.yaml": (1, "variant file 'nope.yaml' does not exist"),
+    "train --model_dir=run --recipe=digts": (1, "Did you mean 'digits'?"),
+    "evaluate --model_dir=nope --device=cpu --tpu=local": (1, "contradict each other"),
+    "weights --variant=b0 --input=nope --output=out": (1, "--input=nope: no such file or folder"),
+    "weights --variant=b99 --input=note.txt --output=out": (1, "unknown variant 'b99'"),
+    "weights --variant=b0 --input=note.txt --output=out --set=data.x=1": (1, "data.x: unknown key"),
+    "show --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
+    "show --output=nope/grid.png": (1, "'nope' is not a folder"),
+    "show --output=grid.xyz": (1, "grid.xyz"),
+    "prepare --data_dir=nope --output=out": (1, "data.dir='nope' is not a folder"),
+    "prepare --source=digits --output=out --set=data.x=1": (1, "data.x: unknown key"),
+    "summary --variant=b99": (1, "unknown variant 'b99'"),
+    "scale --target_macs=1e9 --output=nope/mine.yaml": (1, "'nope' is not a folder"),
+    "study --study=family": (1, "--output_dir is missing"),
+    "study --study=family --output_dir=out --variants=b0,b99": (1, "unknown variant 'b99'"),
+    "study --study=family --output_dir=out --set=train.x=1": (1, "train.x: unknown key"),
+    "study --study=family --output_dir=out --device=cpu --tpu=x": (1, "contradict each other"),
+    "study --study=family --output_dir=out --seeds=1000000000": (1, "more than 100,000 runs"),
+    "search --output_dir=out --phi=1e9": (1, "--phi=1e+09 is out of range"),
+    "search --output_dir=out --device=cpu --tpu=x": (1, "contradict each other"),
+    "benchmark --mode=train --variant=b99": (1, "unknown variant 'b99'"),
+    "benchmark --output=nope/speed.json": (1, "nope/speed.json"),
+    "preflight --topology=v9:1": (1, "v9:1"),
+    "preflight --topology=v5e:2x4 --set=train.x=1": (1, "train.x: unknown key"),
+    # Flags.
+    "predict --model-dir=run note.txt": (2, "Did you mean '--model_dir'?"),
+    "predict -model_dri=run note.txt": (2, "Did you mean '--model_dir'?"),
+    "predict --variant=b0 note.txt": (2, "--variant is a flag of train, "),
+    "study --studdy=family": (2, "Did you mean '--study'?"),
+    "study --study=famly": (2, "Did you mean 'family'?"),
+    "train --device=cppu": (2, "Did you mean 'cpu'?"),
+    "train --tracker=wanbd": (2, "Did you mean 'wandb'?"),
+    "summary --classes=100000000000000000000": (2, "is too large. The largest value is 1000000000"),
+    "summary --classes=0": (2, "invalid integer >= 1 value"),
+    "summary --memory=1e400": (2, "invalid number > 0 value"),
+    "summary --memory=1e300": (2, "is out of range. Use a number from 1e-24 to 1e+24"),
+    "scale --target_macs=nan": (2, "invalid number > 0 value"),
+}
+CODE = """
+import contextlib, io, json, sys
+from efficientnet_tf import cli
+from efficientnet_tf.commands import load_command
+for line in json.load(sys.stdin):
+    command, *words = line.split()
+    module, stderr = load_command(command), io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
+        try:
+            cli.run(module.main, module.make_parser(), [command, "--verbose", *words])
+        except SystemExit as stopped:
+            status = stopped.code
+    heavy = sorted({"tensorflow", "keras", "jax"} & set(sys.modules))
+    print(json.dumps([line, status, stderr.getvalue(), heavy]), flush=True)
+    if heavy:
+        break
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Run all command lines in one process. Return the status, the error and the heavy modules of each."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "empty").mkdir()
+    (folder / "note.txt").write_text("x")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.yaml").write_text("[" * 1000)
+    (folder / "broken" / "classes.txt").write_text("cat\ndog\n")
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        input=json.dumps(list(MISTAKES)),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=240,
+    )
+    assert not done.returncode, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["broken", "empty", "note.txt"], "nothing is written"
+    return {line: others for line, *others in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_a_sentence_before_tensorflow_is_imported(answers, line):
+    status, error, heavy = answers[line]
+    assert not heavy
+    assert (status, MISTAKES[line][1] in error) == (MISTAKES[line][0], True), error
+    assert "Traceback" not in error
+
+
+# Flags that take names, addresses and settings rather than paths. Variants and recipes can be paths of YAML files.
+NO_PATHS = {"variant", "recipe", "baseline", "tpu", "topology", "overrides", "storage", "source", "layer", "label"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("s3://bucket/x", "is on s3://"),
+        ("hf://model", "is on hf://"),
+        ("https://host/x", "is on https://"),
+        ("file:///x", "Write the path itself: /x"),
+        ("a\0b", "contains a null character"),
+        ("x" * 5000, "is longer than the 4096 bytes"),
+    ],
+)
+def test_every_flag_with_a_path_refuses_what_cannot_be_one(command, path, part, capsys):
+    parser = load_command(command).make_parser()
+    words = [a.dest for a in parser._actions if a.type is None and a.choices is None and a.nargs != 0]
+    assert set(words) <= NO_PATHS, "each flag with a path has the type cli.path"
+    for action in parser._actions:
+        if action.type is cli.path:
+            with pytest.raises(SystemExit) as stopped:
+                parser.parse_args([f"{action.option_strings[0]}={path}"] if action.option_strings else [path])
+            assert stopped.value.code == 2 and part in capsys.readouterr().err
