@@ -54,6 +54,13 @@ def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[fl
     model.train_function = model.test_function = model.predict_function = None
 
 
+def get_normalization(model: keras.Model) -> tuple[list[float], list[float]]:
+    """Return the mean and the standard deviation of a model of `build_model`, for pixels in [0, 255]."""
+    layer: Any = model.get_layer(LAYER)
+    scale = np.sqrt(np.asarray(layer.input_variance, np.float32)).astype(float)
+    return (-np.asarray(layer.input_mean) / scale).tolist(), (1 / scale).tolist()
+
+
 def copy_normalization(source: keras.Model, target: keras.Model) -> None:
     """Give a model of `build_model` the normalization of another one with as many channels."""
     theirs, ours = source.get_layer(LAYER), target.get_layer(LAYER)

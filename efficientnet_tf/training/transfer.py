@@ -15,7 +15,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.model_dir import build_from_config, read_class_names, read_config
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.weights.formats import read_weights
-from efficientnet_tf.weights.load import HEAD, assign_weights
+from efficientnet_tf.weights.load import HEAD, load_weights
 from efficientnet_tf.weights.loaded import needs_of
 from efficientnet_tf.weights.names import model_variables, variable_paths
 
@@ -73,9 +73,8 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     theirs = _read_class_names(path)
     keep = theirs == list(class_names)
     with on_host():
-        loaded = read_weights(path, variable_paths(config.model))
         model = build_from_config(config, len(class_names))
-        assign_weights(model, loaded, path, reset_head=not keep)
+        loaded = load_weights(model, path, reset_head=not keep)
     for key in ("mean", "std"):
         needed, given = loaded.needs.get(f"model.{key}"), getattr(config.model, key)
         if needed is not None and not np.allclose(needed, given):

@@ -1,9 +1,10 @@
 """Converts weights of any known format to one of this package's formats."""
 
+import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -12,11 +13,15 @@ import keras
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_config, load_config, override_config
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.runtime.files import atomic_output, check_output, check_path
 from efficientnet_tf.weights.formats import read_weights
-from efficientnet_tf.weights.load import HEAD, assign_weights
+from efficientnet_tf.weights.load import HEAD, load_weights
 from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, LoadSummary
 from efficientnet_tf.weights.names import variable_paths
+
+MAX_CLASSES = 1_000_000  # of a classifier in a file. More would be a mistake or an attack.
 
 
 def convert_weights(
@@ -48,44 +53,71 @@ def convert_weights(
     Raises:
         UserError: As `load_weights`, and if the output exists or cannot be written.
     """
-    if os.path.exists(output):
-        raise UserError(f"output={output} exists. Choose another path, because nothing is overwritten.")
+    _check_output(output)
     config = load_config(variant, "imagenet", ["train.ema_decay=0"])
     loaded = read_weights(path, variable_paths(config.model), **options)
     needs = [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
     config = override_config(override_config(config, needs), overrides)
     if classes is None:
-        if HEAD[1] not in loaded.values:
-            raise UserError(f"{path} has no classifier. Pass classes=N and reset_head for a new one with N classes.")
-        classes = len(loaded.values[HEAD[1]])
+        shape = loaded.values[HEAD[1]].shape if HEAD[1] in loaded.values else ()
+        if len(shape) != 1 or not 1 <= shape[0] <= MAX_CLASSES:
+            reason = " ".join(filter(None, [loaded.head_problem, "Pass classes=N and reset_head for a new one with N "
+                                            "classes."]))  # fmt: skip
+            raise UserError(f"{escape(str(path))} has no classifier that can be used. {reason}")
+        classes = shape[0]
     size, channels = config.image_size, config.data.channels
     model = build_model(config.model, classes, (size, size, channels))
-    summary = assign_weights(model, loaded, path, reset_head=reset_head, adapt_channels=adapt_channels)
+    summary = load_weights(model, path, reset_head=reset_head, adapt_channels=adapt_channels, **options)
     try:
         _write(model, config, output)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # h5py, Keras and TensorFlow have their own types for a full disk
+        code = getattr(error, "errno", None)
+        reason = os.strerror(code) if code else " ".join(str(error).split())[:300]
+        raise UserError(f"output={escape(output)} cannot be written: {escape(reason).rstrip('.')}.") from None
     return summary, config
+
+
+def _check_output(output: str) -> None:
+    """Raise UserError before the work starts if the output exists or has no place."""
+    check_path("output", output)
+    if os.path.lexists(output):
+        raise UserError(f"output={escape(output)} exists. Choose another path, because nothing is overwritten.")
+    if output.endswith((".h5", ".keras")):
+        check_output("output", output, [".weights.h5", ".keras"])
 
 
 def _write(model: keras.Model, config: Config, output: str) -> None:
     """Write a model directory or a file, depending on the end of its name."""
     if output.endswith(".weights.h5"):
-        temporary = output.removesuffix(".weights.h5") + ".tmp.weights.h5"
-        model.save_weights(temporary)
-        with h5py.File(temporary, "a") as file:
-            file.attrs[CONFIG_ATTRIBUTE] = dump_config(config)
-        os.replace(temporary, output)
+        # Keras wants this ending, which has a second dot.
+        with atomic_output(output) as temporary:
+            named = f"{temporary}.weights.h5"
+            with _removed(named):
+                model.save_weights(named)
+                with h5py.File(named, "a") as file:
+                    file.attrs[CONFIG_ATTRIBUTE] = dump_config(config)
+                os.replace(named, temporary)
     elif output.endswith(".keras"):
-        temporary = output.removesuffix(".keras") + ".tmp.keras"
-        model.save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:  # Keras ignores entries that it does not know
-            archive.writestr(CONFIG_ENTRY, dump_config(config))
-        os.replace(temporary, output)
+        with atomic_output(output) as temporary:
+            model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:  # Keras ignores entries that it does not know
+                archive.writestr(CONFIG_ENTRY, dump_config(config))
     else:
         from efficientnet_tf.models.model_dir import write_model_dir  # needs TensorFlow
 
         write_model_dir(output, model, config, _class_names(model.output_shape[-1]))
+
+
+@contextlib.contextmanager
+def _removed(path: str) -> Iterator[None]:
+    """Remove a file at the end of the block, if it is still there."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 def _class_names(classes: int) -> list[str]:

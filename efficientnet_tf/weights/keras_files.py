@@ -1,17 +1,27 @@
-"""Reads weight files of Keras 2 and 3, with models of this package or of `keras.applications`."""
+"""Reads weight files of Keras 2 and 3, with models of this package or of `keras.applications`.
 
+A model can contain the network as one of its layers, at any depth, with other layers before and after it.
+"""
+
+import json
 import re
-import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, LoadedWeights, needs_of, put_array
-from efficientnet_tf.weights.names import layers_of, model_variables
+from efficientnet_tf.weights.archives import open_archive, open_member, read_member
+from efficientnet_tf.weights.hdf5 import H5Content
+from efficientnet_tf.weights.keras_config import describe_network, read_numbers
+from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, SETTINGS_ATTRIBUTE, LoadedWeights, needs_of
+from efficientnet_tf.weights.names import layers_of
+from efficientnet_tf.weights.tensors import Shapes, StoredTensor, put_tensor, read_needed
 
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of pixels in [0, 1]
+# keras.applications builds its networks only like this.
+KERAS_SETTINGS = {"model.batch_norm_epsilon": 1e-3, "model.padding": "same"}
+MAX_CONFIG = 32 * 2**20  # bytes of a model's config. That of the largest network has about 2 MB.
 _KERAS_VARIABLES = {
     "Dense": ("kernel", "bias"),
     "Conv": ("kernel", "bias"),
@@ -20,70 +30,65 @@ _KERAS_VARIABLES = {
 }
 
 
-def read_h5(path: str, variables: Sequence[str], **_) -> LoadedWeights:
+@dataclass
+class _Container:
+    """A model in a file: its own layers, without those of the models in it."""
+
+    path: str  # for messages: "functional", or "" for the outermost model
+    layers: dict[str, dict[str, StoredTensor]] = field(default_factory=dict)
+
+    @property
+    def is_network(self) -> bool:
+        return "stem_conv" in self.layers
+
+
+def read_h5(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) -> LoadedWeights:
     """Read a .weights.h5 file of Keras 3 or an .h5 file of Keras 2, written by Keras or by this package.
 
     Args:
         path: Path of the file.
         variables: Paths of the model's variables in their order, because old files number layers.
+        shapes: {path: shape} of the variables to read.
 
     Raises:
-        UserError: If the HDF5 file contains no Keras weights.
+        ValueError: If the file contains no weights of an EfficientNet, or something that is refused.
     """
-    import h5py
+    from efficientnet_tf.weights.hdf5 import open_h5
 
-    with h5py.File(path) as file:
-        config_text = file.attrs.get(CONFIG_ATTRIBUTE)
-        group: Any = file["model_weights"] if "model_weights" in file else file
-        if "layers" in group:
-            values, what = _read_keras3_groups(group["layers"], variables), "Keras weights"
-        elif any(name.startswith("layer_names") for name in group.attrs):
-            values, what = _read_legacy_groups(group), "Keras weights, legacy format"
-        else:
-            raise UserError(f"{path} is an HDF5 file without Keras weights. It contains {sorted(group)[:10]}.")
-    if config_text is not None:
-        return LoadedWeights("this package's weights", values, _needs_of_text(config_text, path))
-    return _split_normalization(what, values)
+    with open(path, "rb") as file, open_h5(file) as content:
+        config_text = content.read_text(CONFIG_ATTRIBUTE)
+        loaded, statistics = _read_content(content, variables)
+        if statistics is not None:
+            needs, notes = convert_normalization(*statistics)
+            what = f"{loaded.format} of keras.applications"
+            loaded = replace(loaded, format=what, needs=needs | KERAS_SETTINGS, notes=(*notes, *loaded.notes))
+        settings = content.read_text(SETTINGS_ATTRIBUTE)
+        if settings is not None and statistics is None:
+            loaded = replace(loaded, needs=_parse_settings(settings))
+        if config_text is not None:
+            loaded = replace(loaded, format="this package's weights", needs=_needs_of_text(config_text, path))
+        return replace(loaded, values=read_needed(loaded.values, shapes))
 
 
-def read_keras(path: str, variables: Sequence[str], **_) -> LoadedWeights:
-    """Read a whole Keras model. Keras loads it, and a black and a white image show how it normalizes pixels.
+def read_keras(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) -> LoadedWeights:
+    """Read a whole Keras model, without building it: its weights, and what its config says about the network.
 
     Raises:
-        UserError: If the model is not an EfficientNet.
+        ValueError: If the model contains no EfficientNet, or something that is refused.
     """
-    import keras
+    from efficientnet_tf.weights.hdf5 import open_h5
 
-    model: Any = keras.models.load_model(path, compile=False)
-    stem = next((layer for layer in model.layers if layer.name in ("stem_conv_pad", "stem_conv")), None)
-    if stem is None:
-        raise UserError(
-            f"{path} is a Keras model without a layer stem_conv. Only EfficientNets of this package or of "
-            "keras.applications can be read."
-        )
-    values = {name: np.asarray(v) for name, v in model_variables(model).items()}
-    values = {name: value for name, value in values.items() if not name.startswith("normalization")}
-
-    before_stem = keras.Model(model.inputs[0], stem.input)
-    shape = [side or 8 for side in model.inputs[0].shape[1:]]
-    black, white = (
-        np.asarray(before_stem(np.full([1, *shape], v, "float32")))[0, 0, 0].astype(float) for v in (0, 255)
-    )
-    std = 255 / (white - black)
-
-    padding = "symmetric" if model.get_layer("stem_conv").padding == "valid" else "same"
-    if any(layer.__class__.__name__ == "Normalization" for layer in model.layers):
-        padding = "same"  # keras.applications pads in separate layers, with the result of "same"
-    with zipfile.ZipFile(path) as archive:
-        has_config = CONFIG_ENTRY in archive.namelist()
-        needs = _needs_of_text(archive.read(CONFIG_ENTRY).decode(), path) if has_config else {}
-    needs |= {
-        "model.mean": tuple((-black * std).tolist()),
-        "model.std": tuple(std.tolist()),
-        "model.batch_norm_epsilon": model.get_layer("stem_bn").epsilon,
-        "model.padding": padding,
-    }
-    return LoadedWeights("a Keras model", values, needs)
+    with open_archive(path) as archive:
+        names = archive.namelist()
+        config = read_member(archive, "config.json", MAX_CONFIG) if "config.json" in names else b"{}"
+        network = describe_network(config)
+        needs = {}
+        if CONFIG_ENTRY in names:
+            needs = _needs_of_text(read_member(archive, CONFIG_ENTRY, MAX_CONFIG).decode(), path)
+        with open_member(archive, "model.weights.h5") as file, open_h5(file) as content:
+            loaded, statistics = _read_content(content, variables, network.head_problem)
+            needs |= network.needs | network.normalization(*(statistics or (None, None)))
+            return replace(loaded, format="a Keras model", needs=needs, values=read_needed(loaded.values, shapes))
 
 
 def convert_normalization(mean: np.ndarray, variance: np.ndarray) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -95,8 +100,13 @@ def convert_normalization(mean: np.ndarray, variance: np.ndarray) -> tuple[dict[
 
     Returns:
         The needs `model.mean` and `model.std`, for pixels in [0, 255], and notes for the user.
+
+    Raises:
+        ValueError: If a variance is not positive.
     """
     mean, variance = np.ravel(mean).astype(float), np.ravel(variance).astype(float)
+    if len(mean) != len(variance) or not np.all(np.isfinite(mean)) or not np.all((variance > 0) & (variance < np.inf)):
+        raise ValueError("its normalization of the pixels has numbers that are not possible")
     std, notes = np.sqrt(variance), ()
     if len(std) == 3 and np.allclose(variance, IMAGENET_STD, rtol=1e-3):
         # keras.applications corrects this for weights='imagenet' in another layer, which no weight file contains:
@@ -106,49 +116,174 @@ def convert_normalization(mean: np.ndarray, variance: np.ndarray) -> tuple[dict[
     return {"model.mean": tuple((255 * mean).tolist()), "model.std": tuple((255 * std).tolist())}, notes
 
 
-def _layer_kind(layer):
-    """Return the key of `_KERAS_VARIABLES` for a layer's name."""
-    if layer.startswith("normalization"):
-        return "Normalization"
-    if layer.endswith("bn"):
-        return "BatchNorm"
-    return "Dense" if layer == "predictions" else "Conv"
+def _read_content(content: H5Content, variables, head_problem=""):
+    """Find the network in the content of an HDF5 file, and name its variables.
+
+    Returns:
+        The weights, not read, and (mean, variance) of the Normalization layer of `keras.applications`, or None.
+    """
+    tensors, root = content.tensors, ""
+    if "model_weights" in content.attributes:
+        tensors = {n.removeprefix("model_weights/"): t for n, t in tensors.items() if n.startswith("model_weights/")}
+        root = "model_weights"
+    if any(name.startswith("layers/") for name in tensors):
+        containers, what = _read_keras3(tensors, content.names, root, variables), "Keras weights"
+    elif any(name.startswith("layer_names") for name in (*content.attributes[""], *content.attributes.get(root, ()))):
+        containers, what = _read_legacy(tensors), "Keras weights, legacy format"
+    else:
+        found = sorted({name.partition("/")[0] for name in content.tensors})[:10]
+        raise ValueError(f"it is an HDF5 file without Keras weights. It contains {found}")
+    return _find_network(what, containers, variables, head_problem)
 
 
-def _read_keras3_groups(group, variables):
+def _read_keras3(tensors, names, root, variables) -> list[_Container]:
     """Read the groups of Keras 3. They are named by class and number, and have the layer's name as an attribute."""
     by_class = {"conv2d": [], "depthwise_conv2d": [], "batch_normalization": [], "dense": []}
     for layer in (layer for layers in layers_of(variables).values() for layer in layers):
         kind = {"Dense": "dense", "BatchNorm": "batch_normalization"}.get(_layer_kind(layer), "conv2d")
         by_class["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
-    values = {}
-    for key, entry in group.items():
-        arrays: Any = entry["vars"] if "vars" in entry else {}
-        if not len(arrays):
-            continue
-        # Keras before 3.4 writes no names. It numbers the layers of a class in the order of the network.
-        kind = re.sub(r"_\d+$", "", key)
-        numbered, number = by_class.get(kind, []), int(key[len(kind) + 1 :] or 0)
-        layer = arrays.attrs.get("name") or (numbered[number] if number < len(numbered) else key)
-        names = _KERAS_VARIABLES[_layer_kind(layer)]
-        for index, array in arrays.items():
-            name = names[int(index)] if int(index) < len(names) else index
-            put_array(values, f"{layer}/{name}", np.asarray(array))
-    return values
+    grouped: dict[str, dict[str, dict[str, StoredTensor]]] = {}
+    for path, tensor in tensors.items():
+        group, _, index = path.rpartition("/vars/")
+        if not group.startswith("layers/") or not index.isdecimal() or len(index) > 4:
+            continue  # the state of an optimizer
+        parent, _, key = group.rpartition("/")
+        grouped.setdefault(parent, {}).setdefault(key, {})[index] = tensor
+    prefix = f"{root}/" if root else ""
+    containers = []
+    for parent, keys in grouped.items():
+        is_numbered = any(key.startswith("depthwise_conv2d") for key in keys)  # only then the numbers mean anything
+        container = _Container(re.sub(r"(^|/)layers(/|$)", r"\1", parent).strip("/"))
+        for key, arrays in keys.items():
+            # Keras before 3.4 writes no names. It numbers the layers of a class in the order of the network.
+            layer = names.get(f"{prefix}{parent}/{key}/vars") or (
+                _numbered_layer(key, by_class) if is_numbered else key
+            )
+            variable_names = _KERAS_VARIABLES[_layer_kind(layer, key)]
+            values = container.layers.setdefault(layer, {})
+            for index, tensor in arrays.items():
+                name = variable_names[int(index)] if int(index) < len(variable_names) else index
+                put_tensor(values, name, tensor)
+        containers.append(container)
+    return containers
 
 
-def _read_legacy_groups(group):
-    """Read the groups of Keras 2: one per layer, with its arrays at any depth below."""
-    values = {}
+def _numbered_layer(key, by_class):
+    match = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", key)
+    kind, number = match[1], int(match[2] or 0)
+    numbered = by_class.get(kind, [])
+    return numbered[number] if number < len(numbered) else key
 
-    def read(name, item):
-        if hasattr(item, "shape"):  # an array; everything else is a group
-            layer, _, inner = name.partition("/")
-            variable = inner.rpartition("/")[2].partition(":")[0].removeprefix("depthwise_")
-            put_array(values, f"{layer}/{variable}", np.asarray(item))
 
-    group.visititems(read)
-    return values
+def _read_legacy(tensors) -> list[_Container]:
+    """Read the groups of Keras 2: one per layer, with its arrays at any depth. A model is a layer with many layers."""
+    groups: dict[str, list[tuple[list[str], StoredTensor]]] = {}
+    for path, tensor in tensors.items():
+        first, *inner = path.split("/")
+        if inner:
+            groups.setdefault(first, []).append((inner, tensor))
+    outer, containers = _Container(""), []
+    for group, items in groups.items():
+        is_model = len({tuple(inner[:-1]) for inner, _ in items}) > 1
+        container = _Container(group) if is_model else outer
+        for inner, tensor in items:
+            # A group of a model is named by the model; the last two parts of the path are layer and variable.
+            layer = inner[-2] if is_model and len(inner) > 1 else group
+            variable = inner[-1].partition(":")[0].removeprefix("depthwise_")
+            put_tensor(container.layers.setdefault(layer, {}), variable, tensor)
+        if is_model:
+            containers.append(container)
+    return [outer, *containers] if outer.layers else containers
+
+
+def _layer_kind(layer, key=""):
+    """Return the key of `_KERAS_VARIABLES` for a layer's name, and the name of its class where the file says it."""
+    if layer.startswith("normalization") or re.fullmatch(r"normalization(_\d+)?", key):
+        return "Normalization"
+    if layer.endswith("bn") or key.startswith("batch_normalization"):
+        return "BatchNorm"
+    return "Dense" if layer == "predictions" or key.startswith("dense") else "Conv"
+
+
+def _find_network(what, containers, variables, head_problem):
+    """Choose the model that is an EfficientNet, and name the variables of all others by their layer."""
+    networks = [container for container in containers if container.is_network]
+    if len(networks) != 1:
+        if networks:
+            names = " and ".join(container.path or "the model itself" for container in networks)
+            raise ValueError(f"it contains {len(networks)} EfficientNets, {names}. Save the one to use on its own")
+        layers = [layer for container in containers for layer in container.layers][:5]
+        raise ValueError(
+            "it contains no layer stem_conv, so it is no EfficientNet of this package or of keras.applications. It "
+            f"contains layers such as {', '.join(layers)}"
+        )
+    [network] = networks
+    known = {path.rpartition("/")[0] for path in variables}
+    channels = network.layers["stem_conv"]["kernel"].shape[2:3] if "kernel" in network.layers["stem_conv"] else ()
+    tensors: dict[str, StoredTensor] = {}
+    outside, statistics = [], None
+    for container in containers:
+        for layer, arrays in container.layers.items():
+            is_own = container is network
+            is_part = is_own and (layer in known or bool(_PART.match(layer)))
+            if {"mean", "variance"} <= set(arrays) and is_own and statistics is None:
+                statistics = _read_statistics(arrays)
+                continue
+            if not is_part and (
+                "mean" in arrays or "moving_mean" in arrays and arrays["moving_mean"].shape == channels
+            ):
+                raise ValueError(
+                    f"its layer {layer} changes the pixels before the network, which normalizes them itself"
+                )
+            if not is_own and any(len(tensor.shape) > 2 for tensor in arrays.values()):
+                raise ValueError(f"its layer {layer} is neither a part of the network nor of a classifier")
+            prefix = "" if is_own or not container.path else f"{container.path}/"
+            is_outside = not is_part and all(len(tensor.shape) <= 2 for tensor in arrays.values())
+            for name, tensor in arrays.items():
+                put_tensor(tensors, f"{prefix}{layer}/{name}", tensor)
+                outside += [f"{prefix}{layer}/{name}"] if is_outside else []
+    notes = (f"the network is the part {network.path} of a larger model",) if network.path else ()
+    return _adopt_head(LoadedWeights(what, tensors, {}, notes, tuple(outside), head_problem)), statistics
+
+
+def _read_statistics(arrays):
+    """Return (mean, variance) of a Normalization layer."""
+    read = read_needed(arrays, {"mean": (None,), "variance": (None,)})
+    mean, variance = read["mean"], read["variance"]
+    if not isinstance(mean, np.ndarray) or not isinstance(variance, np.ndarray) or max(mean.size, variance.size) > 1000:
+        raise ValueError("its normalization of the pixels has numbers that are not possible")
+    return mean.tolist(), variance.tolist()
+
+
+def _adopt_head(loaded: LoadedWeights) -> LoadedWeights:
+    """Use the only layer after the network as its classifier, if that is what it is."""
+    kernels = [name for name in loaded.outside if name.endswith("/kernel")]
+    if len(kernels) != 1 or "predictions/kernel" in loaded.values or loaded.head_problem:
+        return loaded
+    layer = kernels[0].removesuffix("/kernel")
+    if set(loaded.outside) != {f"{layer}/kernel", f"{layer}/bias"} or len(loaded.values[kernels[0]].shape) != 2:
+        return loaded
+    values = dict(loaded.values)
+    for name in ("kernel", "bias"):
+        values[f"predictions/{name}"] = values.pop(f"{layer}/{name}")
+    return replace(loaded, values=values, outside=(), notes=(*loaded.notes, f"the classifier is the layer {layer}"))
+
+
+_PART = re.compile(r"(stem|top)_(conv|bn)$|block\d+[a-z]+_|predictions$")
+
+
+def _parse_settings(text) -> dict[str, Any]:
+    """Return the needs that a model's own `save_weights` has recorded."""
+    needs = json.loads(text)
+    keys = {"model.mean", "model.std", "model.batch_norm_epsilon", "model.padding"}
+    if not isinstance(needs, dict) or set(needs) != keys:
+        raise ValueError(f"its attribute {SETTINGS_ATTRIBUTE} is damaged")
+    mean, std = (read_numbers(needs[key]) for key in ("model.mean", "model.std"))
+    [epsilon] = read_numbers(needs["model.batch_norm_epsilon"])
+    is_possible = len(mean) == len(std) and min(std) > 0 and needs["model.padding"] in ("same", "symmetric")
+    if not is_possible:
+        raise ValueError(f"its attribute {SETTINGS_ATTRIBUTE} is damaged")
+    return needs | {"model.mean": mean, "model.std": std, "model.batch_norm_epsilon": epsilon}
 
 
 def _needs_of_text(text, path):
@@ -156,14 +291,3 @@ def _needs_of_text(text, path):
     from efficientnet_tf.config.load import parse_config
 
     return needs_of(parse_config(text, path))
-
-
-def _split_normalization(what, values):
-    """Turn the variables of a Normalization layer, if there is one, into needs."""
-    layers = {name.partition("/")[0] for name in values if name.startswith("normalization")}
-    if not layers:
-        return LoadedWeights(what, values)
-    layer = min(layers)
-    needs, notes = convert_normalization(values[f"{layer}/mean"], values[f"{layer}/variance"])
-    values = {name: value for name, value in values.items() if not name.startswith(f"{layer}/")}
-    return LoadedWeights(f"{what} of keras.applications", values, needs, notes)

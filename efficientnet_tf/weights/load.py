@@ -4,15 +4,18 @@ Either everything of a file is loaded or nothing: every variable on both sides i
 and lists what is left on each side.
 """
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.weights.formats import read_weights
 from efficientnet_tf.weights.loaded import LoadedWeights, LoadSummary
 from efficientnet_tf.weights.names import model_variables
+from efficientnet_tf.weights.tensors import StoredTensor
 
 if TYPE_CHECKING:
     import keras
@@ -60,28 +63,34 @@ def load_weights(
         >>> summary.reset
         ('predictions/kernel', 'predictions/bias')
     """
-    variables = list(model_variables(model))
-    loaded = read_weights(path, variables, average=average, normalization=normalization, padding=padding)
+    path = os.fspath(path)
+    shapes: dict[str, tuple[int | None, ...]] = {n: tuple(v.shape) for n, v in model_variables(model).items()}
+    for name in HEAD if reset_head else ():
+        shapes[name] = ()  # is not read
+    if adapt_channels and STEM in shapes:
+        shapes[STEM] = (*shapes[STEM][:2], None, *shapes[STEM][3:])
+    loaded = read_weights(path, shapes, average=average, normalization=normalization, padding=padding)
     return assign_weights(model, loaded, path, reset_head=reset_head, adapt_channels=adapt_channels)
 
 
 def assign_weights(
     model: "keras.Model", loaded: LoadedWeights, path: str, *, reset_head: bool = False, adapt_channels: bool = False
 ) -> LoadSummary:
-    """Assign weights of `read_weights` to a model. Arguments, result and errors are those of `load_weights`."""
+    """Assign weights that `read_weights` has read for this model. All else is as for `load_weights`."""
     from efficientnet_tf.models.normalization import set_normalization
 
     variables, values = model_variables(model), dict(loaded.values)
     reset = tuple(name for name in HEAD if reset_head and variables.pop(name, None) is not None)
-    unused = tuple(name for name in HEAD if reset_head and values.pop(name, None) is not None)
+    unused = tuple(name for name in (*HEAD, *loaded.outside) if reset_head and values.pop(name, None) is not None)
     notes = loaded.notes
-    if adapt_channels and STEM in values and STEM in variables:
-        channels = values[STEM].shape[2], variables[STEM].shape[2]
+    stem = values.get(STEM)
+    if adapt_channels and isinstance(stem, np.ndarray) and STEM in variables:
+        channels = stem.shape[2], variables[STEM].shape[2]
         if channels[0] != channels[1]:
-            values[STEM] = _adapt_channels(values[STEM], channels[1])
+            values[STEM] = _adapt_channels(stem, channels[1])
             notes = (*notes, f"the first convolution was adapted from {channels[0]} to {channels[1]} channels")
-    _check_match(path, {name: tuple(v.shape) for name, v in variables.items()}, values)
-    _check_settings(path, model, loaded.needs)
+    _check_match(path, {name: tuple(v.shape) for name, v in variables.items()}, values, loaded)
+    check_settings(path, model, loaded.needs)
     for name, variable in variables.items():
         variable.assign(values[name])
     if "model.mean" in loaded.needs:
@@ -89,42 +98,61 @@ def assign_weights(
     return LoadSummary(loaded.format, len(variables), reset, unused, notes, loaded.needs)
 
 
-def _check_match(path: str, shapes: dict[str, tuple], values: Mapping[str, np.ndarray]) -> None:
+def _check_match(
+    path: str,
+    shapes: dict[str, tuple],
+    values: Mapping[str, np.ndarray | StoredTensor],
+    loaded: LoadedWeights,
+) -> None:
     """Raise UserError unless names and shapes of both sides are the same and all numbers are finite."""
     missing, extra = sorted(shapes.keys() - values.keys()), sorted(values.keys() - shapes.keys())
     common = sorted(shapes.keys() & values.keys())
     wrong = [name for name in common if shapes[name] != values[name].shape]
-    not_finite = [name for name in common if not np.all(np.isfinite(values[name]))]
+    not_finite = [n for n in common if n not in wrong and not np.all(np.isfinite(np.asarray(values[n])))]
     lines = [f"the file lacks {name} {shapes[name]}" for name in missing]
-    lines += [f"the model has no variable {name} {values[name].shape}" for name in extra]
-    lines += [f"{name} is {values[name].shape} in the file but {shapes[name]} in the model" for name in wrong]
+    lines += [f"the model has no variable {escape(name[:200])} {_format(values[name].shape)}" for name in extra]
+    lines += [f"{name} is {_format(values[name].shape)} in the file but {shapes[name]} in the model" for name in wrong]
     lines += [f"{name} contains numbers that are not finite" for name in not_finite]
     if not lines:
         return
     hints, mismatched = [], {*missing, *extra, *wrong}
-    if mismatched <= {*HEAD, STEM}:
-        if mismatched & {*HEAD}:
+    if mismatched <= {*HEAD, STEM, *loaded.outside}:
+        if mismatched & {*HEAD, *loaded.outside}:
+            if loaded.head_problem:
+                hints.append(escape(loaded.head_problem))
+            elif set(extra) & set(loaded.outside):
+                hints.append("The layers after the network are not a single classifier.")
             hints.append("Use reset_head to keep the model's own classifier.")
         if STEM in wrong and np.delete(shapes[STEM], 2).tolist() == np.delete(values[STEM].shape, 2).tolist():
             hints.append("Use adapt_channels to fit the first convolution.")
     shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
-    raise UserError(" ".join([f"{path} does not fit the model, and nothing was loaded.", *hints]) + f"\n  {shown}")
+    intro = f"{escape(path)} does not fit the model, and nothing was loaded."
+    raise UserError(" ".join([intro, *hints]) + f"\n  {shown}")
 
 
-def _check_settings(path: str, model: "keras.Model", needs: Mapping[str, Any]) -> None:
+def _format(shape):
+    return str(tuple(shape)) if len(shape) <= 8 else f"of rank {len(shape)}"
+
+
+def check_settings(path: str, model: "keras.Model", needs: Mapping[str, Any]) -> None:
     """Raise UserError if the model was built with another epsilon or padding than the weights need."""
-    built = {
-        "model.batch_norm_epsilon": model.get_layer("stem_bn").epsilon,
-        "model.padding": "same" if model.get_layer("stem_conv").padding == "same" else "symmetric",
-    }
+    built = built_settings(model)
     wrong = {key: needs[key] for key, value in built.items() if key in needs and not _is_equal(needs[key], value)}
     if wrong:
         settings = ", ".join(f"{key}={value} (this model has {built[key]})" for key, value in wrong.items())
         raise UserError(
-            f"{path}: these weights give the right predictions only with {settings}. Nothing was loaded. Build the "
-            "model from a variant with these values, or convert the file with `python -m efficientnet_tf.weights`, "
+            f"{escape(path)}: these weights give the right predictions only with {settings}. Nothing was loaded. Build "
+            "the model from a variant with these values, or convert the file with `python -m efficientnet_tf.weights`, "
             "which sets them."
         )
+
+
+def built_settings(model: "keras.Model") -> dict[str, Any]:
+    """Return the epsilon of batch norm and the padding that a model was built with, as needs."""
+    return {
+        "model.batch_norm_epsilon": model.get_layer("stem_bn").epsilon,
+        "model.padding": "same" if model.get_layer("stem_conv").padding == "same" else "symmetric",
+    }
 
 
 def _is_equal(one, other):

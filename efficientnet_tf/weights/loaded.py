@@ -1,17 +1,20 @@
 """The content of a weight file in this package's names and layouts, and the summary of loading it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.weights.tensors import StoredTensor
 
 NORMALIZATIONS = {
     "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
     "advprop": {"model.mean": (127.5, 127.5, 127.5), "model.std": (127.5, 127.5, 127.5)},
 }
 CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # attribute of this package's .weights.h5 files: the config as YAML
+SETTINGS_ATTRIBUTE = "efficientnet_tf_settings"  # attribute of files of a model's own `save_weights`: needs as JSON
 CONFIG_ENTRY = "efficientnet_tf.yaml"  # entry with the config in the archive of a converted .keras file
 
 
@@ -21,17 +24,22 @@ class LoadedWeights:
 
     Attributes:
         format: The recognized format, for messages.
-        values: {path of a variable of this package: array}. Arrays without a counterpart keep the name that they have
-            in the file.
+        values: {path of a variable of this package: array}, float32, for the variables that were asked for and have the
+            right shape. The others are `StoredTensor`: their shape is known, but they were not read. What has no
+            counterpart keeps the name that it has in the file.
         needs: {"section.key": value} of the config with which these weights give the right predictions. For other
             keys, the variant's own value is right.
         notes: Decisions made while reading, for the user.
+        outside: Names in `values` that belong to layers after the network, which take the place of its classifier.
+        head_problem: Why the layers after the network are no classifier of this package, for the error message.
     """
 
     format: str
-    values: dict[str, np.ndarray]
+    values: Mapping[str, np.ndarray | StoredTensor]
     needs: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    head_problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,3 @@ def needs_of(config: Config) -> dict[str, Any]:
     model = {f"model.{key}": getattr(config.model, key) for key in ("mean", "std", "batch_norm_epsilon", "padding")}
     data = {f"data.{key}": getattr(config.data, key) for key in ("channels", "crop_padding", "interpolation")}
     return model | data | {"data.image_size": config.image_size}
-
-
-def put_array(values: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
-    """Add an array to `values`.
-
-    Raises:
-        ValueError: If the name is there already, because two arrays of the file mean the same variable.
-    """
-    if name in values:
-        raise ValueError(f"it contains {name} twice")
-    values[name] = array

@@ -78,8 +78,8 @@ def test_channels_argument_and_a_spec_for_two_channels():
     with unallocated():
         model = build_model(spec, channels=2)
         assert model.input_shape == (None, 32, 32, 2)
-        normalized = model.get_layer("normalization")(np.array([12.0, 28.0], "float32"))
-        assert normalized.numpy().tolist() == [1.0, 2.0]
+        normalized = model.get_layer("normalization")(np.array([[[[12.0, 28.0]]]], "float32"))
+        assert normalized.numpy().ravel().tolist() == [1.0, 2.0]
         assert build_model("b0", channels=5).input_shape == (None, 224, 224, 5)
 
 

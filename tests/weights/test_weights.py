@@ -266,7 +266,7 @@ def test_invalid_config_next_to_a_timm_file(theirs, ours, tmp_path):
     path = save_safetensors(foreign.timm_weights(theirs), tmp_path / "model.safetensors")
     for content in ("[1]", "{", '{"mean": 3, "architecture": "tf_efficientnet_b0"}'):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match="cannot be read as safetensors"):
+        with pytest.raises(UserError, match=r"config\.json.*(timm|JSON)"):
             load_weights(ours, path)
 
 
@@ -388,7 +388,7 @@ def test_mismatch_leaves_the_model_unchanged(kind, damage, theirs, ours, tmp_pat
         damage(tensors)
         path = tmp_path / ("tf_efficientnet_b0.safetensors" if kind == "timm" else "model.ckpt")
         path = save_safetensors(tensors, path) if kind == "timm" else foreign.save_official(tensors, path)
-    with pytest.raises(UserError, match=rf"nothing was loaded\.\n  {DAMAGES[damage]}$"):
+    with pytest.raises(UserError, match=rf"nothing was loaded\..*\n  {DAMAGES[damage]}$"):
         load_weights(ours, path)
     assert all((np.array(v) == b).all() for v, b in zip(ours.variables, before, strict=True))
 
@@ -467,7 +467,10 @@ UNREADABLE = {
     "text.h5": (b"some words, no weights", "has an unknown format"),
     "short.h5": (b"\x89HDF\r\n\x1a\n" + b"\0" * 30, "cannot be read as Keras weights"),
     "zip.keras": (b"PK\x03\x04" + b"\0" * 40, "a damaged zip archive"),
-    "tf_efficientnet_b0.safetensors": (b'\x40\0\0\0\0\0\0\0{"a": ', "a damaged safetensors file"),
+    "tf_efficientnet_b0.safetensors": (
+        b'\x40\0\0\0\0\0\0\0{"a": ',
+        "its header declares 64 bytes, but the file has 14",
+    ),
     "model.ckpt.index": (b"\0" * 50, "cannot be read as a TensorFlow checkpoint"),
 }
 

@@ -1,0 +1,129 @@
+"""Reads weights of timm: safetensors and .pth files, with a config.json beside them that tells how to use them."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.files import check_file, read_text
+from efficientnet_tf.weights.loaded import LoadedWeights
+from efficientnet_tf.weights.names import timm_names
+from efficientnet_tf.weights.safetensors_files import open_safetensors
+from efficientnet_tf.weights.tensors import Shapes, StoredTensor, put_tensor, read_needed
+from efficientnet_tf.weights.torch_files import open_torch
+
+MAX_CONFIG = 2**20  # bytes of config.json
+_ADVICE = "Correct it, or move it away and pass padding."
+
+
+def read_safetensors(
+    path: str, variables: Sequence[str], shapes: Shapes, padding: str | None = None, **_: Any
+) -> LoadedWeights:
+    """Read a safetensors file, or the model.safetensors of a folder."""
+    file = os.path.join(path, "model.safetensors") if os.path.isdir(path) else path
+    check_file(file)
+    with open_safetensors(file) as tensors:
+        return _convert(file, tensors, variables, shapes, padding)
+
+
+def read_torch(
+    path: str, variables: Sequence[str], shapes: Shapes, padding: str | None = None, **_: Any
+) -> LoadedWeights:
+    """Read a .pth file."""
+    with open_torch(path) as tensors:
+        return _convert(path, tensors, variables, shapes, padding)
+
+
+def _convert(path, tensors: Mapping[str, StoredTensor], variables, shapes, padding):
+    """Convert timm's tensors to this package's names and layouts, and find out how the model pads."""
+    ours, renamed = timm_names(variables), {}
+    for name, tensor in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if len(tensor.shape) == 4:  # [out, in, H, W], or [C, 1, H, W] for a depthwise convolution
+            tensor = tensor.transpose((2, 3, 0, 1) if name.endswith("conv_dw.weight") else (2, 3, 1, 0))
+        elif len(tensor.shape) == 2:
+            tensor = tensor.transpose((1, 0))
+        put_tensor(renamed, ours.get(name, name), tensor)
+    config_path = os.path.join(os.path.dirname(path), "config.json")
+    config = _read_config(config_path) if os.path.lexists(config_path) else {}
+    settings = config.get("pretrained_cfg", config)
+    try:
+        needs, notes = _find_needs(settings), ()
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{escape(config_path)}: its settings are not those of timm: {escape(str(error)[:200])}."
+        ) from None
+    if padding is None:
+        architecture = config.get("architecture") or settings.get("architecture") or os.path.basename(path)
+        padding = _find_padding(path, str(architecture))
+        notes = (f"padding {padding}, because the model is {escape(str(architecture)[:200])}",)
+    needs["model.padding"] = padding
+    needs["model.batch_norm_epsilon"] = 1e-3 if padding == "same" else 1e-5
+    return LoadedWeights("timm's weights", read_needed(renamed, shapes), needs, notes)
+
+
+def _read_config(path) -> dict[str, Any]:
+    """Return the content of config.json."""
+    text = read_text(path, MAX_CONFIG)
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else escape(str(error)[:200])
+        raise UserError(
+            f"{escape(path)} is not JSON: {reason}. Correct it, or move it away and pass padding."
+        ) from None
+    settings = config.get("pretrained_cfg", config) if isinstance(config, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{escape(path)}: it contains no settings of timm. Correct it, or move it away and pass padding."
+        )
+    return config
+
+
+def _find_padding(path, architecture):
+    """Return how a timm model pads. Only its name tells."""
+    family = re.search(r"(tf_)?efficientnet_(b\d|l2)", architecture)
+    if not family:
+        raise UserError(
+            f"{escape(path)} does not say how the model pads. In timm, tf_efficientnet_* and efficientnet_* have the "
+            "same tensors but pad differently, and neither the name of the file nor a config.json next to it says "
+            "which one this is. Pass padding=same for tf_efficientnet_*, and padding=symmetric for efficientnet_*."
+        )
+    return "same" if family[1] else "symmetric"
+
+
+def _find_needs(settings) -> dict[str, Any]:
+    """Convert timm's pretrained_cfg: mean and std of [0, 1], and the crop as a fraction of the resized side."""
+    needs = {}
+    for key in ("mean", "std"):
+        if key in settings:
+            values = [_number(v, key) for v in settings[key]]
+            if not 1 <= len(values) <= 1000 or (key == "std" and min(values) <= 0):
+                raise ValueError(f"{key} must be a list of numbers, for std above 0")
+            needs[f"model.{key}"] = tuple(255 * v for v in values)
+    if len(needs) == 1 or len({len(values) for values in needs.values()}) > 1:
+        raise ValueError("mean and std must be two lists of the same length")
+    if "input_size" in settings:
+        size = settings["input_size"][-1]
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 100_000:
+            raise ValueError("input_size must end with the side of the images")
+        needs["data.image_size"] = size
+        if settings.get("crop_pct") is not None:
+            fraction = _number(settings["crop_pct"], "crop_pct")
+            if not 0.01 <= fraction <= 1:
+                raise ValueError("crop_pct must be a number from 0.01 to 1")
+            needs["data.crop_padding"] = round(size / fraction) - size
+    if settings.get("interpolation") in ("bicubic", "bilinear"):
+        needs["data.interpolation"] = settings["interpolation"]
+    return needs
+
+
+def _number(value, key):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{key} contains something else than numbers")
+    return float(value)
