@@ -4,7 +4,6 @@ Everything in one table is measured in the same run, in rounds. The first round 
 medians, the lowest and the highest rates.
 """
 
-import os
 from collections.abc import Iterable
 
 from efficientnet_tf import cli
@@ -14,8 +13,13 @@ from efficientnet_tf.benchmark.report import Row, print_table, write_json
 from efficientnet_tf.benchmark.worker import PACKAGES
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.load import describe_environment
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.files import check_output
 from efficientnet_tf.runtime.hardware import describe_hardware
 from efficientnet_tf.runtime.terminal import ProgressBar
+from efficientnet_tf.visualization.figures import save_figure
+
+LONGEST_SECONDS = 3600.0  # of one measurement
 
 
 def main(args):
@@ -27,17 +31,17 @@ def main(args):
 
 def check_flags(args):
     """Check before minutes of measuring that the flags are valid and that the files can be written."""
-    for flag, path in (("--output", args.output), ("--picture", args.picture)):
-        folder = os.path.dirname(os.path.abspath(path or ""))
-        if path and (os.path.isdir(path) or not os.access(folder, os.W_OK)):
-            raise UserError(f"{flag}={path} cannot be written. Use the path of a file in an existing folder.")
+    check_output("--output", args.output, [""], args.variant)
+    check_output("--picture", args.picture, [""], [args.output, *args.variant])
+    if args.seconds > LONGEST_SECONDS:
+        raise UserError(f"--seconds={args.seconds:g} is too long. Use at most {LONGEST_SECONDS:g} for a measurement.")
     if args.picture:
         if args.mode == "input":
             raise UserError("--picture plots networks, not the input. Use --mode=train, infer or export.")
         check_picture(args.picture)
     for name in args.compare:
         if name not in OTHERS:
-            raise UserError(f"--compare={name} is not known. Use {' or '.join(OTHERS)}.{suggest(name, OTHERS)}")
+            raise UserError(f"--compare={escape(name)} is not known. Use {' or '.join(OTHERS)}.{suggest(name, OTHERS)}")
 
 
 def measure(args, skipped: list[Row]) -> Iterable[Row]:
@@ -97,7 +101,7 @@ def report(args, measurements: Iterable[Row], skipped: list[Row]):
     if not rows:
         raise UserError("Nothing was measured because every case was skipped.")
     if args.picture:
-        draw_speed(rows, args.mode).savefig(args.picture, dpi=150)
+        save_figure(draw_speed(rows, args.mode), args.picture, "--picture", dpi=150)
 
 
 def make_parser():

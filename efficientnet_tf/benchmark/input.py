@@ -110,7 +110,7 @@ def _make_pipeline(source, config, policy):
             fallback = center_window(shape, config.image_size, config.data.crop_padding)
             return random_window(shape, tf.stack([position, index]), config.augment, fallback)
 
-        image = decode_window(source.load(payload)[0], config.data.channels, window)
+        image = decode_window(source.load(payload)[0], config.data.channels, window, config.data.background)
         return tf.shape(image)[0]
 
     order = Order(batch=config.train.batch_size, shuffle=True)

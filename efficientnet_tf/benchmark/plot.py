@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.benchmark.rounds import count_operations_per_mac
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.visualization.figures import require_matplotlib
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.visualization.figures import add_legend, legible, require_matplotlib, shorten
 from efficientnet_tf.visualization.scatter import CORNERS, MARKERS, name_points
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito, which color-blind readers can tell apart. Its yellow is too pale on white.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 ENDINGS = (".png", ".svg")
+LONGEST_LABEL = 300  # points, in the legend
 QUESTION = "Do fewer multiply-adds mean less time?"
 
 
@@ -28,7 +30,7 @@ def check_picture(path: str):
         UserError: If `path` does not end in .png or .svg, or if matplotlib is not installed.
     """
     if not path.endswith(ENDINGS):
-        raise UserError(f"picture={path} has no known ending. Use a name that ends in {' or '.join(ENDINGS)}.")
+        raise UserError(f"picture={escape(path)} has no known ending. Use a name that ends in {' or '.join(ENDINGS)}.")
     require_matplotlib(f"picture={path}")
 
 
@@ -55,11 +57,13 @@ def draw_speed(rows: Sequence[dict[str, Any]], mode: str, title: str = QUESTION)
     slowest = _draw_lines(axes, lines)
     for label, points in _compute_limits(rows, mode).items():
         axes.plot(*zip(*points, strict=True), label=label, color="0.3", linestyle=":", linewidth=1.5)
+    handles = list(axes.lines)
     _format_axes(axes)
     axes.set_xlabel("multiply-adds per image (billions)")
     axes.set_ylabel("training time per image (ms)" if mode == "train" else "inference time per image (ms)")
-    axes.set_title(title, fontsize=11)
-    figure.legend(loc="outside right upper", fontsize=8)
+    axes.set_title(legible(title), fontsize=11, parse_math=False)
+    labels = [shorten(str(line.get_label()), LONGEST_LABEL, 8) for line in handles]
+    add_legend(figure, handles, labels, loc="outside right upper", fontsize=8)
     others = [at for _, points in lines.values() for _, at in points]
     # Time grows with multiply-adds, so the space to the upper left of a point is free.
     name_points(axes, [(name, at, "black") for name, at in slowest.items()], others, [("right", "bottom"), *CORNERS])

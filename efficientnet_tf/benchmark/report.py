@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from efficientnet_tf.config.text import escape
+from efficientnet_tf.runtime.files import write_output
 from efficientnet_tf.runtime.terminal import make_table, show
 
 Row = dict[str, Any]
@@ -17,6 +19,7 @@ def format_markdown(rows: Sequence[Row]) -> str:
         rows: Dicts with the same keys, at least one. A value whose key starts with `of_` is a share, shown in percent.
     """
     header, cells = _format_cells(rows)
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
     widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
     lines = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in (header, *cells)
@@ -43,10 +46,12 @@ def write_json(path: str, mode: str, command: str, environment: Row, rows: Seque
         environment: Versions and hardware at the start of the command.
         rows: The measurements.
         skipped: The cases that were not measured, each with its reason.
+
+    Raises:
+        UserError: If the file cannot be written.
     """
     report = {"mode": mode, "command": command, "environment": environment, "rows": rows, "skipped": skipped}
-    with open(path, "w") as file:
-        json.dump(report, file, indent=1)
+    write_output("output", path, json.dumps(report, indent=1))
 
 
 def _format_cells(rows):
@@ -58,6 +63,6 @@ def _format_cells(rows):
             return f"{value:.0%}"
         if isinstance(value, float):
             return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        return "" if value is None else str(value)
+        return "" if value is None else escape(str(value))
 
     return [key.replace("_", " ") for key in keys], [[text(key, row[key]) for key in keys] for row in rows]

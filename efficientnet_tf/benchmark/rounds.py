@@ -3,20 +3,27 @@
 A shared machine is not equally fast all the time. With alternating rounds, a slow period affects all workers alike.
 """
 
+import contextlib
 import json
 import os
+import selectors
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from efficientnet_tf.benchmark.worker import Setting
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.runtime.children import describe_end, last_lines
 
 PROCESS_BYTES = 2**29  # rough memory of a process before it has a network: Python, TensorFlow, torch
+ANSWER_SECONDS = 3600.0  # the longest wait for an answer, beyond the time that was asked for
+MOST_BYTES = 2**20  # of an answer or of an error message
+WORKER_COMMAND = (sys.executable, "-m", "efficientnet_tf.benchmark.worker")
 
 
 class WorkerKilled(UserError):
@@ -34,8 +41,12 @@ class Runner(Protocol):
 class Worker:
     """A process that runs steps on request. Use it as a context manager, which ends the process.
 
+    Entering and `run` raise `UserError` if the process ends, answers with anything else, or does not answer for
+    `ANSWER_SECONDS`, and `WorkerKilled` if a signal ended it.
+
     Args:
         setting: What the process runs.
+        command: The command of the process, to which the setting is appended as JSON. Defaults to the module `worker`.
 
     Attributes:
         setting: What the process runs.
@@ -46,22 +57,23 @@ class Worker:
             "device_peak_bytes", None on a CPU.
     """
 
-    def __init__(self, setting: Setting):
-        self.setting = setting
+    def __init__(self, setting: Setting, command: Sequence[str] = WORKER_COMMAND):
+        self.setting, self._command = setting, command
         self.start_seconds = float("nan")
         self.facts: dict[str, Any] = {}
         self._step_seconds = 1.0
 
     def __enter__(self) -> "Worker":
-        command = [sys.executable, "-m", "efficientnet_tf.benchmark.worker", json.dumps(asdict(self.setting))]
+        command = [*self._command, json.dumps(asdict(self.setting))]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile()
         started = time.perf_counter()
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=self._errors, env=environment
         )
         try:
-            self._read_answer()
+            self._read_answer(0)
         except BaseException:
             self.__exit__()
             raise
@@ -70,36 +82,64 @@ class Worker:
 
     def __exit__(self, *_):
         self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            if pipe:
+                pipe.close()
 
     @property
     def pid(self) -> int:
         """ID of the process."""
         return self._process.pid
 
-    def _read_answer(self):
-        """Read the seconds that the process took for its steps, and update `facts`."""
-        assert self._process.stdout  # noqa: S101 - for the type checker: it is a pipe
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+    def _read_answer(self, seconds):
+        """Read the seconds that the process took for steps that should take `seconds`, and update `facts`."""
+        line = self._read_line(ANSWER_SECONDS + 10 * seconds)
+        if b"\n" not in line and len(line) < MOST_BYTES:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(10, ANSWER_SECONDS))
+            if self._process.returncode is None:
+                self._fail("closed its output but did not end")
+            size = self._errors.seek(0, os.SEEK_END)
+            self._errors.seek(max(0, size - MOST_BYTES))
+            last = last_lines(self._errors.read().decode(errors="replace")) or "no message"
             status = self._process.returncode
-            kind = WorkerKilled if status < 0 else UserError
-            raise kind(f"{self.setting.implementation} ended with status {status}: {last[:300]}")
-        answer = json.loads(line)
-        self.facts |= answer["facts"]
-        return answer["seconds"]
+            how = f"{status}, {describe_end(status)}" if status < 0 else f"{status}"
+            self._fail(f"ended with status {how}: {last[:300]}", WorkerKilled if status < 0 else UserError)
+        try:
+            answer = json.loads(line)
+            taken = float(answer["seconds"])
+            self.facts |= dict(answer["facts"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            self._fail(f"did not answer with a time but with {escape(shorten(repr(line[:1000])))}")
+        if not 0 < taken < float("inf"):
+            self._fail(f"answered that it took {taken} seconds")
+        return taken
+
+    def _read_line(self, limit_seconds):
+        """Return the next line of the process's output, with what follows it at once. At its end the line is cut."""
+        output, line, deadline = self._process.stdout, b"", time.monotonic() + limit_seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while b"\n" not in line and len(line) < MOST_BYTES:
+                if not selector.select(deadline - time.monotonic()):
+                    self._fail(f"did not answer for {limit_seconds:,.0f} seconds")
+                part = os.read(output.fileno(), MOST_BYTES)
+                if not part:
+                    return line
+                line += part
+        return line
+
+    def _fail(self, reason: str, kind: type[UserError] = UserError) -> NoReturn:
+        raise kind(f"{self.setting.implementation} {reason.rstrip('.')}.")
 
     def run(self, seconds: float) -> float:
         """Run steps for about `seconds`, at least one step, and return the seconds of one step."""
         steps = max(1, round(seconds / self._step_seconds))
         assert self._process.stdin  # noqa: S101 - for the type checker: it is a pipe
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        self._step_seconds = self._read_answer() / steps
+        with contextlib.suppress(BrokenPipeError):  # It has ended, which the answer says.
+            self._process.stdin.write(f"{steps}\n".encode())
+        self._step_seconds = self._read_answer(seconds) / steps
         return self._step_seconds
 
 

@@ -4,12 +4,14 @@ The training and evaluation steps are traced by TPUStrategy and compiled by the 
 """
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.preflight.checks import check_files, check_places
 from efficientnet_tf.preflight.report import describe_versions, format_markdown, make_parts
 from efficientnet_tf.preflight.run import run_preflight
@@ -31,7 +33,10 @@ def main(args):
     problems = [replace(problem, text=cli.add_flags(problem.text, make_parser())) for problem in problems]
     report = run_preflight(config, topology, args.classes, args.images, args.fast, args.largest_batch, problems)
     words = [word for word in sys.argv[1:] if word != "--markdown"]
-    report |= {"command": " ".join(["python -m efficientnet_tf.preflight", *words]), "environment": describe_versions()}
+    report |= {
+        "command": f"python -m efficientnet_tf.preflight {escape(shlex.join(words))}",
+        "environment": describe_versions(),
+    }
     if args.json:
         print(json.dumps(report, indent=1))
     elif args.markdown:
@@ -39,6 +44,15 @@ def main(args):
     else:
         show(*make_parts(report))
     return 0 if report["ready"] else cli.EXIT_ERROR
+
+
+def _classes(text):
+    if not 2 <= int(text) <= 10**6:
+        raise ValueError
+    return int(text)
+
+
+_classes.__name__ = "integer from 2 to 1000000"  # argparse names the type in its error messages.
 
 
 def make_parser():
@@ -58,7 +72,7 @@ def make_parser():
         type=cli.positive_int,
         help="Training batch of all replicas together. Short for --set train.batch_size=...",
     )
-    parser.add_argument("--classes", type=cli.positive_int, default=1000, help="Number of classes of the dataset.")
+    parser.add_argument("--classes", type=_classes, default=1000, help="Number of classes of the dataset.")
     parser.add_argument("--images", type=cli.positive_int, default=1_281_167, help="Number of training images.")
     parser.add_argument(
         "--tpu", help="The --tpu that you will give to train. It is only used to check whether paths are reachable."

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from efficientnet_tf.config.text import escape
+
 SUBLANES = 8  # rows of a vector register of a TPU
 STEP_NAMES = {"train": "training", "raw": "evaluation", "ema": "EMA evaluation"}
 
@@ -38,10 +40,13 @@ def check_places(tpu: str | None, model_dir: str | None, data_dir: str | None, h
             continue
         if remote:
             problems.append(
-                Problem(f"{name}={path} is on this machine, where the TPU of tpu={tpu} cannot read it. Use gs://...")
+                Problem(
+                    f"{name}={escape(path)} is on this machine, where the TPU of tpu={escape(str(tpu))} cannot read "
+                    "it. Use gs://..."
+                )
             )
         elif hosts > 1:
-            text = f"{name}={path} works for {hosts} hosts only if it is on a disk that all of them mount."
+            text = f"{name}={escape(path)} works for {hosts} hosts only if it is on a disk that all of them mount."
             problems.append(Problem(f"{text} Otherwise use gs://...", stops=False))
     return problems
 
@@ -56,10 +61,8 @@ def check_files(folder: str | os.PathLike, split: str, hosts: int) -> list[Probl
     """
     count = sum(f"{split}-" in name or f"-{split}." in name for _, _, names in os.walk(folder) for name in names)
     if 0 < count < hosts:
-        text = (
-            f"{folder} has {count} record files of split {split!r}, too few for {hosts} hosts that read different ones."
-        )
-        return [Problem(f"{text} Write more with prepare --shards={8 * hosts}.")]
+        text = f"{escape(os.fspath(folder))} has {count} record files of split {split!r}, too few for {hosts} hosts"
+        return [Problem(f"{text} that read different ones. Write more with prepare --shards={8 * hosts}.")]
     return []
 
 

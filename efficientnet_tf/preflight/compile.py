@@ -8,14 +8,16 @@ the module `libtpu`.
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import shorten
 from efficientnet_tf.preflight.topology import Topology
+from efficientnet_tf.runtime.children import describe_end, last_lines, module_command, run_child
 
+COMPILE_SECONDS = 3600.0  # the longest time for one program
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -78,28 +80,35 @@ def require_compiler() -> None:
         )
 
 
-def compile_hlo(hlo: bytes, topology: Topology) -> Program:
+def compile_hlo(hlo: bytes, topology: Topology, command: Sequence[str] | None = None) -> Program:
     """Compile the program of one replica for every replica of a slice.
 
     Args:
         hlo: A serialized HloModuleProto.
         topology: The slice.
+        command: The command that compiles, to which the path of the program and the name of the slice are appended.
+            Defaults to the module `libtpu`.
 
     Returns:
         What the compiler reports.
 
     Raises:
-        UserError: If the compiler is not installed, or fails for another reason than memory.
+        UserError: If the compiler is not installed, takes more than `COMPILE_SECONDS`, or fails for another reason than
+            memory.
     """
-    require_compiler()
+    if command is None:
+        require_compiler()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "step.hlo")
         with open(path, "wb") as file:
             file.write(hlo)
-        command = [sys.executable, "-m", "efficientnet_tf.preflight.libtpu", path, topology.name]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, check=False)
-    lines = done.stdout.splitlines()  # libtpu prints lines, too; the last one is the answer
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"The TPU compiler failed for {topology.name} with exit status {done.returncode}: {last[:500]}")
-    return Program(**json.loads(lines[-1]))
+        command = [*(command or module_command("efficientnet_tf.preflight.libtpu")), path, topology.name]
+        ended = run_child(command, COMPILE_SECONDS, ENVIRONMENT)
+    answer = last_lines(ended.output)  # libtpu prints lines, too; the last one is the answer
+    try:
+        if ended.status == 0:
+            return Program(**json.loads(answer))
+        reason = f"{describe_end(ended.status)}: {last_lines(ended.errors) or 'no message'}"
+    except (ValueError, TypeError, RecursionError):
+        reason = f"an answer that is damaged: {answer or 'nothing'}"
+    raise UserError(f"The TPU compiler failed for {topology.name} with {shorten(reason, 600)}")

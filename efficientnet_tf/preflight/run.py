@@ -19,6 +19,7 @@ from efficientnet_tf.preflight.checks import (
 )
 from efficientnet_tf.preflight.compile import Program, compile_hlo, require_compiler
 from efficientnet_tf.preflight.topology import Topology
+from efficientnet_tf.runtime.files import read_text
 from efficientnet_tf.runtime.terminal import ProgressBar
 
 
@@ -260,15 +261,17 @@ def measured_input(
         path: The JSON file of the benchmark command.
 
     Returns:
-        The row of the file with the "cpu" and its "cores", or None if there is no such file.
+        The row of the file with the "cpu" and its "cores", or None if there is no such file or row.
     """
     if not os.path.exists(path):
         return None
-    with open(path) as file:
-        content = json.load(file)
-    rows = [row for row in content["rows"] if row["policy"] == policy]
-    row = min(rows, key=lambda row: (abs(row["size"] - size), -row["threads"]))
-    return row | {"cpu": content["environment"]["cpu"], "cores": content["environment"]["cores"]}
+    try:
+        content = json.loads(read_text(os.fspath(path)))
+        rows = [row for row in content["rows"] if row["policy"] == policy]
+        row = min(rows, key=lambda row: (abs(row["size"] - size), -row["threads"]))
+        return row | {"cpu": content["environment"]["cpu"], "cores": content["environment"]["cores"]}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None  # It only adds a line to the report.
 
 
 def search_batch(compile_at: Callable[[int], Mapping[str, Any]], start: int, replicas: int = 1) -> dict[str, Any]:

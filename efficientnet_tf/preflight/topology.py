@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.text import escape, shorten
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,12 @@ def parse_topology(name: str) -> Topology:
     Raises:
         UserError: If the compiler does not know the slice.
     """
+    shown = escape(shorten(name))
     generation, _, layout = name.partition(":")
     known = [f"{chip}:{layout}" for chip, facts in CHIPS.items() for layout in facts.layouts]
     if name not in known:
         allowed = [n for n in known if n.startswith(f"{generation}:")] or known
-        raise UserError(f"topology={name} is not a known slice. Use one of {', '.join(allowed)}.{suggest(name, known)}")
+        raise UserError(
+            f"topology={shown} is not a known slice. Use one of {', '.join(allowed)}.{suggest(shown, known)}"
+        )
     return Topology(name, CHIPS[generation], math.prod(map(int, layout.split("x"))))

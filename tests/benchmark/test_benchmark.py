@@ -12,8 +12,11 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from hostile import NAMES
+from outputs import full_disk
 
 from efficientnet_tf.benchmark import __main__ as command
+from efficientnet_tf.benchmark import rounds
 from efficientnet_tf.benchmark.input import POLICIES, make_photos, measure_input, summarize_rates
 from efficientnet_tf.benchmark.networks import NetworkBenchmark, Plan
 from efficientnet_tf.benchmark.plot import draw_speed
@@ -93,6 +96,7 @@ def test_values_of_flags_are_checked(flag, capsys):
         (["--mode=train", "--picture={}/a.jpg"], "picture=.*a.jpg has no known ending.*.png or .svg"),
         (["--mode=train", "--picture={}/missing/a.png"], "--picture=.* cannot be written"),
         (["--mode=input", "--picture={}/a.png"], "--picture plots networks.*Use --mode=train, infer or export"),
+        (["--mode=train", "--seconds=1e20"], "--seconds=1e\\+20 is too long. Use at most 3600"),
         (["--mode=train", "--compare=kears"], "--compare=kears is not known. Use keras or timm. Did you mean 'keras'"),
     ],
 )
@@ -222,6 +226,79 @@ def test_a_worker_that_is_killed_is_an_error():
             worker.run(0.01)
 
 
+ANSWER = '{"seconds": 0.5, "facts": {}}'
+
+
+def start_worker(program):
+    """Return a worker that runs a program in place of a network."""
+    return Worker(Setting("copy"), (sys.executable, "-c", f"import os, sys, time\n{program}\n"))
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("os.abort()", "copy ended with status -6, killed by SIGABRT: no message"),
+        ("os.kill(os.getpid(), 40)", "copy ended with status -40, killed by signal 40"),
+        ("os.write(2, b'\\xffa\\x1b[31mb'); sys.exit(3)", r"copy ended with status 3: .a\\x1b\[31mb"),
+        ("pass", "copy ended with status 0: no message"),
+        ("print('junk')", "copy did not answer with a time but with b'junk"),
+        ("os.write(1, bytes(range(256)) * 9)", r"copy did not answer with a time but with b'\\x00"),
+        ("os.write(1, b'x' * 2**21)", "copy did not answer with a time but with b'xxx"),
+        ("print('[' * 9**6)", "copy did not answer with a time"),
+        ("print('{}')", "copy did not answer with a time"),
+        ('print(\'{"seconds": 1, "facts": 3}\')', "copy did not answer with a time"),
+        ('print(\'{"seconds": NaN, "facts": {}}\')', "copy answered that it took nan seconds"),
+        ('print(\'{"seconds": 0, "facts": {}}\')', "copy answered that it took 0.0 seconds"),
+        ("time.sleep(60)", "copy did not answer for 2 seconds"),
+        ("os.close(1); time.sleep(60)", "copy closed its output"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_or_prints_anything_is_a_sentence(monkeypatch, program, reason):
+    monkeypatch.setattr(rounds, "ANSWER_SECONDS", 2.0)
+    with pytest.raises(UserError, match=reason) as raised, start_worker(program):
+        pass
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
+def test_a_worker_that_ends_between_two_measurements_is_a_sentence():
+    with start_worker(f"print({ANSWER!r}, flush=True)") as worker:
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(UserError, match="copy ended with status 0"):
+            worker.run(1)
+
+
+def test_a_worker_gets_the_steps_and_its_time_is_divided():
+    program = (
+        f'print({ANSWER!r}, flush=True)\nn = int(input())\nprint(\'{{"seconds": %d, "facts": {{"n": %d}}}}\' % (n, n))'
+    )
+    with start_worker(program) as worker:
+        assert worker.run(7) == 1 and worker.facts == {"n": 7}
+
+
+@pytest.mark.parametrize("flag", ["--output=", "--picture="])
+def test_outputs_that_are_no_files_or_inputs_are_refused(tmp_path, flag):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "net.png").write_text("")
+    for path, reason in (
+        ("fifo.png", "it is a FIFO"),
+        ("folder.png", "it is a folder"),
+        ("/dev/null", "it is a device"),
+        ("net.png", "is also an input"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            command.check_flags(parse("--mode=train", flag + str(tmp_path / path), f"--variant={tmp_path}/net.png"))
+    with pytest.raises(UserError, match="is also an input"):
+        command.check_flags(parse("--mode=train", f"--output={tmp_path}/a.png", f"--picture={tmp_path}/a.png"))
+
+
+def test_a_full_disk_leaves_no_report_and_no_plot(tmp_path, capsys):
+    for flag in (f"--output={tmp_path}/a.json", f"--picture={tmp_path}/a.png"):
+        with full_disk(100), pytest.raises(UserError, match="cannot be written: File too large"):
+            command.report(parse("--mode=train", flag), [ROW], [])
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------------ the plot
 
 ROW = {"variant": "b0", "size": 224, "batch": 8, "threads": 4, "implementation": "efficientnet_tf", "gmacs": 0.4}
@@ -242,6 +319,17 @@ def test_the_plot_has_the_numbers_of_the_rows():
     assert [text.get_text() for text in axes.texts] == ["b0", "b4"]
     ends = draw_speed(rows, "infer").axes[0].lines[-1].get_ydata()
     assert list(ends) == pytest.approx([1.6, 17.6])
+
+
+def test_the_plot_and_the_table_show_names_literally():
+    rows = [ROW | {"variant": name, "implementation": name, "gmacs": 0.4 + i} for i, name in enumerate(NAMES)]
+    figure = draw_speed(rows, "infer", "$x$ and $")
+    figure.draw_without_rendering()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:4] == NAMES[:4] and len(labels) == len(NAMES) + 1
+    table = format_markdown([row | {"implementation": "a|b"} for row in rows])
+    assert len(table.split("\n")) == 2 + len(rows) and table.replace("\n", "").isprintable()
+    assert table.split("\n")[2].count("|") - table.split("\n")[2].count("\\|") == table.split("\n")[0].count("|")
 
 
 def test_each_batch_and_number_of_threads_has_a_line():
