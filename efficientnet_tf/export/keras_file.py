@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import decode_text, escape
-from efficientnet_tf.models.run_directory import read_class_names, read_config
 
 if TYPE_CHECKING:
     import keras
@@ -38,11 +37,12 @@ def read_keras_file(path: str) -> tuple[keras.Model, Config, list[str]]:
         UserError: If the file is damaged, or holds another network than config.yaml describes.
     """
     from efficientnet_tf.models.model_dir import build_from_config
+    from efficientnet_tf.models.stored import read_run
     from efficientnet_tf.scaling.complexity import count_cost
     from efficientnet_tf.weights.load import load_weights
 
     folder = os.path.dirname(path)
-    config, class_names = read_config(folder), read_class_names(folder)
+    config, class_names = read_run(folder)  # compares them with the checkpoints, where there are some
     cost = count_cost(config.model, config.image_size, len(class_names), config.data.channels)
     weights_limit = 2 * 4 * cost["total"].total_params + 64 * 2**20
     with tempfile.TemporaryDirectory() as scratch:

@@ -91,6 +91,7 @@ def read_description(path):
     ],
 )
 def test_config_that_was_changed_after_training_is_refused(run, old, new, message):
+    shutil.rmtree(run / "checkpoints")  # which would show the change, too
     path = run / "config.yaml"
     text = path.read_text()
     if "\n  old:" in new:  # replaces the line
@@ -105,6 +106,7 @@ def test_config_that_was_changed_after_training_is_refused(run, old, new, messag
 
 
 def test_stored_config_is_compared(run):
+    shutil.rmtree(run / "checkpoints")
     rewrite(run / "model.keras", {"efficientnet_tf.yaml": (run / "config.yaml").read_text()})
     read_keras_file(str(run / "model.keras"))
     edit_text(run / "config.yaml", "interpolation: bicubic", "interpolation: bilinear")
@@ -112,6 +114,7 @@ def test_stored_config_is_compared(run):
 
 
 def test_more_or_fewer_classes_than_logits_are_refused(run):
+    shutil.rmtree(run / "checkpoints")
     (run / "classes.txt").write_text("cat\ndog\n")
     refuse(run / "model.keras", "predictions: units: 10 -> 2")
     (run / "classes.txt").write_text("".join(f"{i}\n" for i in range(11)))
