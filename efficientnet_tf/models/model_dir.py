@@ -14,6 +14,7 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
@@ -60,6 +61,7 @@ __all__ = [
     "read_config",
     "read_newest_checkpoint",
     "read_run",
+    "remove_leftovers",
     "restore_model",
     "save_keras_model",
     "write_model_dir",
@@ -145,6 +147,16 @@ def change_config(model_dir: str, step: int, before: Config, config: Config) -> 
         _write_config(model_dir, config)
     except (tf.errors.OpError, OSError) as error:
         raise UserError(f"model_dir={model_dir} cannot be written: {error}") from None
+
+
+def remove_leftovers(model_dir: str) -> None:
+    """Delete the temporary files that a killed process has left in a directory, which the caller has locked."""
+    if is_remote(model_dir):
+        return
+    for name in os.listdir(model_dir):
+        if re.search(r"\.tmp(-[0-9]+)?(\.[a-z]+)?$", name):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(model_dir, name))
 
 
 def _write_config(model_dir, config):

@@ -1,9 +1,7 @@
 """Joins the workers of a run on several hosts, and tells a worker that is gone from other errors."""
 
 import contextlib
-import json
 import logging
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,41 +9,19 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime.cluster import read_cluster
 from efficientnet_tf.runtime.tpu import CONNECT_SECONDS
+
+__all__ = ["LostWorkerError", "is_chief", "join_workers", "make_gather", "read_cluster", "report_lost_workers"]
+
+
+class LostWorkerError(UserError):
+    """Another worker of the run is gone."""
+
 
 WAIT_SECONDS = 600  # schedulers start workers one after the other
 
 _logger = logging.getLogger(__name__)
-
-
-def read_cluster(text: str) -> list[str]:
-    """Return the addresses of the workers in a TF_CONFIG.
-
-    Args:
-        text: Content of the environment variable TF_CONFIG, JSON or empty.
-
-    Returns:
-        The addresses as "host:port", that of this worker first. The list is empty if no cluster is configured.
-
-    Raises:
-        UserError: If the text is not a cluster of workers.
-    """
-    if not text.strip():
-        return []
-    try:
-        config = json.loads(text)
-        jobs, task = config.get("cluster") or {}, config.get("task") or {}
-        own = jobs[task["type"]][int(task["index"])] if jobs else None
-        addresses = [address for job in jobs.values() for address in job]
-        is_valid = set(jobs) <= {"chief", "worker"} and all(re.fullmatch(r".+:\d{1,5}", a) for a in addresses)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        own, addresses, is_valid = None, [], False
-    if not is_valid:
-        raise UserError(
-            f"TF_CONFIG={text[:300]} is not a list of workers. Use "
-            '{"cluster": {"worker": ["address:port", "address:port"]}, "task": {"type": "worker", "index": 0}}.'
-        )
-    return sorted(addresses, key=lambda address: address != own)
 
 
 def join_workers(
@@ -134,15 +110,15 @@ def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:
 
 @contextlib.contextmanager
 def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Return a context for computations of all workers. If another worker is gone, it raises a `UserError`."""
+    """Return a context for computations of all workers. If another one is gone, it raises a `LostWorkerError`."""
     try:
         yield
     except tf.errors.OpError as error:
         is_lost = isinstance(error, tf.errors.UnavailableError) or "Collective" in error.message
         if not is_lost or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
-        why = next((line for line in error.message.splitlines() if "aborted" in line), error.message)
-        raise UserError(
+        why = next((line for line in error.message.split("\n") if "aborted" in line), error.message)
+        raise LostWorkerError(
             f"another worker of TF_CONFIG is gone ({why[:200]}). The last checkpoint is safe. Start the same command "
             "again on all workers."
         ) from None

@@ -2,19 +2,24 @@
 
 import contextlib
 import json
+import logging
+import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.evaluation.metrics import format_evaluation
-from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.files import exists, is_remote, read_bytes, sync, write_text
 from efficientnet_tf.runtime.terminal import ProgressBar
-from efficientnet_tf.training.wandb import WandbLog
+from efficientnet_tf.training.wandb import WandbLog, keep_damaged
+
+_LOGGER = logging.getLogger(__name__)
 
 STUCK_SECONDS = 600
 
@@ -31,6 +36,10 @@ class RunLog:
         total_steps: Number of steps of the whole run.
         tracker: "tensorboard", or "wandb" for Weights & Biases as well.
         stuck_seconds: How long nothing may happen before a warning, in seconds.
+        check: Raises UserError if nothing may be written any more, because the directory is gone.
+
+    Attributes:
+        lacks_evaluation: Whether the files that exist have no complete evaluation of `step`.
 
     Raises:
         UserError: If a file cannot be written, or a tracker cannot start.
@@ -44,16 +53,19 @@ class RunLog:
         total_steps: int,
         tracker: str = "tensorboard",
         stuck_seconds: float = STUCK_SECONDS,
+        check: Callable[[], None] = lambda: None,
     ):
         self._path = os.path.join(model_dir, "metrics.jsonl")
-        self._stuck_seconds = stuck_seconds
-        kept = []
-        if tf.io.gfile.exists(self._path):
-            kept = [line for line in read_text(self._path).splitlines() if _step_of(line) <= step]
+        self._stuck_seconds, self._check = stuck_seconds, check
+        kinds = {"eval/raw", "eval/ema"} if config.train.ema_decay else {"eval/raw"}
         with self._writing():
-            write_text(self._path, "".join(line + "\n" for line in kept))
+            kept = [line for line in _read_lines(self._path) if line["step"] <= step]
+            self.lacks_evaluation = not kinds <= {line.get("kind") for line in kept if line["step"] == step}
+            if self.lacks_evaluation:  # It is evaluated again.
+                kept = [line for line in kept if line["step"] < step or line.get("kind") not in kinds]
+            write_text(self._path, "".join(map(_format_line, kept)))
             self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "tensorboard"))
-            self._wandb = WandbLog(model_dir, config, map(json.loads, kept)) if tracker == "wandb" else None
+            self._wandb = WandbLog(model_dir, config, kept, check) if tracker == "wandb" else None
         self._bar = ProgressBar(total_steps, config.model.name, "steps", completed=step)
         self._ended, self._moved = False, threading.Event()
         self._watch = threading.Thread(target=self._watch_progress, daemon=True)
@@ -77,13 +89,19 @@ class RunLog:
         self._moved.set()
         with self._writing():
             with tf.io.gfile.GFile(self._path, "a") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+                file.write(_format_line({"step": step, "kind": kind, **values}))
             with self._writer.as_default(step):
                 for name, value in values.items():
                     tf.summary.scalar(f"{kind}/{name}", value)
             self._writer.flush()
             if self._wandb:
                 self._wandb.write({"step": step, "kind": kind, **values})
+
+    def sync(self) -> None:
+        """Wait until the lines written so far are on the disk, so that no checkpoint is newer than they are."""
+        if not is_remote(self._path):
+            with self._writing():
+                sync(self._path)
 
     def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a loop of training steps, and move the progress bar to `step`."""
@@ -107,9 +125,11 @@ class RunLog:
 
     @contextlib.contextmanager
     def _writing(self):
+        self._check()
         try:
             yield
         except (tf.errors.OpError, OSError) as error:
+            self._check()  # This is the reason if it fails.
             raise UserError(f"{self._path} or a file next to it cannot be written: {str(error)[:300]}") from None
 
     def _watch_progress(self):
@@ -130,8 +150,13 @@ class RunLog:
 class SilentLog(contextlib.nullcontext):
     """Takes the place of a RunLog in processes that do not report, because the chief does."""
 
+    lacks_evaluation = False
+
     def __enter__(self) -> "SilentLog":
         return self
+
+    def sync(self) -> None:
+        """Do nothing."""
 
     def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
@@ -143,9 +168,56 @@ class SilentLog(contextlib.nullcontext):
         """Do nothing."""
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a line of metrics.jsonl. A line that a kill has cut short counts as the future."""
+def describe_run(
+    config: Config, model: keras.Model, sizes: tuple[int, int], devices: str, total_steps: int
+) -> Iterator[str]:
+    """Yield the lines that say what a run trains.
+
+    Args:
+        config: The config of the run.
+        model: The model of the run.
+        sizes: Numbers of training and evaluation images.
+        devices: Description of the devices.
+        total_steps: Number of steps of the whole run.
+    """
+    params = sum(math.prod(v.shape) for v in model.trainable_variables)
+    name, epochs = config.model.name, config.train.epochs
+    yield f"{name}: {params:,} parameters, {config.image_size} pixels, {model.output_shape[-1]:,} classes"
+    yield f"Data: {config.data.source}, {sizes[0]:,} training and {sizes[1]:,} evaluation images"
+    yield f"Device: {devices}, {model.dtype_policy.name}"
+    plural = "" if epochs == 1 else "s"
+    yield f"Steps: {total_steps:,} of {config.train.batch_size} images each, {epochs:g} epoch{plural}"
+
+
+def _format_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, {"step": int, "kind": str, ...}, as far as they can be read.
+
+    A last line that a kill has cut short is dropped. If others are damaged, a warning says so, and the damaged file is
+    kept under another name.
+    """
+    if not exists(path):
+        return []
+    content = read_bytes(path)
+    *whole, cut = content.split(b"\n")
+    lines = [_parse_line(line) for line in whole]
+    damaged = [str(number) for number, line in enumerate(lines, 1) if line is None]
+    if damaged:
+        _LOGGER.warning(
+            "%s: line %s cannot be read. The run continues without. The damaged file is kept as %s.",
+            *(path, ", ".join(damaged[:10]), keep_damaged(path, content)),
+        )
+    # A last line without its end, for example from an editor, counts if it is whole.
+    return [line for line in [*lines, _parse_line(cut)] if line is not None]
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_valid = isinstance(values, dict) and type(values.get("step")) is int and isinstance(values.get("kind"), str)
+    return values if is_valid else None

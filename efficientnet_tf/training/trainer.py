@@ -1,9 +1,10 @@
 """A training run from top to bottom: open the data, create or restore the state, train the phases, save the model."""
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,46 +13,23 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
-from efficientnet_tf.models.model_dir import list_checkpoints, open_model_dir, save_keras_model
-from efficientnet_tf.runtime.signals import StopFlag
+from efficientnet_tf.models.model_dir import list_checkpoints, save_keras_model
+from efficientnet_tf.runtime.signals import StopFlag, StopLimit
 from efficientnet_tf.runtime.strategy import create_strategy, describe_devices, distribute_batches
-from efficientnet_tf.runtime.workers import is_chief, make_gather, report_lost_workers
+from efficientnet_tf.runtime.workers import LostWorkerError, is_chief, make_gather, report_lost_workers
+from efficientnet_tf.training.callback import Callback
 from efficientnet_tf.training.checkpoint import Checkpointer, State, create_state
+from efficientnet_tf.training.directory import RunDirectory
 from efficientnet_tf.training.graph import batch_norm_group_size, build_phase_graph
-from efficientnet_tf.training.metrics import RunLog, SilentLog
+from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
 from efficientnet_tf.training.schedule import Phase, plan_phases, to_steps
 from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
 from efficientnet_tf.training.transfer import read_initial_weights
 from efficientnet_tf.training.wandb import require_tracker
 
-
-class Callback:
-    """Follows the progress of a run. Override the methods you need, and pass instances to `train_model`.
-
-    Example:
-        >>> from efficientnet_tf import Callback
-        >>> class StopWhenGoodEnough(Callback):
-        ...     def after_evaluation(self, trainer, results):
-        ...         if results["raw"]["top1"] > 0.9:
-        ...             trainer.stop()
-        >>> callbacks = [StopWhenGoodEnough()]  # for train_model(..., callbacks=callbacks)
-    """
-
-    def after_loop(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """React to a loop of training steps.
-
-        Args:
-            trainer: The running trainer. `trainer.step` is the number of steps done; `trainer.stop()` ends the run.
-            metrics: "loss", "top1", "learning_rate", "seconds" and "images_per_second" of the loop.
-        """
-
-    def after_evaluation(self, trainer: "Trainer", results: dict[str, dict[str, Any]]) -> None:
-        """React to an evaluation.
-
-        Args:
-            trainer: The running trainer.
-            results: {"raw": ..., "ema": ...}, each with "examples", "loss", "top1" and "top5".
-        """
+# How long a run may take to end after SIGTERM, if what it does cannot be interrupted.
+QUICK_SECONDS = 20.0  # while nothing would be lost
+LOOP_SECONDS = 600.0  # while training or writing. Afterwards the run goes on from its last checkpoint.
 
 
 def train_model(
@@ -60,6 +38,7 @@ def train_model(
     strategy: tf.distribute.Strategy | None = None,
     tracker: str = "tensorboard",
     callbacks: Sequence[Callback] = (),
+    allow_change: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a classifier, or continue a run that was stopped.
 
@@ -73,14 +52,16 @@ def train_model(
         strategy: Where to train. Defaults to all GPUs, or the CPU if there is none.
         tracker: "tensorboard", or "wandb" to log to Weights & Biases as well.
         callbacks: Objects that follow every loop and every evaluation.
+        allow_change: Keys of the config, such as "train.epochs" or "data.dir", in which a run that has begun may differ
+            from what it was. The change is recorded in config_history.yaml.
 
     Returns:
         {"step": int, "finished": bool} and, if the run is finished, the last evaluation, {"raw": {...}, "ema": {...}}.
         A run that was stopped by SIGTERM or a callback is saved but not finished.
 
     Raises:
-        UserError: If data, weights, directory or device do not fit the config, if the tracker cannot be used, or if the
-            loss is no longer finite.
+        UserError: If data, weights, directory or device do not fit the config, if another process trains in the
+            directory or it is deleted meanwhile, if the tracker cannot be used, or if the loss is no longer finite.
 
     Example:
         >>> from efficientnet_tf import load_config, train_model
@@ -90,7 +71,7 @@ def train_model(
         b0: ...
         22
     """
-    return Trainer(config, str(model_dir), strategy or create_strategy(), tracker, callbacks).run()
+    return Trainer(config, str(model_dir), strategy or create_strategy(), tracker, callbacks, allow_change).run()
 
 
 class Trainer:
@@ -113,19 +94,30 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         tracker: str = "tensorboard",
         callbacks: Sequence[Callback] = (),
+        allow_change: Sequence[str] = (),
     ):
         self.config, self.model_dir = config, model_dir
         self.step = self.total_steps = 0
         self._strategy, self._tracker, self._callbacks = strategy, tracker, callbacks
         self._is_chief, self._gather = is_chief(strategy), make_gather(strategy)
+        self._directory = RunDirectory(model_dir, config, allow_change, self._is_chief, self._gather)
         self._is_stopping = False
+        self._saved_step, self._last_loop = 0, None
+        self._doing, self._stop_seconds = "opening the data", QUICK_SECONDS
 
     def run(self) -> dict[str, Any]:
         """Train what is left of the run, and return what `train_model` returns."""
-        self._check_and_open()
-        self._create_or_restore_state()
-        with self._checkpointer, self._open_log() as self._log, StopFlag() as self._stop_flag:
+        with (
+            StopFlag() as self._stop_flag,
+            StopLimit(lambda: self._stop_seconds, self._say_last_words),
+            contextlib.ExitStack() as stack,
+        ):
+            self._check_and_open(stack)
+            self._create_or_restore_state()
+            stack.enter_context(self._checkpointer)
+            self._log = stack.enter_context(self._open_log())
             self._print_essentials()
+            self._repeat_evaluation()
             for phase in self._phases:
                 self._train_phase(phase)
                 if self.step < phase.end_step:
@@ -138,9 +130,10 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ before training
 
-    def _check_and_open(self) -> None:
+    def _check_and_open(self, stack: contextlib.ExitStack) -> None:
         """Open data, initial weights and directory: what is wrong with them shows before anything is built."""
         config = self.config
+        self._directory.check_first()
         require_tracker(self._tracker)
         self._train_source = open_source(config.data, config.data.train_split, training=True)
         self._eval_source = open_source(config.data, config.data.eval_split, training=False)
@@ -151,27 +144,14 @@ class Trainer:
         self._initial = None
         if config.train.init_from is not None and not list_checkpoints(self.model_dir):
             self._initial = read_initial_weights(config, self._train_source.class_names)
-        self._open_model_dir()
-
-    def _open_model_dir(self) -> None:
-        """Create or check the run's directory, first as the chief, then as the other workers."""
-        class_names = self._train_source.class_names
-        if self._is_chief:
-            open_model_dir(self.model_dir, self.config, class_names)
-        self._gather(0)
-        if not self._is_chief:
-            if not tf.io.gfile.exists(os.path.join(self.model_dir, "config.yaml")):
-                raise UserError(
-                    f"model_dir={self.model_dir}: this worker does not see the files that the chief has written there. "
-                    "Use a directory that all workers share."
-                )
-            open_model_dir(self.model_dir, self.config, class_names)
+        self._directory.open(stack, self._train_source.class_names)
 
     def _create_or_restore_state(self) -> None:
-        config, size = self.config, self._train_source.size
+        self._doing = "building the model"
+        config, size, class_names = self.config, self._train_source.size, self._train_source.class_names
         initial = self._initial.values if self._initial else None
-        self.state = create_state(config, len(self._train_source.class_names), size, self._strategy, initial)
-        self._checkpointer = Checkpointer(self.model_dir, self.state, config)
+        self.state = create_state(config, len(class_names), size, self._strategy, initial)
+        self._checkpointer = Checkpointer(self.model_dir, self.state, config, class_names, self._directory.check)
         self.step = self._saved_step = self._checkpointer.restore()
         if set(self._gather(self.step)) != {self.step}:
             raise UserError(
@@ -180,6 +160,10 @@ class Trainer:
             )
         self._phases = plan_phases(config, size)
         self.total_steps = self._phases[-1].end_step
+        if self.step > self.total_steps:
+            needed = f"train.epochs={config.train.epochs:g} means {self.total_steps} steps"
+            raise UserError(f"{needed}, but this run has already done {self.step}. Use a larger number.")
+        self._directory.record_changes(self.step)
         self._checkpoint_every = to_steps(config.train.checkpoint_every_epochs, config, size)
         self._eval_every = to_steps(config.eval.every_epochs, config, size)
         self._evaluators = make_evaluators(self.state, self._eval_source, config, self._strategy)
@@ -189,23 +173,13 @@ class Trainer:
     def _open_log(self) -> RunLog | SilentLog:
         if not self._is_chief:
             return SilentLog()
-        return RunLog(self.model_dir, self.config, self.step, self.total_steps, self._tracker)
+        check = self._directory.check
+        return RunLog(self.model_dir, self.config, self.step, self.total_steps, self._tracker, check=check)
 
     def _print_essentials(self) -> None:
-        config, source = self.config, self._train_source
-        params = sum(math.prod(v.shape) for v in self.state.model.trainable_variables)
-        self._log.print(
-            f"{config.model.name}: {params:,} parameters, {config.image_size} pixels, "
-            f"{len(source.class_names):,} classes"
-        )
-        self._log.print(
-            f"Data: {config.data.source}, {source.size:,} training and {self._eval_source.size:,} evaluation images"
-        )
-        self._log.print(f"Device: {describe_devices(self._strategy)}, {self.state.model.dtype_policy.name}")
-        self._log.print(
-            f"Steps: {self.total_steps:,} of {config.train.batch_size} images each, {config.train.epochs:g} epoch"
-            f"{'' if config.train.epochs == 1 else 's'}"
-        )
+        model, sizes = self.state.model, (self._train_source.size, self._eval_source.size)
+        for line in describe_run(self.config, model, sizes, describe_devices(self._strategy), self.total_steps):
+            self._log.print(line)
         self._log.print(f"Results: {self.model_dir}")
         if self._initial:
             self._log.print(self._initial.message)
@@ -228,11 +202,22 @@ class Trainer:
             self._log.log_training(self.step, metrics)
             for callback in self._callbacks:
                 callback.after_loop(self, metrics)
-            if self.step % self._eval_every == 0 or self.step == self.total_steps:
+            # After the lines up to this step, because a killed run logs everything after its newest checkpoint again.
+            # Before the evaluation, because that can fail. A run that continues here repeats it if it was not logged.
+            if self.step % self._checkpoint_every == 0 or self.step == self.total_steps:
+                self._save_now(background=True)
+            if self._is_evaluation_due():
                 self._evaluate()
-            # Last, because a killed run logs everything after its newest checkpoint again.
-            if self._is_chief and (self.step % self._checkpoint_every == 0 or self.step == self.total_steps):
-                self._saved_step = self._checkpointer.save(background=True)
+
+    def _is_evaluation_due(self) -> bool:
+        """Return whether to evaluate now. A run that was sent a signal does it when it continues."""
+        is_due = self.step % self._eval_every == 0 and not any(self._gather(int(self._stop_flag.asked)))
+        return is_due or self.step == self.total_steps
+
+    def _repeat_evaluation(self) -> None:
+        """Evaluate at the restored step if the run was ended there before it had logged this."""
+        if self.step and self._is_evaluation_due() and any(self._gather(int(self._log.lacks_evaluation))):
+            self._evaluate()
 
     def _is_asked_to_stop(self) -> bool:
         """Return whether any worker was asked to stop. All workers get the same answer."""
@@ -253,12 +238,18 @@ class Trainer:
     def _run_steps(self, phase: Phase, loop: Any, batches: Any, steps: int) -> dict[str, float]:
         """Train some steps on the device, and return their metrics."""
         started = time.perf_counter()
+        # The first loop compiles, which can take long, and nothing is lost yet.
+        is_quick = loop is not self._last_loop and self._saved_step == self.step
         try:
-            with report_lost_workers(self._strategy):
+            with (
+                self._while_doing("training", QUICK_SECONDS if is_quick else LOOP_SECONDS),
+                report_lost_workers(self._strategy),
+            ):
                 loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
         except tf.errors.OpError as error:
             self._failures.check(self.config.data.max_bad_fraction)
             raise UserError(f"Training failed after step {self.step}: {error.message}") from error
+        self._last_loop = loop
         seconds = time.perf_counter() - started
         self._failures.check(self.config.data.max_bad_fraction)
         if not math.isfinite(loss):
@@ -281,16 +272,53 @@ class Trainer:
             callback.after_evaluation(self, self._results)
 
     def _compute_results(self) -> dict[str, Any]:
-        with report_lost_workers(self._strategy):
-            return {kind: evaluate() for kind, evaluate in self._evaluators.items()}
+        """Evaluate. If that fails, the steps done so far are saved."""
+        try:
+            with self._while_doing("evaluating", QUICK_SECONDS), report_lost_workers(self._strategy):
+                return {kind: evaluate() for kind, evaluate in self._evaluators.items()}
+        except LostWorkerError:
+            raise
+        except (UserError, tf.errors.OpError) as error:
+            self._save()
+            message = f"The evaluation failed after step {self.step}, which is saved. The same command continues there"
+            raise UserError(f"{message}. {getattr(error, 'message', error)}") from error
 
-    # -------------------------------------------------------------------------------------------------- after training
+    # ---------------------------------------------------------------------------------------- saving and after training
+
+    @contextlib.contextmanager
+    def _while_doing(self, what: str, stop_seconds: float) -> Iterator[None]:
+        """Say within the block what the run does, and how long it may take to end after SIGTERM."""
+        before = self._doing, self._stop_seconds
+        self._doing, self._stop_seconds = what, stop_seconds
+        try:
+            yield
+        finally:
+            self._doing, self._stop_seconds = before
+
+    def _say_last_words(self) -> None:
+        """Save what can be saved after SIGTERM while the main thread does something that cannot be interrupted."""
+        if self._doing == "evaluating" and self._saved_step < self.step:
+            self._save_now()  # Evaluation does not change the variables.
+        if self.step:
+            self._checkpointer.wait()
+        print(
+            f"Stopped while {self._doing}. Step {self._saved_step} of {self.total_steps or 'the run'} is saved. The "
+            "same command continues from there.",
+            flush=True,
+        )
+
+    def _save_now(self, background: bool = False) -> None:
+        if self._is_chief:
+            self._log.sync()
+            self._checkpointer.save(background)
+        self._saved_step = self.step
 
     def _save(self) -> None:
         """Finish writing checkpoints, and name the images that could not be read."""
-        if self._is_chief and self._saved_step < self.step:
-            self._checkpointer.save()
-        self._checkpointer.wait()
+        with self._while_doing("writing a checkpoint", LOOP_SECONDS):
+            if self._saved_step < self.step:
+                self._save_now()
+            self._checkpointer.wait()
         failed = self._failures.names()
         if failed:
             self._log.print(
@@ -311,7 +339,11 @@ class Trainer:
         """Save a run that has done all its steps, and write its model."""
         self._save()
         if self._is_chief:
-            self._log.print(f"Finished: {save_keras_model(self.model_dir)}")
+            with self._while_doing("writing the model", LOOP_SECONDS):
+                self._directory.check()
+                path = save_keras_model(self.model_dir)
+                self._directory.check()
+            self._log.print(f"Finished: {path}")
         if self._results is None:  # The run was finished before.
             self._results = self._compute_results()
         self._gather(self.step)

@@ -1,18 +1,20 @@
 """Logs a run to Weights & Biases, without gaps or repeated lines, however often the run is stopped."""
 
+import contextlib
 import json
+import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.runtime.files import read_text, write_text
+from efficientnet_tf.runtime.files import exists, read_bytes, write_bytes, write_text
+
+_LOGGER = logging.getLogger(__name__)
 
 SECONDS_IN_MEMORY = 30  # Twice as long as wandb says that it buffers lines.
 
@@ -52,21 +54,25 @@ class WandbLog:
         model_dir: The run's directory. If it is local, wandb's files are written there.
         config: The config that wandb shows.
         lines: The lines of metrics.jsonl that exist already.
+        check: Raises UserError if nothing may be written any more, because the directory is gone.
 
     Raises:
         UserError: If wandb cannot start.
     """
 
-    def __init__(self, model_dir: str, config: Config, lines: Iterable[dict[str, Any]]):
+    def __init__(
+        self,
+        model_dir: str,
+        config: Config,
+        lines: Iterable[dict[str, Any]],
+        check: Callable[[], None] = lambda: None,
+    ):
         import wandb
 
-        self._path, self._line = os.path.join(model_dir, "wandb.json"), 0
+        self._path, self._line, self._check = os.path.join(model_dir, "wandb.json"), 0, check
         self._marked, self._marked_at = 0, time.monotonic()
         name = re.sub(r"[^\w.-]", "-", os.path.basename(os.path.abspath(model_dir)))[:80]
-        if tf.io.gfile.exists(self._path):
-            self._sent = json.loads(read_text(self._path))
-        else:
-            self._sent = {"id": f"{name}-{secrets.token_hex(4)}", "lines": 0}
+        self._sent = _read_sent(self._path) or {"id": f"{name}-{secrets.token_hex(4)}", "lines": 0}
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "efficientnet_tf"),
@@ -77,7 +83,7 @@ class WandbLog:
                 config=config.model_dump(mode="json"),
                 allow_val_change=True,
             )
-        except wandb.Error as error:
+        except (wandb.Error, OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"tracker=wandb: {error}\nLog in with 'wandb login', or set WANDB_MODE=offline and upload later with "
                 "'wandb sync'."
@@ -102,8 +108,38 @@ class WandbLog:
     def close(self, failed: bool) -> None:
         """Close the run. A later process can continue it."""
         self._run.finish(exit_code=int(failed))
-        self._save(self._line)
+        if not failed:
+            self._save(self._line)
+            return
+        with contextlib.suppress(UserError, OSError):  # The directory may be what failed.
+            self._save(self._line)
 
     def _save(self, lines: int) -> None:
+        self._check()
         self._sent["lines"] = max(lines, self._sent["lines"])
         write_text(self._path, json.dumps(self._sent))
+
+
+def _read_sent(path: str) -> dict[str, Any] | None:
+    """Return the content of wandb.json, or None if there is none. If it is damaged, a warning says so."""
+    if not exists(path):
+        return None
+    content = read_bytes(path)
+    try:
+        sent = json.loads(content)
+        if re.fullmatch(r"[\w.-]{1,128}", sent["id"]) and type(sent["lines"]) is int and sent["lines"] >= 0:
+            return {"id": sent["id"], "lines": sent["lines"]}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass
+    _LOGGER.warning(
+        "%s cannot be read. A new run of Weights & Biases is begun. The damaged file is kept as %s.",
+        *(path, keep_damaged(path, content)),
+    )
+    return None
+
+
+def keep_damaged(path: str, content: bytes) -> str:
+    """Write the content of a damaged file under another name, and return that name."""
+    name = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    write_bytes(name, content)
+    return name

@@ -50,7 +50,8 @@ def test_metrics_of_a_run(tmp_path):
     ["", '{"step": 10, "kind": "tr', '{"step": 1', "{", "\0\0\0\0", '{"kind": "train"}', "10", "null"],
 )
 def test_lines_after_the_restored_step_are_dropped(tmp_path, cut):
-    kept = [{"step": step, "kind": kind} for step, kind in ((5, "train"), (10, "train"), (10, "eval/ema"))]
+    steps = ((5, "train"), (10, "train"), (10, "eval/raw"), (10, "eval/ema"))
+    kept = [{"step": step, "kind": kind} for step, kind in steps]
     past = [{"step": 11, "kind": "train"}, {"step": 20, "kind": "eval/ema"}]
     text = "".join(json.dumps(line) + "\n" for line in kept + past)
     (tmp_path / "metrics.jsonl").write_text(text + cut)

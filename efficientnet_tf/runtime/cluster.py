@@ -1,0 +1,84 @@
+"""Reads the cluster of workers that the environment variable TF_CONFIG describes. It needs no TensorFlow."""
+
+import json
+import re
+from typing import Any
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+
+EXAMPLE = '{"cluster": {"worker": ["address:port", "address:port"]}, "task": {"type": "worker", "index": 0}}'
+
+
+def read_cluster(text: str) -> list[str]:
+    """Return the addresses of the workers in a TF_CONFIG.
+
+    Args:
+        text: Content of the environment variable TF_CONFIG, JSON or empty.
+
+    Returns:
+        The addresses as "host:port", that of this worker first. The list is empty if no cluster is configured.
+
+    Raises:
+        UserError: If the text is not a cluster of workers. The message says what is wrong.
+    """
+    if not text.strip():
+        return []
+    try:
+        return _read_addresses(_parse(text))
+    except UserError as error:
+        shown = escape(text[:300])
+        raise UserError(f"TF_CONFIG={shown} is not a list of workers: {error} Use {EXAMPLE}.") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"it is not JSON ({str(error)[:100]}).") from None
+    if not isinstance(config, dict):
+        raise UserError("it is not an object.")
+    return config
+
+
+def _read_addresses(config: dict[str, Any]) -> list[str]:
+    jobs, task = config.get("cluster") or {}, config.get("task") or {}
+    if not isinstance(jobs, dict) or not isinstance(task, dict):
+        raise UserError("cluster and task must be objects.")
+    if not jobs:
+        return []
+    unknown = set(jobs) - {"chief", "worker"}
+    if unknown:
+        raise UserError(f"the cluster has a job {escape(min(unknown))!r}. Only chief and worker are supported.")
+    for job, addresses in jobs.items():
+        if not isinstance(addresses, list) or not addresses:
+            raise UserError(f"the job {job} must list at least one address.")
+        for address in addresses:
+            _check_address(address)
+    everyone = [address for addresses in jobs.values() for address in addresses]
+    twice = next((address for address in everyone if everyone.count(address) > 1), None)
+    if twice:
+        raise UserError(f"the address {escape(twice)} is listed twice. Each worker needs its own.")
+    if len(jobs.get("chief", [])) > 1:
+        raise UserError("there can be only one chief.")
+    own = _find_own(jobs, task)
+    return sorted(everyone, key=lambda address: address != own)
+
+
+def _check_address(address: Any) -> None:
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    if not re.fullmatch(r"[!-~]+", host) or "/" in host or not re.fullmatch("[0-9]{1,5}", port):
+        raise UserError(f"{escape(str(address)[:100])!r} is not an address of the form host:port.")
+    if not 0 < int(port) < 65536:
+        raise UserError(f"{address[:100]!r} has the port {int(port)}. Ports are from 1 to 65535.")
+
+
+def _find_own(jobs: dict[str, list[str]], task: dict[str, Any]) -> str:
+    job, index = task.get("type"), task.get("index")
+    if not isinstance(job, str) or job not in jobs:
+        raise UserError(f"task.type is {escape(str(job)[:100])!r}, which is not a job of the cluster.")
+    text = str(index)[:100]
+    is_number = isinstance(index, int | str) and not isinstance(index, bool) and re.fullmatch("[0-9]{1,6}", text)
+    if not is_number or int(text) >= len(jobs[job]):
+        raise UserError(f"task.index is {escape(text)}. The job {job} has the indices 0 to {len(jobs[job]) - 1}.")
+    return jobs[job][int(text)]
