@@ -165,7 +165,18 @@ def parse_yaml(text: str, where: object) -> Any:
     try:
         return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML: {shorten(str(error), 500)}") from None
+        raise UserError(f"{name}: not valid YAML: {_explain(error)}") from None
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    """Return a sentence for an error of PyYAML, which has several lines and shows the text as it is."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character number {error.position + 1:,} is not allowed."
+    problem = getattr(error, "problem", None) or str(error)
+    context = getattr(error, "context", None)
+    mark = getattr(error, "problem_mark", None)
+    reason = escape(shorten(f"{context}, {problem}" if context else problem, 300)).rstrip(".")
+    return reason + (f", in line {mark.line + 1}, column {mark.column + 1}." if mark else ".")
 
 
 def read_mapping(path: Path) -> dict:
@@ -177,5 +188,5 @@ def read_mapping(path: Path) -> dict:
     content = parse_yaml(read_local_text(str(path), LIMIT_BYTES), path)
     if not isinstance(content, dict):
         received = "nothing" if content is None else type(content).__name__
-        raise UserError(f"{escape(str(path))}: expected `key: value` lines, received {received}")
+        raise UserError(f"{escape(str(path))}: expected `key: value` lines, received {received}.")
     return content

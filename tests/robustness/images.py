@@ -13,6 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
 from robustness.harness import EITHER, OK
+from robustness.kit import write_photos
 
 SIZE = (40, 32)  # width, height: the center crop of 32 x 32 is cut out without resizing
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
@@ -305,33 +306,48 @@ def _tiff(width, height):
 
 
 def hostile(write):
-    """Files that are no images, given to the commands that read images. Each is refused by its name."""
+    """Files that are no images. Each is refused by its name, alone and among others."""
     folder = write.folder("files")
-    contents = list(hostile_contents(write.random, write.count))
-    for number, (ending, name, content) in enumerate(contents):
-        path = folder / f"{number}.{ending}"
+    (folder / "bad").mkdir()
+    names = []
+    item = "B1 causes are named"
+    for number, (ending, name, content) in enumerate(hostile_contents(write.random, write.count)):
+        path = folder / "bad" / f"{number}.{ending}"
         path.write_bytes(content)
+        # Decoders read on where only some bytes are damaged.
         damaged = "damaged" in name or "95" in name or "checksum" in name
         settings = {"status": EITHER if damaged else (1,), "says": "" if damaged else rf"\b{number}\.{ending}"}
-        argv = ["predict", f"--model_dir={write.kit.model}", path]
-        write.add(folder, f"predict: {name}", argv, seconds=30, item="B1 causes are named", **settings)
-        if number % 9 == 0:
-            argv = ["explain", f"--model_dir={write.kit.model}", "--output=x.png", path]
-            settings["writes"] = ("x.png",) if damaged else ()
-            write.add(folder, f"explain: {name}", argv, seconds=30, item="B1 causes are named", **settings)
-    argv = ["predict", f"--model_dir={write.kit.model}", folder]
-    write.add(folder, "predict: a folder of all of them", argv, status=(1,), item="B1 causes are named")
+        writes = ("pixels.npy",) if damaged else ()
+        write.add(folder, f"load_image: {name}", ["@pixels", path], seconds=30, item=item, writes=writes, **settings)
+        names += [] if damaged else [path.name]
+
+    def check(case, answer):
+        missing = [name for name in names if f"bad/{name}" not in answer["stderr"]]
+        return f"does not name {missing}" if missing else ""
+
+    argv = ["predict", f"--model_dir={write.kit.model}", "bad"]
+    write.add(folder, "predict: a folder of all of them", argv, status=(1,), check=check, item=item)
+    argv = ["explain", f"--model_dir={write.kit.model}", "--output=x.png", folder / "bad" / names[0]]
+    write.add(folder, "explain: a file that is no image", argv, status=(1,), item=item)
+    write_photos(folder / "data")
+    for name in names:
+        (folder / "data/train/cat" / name).write_bytes((folder / "bad" / name).read_bytes())
+    argv = ["prepare", "--data_dir=data", "--output=records", "--splits=train", "--shards=1"]
+    write.add(folder, "prepare: a folder of all of them", argv, status=(0, 1), writes=("records*",), item=item)
+    argv = ["show", *write.kit.config, "--data_dir=data", "--output=x.png", "--rows=1", "--columns=1"]
+    write.add(folder, "show: a folder of all of them", argv, status=(0, 1), writes=("x.png",), item=item)
 
 
 def image_bombs(write):
     """Images that declare or hold very many pixels."""
     folder = write.folder("bombs")
+    (folder / "bad").mkdir()
     for number, (ending, name, content) in enumerate(bombs()):
-        path = folder / f"{number}.{ending}"
+        path = folder / "bad" / f"{number}.{ending}"
         path.write_bytes(content)
-        argv = ["predict", f"--model_dir={write.kit.model}", path]
-        write.add(folder, f"predict: {name}", argv, status=(0, 1), seconds=60, item="C1 bombs")
-    argv = ["predict", f"--model_dir={write.kit.model}", folder]
+        settings = {"status": (0, 1), "writes": ("pixels.npy",), "seconds": 60, "item": "C1 bombs"}
+        write.add(folder, f"load_image: {name}", ["@pixels", path], **settings)
+    argv = ["predict", f"--model_dir={write.kit.model}", "bad"]
     write.add(folder, "predict: all bombs", argv, status=(1,), seconds=120, item="C1 bombs")
 
 

@@ -465,11 +465,11 @@ def records(write):
         "a wrong checksum": valid[:20] + bytes([valid[20] ^ 1]) + valid[21:],
         "text": b"no records",
         "gzip": b"\x1f\x8b\x08\0" + bytes(100),
-        "no examples": _record(b"\xff" * 50) * 4,
-        "examples without an image": _record(_example({})) * 12,
-        "label 10^12": _record(_example({"image/encoded": b"x", "image/class/label": 10**12})) * 12,
-        "negative label": _record(_example({"image/encoded": b"x", "image/class/label": 2**64 - 5})) * 12,
-        "broken images": _record(_example({"image/encoded": b"x", "image/class/label": 1})) * 12,
+        "no examples": make_record(b"\xff" * 50) * 4,
+        "examples without an image": make_record(make_example({})) * 12,
+        "label 10^12": make_record(make_example({"image/encoded": b"x", "image/class/label": 10**12})) * 12,
+        "negative label": make_record(make_example({"image/encoded": b"x", "image/class/label": 2**64 - 5})) * 12,
+        "broken images": make_record(make_example({"image/encoded": b"x", "image/class/label": 1})) * 12,
     }
     for number in range(write.count):
         damaged = bytearray(valid)
@@ -504,11 +504,19 @@ def records(write):
 
 
 def _train_records(write, folder, name, status, item="D damaged records"):
-    argv = write.kit.train("model", "--set=data.source=records")
-    write.add(folder, f"train: records, {name}", argv, status=status, writes=("run*",), seconds=40, item=item)
+    argv = ["show", *write.kit.config, "--data_dir=model", "--set=data.source=records"]
+    argv += ["--output=x.png", "--rows=1", "--columns=1"]
+    # `show` draws what it can read.
+    some = (0, 1) if "image" in name else status
+    settings = {"writes": ("x.png",) if 0 in some else (), "seconds": 40, "item": item}
+    write.add(folder, f"show: records, {name}", argv, status=some, **settings)
+    if len(write.cases) % 4 == 0:
+        argv = write.kit.train("model", "--set=data.source=records")
+        settings["writes"] = ("run*",)
+        write.add(folder, f"train: records, {name}", argv, status=status, **settings)
 
 
-def _record(data):
+def make_record(data):
     """Return one record, with the checksums of TFRecord."""
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", _masked(length)) + data + struct.pack("<I", _masked(data))
@@ -536,7 +544,7 @@ def _varint(value):
     return out + bytes([value])
 
 
-def _example(features):
+def make_example(features):
     """Return a serialized tf.train.Example of bytes and integers."""
     entries = b""
     for name, value in features.items():

@@ -127,7 +127,7 @@ def _overrides():
     yield from ("train.seed=-1", "train.seed=2147483648", "model.width=1e300", "model.depth=1e300", "model.width=0")
     yield from ("model.resolution=100000000000000000000", "model.stages=[]", "model.mean=[923]", "model.mean=[]")
     yield from ("model.stages=" + "[" * 2000, "train.epochs=&a [*a]", "train.epochs=!!python/object:os.system x")
-    yield from ("model={}", "model=1", "__class__.__init__=1", "train.epochs=\x1b[31m", "train.epochs=\udcff")
+    yield from ("model=1", "__class__.__init__=1", "train.epochs=\x1b[31m", "train.epochs=\udcff")
     yield from ("train.epochs=\u2028", "data.source=tfds:../../x y", "data.source=\U0001f600", "data.image_size=1e9")
     yield from ("train.epoch=3", "data.service=grpc://host:99999", "model.std=[0, 0, 0]")
 
