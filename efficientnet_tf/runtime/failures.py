@@ -128,7 +128,9 @@ def report(error: BaseException, command: Sequence[str], edit: Callable[[str], s
     if isinstance(error, OSError) and error.filename is None and _output_is_full():
         sentence = f"Standard output cannot be written: {os.strerror(error.errno or errno.EIO)}."
     if sentence is not None:
-        _print(f"error: {edit(sentence)}")
+        sentence = edit(sentence).rstrip()
+        # Libraries, and values at the end of a message, leave out the period.
+        _print(f"error: {sentence}{'' if sentence.endswith(('.', '!', '?', '.)')) else '.'}")
         return EXIT_ERROR
     _print(f"error: {_describe_bug(error, command)}")
     return EXIT_BUG
