@@ -83,6 +83,9 @@ def _explain_tensorflow(error: BaseException) -> str | None:
         return f"A file cannot be read or written: {first_line}"
     if name == "ResourceExhaustedError":
         return f"{_NO_MEMORY} TensorFlow says: {first_line}"
+    if name == "DataLossError":
+        reason = re.sub(r"^.*}} ", "", first_line).partition(" [Op:")[0]
+        return f"A record file or a checkpoint is damaged: {reason}. Restore it from a copy, or write it again."
     if name == "UnimplementedError" and "File system scheme" in message:
         return f"{first_line}. Use a local path or gs://."
     return None

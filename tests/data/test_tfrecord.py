@@ -14,6 +14,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config
 from efficientnet_tf.data.open import Order, open_source
 from efficientnet_tf.data.pipeline import Failures, eval_dataset
+from efficientnet_tf.runtime.failures import explain
 
 PER_FILE = (7, 0, 12, 5)
 TOTAL = sum(PER_FILE)
@@ -223,6 +224,19 @@ def test_damaged_records(tmp_path, where):
     content[{"length": 0, "checksum": 8, "data": 20}[where]] ^= 1
     path.write_bytes(content)
     assert "damaged" in records_error(tmp_path, classes=3) and str(path) in records_error(tmp_path, classes=3)
+
+
+def test_damage_after_the_first_records_is_explained(tmp_path):
+    write_split(tmp_path, per_file=(80,))
+    path = tmp_path / "train-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    source = open_records(tmp_path, classes=3)
+    with pytest.raises(tf.errors.DataLossError) as caught:
+        contents(source)
+    sentence = explain(caught.value)
+    assert sentence.startswith("A record file or a checkpoint is damaged: corrupted record at ") and "[" not in sentence
 
 
 @pytest.mark.parametrize("content", [b"", b"no example", b"\x0a\xff\xff\xff\xff\x0f", bytes(100)])
