@@ -23,21 +23,59 @@ def addresses():
         return [f"127.0.0.1:{free.getsockname()[1]}" for free in (one, other)]
 
 
+def cluster(jobs, **task):
+    return json.dumps({"cluster": jobs, "task": {"type": "worker", "index": 0, **task}})
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "worker",
-        "[]",
-        json.dumps({"cluster": CLUSTER}),
-        json.dumps({"cluster": {"worker": ["127.0.0.1", "127.0.0.1"]}, "task": {"type": "worker", "index": 0}}),
-        json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}),
-        json.dumps({"cluster": CLUSTER, "task": {"type": "chief", "index": 0}}),
-        json.dumps({"cluster": CLUSTER | {"ps": ["127.0.0.1:3"]}, "task": {"type": "worker", "index": 0}}),
+        ("worker", "it is not JSON"),
+        ("{" * 100_000, "it is not JSON"),
+        ('{"cluster": {"worker": [1' + "0" * 10_000 + "]}}", "it is not JSON"),
+        ("[]", "it is not an object"),
+        ("5", "it is not an object"),
+        ('"text"', "it is not an object"),
+        (json.dumps({"cluster": ["a:1"]}), "must be objects"),
+        (json.dumps({"cluster": CLUSTER, "task": "worker"}), "must be objects"),
+        (json.dumps({"cluster": CLUSTER}), "task.type is 'None'"),
+        (cluster({"worker": []}), "must list at least one address"),
+        (cluster({"worker": "a:1"}), "must list at least one address"),
+        (cluster({"worker": {"0": "a:1"}}), "must list at least one address"),
+        (cluster({"worker": ["127.0.0.1", "127.0.0.1"]}), "'127.0.0.1' is not an address"),
+        (cluster({"worker": ["a:1", 7]}), "'7' is not an address"),
+        (cluster({"worker": ["a:1", None]}), "'None' is not an address"),
+        (cluster({"worker": ["a:1", ":2"]}), "':2' is not an address"),
+        (cluster({"worker": ["a:1", "b:http"]}), "'b:http' is not an address"),
+        (cluster({"worker": ["a:1", "b:-1"]}), "'b:-1' is not an address"),
+        (cluster({"worker": ["a:1", "b c:1"]}), "'b c:1' is not an address"),
+        (cluster({"worker": ["a:1", "http://b:1"]}), "is not an address"),
+        (cluster({"worker": ["a:1", "b\u001b:1"]}), r"'b\\\\x1b:1' is not an address"),
+        (cluster({"worker": ["a:1", "b:\u0661"]}), "is not an address"),
+        (cluster({"worker": ["a:1", "b:0"]}), "has the port 0. Ports are from 1 to 65535"),
+        (cluster({"worker": ["a:1", "b:70000"]}), "has the port 70000"),
+        (cluster({"worker": ["a:1", "b:" + "9" * 10_000]}), "is not an address"),
+        (cluster({"worker": ["a:1", "b:2", "a:1"]}), "a:1 is listed twice"),
+        (cluster({"chief": ["a:1"], "worker": ["a:1"]}), "a:1 is listed twice"),
+        (cluster({"chief": ["a:1", "b:1"]}, type="chief"), "only one chief"),
+        (cluster(CLUSTER, index=2), "task.index is 2. The job worker has the indices 0 to 1"),
+        (cluster(CLUSTER, index=-1), "task.index is -1"),
+        (cluster(CLUSTER, index=None), "task.index is None"),
+        (cluster(CLUSTER, index=True), "task.index is True"),
+        (cluster(CLUSTER, index=0.5), "task.index is 0.5"),
+        (cluster(CLUSTER, index="x"), "task.index is x"),
+        (cluster(CLUSTER, index=[0]), r"task.index is \[0\]"),
+        (cluster(CLUSTER, type="chief"), "task.type is 'chief'"),
+        (cluster(CLUSTER, type=[]), r"task.type is '\[\]'"),
+        (cluster(CLUSTER | {"ps": ["127.0.0.1:3"]}), "has a job 'ps'"),
     ],
 )
-def test_invalid_tf_config(text):
-    with pytest.raises(UserError, match=r'^TF_CONFIG=.* is not a list of workers. Use \{"cluster": \{"worker"'):
+def test_invalid_tf_config(text, reason):
+    with pytest.raises(
+        UserError, match=rf'^TF_CONFIG=.* is not a list of workers: .*{reason}.* Use \{{"cluster": '
+    ) as caught:
         read_cluster(text)
+    assert len(str(caught.value)) < 800
 
 
 def test_own_address_comes_first():
@@ -45,7 +83,9 @@ def test_own_address_comes_first():
     assert read_cluster(json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})) == [
         *("c:3", "a:1", "b:2")
     ]
-    assert read_cluster(" ") == []
+    assert read_cluster(json.dumps({"cluster": cluster, "task": {"type": "chief", "index": "0"}}))[0] == "a:1"
+    for text in (" ", "{}", '{"cluster": {}}', '{"cluster": null, "task": null}'):
+        assert read_cluster(text) == []
 
 
 def test_single_worker_is_no_cluster(monkeypatch):
