@@ -15,13 +15,14 @@ from typing import Any
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape
+from efficientnet_tf.data.listing import check_data
 from efficientnet_tf.export.check import check_model, clean_path
 from efficientnet_tf.export.formats import FORMATS, Format, find_format, open_export, require_packages
 from efficientnet_tf.export.metadata import append_record, check_texts, list_files, read_metadata
 from efficientnet_tf.export.output import UNFINISHED, check_output, unfinished_output
 from efficientnet_tf.export.overrides import override_data
 from efficientnet_tf.export.record import make_record
-from efficientnet_tf.models.run_directory import format_class_names, read_config
+from efficientnet_tf.models.run_directory import format_class_names, read_class_names, read_config
 from efficientnet_tf.runtime.files import read_text
 
 TOLERANCE = 1e-4  # largest difference of a logit in float32, as a share of the largest logit
@@ -120,8 +121,23 @@ def check_export(
             f"model_dir={escape(model_dir)} is not a model directory but a single model. Pass the directory that a run "
             "wrote."
         )
-    override_data(read_config(model_dir), overrides, FIXED_KEYS)
+    config = override_data(read_config(model_dir), overrides, FIXED_KEYS)
+    if kind is not None:
+        check_texts(output, {"classes.txt": format_class_names(read_class_names(model_dir))})
+        _check_data(config.data, calibrates=precision == "int8")
     return kind
+
+
+def _check_data(data, calibrates):
+    """Refuse missing images, and say how to give their new place."""
+    try:
+        check_data(data, [data.eval_split, *([data.train_split] if calibrates else [])])
+    except UserError as error:
+        purpose = " and calibrated on those of the training split" if calibrates else ""
+        raise UserError(
+            f"{error} The export is compared on images of the evaluation split{purpose}. If they were moved, pass "
+            "data_dir=DIR or overrides: data.dir=DIR."
+        ) from None
 
 
 def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides):
@@ -137,7 +153,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     _check_layers(folded, keep_float)
     texts = {"config.yaml": read_text(os.path.join(model_dir, "config.yaml"))}
     texts |= {"classes.txt": format_class_names(class_names), "precision": precision}
-    check_texts(output, texts)
+    check_texts(output, texts)  # the config, too
     trained_config, config = config, override_data(config, overrides, FIXED_KEYS)
     compared = _read_images(config, images, training=False)
     calibration = _read_images(config, calibration_images, training=True) if precision == "int8" else []
@@ -171,8 +187,9 @@ def _read_images(config, count, training):
     """Return images of the training or the evaluation split, preprocessed as for evaluation: float32 [N, S, S, C]."""
     import numpy as np
 
+    from efficientnet_tf.data.failures import Failures
     from efficientnet_tf.data.open import open_source
-    from efficientnet_tf.data.pipeline import Failures, sample_images
+    from efficientnet_tf.data.pipeline import sample_images
     from efficientnet_tf.runtime.terminal import track
 
     split = config.data.train_split if training else config.data.eval_split
@@ -180,9 +197,9 @@ def _read_images(config, count, training):
     failures = Failures(source)
     dataset = sample_images(source, config, failures, count)
     total = min(count, source.size)
-    images = np.stack(list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "image")))
-    failures.check(config.data.max_bad_fraction if training else 0)
-    return images
+    images = list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "image"))
+    failures.check(config.data.max_bad_fraction if images else 0)
+    return np.stack(images)
 
 
 def _compare_file(model, path, images):

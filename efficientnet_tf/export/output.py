@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 
 from efficientnet_tf.config.errors import UserError
@@ -55,8 +56,6 @@ def unfinished_output(output: str) -> Iterator[str]:
     Raises:
         UserError: If the output cannot be written, or another process writes it.
     """
-    import tensorflow as tf
-
     output = output.rstrip("/")
     targets = list_files(output) if _is_file(output) else [output]
     with lock_output(output, "exporting"):
@@ -73,12 +72,14 @@ def unfinished_output(output: str) -> Iterator[str]:
                 if _find_reason(target, _is_file(output)):
                     raise UserError(f"output={escape(output)} cannot be written because {escape(target)} exists now.")
                 _rename(target + UNFINISHED, target)
-        except (tf.errors.OpError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow."):
+                raise
             reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)[:300]
             raise UserError(f"output={escape(output)} cannot be written: {escape(reason)}.") from None
         finally:
             for target in targets:
-                with contextlib.suppress(tf.errors.OpError, OSError):
+                with contextlib.suppress(Exception):  # The first error is the one to report.
                     _remove(target + UNFINISHED)
 
 
@@ -114,27 +115,29 @@ def _find_reason(path, is_file):
 
 
 def _remove(path):
+    """Remove a file or a folder, if there is one."""
+    if not files.is_remote(path):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.remove(path)
+        return
     import tensorflow as tf
 
-    if not files.is_remote(path) and not os.path.lexists(path):
-        return
     if files.is_folder(path):
         tf.io.gfile.rmtree(path)
-    elif files.is_remote(path):
-        if files.exists(path):
-            tf.io.gfile.remove(path)
-    else:
-        os.remove(path)
+    elif files.exists(path):
+        tf.io.gfile.remove(path)
 
 
 def _rename(source, target):
     """Give a file or a folder its final name, which an empty folder may have."""
-    import tensorflow as tf
-
     if not files.is_remote(target):
         os.rename(source, target)
         files.sync(os.path.dirname(target) or ".")
         return
+    import tensorflow as tf
+
     if files.exists(target):
         tf.io.gfile.rmtree(target)
     tf.io.gfile.rename(source, target)
