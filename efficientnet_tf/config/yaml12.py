@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.local_files import read_local_text
@@ -41,7 +44,7 @@ class Loader(yaml.SafeLoader):
         self._count += 1
         if self._depth > MOST_DEPTH or self._count > MOST_VALUES:
             problem = f"{MOST_VALUES:,} values" if self._depth <= MOST_DEPTH else f"{MOST_DEPTH} levels of nesting"
-            raise yaml.composer.ComposerError(None, None, f"more than {problem}", self.peek_event().start_mark)
+            raise ComposerError(None, None, f"more than {problem}", self.peek_event().start_mark)
         try:
             return super().compose_node(parent, index)
         finally:
@@ -54,7 +57,7 @@ class Loader(yaml.SafeLoader):
             _count_values(node, {})
         return node
 
-    def construct_scalar(self, node: yaml.Node) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         r"""Return the text of a scalar. Two escapes such as `"\ud83d\ude00"` are one character, as in JSON."""
         text = super().construct_scalar(node)
         if isinstance(text, str) and re.search("[\ud800-\udbff][\udc00-\udfff]", text):
@@ -64,14 +67,14 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Build a dict, unless a key appears twice or is not a plain name."""
         if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "expected keys and values", node.start_mark)
+            raise ConstructorError(None, None, "expected keys and values", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _KEY_TAGS:
-                raise yaml.constructor.ConstructorError(None, None, _explain_key(key_node), key_node.start_mark)
+                raise ConstructorError(None, None, _explain_key(key_node), key_node.start_mark)
             if key_node.value in seen:
                 name = shorten(repr(key_node.value))
-                raise yaml.constructor.ConstructorError(None, None, f"key {name} is given twice", key_node.start_mark)
+                raise ConstructorError(None, None, f"key {name} is given twice", key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -81,9 +84,7 @@ class Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, TypeError):
             kind, text = node.tag.rpartition(":")[2], shorten(repr(node.value))
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{text} is not of type {kind}", node.start_mark
-            ) from None
+            raise ConstructorError(None, None, f"{text} is not of type {kind}", node.start_mark) from None
 
 
 def _explain_key(node: yaml.Node) -> str:
@@ -108,23 +109,23 @@ def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
         nodes = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
         count = counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
     if count == 0:
-        raise yaml.composer.ComposerError(None, None, "an alias contains itself", node.start_mark)
+        raise ComposerError(None, None, "an alias contains itself", node.start_mark)
     if count > MOST_VALUES:
         message = f"more than {MOST_VALUES:,} values, counting aliases by what they stand for"
-        raise yaml.composer.ComposerError(None, None, message, node.start_mark)
+        raise ComposerError(None, None, message, node.start_mark)
     return count
 
 
 def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
     if len(node.value) > MOST_DIGITS:
         message = f"a number of {len(node.value):,} digits, more than the {MOST_DIGITS} that are allowed"
-        raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        raise ConstructorError(None, None, message, node.start_mark)
     return int(node.value)  # int("010") is ten. YAML 1.1 reads it as an octal number.
 
 
 def _refuse_tag(_: Loader, node: yaml.Node) -> NoReturn:
     tag = shorten(node.tag.replace("tag:yaml.org,2002:", "!!"))
-    raise yaml.constructor.ConstructorError(None, None, f"the tag {tag} is not allowed", node.start_mark)
+    raise ConstructorError(None, None, f"the tag {tag} is not allowed", node.start_mark)
 
 
 Loader.yaml_constructors = {
@@ -133,7 +134,7 @@ Loader.yaml_constructors = {
     if tag is not None and tag.removeprefix("tag:yaml.org,2002:") in _TAGS
 }
 Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-Loader.add_constructor(None, _refuse_tag)
+Loader.yaml_constructors[None] = _refuse_tag
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 Loader.add_implicit_resolver(
@@ -170,7 +171,7 @@ def parse_yaml(text: str, where: object) -> Any:
 
 def _explain(error: yaml.YAMLError) -> str:
     """Return a sentence for an error of PyYAML, which has several lines and shows the text as it is."""
-    if isinstance(error, yaml.reader.ReaderError):
+    if isinstance(error, ReaderError):
         return f"the character number {error.position + 1:,} is not allowed."
     problem = getattr(error, "problem", None) or str(error)
     context = getattr(error, "context", None)
