@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("val", "valid", "validation")
-# Also with what data sets add: test_set, train2017, val images.
-_SPLIT = re.compile(r"(train|training|val|valid|validation|test|testing|dev|eval)([ _-]?(set|data|images|20\d\d))?")
+_SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|trainval|val|valid|validation|test|testing|dev|eval)(?![a-z])")
+_ADDED = re.compile(r"([ _-]?(set|data|images|20\d\d))?")  # to the word alone, as in test_set and train2017
 
 
 def list_class_folders(
@@ -72,8 +73,26 @@ def _list_root(root):
     return [name for name, kind in entries if kind == "folder"], [name for name, kind in entries if kind == "file"]
 
 
-def _means_split(name):
-    return bool(_SPLIT.fullmatch(name.strip().casefold()))
+def _find_splits(names: Sequence[str]) -> dict[str, str]:
+    """Return the names that mean splits, and "train" or "eval" for each.
+
+    A name means a split if it is such a word, perhaps with an addition, or if it differs from another name only in
+    that one is for training and the other is not: seg_train and seg_test.
+    """
+    found, pairs = {}, {}
+    for name in names:
+        text = name.strip().casefold()
+        match = _SPLIT_WORDS.search(text)
+        if match:
+            role = "train" if match[1].startswith("train") else "eval"
+            rest = text[: match.start()], text[match.end() :]
+            if not rest[0] and _ADDED.fullmatch(rest[1]):
+                found[name] = role
+            pairs.setdefault(rest, []).append((name, role))
+    for group in pairs.values():
+        if {"train", "eval"} == {role for _, role in group}:
+            found |= dict(group)
+    return {name: found[name] for name in names if name in found}
 
 
 def _find_alias(data, split, names):
@@ -108,19 +127,18 @@ def _find_split_folder(data, folder, split, remarks):
 
 def _advise(data, folder, split, present):
     """Return what to do about a missing split folder."""
-    key, other = ("train_split", data.eval_split) if split == data.train_split else ("eval_split", data.train_split)
-    splits = [name for name in present if _means_split(name)]
-    others = [name for name in splits if name != other and name.strip().casefold() not in TRAIN_NAMES]
-    if others and key == "eval_split":
-        return f"Use --set data.eval_split={escape(others[0])}."
+    role, other = ("train", data.eval_split) if split == data.train_split else ("eval", data.train_split)
+    splits = _find_splits(present)
+    fitting = [name for name in splits if splits[name] == role and name != other]
+    if fitting:
+        return f"Use --set data.{role}_split={escape(fitting[0])}."
     if splits:
-        path = escape(os.path.join(folder, splits[0]))
-        return (
-            f"To hold out a part of {escape(splits[0])!r}, use --set data.dir={path} and --set data.val_fraction=0.2."
-        )
+        first = next(iter(splits))
+        path = escape(os.path.join(folder, first))
+        return f"To hold out a part of '{escape(first)}', use --set data.dir={path} and --set data.val_fraction=0.2."
     for name in present[:10]:
         inside, _ = _list_root(os.path.join(folder, name))
-        if split in inside or any(map(_means_split, inside)):
+        if split in inside or _find_splits(inside):
             return f"{escape(name)!r} has {show(inside)}. Use --set data.dir={escape(os.path.join(folder, name))}."
     return f"Put the images into {escape(split)}/<class>/. If they are in <class>/, use --set data.val_fraction=0.2."
 
@@ -130,14 +148,14 @@ def _check_names_of_classes(data, root, folders, files):
     if not folders:
         hint = f" It has the images {show(files, 3)}." if files else ""
         raise UserError(f"'{escape(root)}' has no class folder. Put the images into <class>/ in this folder.{hint}")
-    splits = [name for name in folders if _means_split(name)]
+    splits = _find_splits(folders)
     if data.val_fraction is not None and splits:
         raise UserError(
-            f"'{escape(root)}' has {_name_folders(splits)}, which data.val_fraction would treat as classes. "
-            + _advise_without_fraction(data, root, splits)
+            f"'{escape(root)}' has {_name_folders(splits)}, which data.val_fraction would treat as "
+            f"{'classes' if len(splits) > 1 else 'a class'}. " + _advise_without_fraction(data, root, splits)
         )
     # A class may have such a name, as the vehicle in CIFAR-100, but then its folder has images.
-    if splits == folders or any(_has_class_folders(os.path.join(root, name)) for name in splits):
+    if list(splits) == folders or any(_has_class_folders(os.path.join(root, name)) for name in splits):
         raise UserError(
             f"'{escape(root)}' has {_name_folders(splits)}, where class folders are expected. If these are the splits, "
             f"set data.dir={escape(root)}, or move the class folders up."
@@ -145,20 +163,21 @@ def _check_names_of_classes(data, root, folders, files):
 
 
 def _name_folders(names):
-    names = [f"'{escape(name)}'" for name in names]
-    return f"the subfolder{'s' if len(names) > 1 else ''} {' and '.join(names)}"
+    *first, last = [f"'{escape(name)}'" for name in names]
+    return f"the subfolders {', '.join(first)} and {last}" if first else f"the subfolder {last}"
 
 
 def _advise_without_fraction(data, root, splits):
-    train = [name for name in splits if name.strip().casefold() in TRAIN_NAMES]
-    others = [name for name in splits if name not in train]
+    train, others = ([name for name in splits if splits[name] == role] for role in ("train", "eval"))
     if train and others:
-        found = [name for name in others if name.strip().casefold() in EVAL_NAMES]
-        is_found = data.eval_split in others or (len(found) == 1 and data.eval_split == "val")
-        choice = "" if is_found else f" and use --set data.eval_split={escape((found or others)[0])}"
-        return f"Leave data.val_fraction out{choice}."
+        settings = []
+        for default, aliases, found in ((data.train_split, TRAIN_NAMES, train), (data.eval_split, EVAL_NAMES, others)):
+            known = [name for name in found if name == default or name.strip().casefold() in aliases]
+            settings.append("" if known else f"data.{splits[found[0]]}_split={escape(found[0])}")
+        choice = " and ".join(f"--set {setting}" for setting in settings if setting)
+        return f"Leave data.val_fraction out{' and use ' + choice if choice else ''}."
     if train:
-        return f"To hold out a part of {escape(train[0])!r}, use --set data.dir={escape(os.path.join(root, train[0]))}."
+        return f"To hold out a part of '{escape(train[0])}', use --set data.dir={escape(os.path.join(root, train[0]))}."
     return "Leave data.val_fraction out and put the other images into train/<class>/, or rename the folder of a class."
 
 

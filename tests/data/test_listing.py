@@ -68,7 +68,7 @@ def checked(root, source="folder", **keys):
 def test_folders_that_mean_splits_are_no_classes(tmp_path, name):
     photos(tmp_path, "train", name)
     message = error(tmp_path, val_fraction=0.5)
-    assert "data.val_fraction would treat as classes" in message and "Leave data.val_fraction out" in message
+    assert "which data.val_fraction would treat as classes" in message and "Leave data.val_fraction out" in message
     assert f"'{name}'" in message and "'train'" in message
     if name.lower() not in ("val", "validation"):
         assert f"--set data.eval_split={name}." in message
@@ -80,6 +80,25 @@ def test_a_split_beside_classes_is_no_class(tmp_path, name):
     photos(tmp_path, name)
     touch(tmp_path, "cat/1.jpg", "dog/1.jpg")
     assert f"has the subfolder '{name}', which data.val_fraction would treat" in error(tmp_path, val_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training_set", "test_set"), ("seg_train", "seg_test"), ("cats train", "cats dev"), ("train2017", "val2017")],
+)
+def test_folders_that_differ_in_the_word_for_a_split_are_no_classes(tmp_path, names):
+    photos(tmp_path, *names)
+    expected = f"use --set data.train_split={names[0]} and --set data.eval_split={names[1]}."
+    assert error(tmp_path, val_fraction=0.5).endswith(expected)
+    assert error(tmp_path).endswith(f"Use --set data.train_split={names[0]}.")
+    assert error(tmp_path, "val", train_split=names[0]).endswith(f"Use --set data.eval_split={names[1]}.")
+    assert counts(tmp_path, names[1], train_split=names[0]) == {"cat": 2, "dog": 2}
+
+
+@pytest.mark.parametrize("names", [("bullet train", "steam train"), ("test tube", "flask"), ("trainer", "tester")])
+def test_names_with_the_word_for_a_split_in_them_are_classes(tmp_path, names):
+    touch(tmp_path, *(f"{name}/{i}.jpg" for name in names for i in range(2)))
+    assert sorted(counts(tmp_path, val_fraction=0.5)) == sorted(names)
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "Val", "VALIDATION", "Valid"])
