@@ -103,6 +103,24 @@ class ResourceExhaustedError(Exception):
     __module__ = "tensorflow.python.framework.errors_impl"
 
 
+class TensorFlowError(Exception):
+    __module__ = "tensorflow.python.framework.errors_impl"
+
+
+class DataLossError(TensorFlowError):
+    __module__ = "tensorflow.python.framework.errors_impl"
+
+
+def test_an_unknown_error_of_tensorflow_is_a_bug(parser, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def main(args):
+        raise TensorFlowError("Graph execution error:\n\nDetected at node\x1b")
+
+    assert run(main, parser, "--model_dir=a") == failures.EXIT_BUG
+    assert "Detected at node\\x1b. This is a bug in efficientnet_tf" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -117,7 +135,12 @@ class ResourceExhaustedError(Exception):
         ),
         (MemoryError(), "There is not enough memory. "),
         (ResourceExhaustedError("OOM when allocating"), "There is not enough memory. "),
-        (ResourceExhaustedError("a/b; No space left on device"), "a/b; No space left on device"),
+        (ResourceExhaustedError("a/b; No space left on device"), "a/b cannot be read or written: No space left on dev"),
+        (DataLossError("{{node x}} truncated record at 12 [Op:Next]"), "is damaged: truncated record at 12. Restore"),
+        (TensorFlowError("a/b; Is a directory"), "a/b cannot be read or written: Is a directory."),
+        (TensorFlowError("File system scheme 's3' not implemented (file: 's3://b')"), "Use a local path or gs://."),
+        (TensorFlowError("Error executing an HTTP request: code 401\n more"), "Google Cloud Storage cannot be used: "),
+        (TensorFlowError("{{f}} UserError: batch_size=3 is odd.\nTraceback (most"), "error: --batch_size=3 is odd.\n"),
         (RecursionError("maximum"), "The input is nested too deeply"),
     ],
 )
@@ -147,7 +170,7 @@ def test_an_error_cannot_control_the_terminal(parser, capfd):
         raise UserError("first \x1b[31m\r\u2028\nsecond \udcff")
 
     assert run(main, parser, "--model_dir=a") == cli.EXIT_ERROR
-    assert capfd.readouterr().err == "error: first \\x1b[31m\\r\\u2028\nsecond \\udcff\n"
+    assert capfd.readouterr().err == "error: first \\x1b[31m\\r\\u2028\nsecond \\udcff.\n"
 
 
 def test_ctrl_c_has_its_own_exit_status(parser, capfd):

@@ -27,7 +27,8 @@ def suggest(name: object, allowed: Iterable[object]) -> str:
         name: The unknown name.
         allowed: The valid names.
     """
-    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    # The time grows with the square of the length, and no valid name is long.
+    close = difflib.get_close_matches(str(name)[:100], [str(a) for a in allowed], n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

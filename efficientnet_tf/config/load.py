@@ -150,7 +150,7 @@ def _find(kind: str, folder: Path, name: object) -> Path:
         allowed = _list_names(folder)
         raise UserError(
             f"unknown {kind} {shorten(repr(name))}. Allowed are {', '.join(allowed)}, or a path that ends in .yaml."
-            + suggest(name[:100], allowed)
+            + suggest(name, allowed)
         )
     return path
 
@@ -205,7 +205,7 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         allowed = _keys_at(schema, location)
-        hint = suggest(str(location[-1])[:100], allowed) or _suggest_section(location[-1])
+        hint = suggest(location[-1], allowed) or _suggest_section(location[-1])
         message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
     elif item["type"] == "missing":
         message = "is required but missing"

@@ -54,6 +54,8 @@ def explain(error: BaseException) -> str | None:
         )
     if type(error).__module__.startswith("tensorflow."):
         return _explain_tensorflow(error)
+    if type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
+        return _NO_MEMORY
     return _explain_system(error) if isinstance(error, OSError) else None
 
 
@@ -74,21 +76,29 @@ def _explain_system(error: OSError) -> str | None:
 
 
 def _explain_tensorflow(error: BaseException) -> str | None:
-    """Return a sentence for an error that TensorFlow raises for a file or for memory."""
-    message = getattr(error, "message", None) or str(error)
-    first_line = shorten(message.strip().partition("\n")[0], LONGEST_REASON)
-    reasons = ("No space left on device", "Permission denied", "Read-only file system", "File name too long")
-    name = type(error).__name__
-    if any(reason in message for reason in reasons):
-        return f"A file cannot be read or written: {first_line}"
-    if name == "ResourceExhaustedError":
+    """Return a sentence for an error of TensorFlow that is about a file or memory, or a UserError in its threads."""
+    message = (getattr(error, "message", None) or str(error)).strip()
+    nested = re.search(r"\bUserError: (.*?)\n+Traceback", message, re.DOTALL)
+    if nested:
+        return nested[1]
+    first_line = shorten(message.partition("\n")[0], LONGEST_REASON)
+    if type(error).__name__ == "ResourceExhaustedError" and "No space left" not in message:
         return f"{_NO_MEMORY} TensorFlow says: {first_line}"
-    if name == "DataLossError":
+    if type(error).__name__ == "DataLossError":
         reason = re.sub(r"^.*}} ", "", first_line).partition(" [Op:")[0]
         return f"A record file or a checkpoint is damaged: {reason}. Restore it from a copy, or write it again."
-    if name == "UnimplementedError" and "File system scheme" in message:
+    # TensorFlow's own names for an error of the system end with its text: "path; Permission denied".
+    path, separator, reason = first_line.rpartition("; ")
+    if separator and reason in _REASONS:
+        return f"{path} cannot be read or written: {reason}."
+    if "File system scheme" in message:
         return f"{first_line}. Use a local path or gs://."
+    if "Error executing an HTTP request" in message or "gs://" in first_line:
+        return f"Google Cloud Storage cannot be used: {first_line}"
     return None
+
+
+_REASONS = frozenset(map(os.strerror, errno.errorcode))
 
 
 def guard(function: Callable[[], int | str | None], command: Sequence[str]) -> int | str | None:
