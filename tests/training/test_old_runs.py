@@ -48,7 +48,7 @@ def test_an_old_run_is_continued_from_its_checkpoint(continued):
 
 def test_it_ends_with_the_state_that_the_old_version_reached(continued, tmp_path):
     old, new = checkpoint_values(OLD_RUN, LAST), checkpoint_values(continued, LAST)
-    assert set(old) == set(new)
+    assert set(new) == set(old) | {"classes/.ATTRIBUTES/VARIABLE_VALUE"}
     numbers = [name for name, value in old.items() if np.issubdtype(getattr(value, "dtype", object), np.floating)]
     assert len(numbers) > 50
     # On the processor that wrote the fixture all bits are equal. Others sum in another order.
@@ -67,7 +67,7 @@ def test_it_ends_bit_for_bit_as_a_run_that_was_not_interrupted(continued, tmp_pa
     first = checkpoint_values(tmp_path / "whole", FIRST)
     old_first = checkpoint_values(OLD_RUN, FIRST)
     if any(
-        not np.array_equal(first[name], old_first[name]) for name in first if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        not np.array_equal(first[name], old_first[name]) for name in old_first if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
     ):
         pytest.skip("this processor computes the first epoch with other rounding than the one that wrote the fixture")
     new = checkpoint_values(continued, LAST)
