@@ -118,6 +118,7 @@ class Worker:
 
     def _read_line(self, limit_seconds):
         """Return the next line of the process's output, with what follows it at once. At its end the line is cut."""
+        assert self._process.stdout  # noqa: S101 - for the type checker: it is a pipe
         output, line, deadline = self._process.stdout, b"", time.monotonic() + limit_seconds
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)

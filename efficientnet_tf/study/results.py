@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
@@ -16,7 +16,7 @@ from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import read_owners, run_state
 from efficientnet_tf.study.runs import Run
 
-_OPTIONAL = ("images_per_second", "peak_bytes")  # may be None
+_OPTIONAL = ("images_per_second", "peak_bytes", "top5")  # may be None. Up to five classes have no top-5.
 _MEASURED = ("classes", "top1", "top5", "loss", "raw_top1", _OPTIONAL[0], "train_seconds", _OPTIONAL[1])
 
 Row = dict[str, Any]  # a finished run: its labels, its name, and the columns that `read_rows` lists
@@ -38,7 +38,8 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
         - "depth", "width", "resolution": Multipliers and image side of its network.
         - "params", "macs": Trainable parameters and multiply-adds, counted with the number of classes of the data.
         - "classes": Number of classes.
-        - "top1", "top5", "loss": From the last evaluation, of the EMA weights if there are any.
+        - "top1", "top5", "loss": From the last evaluation, of the EMA weights if there are any. "top5" is None for up
+          to five classes.
         - "raw_top1": Top-1 accuracy of the raw weights.
         - "images_per_second": Median training rate of all loops but the first, which compiles. None if there is only
           one loop.
@@ -63,7 +64,7 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
     return rows
 
 
-def _is_result(result: Any) -> bool:
+def _is_result(result: Any) -> TypeGuard[dict[str, Any]]:
     """Return whether a value from the database has all numbers of `read_result`."""
     return (
         isinstance(result, dict)
