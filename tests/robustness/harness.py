@@ -25,6 +25,7 @@ SEED = int(os.environ.get("ROBUSTNESS_SEED", "0"))
 COUNT = int(os.environ.get("ROBUSTNESS_CASES", "6"))  # random cases of each kind
 PATIENCE = float(os.environ.get("ROBUSTNESS_PATIENCE", "1"))  # factor of the time limits, for slow machines
 PEAK_MIB = 1500  # with TensorFlow
+RESTART_MIB = 1150
 
 
 @dataclasses.dataclass
@@ -153,7 +154,10 @@ class Worker:
                     zip(("stdout", "stderr"), texts, strict=True)
                 )
             line += part
-        return json.loads(line)
+        answer = json.loads(line)
+        if answer["rss_mib"] > RESTART_MIB:  # memory that other cases have left must not count for the next one
+            self.stop()
+        return answer
 
     def stop(self):
         """End the process and return its exit status."""

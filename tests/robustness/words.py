@@ -43,7 +43,7 @@ def paths(write):
                     continue
                 # An input of `weights` and `--init_from` may be looked at by TensorFlow.
                 argv = [command, *replace_flag(valid, flag, value)]
-                light = flag != "init_from" and not kind.startswith("new") and command != "weights"
+                light = flag not in ("", "init_from") and command != "weights"
                 if not kind.startswith("new"):
                     write.add(folder, f"{command} --{flag}: {name}", argv, light=light, seconds=30, item="B2 irregular")
             if not kind.startswith("new"):

@@ -159,6 +159,7 @@ def main():
             "seconds": time.monotonic() - start,
             "peak_mib": memory_mib("VmHWM"),
             "growth_mib": memory_mib("VmHWM") - before,
+            "rss_mib": memory_mib("VmRSS"),
             "imported": blocker.tried,
             "stdout": read(names[0]),
             "stderr": read(names[1]),
