@@ -72,8 +72,9 @@ def read_record_classes(data: DataConfig) -> list[str]:
     """
     path = os.path.join(str(data.dir), "classes.txt")
     if exists(path):
-        class_names = [normalize_name(line) for line in read_text(path).rstrip().split("\n")]
-        check_class_names(class_names, escape(path))
+        lines = [line.strip(" \t") for line in read_text(path).rstrip("\n\t ").split("\n")]
+        check_class_names(lines, escape(path))
+        class_names = [normalize_name(line) for line in lines]
         if data.classes not in (None, len(class_names)):
             raise UserError(
                 f"data.classes={data.classes}, but {escape(path)} names {len(class_names)} classes. Leave data.classes "

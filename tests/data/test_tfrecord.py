@@ -328,6 +328,7 @@ def test_classes_txt_of_other_systems(folder, tmp_path, content):
         (b"a\n\nb\n", "the name of class 1 is empty"),
         (b"a\nb\na\n", "the classes 0 and 2 are both named 'a'"),
         ("a\u2028a\nb\n".encode(), "\\u2028"),
+        ("a\u2028\nb\n".encode(), "\\u2028"),
         (b"a\x1b\nb", "\\x1b"),
         (b"a\nb\xff\n", "line 2: the byte 0xff is not UTF-8"),
         (b"", "the name of class 0 is empty"),
