@@ -427,7 +427,7 @@ def test_output_of_the_command(run, sets, tmp_path, capsys):
     arguments = [f"--model_dir={run}", f"--folder={tmp_path / 'part'}", f"--per_class={table}"]
     arguments += [f"--confusion={picture}", f"--real_labels={write_json(tmp_path / 'real.json', lists)}"]
     lines = call(capsys, *arguments).splitlines()
-    assert re.fullmatch(r"top-1 \d+\.\d\d%, top-5 100\.00%, loss \d+\.\d+ on 15 images, EMA", lines[0])
+    assert re.fullmatch(r"top-1 \d+\.\d\d%, loss \d+\.\d+ on 15 images, EMA", lines[0])
     assert re.fullmatch(r"ImageNet-ReaL: \d+\.\d\d% of the 15 images with labels", lines[1])
     assert lines[2] == "Only the data's 3 of the model's 12 classes compete."
     assert re.fullmatch(rf"{table}: 3 classes, the worst is n\d{{8}} with \d of 5 images correct", lines[3])
@@ -435,7 +435,7 @@ def test_output_of_the_command(run, sets, tmp_path, capsys):
         lines[4] == f"{picture}: 3 classes, the true ones as rows and the predicted ones as columns" and len(lines) == 5
     )
     said = json.loads(call(capsys, *arguments, "--json"))
-    keys = {"examples", "loss", "top1", "top5", "real", "real_examples", "classes", "model_classes", "per_class"}
+    keys = {"examples", "loss", "top1", "real", "real_examples", "classes", "model_classes", "per_class"}
     assert said.keys() == keys | {"confusion"}
     assert f"top-1 {said['top1']:.2%}" in lines[0] and f"{said['real']:.2%}" in lines[1]
 

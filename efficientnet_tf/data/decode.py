@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from efficientnet_tf.data import pillow_decoder
 from efficientnet_tf.data.headers import (
+    is_plain_png,
     parse_orientation,
     prepare_gif,
     read_bitmap,
@@ -25,6 +26,7 @@ from efficientnet_tf.data.headers import (
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import AugmentConfig
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STRIP_PIXELS = 2**22  # pixels that are converted at a time, which bounds the memory for large images
 _READS_WEBP = "decode_webp" in dir(tf.io)  # since TensorFlow 2.20
 _NOT_PORTABLE = "this image needs Pillow, which is not used in exported models: convert it to JPEG or PNG"
@@ -92,24 +94,21 @@ def decode_window(
     """
     color = tuple(background) * (3 if len(background) == 1 else 1)
 
+    def decode_png():
+        return tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
+
     def decode_other():
-        image, orientation = _decode_whole(encoded, color, portable)
-        image = turn_upright(image, orientation)
-        shape = tf.concat([tf.shape(image)[:2], [3]], axis=0)
-        y, x, height, width = tf.unstack(choose_window(shape))
-
-        def flatten():
-            return _convert_strips(image, [y, x, height, width], lambda pixels: _composite(pixels, color), 3)
-
-        return tf.cond(tf.shape(image)[2] == 4, flatten, lambda: image[y : y + height, x : x + width])
+        plain_png = (tf.strings.substr(encoded, 0, 8) == _PNG) & is_plain_png(encoded)
+        image = tf.cond(plain_png, decode_png, lambda: _make_whole_decoder(color, portable)(encoded))
+        y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
+        return image[y : y + height, x : x + width]
 
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
     image = tf.cond(is_jpeg, lambda: _decode_jpeg_window(encoded, choose_window), decode_other)
     image = tf.ensure_shape(image, [None, None, 3])
     if channels == 3:
         return image
-    window = [0, 0, tf.shape(image)[0], tf.shape(image)[1]]  # Not every decoder can return gray.
-    return _convert_strips(image, window, tf.image.rgb_to_grayscale, 1)
+    return _convert_strips(image, tf.image.rgb_to_grayscale, 1)  # Not every decoder can return gray.
 
 
 def _decode_jpeg_window(encoded, choose_window):
@@ -128,6 +127,30 @@ def _decode_jpeg_window(encoded, choose_window):
     # fast, within 1%.
     image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
     return turn_upright(image, orientation)
+
+
+@functools.cache
+def _make_whole_decoder(color, portable):
+    """Return a function that decodes an image that is not a JPEG: uint8 [H, W, 3], upright and without transparency.
+
+    It is traced once in a process, and not inlined, for its many operations would slow down the graphs of JPEGs.
+    """
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
+    def decode(encoded):
+        image, orientation = _decode_whole(encoded, color, portable)
+        opaque = tf.cond(
+            tf.shape(image)[2] == 4,
+            lambda: _convert_strips(image, functools.partial(_composite, color=color), 3),
+            lambda: image,
+        )
+        return tf.ensure_shape(turn_upright(opaque, orientation), [None, None, 3])
+
+    return decode
 
 
 def _decode_whole(encoded, color, portable):
@@ -176,7 +199,7 @@ def _decode_whole(encoded, color, portable):
 
     start, form = tf.strings.substr(encoded, 0, 8), tf.strings.substr(encoded, 8, 4)
     kinds = [
-        (start == b"\x89PNG\r\n\x1a\n", decode_png),
+        (start == _PNG, decode_png),
         (tf.strings.substr(start, 0, 4) == b"GIF8", decode_gif),
         (tf.strings.substr(start, 0, 2) == b"BM", decode_bitmap),
     ]
@@ -185,16 +208,14 @@ def _decode_whole(encoded, color, portable):
     return tf.case(kinds, default=decode_rare)
 
 
-def _convert_strips(image, window, convert, channels):
-    """Convert the pixels of a window of an image, uint8 [H, W, C] to [height, width, channels], some rows at a time."""
-    y, x, height, width = window
+def _convert_strips(image, convert, channels):
+    """Convert the pixels of an image, uint8 [H, W, C] to [H, W, channels], some rows at a time."""
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
     rows = tf.maximum(_STRIP_PIXELS // tf.maximum(width, 1), 1)
     count = (height + rows - 1) // rows
 
     def convert_strip(number, strips):
-        first = y + number * rows
-        strip = image[first : tf.minimum(first + rows, y + height), x : x + width]
-        return number + 1, strips.write(number, convert(strip))
+        return number + 1, strips.write(number, convert(image[number * rows : (number + 1) * rows]))
 
     strips = tf.TensorArray(tf.uint8, count, infer_shape=False, element_shape=[None, None, channels])
     _, strips = tf.while_loop(lambda number, _: number < count, convert_strip, (0, strips), parallel_iterations=1)

@@ -13,6 +13,8 @@ import tensorflow as tf
 from efficientnet_tf.data.image_formats import MOST_PIXELS
 
 _ORIENTATION_TAG = 0x0112
+_APP1 = 0xFFE1 - 0x10000  # the marker of Exif data in a JPEG, as a signed number
+_TRANSPARENCY, _EXIF = (int.from_bytes(kind, "big") for kind in (b"tRNS", b"eXIf"))  # chunks of a PNG
 _LAST_ENTRY = 512  # of an Exif directory. More would be another kind of file.
 # LZW makes up to 2,700 pixels of a byte, so the frames of a shorter file have fewer pixels than two images may have.
 _SHORT_GIF = 2**16
@@ -106,17 +108,21 @@ def split_orientation(orientation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.
 
 
 def read_jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Return the Exif orientation of a JPEG, int32 scalar. Exif data are found in any segment before the pixels."""
+    """Return the Exif orientation of a JPEG, int32 scalar. Exif data are found in any segment before the frame."""
     length = tf.strings.length(encoded)
 
     def read_segment(position, start):
-        header = _read_bytes(encoded, position, 4)
-        is_exif = tf.strings.substr(encoded, tf.minimum(position + 4, length), 6) == b"Exif\0\0"
-        is_exif &= header[1] == 0xE1
+        # Two bytes of the marker, and two of the length, which includes themselves.
+        header = tf.reshape(
+            tf.io.decode_raw(tf.strings.substr(encoded, position, 4), tf.int32, little_endian=False), []
+        )
+        marker = tf.bitwise.right_shift(header, 16)  # It is negative, because its highest bit is set.
+        is_exif = (marker == _APP1) & (tf.strings.substr(encoded, tf.minimum(position + 4, length), 6) == b"Exif\0\0")
         # A marker may come after any number of fill bytes, which are equal to its first byte.
-        step = tf.where(header[1] == 0xFF, 1, 2 + header[2] * 256 + header[3])
-        valid = (header[0] == 0xFF) & (header[1] != 0xDA)
-        return tf.where(valid, position + step, length), tf.where(valid & is_exif, position + 10, start)
+        step = tf.where(marker == -1, 1, 2 + tf.bitwise.bitwise_and(header, 0xFFFF))
+        # The frame starts at markers from FFC0 to FFCF.
+        is_end = (marker < -256) | (tf.bitwise.right_shift(marker, 4) == -4)
+        return tf.where(is_end, length, position + step), tf.where(is_exif, position + 10, start)
 
     def is_searching(position, start):
         return (start < 0) & (position + 4 <= length)
@@ -142,12 +148,11 @@ def read_png_chunks(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor
 
     def read_chunk(position, has_transparency, exif, has_text):
         header = tf.io.decode_raw(tf.strings.substr(encoded, position, 8), tf.int32, little_endian=False)
-        kind = tf.strings.substr(encoded, position + 4, 4)
         is_text = tf.strings.substr(encoded, position + 8, 21) == b"Raw profile type exif"
         return (
             position + 12 + header[0],
-            has_transparency | (kind == b"tRNS"),
-            tf.where(kind == b"eXIf", position + 8, exif),
+            has_transparency | (header[1] == _TRANSPARENCY),
+            tf.where(header[1] == _EXIF, position + 8, exif),
             has_text | is_text,
         )
 
@@ -159,6 +164,12 @@ def read_png_chunks(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor
         parallel_iterations=1,
     )
     return has_transparency, exif, has_text & (exif < 0)
+
+
+def is_plain_png(encoded: tf.Tensor) -> tf.Tensor:
+    """Return whether a PNG is opaque and records no orientation, bool scalar."""
+    has_transparency, exif, has_text = read_png_chunks(encoded)
+    return ~has_transparency & (exif < 0) & ~has_text
 
 
 def read_png_size(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -216,15 +227,23 @@ def prepare_gif(encoded: tf.Tensor, background: Sequence[int]) -> tuple[tf.Tenso
     table_end = tf.where(local > 0, frame + 10 + local, 13 + table_size(data[10]))
     is_transparent = (control >= 0) & (data[control + 3] % 2 == 1) & (entry + 3 <= table_end) & (entry + 3 <= length)
 
-    def replace_color():
-        color = bytes(background)
-        return tf.strings.join([tf.strings.substr(encoded, 0, entry), color, tf.strings.substr(encoded, entry + 3, -1)])
+    def replace(at, content):
+        before, after = tf.strings.substr(prepared, 0, at), tf.strings.substr(prepared, at + len(content), -1)
+        return tf.strings.join([before, content, after])
+
+    def make_opaque():
+        return replace(entry, bytes(background))
+
+    def mark_as_opaque():  # Otherwise the decoder makes pixels of this color black.
+        return replace(control + 3, b"\0")
 
     def cut():
         end = skip_blocks(tf.minimum(frame + 11 + local, length))
         return tf.strings.substr(prepared, 0, end) + b";"
 
-    prepared = tf.cond(is_transparent, replace_color, lambda: encoded)
+    prepared = encoded
+    prepared = tf.cond(is_transparent, make_opaque, lambda: prepared)
+    prepared = tf.cond(is_transparent, mark_as_opaque, lambda: prepared)
     prepared = tf.cond(length > _SHORT_GIF, cut, lambda: prepared)
     return prepared, full_width, full_height, covers
 

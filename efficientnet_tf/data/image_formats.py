@@ -16,11 +16,14 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import is_remote, read_bytes
 
-READABLE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
+READABLE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 # From this number on Pillow warns of a decompression bomb: a quarter of a gigabyte as 24-bit colors. A process with
 # TensorFlow that decodes an image of this size stays below 1.5 GB, whatever the format.
 MOST_PIXELS = 89_478_485
+
+LARGEST_FILE_BYTES = 2**29  # Without compression, an image of that size has half of this.
 
 INSTALL_PILLOW = "Install Pillow: pip install 'efficientnet_tf[images]'."
 

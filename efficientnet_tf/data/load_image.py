@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.decode import decode_center_crop
+from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES
+from efficientnet_tf.data.pillow_decoder import explain_failure
+from efficientnet_tf.runtime.files import check_path, read_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
+_LARGEST_SIDE = 2**13  # pixels. The result then has 800 MB.
 
 
 def load_image(
@@ -24,16 +31,18 @@ def load_image(
     channels: int = 3,
     crop_padding: int = 32,
     interpolation: str = "bicubic",
+    background: Sequence[int] = (255,),
 ) -> np.ndarray:
     """Load an image as the pixels that a network gets in evaluation: the center crop, resized.
 
     Args:
-        source: Path of an image file, local or gs://, or the bytes of an image file. JPEG, PNG, BMP, GIF (first frame)
-            and, since TensorFlow 2.20, WebP are supported.
+        source: Path of an image file, local or gs://, or the bytes of an image file. JPEG, PNG, BMP, GIF (first frame),
+            WebP (first frame) and TIFF (first page) are supported; TIFF and a few other forms need Pillow.
         image_size: Side S of the network's input in pixels.
         channels: 3 for color, 1 for gray.
         crop_padding: The crop covers image_size / (image_size + crop_padding) of the shorter side.
         interpolation: "bicubic" or "bilinear".
+        background: Color behind transparent pixels, in [0, 255]: one gray level, or red, green and blue.
 
     Returns:
         float32 [S, S, channels], in about [0, 255]. Bicubic interpolation overshoots this range at edges. Normalization
@@ -49,27 +58,37 @@ def load_image(
         >>> load_image(encoded, image_size=224).shape
         (224, 224, 3)
     """
-    _check_arguments(image_size, channels, crop_padding, interpolation)
-    if isinstance(source, bytes):
-        encoded, name = source, f"source (image of {len(source)} bytes)"
+    _check_arguments(image_size, channels, crop_padding, interpolation, background)
+    if isinstance(source, bytes | bytearray | memoryview):
+        encoded = bytes(source)
+        name = f"source (image of {len(encoded)} bytes)"
+    elif isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        check_path("source", path)
+        encoded, name = read_bytes(path, LARGEST_FILE_BYTES), escape(path)
     else:
-        name = os.fspath(source)
-        encoded = _read_bytes(name)
+        raise UserError(
+            f"source is of type {type(source).__name__}. Pass the path of an image file, or its content as bytes."
+        )
     try:
-        return _make_decoder(image_size, channels, crop_padding, interpolation)(encoded).numpy()
-    except tf.errors.OpError as error:
-        raise UserError(f"{name} cannot be decoded: {shorten_error(error)}") from None
+        decode = _make_decoder(int(image_size), channels, int(crop_padding), interpolation, tuple(map(int, background)))
+        return decode(encoded).numpy()
+    except tf.errors.OpError:
+        raise UserError(f"{name} cannot be decoded: {explain_failure(encoded)}.") from None
 
 
-def shorten_error(error: tf.errors.OpError) -> str:
-    """Return the reason from a TensorFlow error message, without its locations in the code and the graph."""
-    lines = error.message.partition("\n\t [[")[0].splitlines()
-    return lines[-1] if lines else type(error).__name__
-
-
-def _check_arguments(image_size, channels, crop_padding, interpolation):
-    if image_size < 1:
-        raise UserError(f"image_size={image_size} is not positive. Use the image size of the network, for example 224.")
+def _check_arguments(image_size, channels, crop_padding, interpolation, background):
+    for name, value in (("image_size", image_size), ("crop_padding", crop_padding)):
+        if not isinstance(value, numbers.Integral):
+            raise UserError(f"{name}={value!r} is not a whole number.")
+    if not 1 <= image_size <= _LARGEST_SIDE:
+        raise UserError(
+            f"image_size={image_size} is not between 1 and {_LARGEST_SIDE:,}. Use the image size of the network, for "
+            "example 224."
+        )
+    levels = np.asarray(background)
+    if levels.shape not in ((1,), (3,)) or levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() > 255:
+        raise UserError(f"background={background!r} is not a list of one or three levels from 0 to 255.")
     if channels not in (1, 3):
         raise UserError(f"channels={channels} is not supported. Use 3 for color or 1 for gray.")
     if crop_padding < 0:
@@ -79,22 +98,12 @@ def _check_arguments(image_size, channels, crop_padding, interpolation):
         raise UserError(f"interpolation={interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}.{hint}")
 
 
-def _read_bytes(path):
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
-    except tf.errors.NotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except tf.errors.OpError as error:
-        raise UserError(f"{path} cannot be read: {shorten_error(error)}") from None
-
-
 @functools.lru_cache(maxsize=32)
-def _make_decoder(image_size, channels, crop_padding, interpolation):
+def _make_decoder(image_size, channels, crop_padding, interpolation, background):
     """Return a traced function of the bytes of an image file. It is cached because tracing takes most of the time."""
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(encoded):
-        return decode_center_crop(encoded, image_size, channels, crop_padding, interpolation)
+        return decode_center_crop(encoded, image_size, channels, crop_padding, interpolation, background)
 
     return decode

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.image_formats import MOST_PIXELS, describe_bomb, find_cause, find_kind, has_pillow
+from efficientnet_tf.data.image_formats import (
+    MOST_PIXELS,
+    describe_bomb,
+    describe_rare,
+    find_cause,
+    find_kind,
+    has_pillow,
+)
 
 _TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -54,6 +61,20 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
         flat = PIL.Image.new("RGB", image.size, tuple(background))
         flat.paste(foreground, mask=foreground)
     return np.asarray(flat)
+
+
+def explain_failure(encoded: bytes) -> str:
+    """Return why an image cannot be decoded, as the end of a sentence. Call it after a decoder has failed."""
+    rare = describe_rare(encoded)
+    if rare and has_pillow():
+        try:
+            decode(encoded, (255, 255, 255))
+        except UserError as error:
+            return str(error)
+        except Exception:  # Pillow has many types for damaged files.
+            return find_cause(encoded)
+        return f"this is {rare}, which only Pillow decodes, and a tf.data service does not use Pillow"
+    return find_cause(encoded)
 
 
 def read_text_exif(encoded: bytes) -> bytes:

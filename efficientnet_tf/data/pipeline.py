@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.decode import center_window, decode_center_crop, decode_window, random_window
-from efficientnet_tf.data.load_image import shorten_error
+from efficientnet_tf.data.failures import Failures, read_file
+from efficientnet_tf.data.pillow_decoder import explain_failure
 from efficientnet_tf.data.policies import apply_policy, make_policy
 from efficientnet_tf.data.source import Order, Source, map_with_fallback
 from efficientnet_tf.ops import image as image_ops
@@ -54,7 +55,8 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
         fallback = center_window(shape, size, config.data.crop_padding)
         return random_window(shape, crop_seed, config.augment, fallback)
 
-    image = decode_window(encoded, channels, choose_window)
+    portable = config.data.service is not None  # Its workers are other processes.
+    image = decode_window(encoded, channels, choose_window, config.data.background, portable)
     image = tf.image.resize(image, [size, size], config.data.interpolation)
     image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
     if config.augment.flip:
@@ -67,18 +69,20 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     return image
 
 
-def eval_image(encoded: tf.Tensor, config: Config) -> tf.Tensor:
+def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf.Tensor:
     """Decode the center crop of an image and resize it.
 
     Args:
         encoded: Bytes of an image file, string scalar.
         config: The configuration of the run.
+        portable: As for `decode_window`.
 
     Returns:
         float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_center_crop`.
     """
     data = config.data
-    return decode_center_crop(encoded, config.image_size, data.channels, data.crop_padding, data.interpolation)
+    settings = data.channels, data.crop_padding, data.interpolation, data.background
+    return decode_center_crop(encoded, config.image_size, *settings, portable)
 
 
 def make_image_reader(
@@ -93,51 +97,25 @@ def make_image_reader(
         A function of a sequence of paths. It returns the tensors by path, and the reasons by path for the files that
         cannot be read or decoded.
     """
-
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def load(path):
-        return convert(tf.io.read_file(path))
+    decode = tf.function(convert, input_signature=[tf.TensorSpec([], tf.string)])
 
     def read(paths):
         images, errors = {}, {}
         for path in paths:
-            try:
-                images[path] = load(tf.constant(path))
-            except tf.errors.OpError as error:
-                errors[path] = shorten_error(error)
+            encoded, error = read_file(path)
+            if error is None:
+                try:
+                    images[path] = decode(tf.constant(encoded))
+                except tf.errors.OpError:
+                    error = explain_failure(encoded)
+            if error is not None:
+                errors[path] = error
         return images, errors
 
     return read
 
 
 # ------------------------------------------------------------------------------------------------------- pipelines
-
-
-class Failures:
-    """Collects the images that cannot be read or decoded. It is filled inside tf.data and queried from Python."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._ids = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
-
-    def record(self, ids: tf.Tensor) -> None:
-        """Add ids, int64 [N]. Runs inside tf.data."""
-        self._ids.insert(ids, ids)
-
-    def names(self) -> list[str]:
-        """Return the sorted names of the failed images."""
-        return sorted(self.source.describe(int(i)) for i in self._ids.export()[0].numpy())
-
-    def check(self, max_fraction: float) -> None:
-        """Raise UserError if more than `max_fraction` of the images of the source have failed."""
-        count, size = int(self._ids.size()), self.source.size
-        if count > max_fraction * size:
-            names = self.names()
-            more = f" and {count - 10} more" if count > 10 else ""
-            raise UserError(
-                f"{count} of {size} images cannot be read or decoded, more than data.max_bad_fraction={max_fraction:g}"
-                f" allows: {', '.join(names[:10])}{more}"
-            )
 
 
 def check_batches(config: Config, replicas: int) -> None:

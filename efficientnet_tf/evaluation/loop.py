@@ -1,13 +1,16 @@
 """Evaluates a classifier under `tf.distribute`. Every image of a split counts exactly once."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.data.pipeline import Failures, eval_dataset, eval_steps
+from efficientnet_tf.data.failures import Failures
+from efficientnet_tf.data.pipeline import eval_dataset, eval_steps
 from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.metrics import read_sums, sum_metrics
 from efficientnet_tf.runtime.strategy import distribute_batches
@@ -64,32 +67,50 @@ def make_evaluator(
         logits_of: Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]. It is called in
             a replica.
         source: The images. Each has one label, or several that count as correct (`Source.label_shape`).
-        config: The config that says how images are cropped and batched.
+        config: The config that says how images are cropped and batched. A batch size that is no multiple of the number
+            of replicas is rounded up to one, which changes no result.
         strategy: Where to run.
         confusion: Whether to count predictions by class.
 
     Returns:
         A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}. The
-        loss is the mean cross-entropy without label smoothing. The accuracies are in [0, 1]. If images have several
-        labels, there are also "real_examples", how many have any, and "real", the share of these whose prediction is
-        among them. With `confusion` there is also int64 [classes, classes] of that name, with true classes as rows and
-        predictions as columns. The function raises UserError if an image cannot be decoded, if no image has several
-        labels, or if logits to be counted by class are NaN.
+        loss is the mean cross-entropy without label smoothing. The accuracies are in [0, 1]. Of up to five classes
+        there is no "top5", for it would be 1. Images that cannot be decoded are left out and named in a line of the
+        log; "unreadable" is their number, if there are any. If images have several labels, there are also
+        "real_examples", how many have any, and "real", the share of these whose prediction is among them. With
+        `confusion` there is also int64 [classes, classes] of that name, with true classes as rows and predictions as
+        columns. The function raises UserError if more images than data.max_bad_fraction allows cannot be decoded, if
+        no image has several labels, or if logits to be counted by class are NaN.
 
     Deviates: the official code drops the last, partial batch. Here it is padded, and the padding has weight 0.
     """
     classes, has_real_labels = len(source.class_names), bool(source.label_shape)
     loop = make_eval_loop(logits_of, classes, strategy, has_real_labels, confusion)
-    failures = Failures(source)
+    failures, reported = Failures(source), set()
+    config = _fit_batch(config, strategy.num_replicas_in_sync)
 
     @functools.cache  # Tracing the pipeline takes half a second, and a run evaluates many times.
     def batches():
         return distribute_batches(strategy, lambda context: eval_dataset(source, config, failures, context))
 
     def evaluate():
+        failures.clear()
         steps = tf.constant(eval_steps(source, config))
         sums = loop(iter(batches()), steps).numpy().astype(float)
-        failures.check(max_fraction=0)
+        bad = source.size - int(sums[0])  # on all hosts, so that all raise the error or none
+        failures.check_count(bad, config.data.max_bad_fraction)
+        if bad and not reported.issuperset(names := failures.names()):
+            reported.update(names)
+            logging.getLogger(__name__).warning(
+                "%d of %d evaluation images could not be read and were left out: %s.",
+                bad, source.size, failures.describe(),
+            )  # fmt: skip
         return read_sums(sums, source.size, classes, has_real_labels, confusion)
 
     return evaluate
+
+
+def _fit_batch(config, replicas):
+    """Return the config with a batch size for evaluation that all replicas can share."""
+    batch = -(-config.eval.batch_size // replicas) * replicas
+    return config if batch == config.eval.batch_size else override_config(config, [f"eval.batch_size={batch}"])

@@ -59,13 +59,19 @@ def read_sums(sums: np.ndarray, size: int, classes: int, has_real_labels: bool, 
     """Turn the sums of `sum_metrics` over all `size` images of a split into the results that `make_evaluator` returns.
 
     Raises:
-        UserError: If no image has real labels, or if logits that are counted by class are NaN.
+        UserError: If no image could be read or none has real labels, or if logits that are counted by class are NaN.
     """
     totals = 4 + 2 * has_real_labels
     count, loss, top1, top5, *real = sums[:totals].tolist()
-    if count != size:
+    if count > size:
         raise RuntimeError(f"evaluation counted {count:g} of {size} images")
-    result = {"examples": int(count), "loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+    if not count:
+        raise UserError(f"None of the {size} evaluation images could be read.")
+    result = {"examples": int(count), "loss": loss / count, "top1": top1 / count}
+    if classes > 5:
+        result["top5"] = top5 / count
+    if count < size:
+        result["unreadable"] = size - int(count)
     if has_real_labels:
         if not real[0]:
             raise UserError(f"None of the {size} images has real labels to compare with.")
@@ -90,6 +96,11 @@ def format_evaluation(results: Mapping[str, Mapping[str, Any]]) -> str:
         values = [f" (EMA {format(results[kind][key], form)})" for kind in others]
         return format(results[first][key], form) + "".join(values)
 
-    numbers = [f"top-1 {compare('top1', '.2%')}", f"top-5 {compare('top5', '.2%')}", f"loss {compare('loss', '.4f')}"]
-    line = f"{', '.join(numbers)} on {results[first]['examples']:,} images"
+    numbers = [f"top-1 {compare('top1', '.2%')}"]
+    if "top5" in results[first]:
+        numbers.append(f"top-5 {compare('top5', '.2%')}")
+    numbers.append(f"loss {compare('loss', '.4f')}")
+    examples, unreadable = results[first]["examples"], results[first].get("unreadable", 0)
+    of_all = f" of {examples + unreadable:,}" if unreadable else ""
+    line = f"{', '.join(numbers)} on {examples:,}{of_all} images"
     return line if others else f"{line}, {_LABELS.get(first, first)}"

@@ -1,6 +1,7 @@
 """Test that `load_image` returns the pixels of evaluation, for paths and bytes."""
 
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -60,27 +61,32 @@ def test_decoding_is_traced_once_per_setting(monkeypatch):
     monkeypatch.setattr(load_image_module, "decode_center_crop", decode)
     for size in (11, 12, 11, 11):
         load_image(encode(kind="PNG"), size)
-    assert traced == [(11, 3, 32, "bicubic"), (12, 3, 32, "bicubic")]
+    assert traced == [(11, 3, 32, "bicubic", (255,)), (12, 3, 32, "bicubic", (255,))]
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match=r"missing.jpg: no such file\.$"):
+    with pytest.raises(UserError, match=r"missing.jpg: no such file or folder\.$"):
         load_image(tmp_path / "missing.jpg")
-    with pytest.raises(UserError, match=f"^{tmp_path} cannot be read: .*directory"):
+    with pytest.raises(UserError, match=f"^{tmp_path}: this is a folder, not a file"):
         load_image(str(tmp_path))
     path = pathlib.Path(tmp_path / "text.jpg")
     path.write_text("This is not an image.")
-    with pytest.raises(UserError, match="text.jpg cannot be decoded: ") as caught:
+    with pytest.raises(UserError, match="text.jpg cannot be decoded: this is a text file, not an image.$") as caught:
         load_image(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"^source \(image of 3 bytes\) cannot be decoded: "):
+    with pytest.raises(UserError, match=r"^source \(image of 3 bytes\) cannot be decoded: the JPEG image is trunc"):
         load_image(b"\xff\xd8\xff")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "image_size=0 is not positive"),
+        ({"image_size": 0}, "image_size=0 is not between 1 and 8,192"),
+        ({"image_size": 2**40}, "image_size=1099511627776 is not between 1 and 8,192"),
+        ({"image_size": 32.5}, "image_size=32.5 is not a whole number"),
+        ({"background": [0, 1]}, "is not a list of one or three levels"),
+        ({"background": 255}, "is not a list of one or three levels"),
+        ({"background": [256]}, "is not a list of one or three levels"),
         ({"channels": 4}, "channels=4 is not supported. Use 3 for color or 1 for gray."),
         ({"crop_padding": -1}, "crop_padding=-1 is negative"),
         ({"interpolation": "bicubik"}, "interpolation='bicubik' is not one of .* Did you mean 'bicubic'?"),
@@ -89,3 +95,37 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(UserError, match=message):
         load_image(encode(), **arguments)
+
+
+@pytest.mark.parametrize("source", [None, 3, ["photo.jpg"], np.zeros([8, 8, 3])])
+def test_sources_of_other_types(source):
+    with pytest.raises(UserError, match="Pass the path of an image file, or its content as bytes"):
+        load_image(source)
+
+
+@pytest.mark.parametrize(("path", "message"), [("", "is empty"), ("a\0b", "null character"), ("s3://a/b.jpg", "s3://")])
+def test_paths_that_cannot_be(path, message):
+    with pytest.raises(UserError, match=message):
+        load_image(path)
+
+
+def test_pipes_do_not_block(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(UserError, match="x.jpg: this is a FIFO, not a file"):
+        load_image(tmp_path / "x.jpg")
+
+
+def test_other_types_of_bytes():
+    encoded = encode()
+    for source in (bytearray(encoded), memoryview(encoded)):
+        np.testing.assert_array_equal(load_image(source, 16), load_image(encoded, 16))
+
+
+def test_transparent_pixels_have_the_color_of_the_background():
+    clear = encode((8, 8, 4), "PNG")
+    image = PIL.Image.open(io.BytesIO(clear))
+    for background in ([255], [0], [10, 200, 30]):
+        color = tuple(background) * (3 // len(background))
+        flat = PIL.Image.alpha_composite(PIL.Image.new("RGBA", (8, 8), (*color, 255)), image).convert("RGB")
+        pixels = load_image(clear, 8, crop_padding=0, background=background)
+        np.testing.assert_allclose(pixels, np.asarray(flat), atol=1e-3)

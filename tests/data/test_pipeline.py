@@ -539,7 +539,7 @@ def test_training_continues_after_broken_images(broken):
         failures.check(0.3)
     message = str(caught.value)
     assert message.startswith("13 of 40 images cannot be read or decoded, more than data.max_bad_fraction=0.3 allows: ")
-    assert all(name in message for name in names[:10]) and message.endswith("and 3 more")
+    assert all(f"{name}: " in message for name in names[:10]) and message.endswith("; and 3 more.")
 
 
 def test_broken_images_have_weight_zero_in_evaluation(broken):

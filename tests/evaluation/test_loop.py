@@ -10,9 +10,11 @@ import tensorflow as tf
 import tiny
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import override_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import eval_image
 from efficientnet_tf.evaluation.loop import make_evaluator
+from efficientnet_tf.evaluation.metrics import format_evaluation
 from efficientnet_tf.models.model_dir import build_from_config
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.training.checkpoint import create_state
@@ -108,7 +110,7 @@ def test_the_first_of_equal_logits_wins(test_digits):
     assert result["top1"] == pytest.approx((coarse.argmax(axis=1) == labels).mean())
 
 
-def test_fewer_than_five_classes():
+def test_up_to_five_classes_have_no_top_5():
     config = tiny.load_config("data.synthetic_classes=3", "data.synthetic_examples=50", recipe="smoke")
     source = open_source(config.data, "val", training=False)
     images, labels = read_one_by_one(source, config)
@@ -116,27 +118,58 @@ def test_fewer_than_five_classes():
     logits = logits_by_numpy(images)
     result = make_evaluator(logits_of, source, config, tiny.make_strategy(1))()
     assert result["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
-    assert 0 < result["top1"] < 1 and result["top5"] == 1
+    assert 0 < result["top1"] < 1 and result.keys() == {"examples", "loss", "top1"}
+    line = format_evaluation({"raw": result})
+    assert line.startswith("top-1 ") and "top-5" not in line and line.endswith(" on 50 images, raw weights")
 
 
-def test_broken_image_stops_an_evaluation(tmp_path):
+@pytest.mark.parametrize(("replicas", "batch"), [(2, 7), (2, 1), (4, 7)])
+def test_batch_that_does_not_fit_the_replicas_changes_no_result(test_digits, replicas, batch):
+    source, images, labels = test_digits
+    logits_of, logits_by_numpy = linear_classifier(10)
+    config = tiny.load_config(f"eval.batch_size={batch}")
+    result = make_evaluator(logits_of, source, config, tiny.make_strategy(replicas))()
+    assert result == pytest.approx(score(labels, logits_by_numpy(images)), rel=1e-6)
+
+
+def test_broken_images_are_left_out_up_to_the_limit(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for name, i in itertools.product(("cat", "dog"), range(3)):
         path = tmp_path / "val" / name / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tf.io.encode_jpeg(rng.integers(0, 256, (40, 50, 3)).astype("uint8")).numpy())
-    config = tiny.load_config(f"data.dir={tmp_path}", "eval.batch_size=4", recipe="folder")
+    config = tiny.load_config(f"data.dir={tmp_path}", "eval.batch_size=4", "data.max_bad_fraction=0.4", recipe="folder")
     logits_of, _ = linear_classifier(2)
     strategy = tiny.make_strategy(1)
 
-    def evaluate_folder():
-        source = open_source(config.data, "val", training=False)
-        return make_evaluator(logits_of, source, config, strategy)()
-
-    assert evaluate_folder()["examples"] == 6
-    (tmp_path / "val" / "dog" / "1.jpg").write_text("no image")
-    with pytest.raises(UserError, match=r"1 of 6 images cannot be read or decoded.*dog/1\.jpg"):
-        evaluate_folder()
+    source = open_source(config.data, "val", training=False)
+    evaluate = make_evaluator(logits_of, source, config, strategy)
+    before = evaluate()
+    assert before["examples"] == 6 and "unreadable" not in before
+    right = [
+        logits_of(eval_image(source.load(tf.constant(i, tf.int64))[0], config)[None]).numpy().argmax() == i // 3
+        for i in range(6)
+    ]
+    (tmp_path / "val/dog/1.jpg").write_text("no image")
+    (tmp_path / "val/dog/2.jpg").unlink()
+    for _ in range(2):
+        result = evaluate()
+        assert (result["examples"], result["unreadable"]) == (4, 2)
+        assert result["top1"] == np.mean(right[:4])
+        assert "on 4 of 6 images" in format_evaluation({"raw": result})
+    [record] = caplog.records  # not once in each evaluation
+    assert record.getMessage() == (
+        f"2 of 6 evaluation images could not be read and were left out: {tmp_path}/val/dog/1.jpg: this is a text file, "
+        f"not an image; {tmp_path}/val/dog/2.jpg: no such file."
+    )
+    (tmp_path / "val/cat/0.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"3 of 6 images .*bad_fraction=0.4 allows: .*cat/0\.jpg: the file is empty; "):
+        evaluate()
+    strict = override_config(config, ["data.max_bad_fraction=1.0"])
+    for path in (tmp_path / "val").rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="None of the 6 evaluation images could be read"):
+        make_evaluator(logits_of, source, strict, strategy)()
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
