@@ -41,6 +41,12 @@ def _check_path(value: str) -> str:
     return value
 
 
+def _check_address(value: str) -> str:
+    if not 1 <= int(value.rpartition(":")[2]) <= 65535:
+        raise PydanticCustomError("port", "The port of an address must be from 1 to 65535")
+    return value
+
+
 # The upper bounds are far above what anyone uses. They keep products of several values within what can be computed.
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, le=1e30), AfterValidator(_check_smallest)]
@@ -51,6 +57,7 @@ Count = Annotated[int, Field(ge=1, le=10**7)]
 Channels = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=8, le=MOST_PIXELS)]
 Path = Annotated[str, AfterValidator(_check_path)]
+Address = Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$"), AfterValidator(_check_address)]
 # YAML has lists but no tuples, so tuple fields accept lists.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
@@ -198,7 +205,7 @@ class DataConfig(Section):
     """`records` without a `classes.txt` file: number of classes."""
     cache: Path = "none"
     """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
-    service: Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$")] | None = None
+    service: Address | None = None
     """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
     source these are the same batches as in a local run, in the order in which the workers deliver them. A resumed run
     does not continue at the exact position."""
