@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from efficientnet_tf import __version__
 from efficientnet_tf.commands import COMMANDS, load_command
 from efficientnet_tf.config.errors import suggest
-from efficientnet_tf.config.text import escape
-from efficientnet_tf.runtime.failures import guard
+from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.runtime.failures import guard, use_utf8
 
 
 def main(argv: Sequence[str] | None = None) -> int | str | None:
@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int | str | None:
     Returns:
         The exit status. A command that is run ends the process with its own.
     """
+    if argv is None:
+        use_utf8()
     argv = sys.argv[1:] if argv is None else list(argv)
     return guard(lambda: _run(argv), ["efficientnet_tf", *argv])
 
@@ -35,7 +37,7 @@ def _run(argv: list[str]) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        print(f"error: unknown command '{escape(name)}'.{suggest(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: unknown command '{shorten(escape(name))}'.{suggest(name, COMMANDS)}", file=sys.stderr)
         print(f"The commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     module = load_command(name)

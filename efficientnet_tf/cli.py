@@ -62,6 +62,11 @@ class _Parser(argparse.ArgumentParser):
         belongs = f" {escape(flag)} is a flag of {', '.join(owners)}." if owners else ""
         return ("" if f"{flag!r}" in near else belongs) + near
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # argparse would drop it, and return an empty list
+            raise argparse.ArgumentError(action, "expected one argument, received '--'")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)
@@ -279,6 +284,8 @@ def run(
         parser: A parser of `make_parser`.
         argv: The command line, with the program's name first. Defaults to that of the process.
     """
+    if argv is None:
+        failures.use_utf8()
     words = sys.argv if argv is None else argv
 
     def parse_and_call() -> int | str | None:

@@ -78,6 +78,23 @@ def test_unknown_flag_names_the_nearest_one():
     assert done.returncode == 2 and "Did you mean '--variant'?" in done.stderr
 
 
+@pytest.mark.parametrize("start", [["-m", "efficientnet_tf.summary"], ["-m", "efficientnet_tf", "summary"]])
+def test_names_outside_of_ascii_work_in_a_locale_without_utf8(tmp_path, start):
+    (tmp_path / "gr\u00f6\u00dfe.yaml").write_text("baseline: b0\nwidth: 1.5\n", encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, *start, "--variant=gr\u00f6\u00dfe.yaml"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | locale,
+        timeout=240,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"gr\xf6\xdfe: depth 1, width 1.5") and done.stdout.isascii()
+    assert rb"\u" not in done.stdout, "the lines of tables are ASCII, too"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Return a model directory, and the finished process of its training."""

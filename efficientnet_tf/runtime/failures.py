@@ -201,6 +201,19 @@ def _print(text: str) -> None:
 # ------------------------------------------------------------------------------------------------- standard streams
 
 
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode if the locale has another encoding, such as ASCII in LC_ALL=C.
+
+    Otherwise names of files outside of ASCII would be other texts than the same names in configs, tables and class
+    names, which are UTF-8. Processes that this one starts inherit the mode. Call this before anything else.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode or len(sys.orig_argv) < 2:
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def prepare_streams() -> None:
     """Make standard output and error take any text, whatever the locale is, and exist.
 
