@@ -216,8 +216,10 @@ def _names(write):
     write.add(folder, "file names", _prepare("data"), **settings)
     argv = ["predict", f"--model_dir={write.kit.model}", "data/train/dog"]
     write.add(folder, "predict: file names", argv, status=OK, item="C4 names are escaped")
+    (folder / "broken").mkdir()
     for name in names:
-        (folder / "data/train/dog" / name).write_bytes(b"no image")
+        (folder / "broken" / name).write_bytes(b"no image")
+    argv = ["predict", f"--model_dir={write.kit.model}", "broken"]
     write.add(folder, "predict: file names of broken files", argv, item="C4 names are escaped")
 
 
