@@ -19,6 +19,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.yaml12 import parse_yaml
 from efficientnet_tf.models.model_dir import (
+    list_checkpoints,
     open_model_dir,
     read_class_names,
     read_config,
@@ -281,6 +282,23 @@ def test_a_write_killed_between_data_and_index_does_not_count(damaged):
     assert warnings == []
 
 
+def test_a_checkpoint_appears_in_one_step(damaged, monkeypatch):
+    """Whenever a file gets a new name, what readers see is whole."""
+    folder, restore, saved, warnings = damaged
+    rename, seen = tf.io.gfile.rename, []
+
+    def watch(source, target, overwrite):
+        seen.append((Path(target).name, sorted(list_checkpoints(str(folder.parent)))))
+        rename(source, target, overwrite)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", watch)
+    config = make_config()
+    save_at(folder.parent, config, 30)
+    assert seen == [("step-30.data-00000-of-00001", [10, 20]), ("step-30.index", [10, 20])]
+    assert steps_in(folder.parent) == [10, 20, 30]
+    assert warnings == []
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe\x00", None])
 def test_tensorflows_list_of_checkpoints_does_not_matter(damaged, content):
     folder, restore, _, warnings = damaged
@@ -337,6 +355,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_intact(two_checkpoints, tmp_p
             UserError, match=r"step 30 cannot be written to .*too large.*Earlier checkpoints are intact"
         ):
             checkpointer.save()
+    assert steps_in(copy) == [10, 20]  # and no part of the new one
     assert checkpointer.restore() == 20
     assert_same(state, saved[20])
     fill(state, 30, seed=30)

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime import terminal
+from efficientnet_tf.runtime.lock import lock_directory
 from efficientnet_tf.train import main, make_parser
 from efficientnet_tf.training import metrics, wandb
 from efficientnet_tf.training.trainer import train_model
@@ -59,6 +62,76 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path, cut):
         assert lines_of(tmp_path) == kept
         log.write(15, "train", {"loss": 1.0})
     assert lines_of(tmp_path) == [*kept, {"step": 15, "kind": "train", "loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\n",
+        b'{"step": 8, "kind": "tr\n',
+        b"\0\0\0\0\n",
+        b"\n",
+        b'{"step": "8", "kind": "train"}\n',
+        b'{"step": true, "kind": "train"}\n',
+        b'{"step": NaN, "kind": "train"}\n',
+        b'{"step": 8}\n',
+        b"8\n",
+        b"[" * 10_000 + b"\n",
+        b'{"step": ' + b"9" * 10_000 + b', "kind": "train"}\n',
+        b'{"step": 8, "kind": "train", "note": "\xe9"}\n',
+    ],
+)
+def test_damage_in_the_middle_is_no_obstacle(tmp_path, damage, caplog):
+    kept = [{"step": 5, "kind": "train", "note": "\u2028"}, {"step": 10, "kind": "train"}]
+    before, after = (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in kept)
+    (tmp_path / "metrics.jsonl").write_bytes(before + damage + after)
+    with metrics.RunLog(str(tmp_path), CONFIG, 10, 40) as log:
+        log.log_training(20, TRAIN)
+    assert [line["step"] for line in lines_of(tmp_path)] == [5, 10, 20]
+    assert "line 2 cannot be read. The run continues without" in caplog.text
+    (copy,) = tmp_path.glob("metrics.jsonl.damaged-*")
+    assert copy.read_bytes() == before + damage + after
+
+
+def test_an_incomplete_evaluation_is_repeated(tmp_path):
+    lines = [{"step": 10, "kind": kind} for kind in ("train", "eval/raw", "eval/ema")]
+    for count, lacks in ((1, True), (2, True), (3, False)):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
+        with metrics.RunLog(str(tmp_path), CONFIG, 10, 40) as log:
+            assert log.lacks_evaluation == lacks
+        assert lines_of(tmp_path) == (lines[:1] if lacks else lines)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(tmp_path):
+    def write(log, steps):
+        for step in steps:
+            log.write(step, "train", {"loss": 1.0})
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with metrics.RunLog(str(tmp_path), CONFIG, 0, 40) as log:
+        write(log, [1, 2])
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+        try:
+            with pytest.raises(UserError, match=r"metrics\.jsonl .* cannot be written"):
+                write(log, [3])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with metrics.RunLog(str(tmp_path), CONFIG, 2, 40) as log:
+        write(log, [3])
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
+
+
+def test_nothing_is_written_to_a_directory_that_is_gone(tmp_path):
+    model_dir = tmp_path / "run"
+    with lock_directory(str(model_dir), "training") as lock:
+        with metrics.RunLog(str(model_dir), CONFIG, 0, 40, check=lock.check) as log:
+            log.log_training(10, TRAIN)
+            shutil.rmtree(model_dir)
+            for write in (lambda: log.log_training(20, TRAIN), log.sync):
+                with pytest.raises(UserError, match="was deleted or moved"):
+                    write()
+    assert not model_dir.exists()
 
 
 def test_tensorboard_reads_the_scalars(tmp_path):
@@ -265,6 +338,24 @@ def test_a_missing_wandb_is_reported_first(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=missing):
         main(make_parser().parse_args(flags))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"{", b"[]", b"7", b'{"id": 5, "lines": 1}', b'{"id": "a/b", "lines": 1}', b'{"id": "a"}']
+)
+def test_a_damaged_record_of_wandb_is_kept_and_begun_again(tmp_path, content, caplog):
+    (tmp_path / "wandb.json").write_bytes(content)
+    assert wandb._read_sent(str(tmp_path / "wandb.json")) is None
+    assert "A new run of Weights & Biases is begun" in caplog.text
+    (copy,) = tmp_path.glob("wandb.json.damaged-*")
+    assert copy.read_bytes() == content
+
+
+def test_a_whole_record_of_wandb_is_read(tmp_path):
+    assert wandb._read_sent(str(tmp_path / "wandb.json")) is None
+    (tmp_path / "wandb.json").write_text('{"id": "my-run-1234", "lines": 3}')
+    assert wandb._read_sent(str(tmp_path / "wandb.json")) == {"id": "my-run-1234", "lines": 3}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_wandb_that_cannot_start_says_why(offline, tmp_path, monkeypatch):
