@@ -242,15 +242,15 @@ def _irregular(write):
         write.add(folder, f"predict: {name} named x.jpg", argv, status=status, seconds=30, item=item)
         argv = ["explain", f"--model_dir={write.kit.model}", "--output=x.png", place]
         write.add(folder, f"explain: {name} named x.jpg", argv, seconds=30, item=item)
-        argv = write.kit.train(f"data-{name}", model_dir=f"run-{name}")
-        settings = {"status": (0, 1), "writes": (f"run-{name}*",), "seconds": 60, "item": item}
-        write.add(folder, f"train: {name} named x.jpg", argv, **settings)
-        shutil.rmtree(folder / f"data-{name}/val/owl")
-        (folder / f"data-{name}/val/owl").symlink_to(places[name])
-        if name in ("fifo", "socket"):
-            argv = write.kit.train(f"data-{name}", model_dir=f"again-{name}")
-            settings["writes"] = (f"again-{name}*",)
-            write.add(folder, f"train: {name} named as a class", argv, **settings)
+        if name in ("fifo", "folder"):
+            argv = write.kit.train(f"data-{name}", model_dir=f"run-{name}")
+            settings = {"status": (0, 1), "writes": (f"run-{name}*",), "item": item}
+            write.add(folder, f"train: {name} named x.jpg", argv, **settings)
+    shutil.copytree(folder / "data", folder / "class")
+    shutil.rmtree(folder / "class/val/owl")
+    (folder / "class/val/owl").symlink_to(places["fifo"])
+    settings = {"status": (0, 1), "writes": ("run-class*",), "item": "B2 irregular files"}
+    write.add(folder, "train: fifo named as a class", write.kit.train("class", model_dir="run-class"), **settings)
     folder = write.folder("loops")
     write_photos(folder / "data")
     (folder / "data/train/cat/again").symlink_to(folder / "data/train/cat")
