@@ -59,6 +59,8 @@ MISTAKES = {
     "study --study=family --output_dir=out --variants=b0,b99": (1, "unknown variant 'b99'"),
     "study --study=family --output_dir=out --set=train.x=1": (1, "train.x: unknown key"),
     "study --study=family --output_dir=out --device=cpu --tpu=x": (1, "contradict each other"),
+    "study --study=family --output_dir=out --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
+    "search --output_dir=out --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
     "study --study=family --output_dir=out --seeds=1000000000": (1, "more than 100,000 runs"),
     "search --output_dir=out --phi=1e9": (1, "--phi=1e+09 is out of range"),
     "search --output_dir=out --device=cpu --tpu=x": (1, "contradict each other"),

@@ -18,6 +18,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import diff_config, dump_config, dump_variant, parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.data.listing import check_data
 from efficientnet_tf.runtime import hardware
 from efficientnet_tf.runtime.children import MOST_BYTES, describe_end, last_lines, module_command
 from efficientnet_tf.runtime.files import check_file, write_text
@@ -73,11 +74,13 @@ def run_jobs(
         waits in the queue for the next call.
 
     Raises:
-        UserError: If a config or the name of a run is invalid, a run of the same name was queued with another config,
-            the database cannot be used, the folder is deleted, or Optuna is not installed. What is trained is kept, and
-            the next call continues from there.
+        UserError: If a config, its data or the name of a run is invalid, a run of the same name was queued with
+            another config, the database cannot be used, the folder is deleted, or Optuna is not installed. What is
+            trained is kept, and the next call continues from there.
     """
     configs = load_configs(runs, recipe, overrides)
+    for data in {config.data for config in configs.values()}:
+        check_data(data)  # Otherwise every run would fail for the same reason, one after the other.
     retried = {"missing", "interrupted", "failed"}
     with (
         StopFlag(signal.SIGTERM, signal.SIGINT, once=True) as stop,
