@@ -21,8 +21,8 @@ from efficientnet_tf.runtime.files import is_remote
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
-TRAIN_NAMES = ("train", "training")
-EVAL_NAMES = ("val", "valid", "validation")
+_TRAIN_NAMES = ("train", "training")
+_EVAL_NAMES = ("val", "valid", "validation")
 _SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|trainval|val|valid|validation|test|testing|dev|eval)(?![a-z])")
 _ADDED = re.compile(r"([ _-]?(set|data|images|20\d\d))?")  # to the word alone, as in test_set and train2017
 
@@ -95,11 +95,20 @@ def _find_splits(names: Sequence[str]) -> dict[str, str]:
     return {name: found[name] for name in names if name in found}
 
 
-def _find_alias(data, split, names):
-    """Return the name that is used for a split: `valid` for the default `val`, and so on. None if there is none."""
+def find_alias(data: DataConfig, split: str, names: Sequence[str]) -> str | None:
+    """Return the name that is used for a split, for example `valid` for the default `val`. None if there is none.
+
+    Args:
+        data: The section `data` of the configuration.
+        split: Name of the split.
+        names: The folders or tables that exist.
+
+    Raises:
+        UserError: If there are several.
+    """
     if split in names:
         return split
-    aliases = {"train": TRAIN_NAMES, "val": EVAL_NAMES}.get(split, ())
+    aliases = {"train": _TRAIN_NAMES, "val": _EVAL_NAMES}.get(split, ())
     found = [name for name in names if name.strip().casefold() in aliases]
     if not found or data.train_split == data.eval_split:
         return None
@@ -114,7 +123,7 @@ def _find_alias(data, split, names):
 def _find_split_folder(data, folder, split, remarks):
     """Return the folder of a split."""
     present, _ = _list_root(folder)
-    name = _find_alias(data, split, present)
+    name = find_alias(data, split, present)
     if name is None:
         raise UserError(
             f"'{escape(folder)}' has no subfolder '{escape(split)}'; it has {show(present, 10) or 'no subfolder'}. "
@@ -171,7 +180,10 @@ def _advise_without_fraction(data, root, splits):
     train, others = ([name for name in splits if splits[name] == role] for role in ("train", "eval"))
     if train and others:
         settings = []
-        for default, aliases, found in ((data.train_split, TRAIN_NAMES, train), (data.eval_split, EVAL_NAMES, others)):
+        for default, aliases, found in (
+            (data.train_split, _TRAIN_NAMES, train),
+            (data.eval_split, _EVAL_NAMES, others),
+        ):
             known = [name for name in found if name == default or name.strip().casefold() in aliases]
             settings.append("" if known else f"data.{splits[found[0]]}_split={escape(found[0])}")
         choice = " and ".join(f"--set {setting}" for setting in settings if setting)
@@ -203,7 +215,7 @@ def _group_by_name(root, folders, remarks):
 def _list_training_classes(data, folder, root, class_names, remarks):
     """Return the class names of the training folder, or those of the split itself if there is none."""
     present, _ = _list_root(folder)
-    name = _find_alias(data, data.train_split, present)
+    name = find_alias(data, data.train_split, present)
     if name is None:
         return class_names
     train_root = os.path.join(folder, name)

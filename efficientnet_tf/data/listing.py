@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape
-from efficientnet_tf.data.class_folders import EVAL_NAMES, TRAIN_NAMES, list_class_folders
+from efficientnet_tf.data.class_folders import find_alias, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
 from efficientnet_tf.data.record_files import find_record_files, read_record_classes
 from efficientnet_tf.data.scan import count, show
-from efficientnet_tf.data.tables import check_files, check_labels, find_table, read_table
+from efficientnet_tf.data.tables import check_files, check_labels, list_tables, read_table
 from efficientnet_tf.runtime.files import is_folder, is_remote
 
 if TYPE_CHECKING:
@@ -154,10 +154,14 @@ def _list_table(data, folder, split):
 
 def _open_table(data, folder, split):
     """Return the table of a split, and the name that it has."""
-    splits = [split]
-    if data.train_split != data.eval_split:
-        splits += {"train": TRAIN_NAMES, "val": EVAL_NAMES}.get(split, ())
-    found = find_table(folder, splits)
-    if found is None:
-        raise UserError(f"data.dir='{escape(folder)}' has neither {split}.csv nor {split}.tsv.")
-    return read_table(found[0], folder), found[1]
+    tables = list_tables(folder)
+    name = find_alias(data, split, list(tables))
+    if name is None:
+        others = [other for other in tables if other not in (data.train_split, data.eval_split)]
+        role = "train" if split == data.train_split else "eval"
+        hint = f" It has {show([name for other in others for name in tables[other]], 3)}." if others else ""
+        hint += f" Use --set data.{role}_split={escape(others[0])}." if len(others) == 1 else ""
+        raise UserError(f"data.dir='{escape(folder)}' has neither {escape(split)}.csv nor {escape(split)}.tsv.{hint}")
+    if len(tables[name]) > 1:
+        raise UserError(f"data.dir='{escape(folder)}' has both {' and '.join(tables[name])}. Remove one of them.")
+    return read_table(os.path.join(folder, tables[name][0]), folder), name

@@ -12,13 +12,12 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, normalize_name, shorten
 from efficientnet_tf.data.scan import count, show
-from efficientnet_tf.runtime.files import check_file, check_path, exists, is_remote, read_text
+from efficientnet_tf.runtime.files import check_file, check_path, is_remote, list_folder, read_text
 
 _MOST_DECIMAL_CLASSES = 10  # for example the ratings 0.5 to 5
 
@@ -44,20 +43,14 @@ class Table:
     remarks: list[str]
 
 
-def find_table(folder: str, splits: Sequence[str]) -> tuple[str, str] | None:
-    """Return the path of the table of the first split that has one, and the name of that split.
-
-    Raises:
-        UserError: If there are several for the same split.
-    """
-    for split in splits:
-        names = [os.path.join(folder, split + suffix) for suffix in (".csv", ".tsv")]
-        names = [name for name in names if exists(name)]
-        if len(names) > 1:
-            raise UserError(f"data.dir='{escape(folder)}' has both {split}.csv and {split}.tsv. Remove one of them.")
-        if names:
-            return names[0], split
-    return None
+def list_tables(folder: str) -> dict[str, list[str]]:
+    """Return the tables in a folder: the file names by split. A split should have one of them."""
+    found = {}
+    for name in list_folder(folder):
+        split, suffix = os.path.splitext(name)
+        if suffix in (".csv", ".tsv"):
+            found.setdefault(split, []).append(name)
+    return found
 
 
 def read_table(name: str, folder: str) -> Table:

@@ -27,9 +27,8 @@ import tensorflow as tf
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import escape, shorten
-from efficientnet_tf.data.decode import decode_window, whole_window
-from efficientnet_tf.data.image_formats import read_size
 from efficientnet_tf.data.open import Order, Source, open_source
+from efficientnet_tf.data.record_examples import explain_reading, read_example
 from efficientnet_tf.runtime.files import (
     check_file,
     check_path,
@@ -45,8 +44,6 @@ from efficientnet_tf.runtime.terminal import ProgressBar
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
-_FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"GI": "GIF", b"RI": "WEBP"}
-_FORMATS |= {b"II": "TIFF", b"MM": "TIFF"}
 _MOST_THREADS = 256
 # Errors of the storage, not of the image. The image must not be left out because of them.
 _STORAGE_ERRORS = (
@@ -195,11 +192,11 @@ def write_shard(
         for name, part, payload in _read_shard(data, split, source or _open_split_once(data, split), shards, shard):
             on_images(1)
             try:
-                example, label = _convert(name, part, payload)
+                example, label = read_example(name, part, payload)
             except _STORAGE_ERRORS:
                 raise
             except tf.errors.OpError as error:
-                unreadable.append(f"{name}: {escape((error.message.splitlines() or ['cannot be read'])[0])}")
+                unreadable.append(f"{name}: {explain_reading(part, payload, error)}")
                 continue
             writer.write(example)
             classes[label] += 1
@@ -260,54 +257,6 @@ def _read_shard(data, split, source, shards, shard) -> Iterator[tuple[str, Sourc
         part = _open_split(data, f"{split}[{first}:{last}]")
         for _, id_, record in part.stream(Order(batch=1, steps=part.size)):
             yield part.describe(int(id_)), part, record
-
-
-def _convert(name, source, payload):
-    """Return the serialized example of an image and its label."""
-    encoded, label = (tensor.numpy() for tensor in source.load(payload))
-    file_name = os.fsdecode(source.file_name(payload).numpy()) if source.file_name else name
-    label = int(label)
-    return make_example(encoded, label, source.class_names[label], os.path.basename(file_name)), label
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-def _decode_shape(encoded):
-    """Decode an image as in training, and return its shape, int32 [3]."""
-    return tf.shape(decode_window(encoded, 3, whole_window))
-
-
-def make_example(encoded: bytes, label: int, class_name: str, name: str) -> bytes:
-    """Return an example in the official layout, serialized.
-
-    Args:
-        encoded: Bytes of an image file. It is decoded here, to make sure that this is possible.
-        label: Label >= 0. It is written as label + 1, as the official tools count.
-        class_name: Name of the class.
-        name: Name of the file.
-
-    Raises:
-        tf.errors.OpError: If the image cannot be decoded.
-    """
-    height, width, channels = _decode_shape(tf.constant(encoded)).numpy()
-    width, height = read_size(encoded) or (width, height)  # as stored, as the official tools do
-
-    def text(value):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(value)]))
-
-    def number(value):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-    features = {
-        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-        "image/format": text(_FORMATS[encoded[:2]]),
-        "image/filename": text(name),
-        "image/class/label": number(label + 1),
-        "image/class/text": text(class_name),
-        "image/height": number(height),
-        "image/width": number(width),
-        "image/channels": number(channels),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 # --------------------------------------------------------------------------------------------------------- all files

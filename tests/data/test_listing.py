@@ -187,10 +187,24 @@ def test_classes_that_differ_in_letter_case(tmp_path):
 
 
 def test_endings_in_any_letter_case_are_read(tmp_path):
-    names = ["a.jpg", "b.JPG", "c.jpeg", "d.jpe", "e.jfif", "f.JFIF", "g.png", "h.Tif", "i.tiff", "j.webp", "k.bmp"]
+    names = [
+        "a.jpg",
+        "b.JPG",
+        "c.jpeg",
+        "d.jpe",
+        "e.jfif",
+        "f.JFIF",
+        "g.png",
+        "h.Tif",
+        "i.tiff",
+        "j.webp",
+        "k.bmp",
+        "l.jif",
+        "m.pjpeg",
+    ]
     touch(tmp_path, *(f"train/cat/{name}" for name in names), "train/dog/1.gif")
     names, remarks = found(tmp_path)
-    assert len(names) == 12 and remarks == []
+    assert len(names) == 14 and remarks == []
 
 
 def test_one_line_counts_what_was_left_out(tmp_path):
@@ -556,6 +570,15 @@ def test_the_table_of_another_name_of_the_default_split(tmp_path):
     table(tmp_path, [("2.jpg", "cat")], "validation")
     names, remarks = found(tmp_path, "val", source="table")
     assert names == {"2.jpg": "cat"} and remarks == [f"'{tmp_path}' has no table 'val', so 'validation' is used."]
+    table(tmp_path, [("2.jpg", "cat")], "Valid")
+    assert "but Valid, validation. Set data.eval_split to one of them." in table_error(tmp_path, "val")
+
+
+def test_a_missing_table_names_the_others(tmp_path):
+    table(tmp_path, [("0.jpg", "cat"), ("1.jpg", "dog")])
+    assert table_error(tmp_path, "val").endswith("has neither val.csv nor val.tsv.")
+    table(tmp_path, [("2.jpg", "cat")], "test")
+    assert table_error(tmp_path, "val").endswith("It has test.csv. Use --set data.eval_split=test.")
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
