@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import normalize_name
 from efficientnet_tf.models.model_dir import build_from_config, read_class_names, read_config
+from efficientnet_tf.runtime.files import check_path, exists
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.weights.formats import read_weights
 from efficientnet_tf.weights.load import HEAD, load_weights
@@ -48,7 +49,7 @@ def adopt_needs(config: Config, model_dir: str | None, overrides: Sequence[str] 
     Raises:
         UserError: If the weights cannot be read.
     """
-    if model_dir is not None and tf.io.gfile.exists(os.path.join(model_dir, "config.yaml")):
+    if model_dir is not None and exists(os.path.join(model_dir, "config.yaml")):
         needs = needs_of(read_config(model_dir))
     else:
         needs = read_weights(config.train.init_from, variable_paths(config.model)).needs
@@ -70,8 +71,9 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
         UserError: If the weights cannot be read, do not fit the network, or need another normalization.
     """
     path = str(config.train.init_from)
+    check_path("train.init_from", path)
     theirs = _read_class_names(path)
-    keep = theirs == list(class_names)
+    keep = theirs is not None and [*map(normalize_name, theirs)] == [*map(normalize_name, class_names)]
     with on_host():
         model = build_from_config(config, len(class_names))
         loaded = load_weights(model, path, reset_head=not keep)
@@ -95,7 +97,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
 def _read_class_names(path: str) -> list[str] | None:
     """Return the class names that are stored with a model directory or an export, or None."""
     for folder in (path, os.path.join(path, "assets")):
-        if tf.io.gfile.exists(os.path.join(folder, "classes.txt")):
+        if exists(os.path.join(folder, "classes.txt")):
             return read_class_names(folder)
     return None
 
