@@ -45,8 +45,8 @@ def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[fl
     layer: Any = model.get_layer(LAYER)
     shape = layer.input.shape
     if isinstance(layer, layers.Rescaling):  # in a model.keras that was written before this layer changed its class
-        scale, layer.offset = _scale_and_offset(mean, std, shape[-1])
-        layer.scale = scale
+        rescaling: Any = layer
+        rescaling.scale, rescaling.offset = _scale_and_offset(mean, std, shape[-1])
     else:
         layer.input_mean, layer.input_variance = _offset_and_variance(mean, std, shape[-1])
         layer.build(shape)

@@ -64,7 +64,7 @@ def convert_weights(
             reason = " ".join(filter(None, [loaded.head_problem, "Pass classes=N and reset_head for a new one with N "
                                             "classes."]))  # fmt: skip
             raise UserError(f"{escape(str(path))} has no classifier that can be used. {reason}")
-        classes = shape[0]
+        classes = int(shape[0])
     size, channels = config.image_size, config.data.channels
     model = build_model(config.model, classes, (size, size, channels))
     summary = load_weights(model, path, reset_head=reset_head, adapt_channels=adapt_channels, **options)

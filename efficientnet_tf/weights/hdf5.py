@@ -64,13 +64,14 @@ def open_h5(file: BinaryIO) -> Iterator[H5Content]:
     with h5py.File(_BoundedReader(file), "r") as opened:
         tensors, names = {}, {}
         attributes = {"": _attribute_names(opened)}
-        seen, count, pending = {_address(opened)}, 0, [("", opened)]
+        seen, count = {_address(opened)}, 0
+        pending: list[tuple[str, Any]] = [("", opened)]
         while pending:
             path, group = pending.pop()
             count += len(group)
             if count > MAX_OBJECTS:
                 raise ValueError(f"it contains more than {MAX_OBJECTS:,} objects")
-            for name in group:
+            for name in list(group):
                 inner = f"{path}/{name}" if path else name
                 item = _open_link(group, name, inner)
                 if isinstance(item, h5py.Dataset):
@@ -127,7 +128,8 @@ class _BoundedReader(io.RawIOBase):
 def _address(item):
     import h5py
 
-    return h5py.h5o.get_info(item.id).addr
+    low_level: Any = h5py
+    return low_level.h5o.get_info(item.id).addr
 
 
 def _attribute_names(item):

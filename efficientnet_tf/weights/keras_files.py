@@ -169,8 +169,10 @@ def _read_keras3(tensors, names, root, variables) -> list[_Container]:
 
 
 def _numbered_layer(key, by_class):
-    match = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", key)
-    kind, number = match[1], int(match[2] or 0)
+    kind, _, digits = key.rpartition("_")
+    if not digits.isdecimal() or len(digits) > 6:
+        kind, digits = key, "0"
+    number = int(digits)
     numbered = by_class.get(kind, [])
     return numbered[number] if number < len(numbered) else key
 

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.weights.tensors import StoredTensor
 
 NORMALIZATIONS = {
     "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
@@ -35,7 +32,7 @@ class LoadedWeights:
     """
 
     format: str
-    values: Mapping[str, np.ndarray | StoredTensor]
+    values: Mapping[str, Any]  # np.ndarray or StoredTensor
     needs: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()

@@ -55,11 +55,14 @@ def _check_entry(name, entry, size):
     """Return the shape of a tensor, and where it begins and ends."""
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    is_list = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    if not isinstance(dtype, str) or dtype not in _ITEM_SIZES or not is_list or len(shape) > MAX_RANK:
+    if not isinstance(dtype, str) or dtype not in _ITEM_SIZES:
+        raise ValueError(f"its header describes the tensor {name} with an unknown type")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(f"its header describes the tensor {name} as something that is not possible")
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**62 for n in (*shape, *offsets)):
         raise ValueError(f"its header describes the tensor {name} with numbers that are not possible")
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"its header describes the tensor {name} with {len(shape)} axes")
     begin, end = offsets
     if not begin <= end <= size:
         raise ValueError(f"the tensor {name} is not in the file, which is cut off or damaged")

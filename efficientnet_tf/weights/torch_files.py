@@ -265,10 +265,11 @@ class _Description:
 
     def _describe(self, storage=None, offset=None, shape=None, strides=None, *_):
         """Return the tensor of `torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, ...)`."""
-        numbers = (shape, strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else ((None,), ())
-        is_valid = isinstance(storage, _Storage) and _is_count(offset) and all(map(_is_count, numbers[0] + numbers[1]))
-        if not is_valid or len(numbers[0]) != len(numbers[1]):
-            raise ValueError("its pickle describes a tensor that is not possible")
+        impossible = ValueError("its pickle describes a tensor that is not possible")
+        if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+            raise impossible
+        if len(shape) != len(strides) or len(shape) > 32 or not all(map(_is_count, (offset, *shape, *strides))):
+            raise impossible
         dtype = _DTYPES[storage.kind]
         return StoredTensor(shape, dtype, lambda: self._read(storage, offset, shape, strides))
 

@@ -1,0 +1,267 @@
+"""Models that contain the network as one of their layers, and Keras's own methods for loading weights."""
+
+import warnings
+
+import foreign
+import keras
+import numpy as np
+import pytest
+from foreign import logits
+
+from efficientnet_tf import EfficientNetB0, build_model, load_weights
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.weights.convert import convert_weights
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def body():
+    """Return a network of Keras without its head, with random statistics and a normalization of its own."""
+    return foreign.make_keras_model("b0", include_top=False, mean=(0.1, 0.5, 0.9), std=(0.3, 0.1, 0.5))
+
+
+@pytest.fixture(scope="module")
+def top():
+    return foreign.make_keras_model("b0", classes=7, mean=(0.1, 0.5, 0.9), std=(0.3, 0.1, 0.5))
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """Return a model that the tests share, because each of them loads all of it."""
+    return build_model("b0", 3, (64, 64, 3))
+
+
+def sequential(body):
+    return keras.Sequential([body, layers.GlobalAveragePooling2D(), layers.Dense(3)])
+
+
+def functional(body):
+    inputs = keras.Input((64, 64, 3))
+    x = layers.RandomRotation(0.1)(layers.RandomFlip()(inputs))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(body(x)))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="answer")(x))
+
+
+def two_levels(body):
+    augment = keras.Sequential([layers.RandomFlip(), layers.RandomZoom(0.1)], name="augment")
+    features = keras.Sequential([body, layers.GlobalAveragePooling2D()], name="features")
+    return keras.Sequential([keras.Input((64, 64, 3)), augment, features, layers.Dropout(0.1), layers.Dense(3)])
+
+
+def flat(body):
+    x = layers.GlobalAveragePooling2D()(body.output)
+    return keras.Model(body.input, layers.Dense(3, name="own_head")(x))
+
+
+FORMATS = ["keras", "weights.h5", "h5"]
+
+
+def save(model, folder, ending):
+    path = str(folder / f"w.{ending}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that .h5 is legacy
+        model.save_weights(path) if ending == "weights.h5" else model.save(path)
+    return path
+
+
+def probabilities(model, pixels):
+    outputs = logits(model, pixels)
+    return outputs if np.allclose(outputs.sum(axis=1), 1) else np.asarray(keras.ops.softmax(outputs))
+
+
+@pytest.mark.parametrize("build", [sequential, functional, two_levels, flat])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_the_network_inside_is_found_with_its_classifier(build, ending, body, ours, tmp_path, pixels):
+    model = build(body)
+    path = save(model, tmp_path, ending)
+    summary = load_weights(ours, path)
+    np.testing.assert_allclose(probabilities(ours, pixels), probabilities(model, pixels), atol=1e-5)
+    np.testing.assert_allclose(summary.needs["model.mean"], [25.5, 127.5, 229.5], rtol=1e-5)
+    head = [np.array(w) for w in ours.get_layer("predictions").weights]
+    summary = load_weights(ours, path, reset_head=True)
+    assert summary.unused == ("predictions/kernel", "predictions/bias")
+    np.testing.assert_array_equal(ours.get_layer("predictions").kernel, head[0])
+
+
+def flatten(body):
+    return keras.Sequential([body, layers.Flatten(), layers.Dense(3)])
+
+
+def max_pool(body):
+    return keras.Sequential([body, layers.GlobalMaxPooling2D(), layers.Dense(3)])
+
+
+def normalized_features(body):
+    pooled = layers.BatchNormalization()
+    return keras.Sequential([body, layers.GlobalAveragePooling2D(), pooled, layers.Dense(3)])
+
+
+def two_dense(body):
+    return keras.Sequential([body, layers.GlobalAveragePooling2D(), layers.Dense(5), layers.Dense(3)])
+
+
+def relu(body):
+    return keras.Sequential([body, layers.GlobalAveragePooling2D(), layers.Dense(3, activation="relu")])
+
+
+HEADS = [(normalized_features, ending) for ending in FORMATS] + [(two_dense, ending) for ending in FORMATS]
+HEADS += [(build, "keras") for build in (max_pool, relu, flatten)]
+
+
+@pytest.mark.parametrize(("build", "ending"), HEADS)
+def test_other_heads_need_reset_head(build, ending, body, ours, tmp_path):
+    path = save(build(body), tmp_path, ending)
+    with pytest.raises(UserError, match=r"nothing was loaded\. .*Use reset_head to keep the model's own classifier"):
+        load_weights(ours, path)
+    summary = load_weights(ours, path, reset_head=True)
+    assert summary.variables == len(ours.weights) - 2 and len(summary.unused) >= 2
+
+
+def test_classes_of_another_number_need_reset_head(body, tmp_path):
+    model = build_model("b0", 5, (64, 64, 3))
+    path = save(sequential(body), tmp_path, "keras")
+    with pytest.raises(UserError, match=r"Use reset_head .*\(1280, 3\) in the file but \(1280, 5\)"):
+        load_weights(model, path)
+    load_weights(model, path, reset_head=True)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_network_with_its_top_inside(ending, top, tmp_path, pixels):
+    model = build_model("b0", 7, (64, 64, 3))
+    augmented = keras.Sequential([keras.Input((64, 64, 3)), layers.RandomFlip(), top])
+    load_weights(model, save(augmented, tmp_path, ending))
+    np.testing.assert_allclose(logits(model, pixels), logits(top, pixels), atol=1e-4)
+    with_more = keras.Sequential([top, layers.Dense(3)])
+    with pytest.raises(UserError, match="Use reset_head"):
+        load_weights(model, save(with_more, tmp_path, ending))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_two_networks_are_named(ending, body, ours, tmp_path):
+    other = keras.models.clone_model(body)
+    other.name = "efficientnetb0_1"
+    inputs = keras.Input((64, 64, 3))
+    pooled = [layers.GlobalAveragePooling2D()(network(inputs)) for network in (body, other)]
+    model = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(pooled)))
+    with pytest.raises(UserError, match=r"it contains 2 EfficientNets, \w+ and \w+\. Save the one to use on its own"):
+        load_weights(ours, save(model, tmp_path, ending))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_other_networks_are_refused(ending, ours, tmp_path):
+    mobile = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(64, 64, 3), alpha=0.35)
+    with pytest.raises(UserError, match="no layer stem_conv|without a layer stem_conv"):
+        load_weights(ours, save(sequential(mobile), tmp_path, ending))
+
+
+def before(body, *first):
+    return keras.Sequential([keras.Input((64, 64, 3)), *first, body, layers.GlobalAveragePooling2D(), layers.Dense(3)])
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_layers_that_change_the_pixels_are_refused(ending, body, ours, tmp_path):
+    for first in (layers.Conv2D(3, 1), layers.Normalization(), layers.BatchNormalization()):
+        with pytest.raises(
+            UserError, match="changes the pixels before|neither a part of the network|another one|twice"
+        ):
+            load_weights(ours, save(before(body, first), tmp_path, ending), reset_head=True)
+
+
+def test_a_rescaling_before_the_network_is_a_part_of_the_normalization(body, ours, tmp_path, pixels):
+    model = before(body, layers.Rescaling(1 / 127.5, offset=-1.0))
+    load_weights(ours, save(model, tmp_path, "keras"))
+    np.testing.assert_allclose(logits(ours, pixels), logits(model, pixels), atol=1e-4)
+
+
+def test_a_network_of_this_package_inside(ours, tmp_path, pixels):
+    network = build_model("b0", input_shape=(64, 64, 3), include_top=False)
+    model = sequential(network)
+    load_weights(ours, save(model, tmp_path, "keras"))
+    np.testing.assert_allclose(logits(ours, pixels), logits(model, pixels), atol=1e-5)
+
+
+def test_conversion_of_a_nested_model(body, tmp_path, pixels):
+    model = sequential(body)
+    path = save(model, tmp_path, "weights.h5")
+    convert_weights("b0", path, str(tmp_path / "out.keras"), overrides=["data.image_size=64"])
+    converted = keras.models.load_model(tmp_path / "out.keras")
+    np.testing.assert_allclose(logits(converted, pixels), logits(model, pixels), atol=1e-4)
+    convert_weights("b0", path, str(tmp_path / "out5.weights.h5"), classes=5, reset_head=True)
+    with pytest.raises(UserError, match="Pass classes=N and reset_head"):
+        convert_weights("b0", save(two_dense(body), tmp_path, "keras"), str(tmp_path / "x.keras"))
+
+
+# ---------------------------------------------------------------------------------- Keras's own load_weights
+
+BUILDERS = [
+    lambda: EfficientNetB0(weights=None, classes=7, input_shape=(64, 64, 3), classifier_activation=None),
+    lambda: build_model("b0", 7, (64, 64, 3)),
+]
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=["constructor", "build_model"])
+def test_keras_files_through_the_method_give_equal_outputs(build, top, tmp_path, pixels):
+    for ending in FORMATS:
+        model = build()
+        model.predict(pixels, verbose=0)  # compiled with the variant's normalization
+        model.load_weights(save(top, tmp_path, ending))
+        np.testing.assert_allclose(logits(model, pixels), logits(top, pixels), atol=1e-4)
+        np.testing.assert_allclose(model.predict(pixels, verbose=0), logits(top, pixels), atol=1e-4)
+    model = build()
+    model.load_weights(tmp_path / "w.weights.h5", skip_mismatch=True)
+    np.testing.assert_allclose(logits(model, pixels), logits(top, pixels), atol=1e-4)
+
+
+def test_copies_refuse_the_variables_that_they_have_no_place_for(top, tmp_path):
+    """Clones and reloaded models have only Keras's own methods, which must not load a part silently."""
+    paths = [save(top, tmp_path, ending) for ending in FORMATS]
+    model = BUILDERS[0]()
+    model.save(tmp_path / "copy.keras")
+    copies = [keras.models.clone_model(model), keras.models.load_model(tmp_path / "copy.keras")]
+    for copy in copies:
+        for path in paths:
+            with pytest.raises(ValueError, match="expected 0 variables, but received 3|expected 131 layers, found 132"):
+                copy.load_weights(path)
+        with pytest.raises(ValueError, match="Layer expects 0 weight"):
+            copy.load_weights(paths[2], by_name=True)
+        with pytest.raises(ValueError, match="weight list of length"):
+            copy.set_weights(top.get_weights())
+    with pytest.raises(ValueError, match="expected 0 variables, but received 3"):
+        wrapped = keras.Sequential([keras.Input((64, 64, 3)), copies[0]])
+        wrapped.load_weights(save(keras.Sequential([keras.Input((64, 64, 3)), top]), tmp_path, "weights.h5"))
+    load_weights(copies[1], paths[0])  # the function fits every copy
+
+
+def test_own_weights_carry_the_normalization_epsilon_and_padding(top, tmp_path, pixels):
+    source, target = BUILDERS[1](), BUILDERS[0]()
+    source.load_weights(save(top, tmp_path, "keras"))
+    source.save_weights(tmp_path / "own.weights.h5")
+    target.load_weights(tmp_path / "own.weights.h5")
+    np.testing.assert_allclose(logits(target, pixels), logits(top, pixels), atol=1e-4)
+    load_weights(BUILDERS[1](), str(tmp_path / "own.weights.h5"))
+    from efficientnet_tf.config.load import load_variant
+
+    for update in ({"padding": "symmetric"}, {"batch_norm_epsilon": 1e-5}):
+        other = build_model(load_variant("b0").model_copy(update=update), 7, (64, 64, 3))
+        for path in ("own.weights.h5", "w.keras"):
+            with pytest.raises(UserError, match="these weights give the right predictions only with"):
+                other.load_weights(tmp_path / path)
+
+
+def test_the_state_of_an_optimizer_is_restored(tmp_path, pixels):
+    for build in BUILDERS[1:]:
+        models = build(), build()
+        for model in models:
+            model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+            model.optimizer.build(model.trainable_variables)
+        models[0].optimizer.iterations.assign(7)
+        models[0].save_weights(tmp_path / "w.weights.h5")
+        models[1].load_weights(tmp_path / "w.weights.h5")
+        assert int(models[1].optimizer.iterations) == 7
+        np.testing.assert_array_equal(logits(models[0], pixels), logits(models[1], pixels))
