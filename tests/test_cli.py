@@ -24,6 +24,8 @@ def parser():
     parser.add_argument("--model_dir", required=True, help="Model directory.")
     parser.add_argument("--tpu", help="TPU to use.")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="Images per step.")
+    parser.add_argument("--sizes", default=[1, 2.5], help="Sizes.")
+    parser.add_argument("--names", type=cli.names, default=[], help="Names.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     cli.add_override_arguments(parser)
     return parser
@@ -42,6 +44,8 @@ def test_help_shows_required_flags_and_useful_defaults(parser):
     assert "Images per step. (default: 32)" in text
     assert "TPU to use. --batch_size" in text, "a default of None is not shown"
     assert "Print JSON. --data_dir" in text, "a default of False is not shown"
+    assert "Sizes. (default: 1,2.5)" in text, "a list is shown as it is typed"
+    assert "Names. --json" in text, "an empty list is not shown"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,11 @@ def test_an_unknown_error_of_tensorflow_is_a_bug(parser, capfd, tmp_path, monkey
         (
             OSError("Can't write data (file write failed: filename = 'a.h5', errno = 28, total write size = 1)"),
             "a.h5 cannot be read or written: No space left on device.",
+        ),
+        (ModuleNotFoundError("x", name="yaml.reader"), "The Python package of the module yaml is not installed."),
+        (
+            ImportError("Traceback:\nImportError: lib.so\n\nFailed to load the native TensorFlow runtime."),
+            "TensorFlow is installed but cannot be loaded: ImportError: lib.so. Install it again",
         ),
         (MemoryError(), "There is not enough memory. "),
         (ResourceExhaustedError("OOM when allocating"), "There is not enough memory. "),

@@ -41,8 +41,8 @@ def explain(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in ("tensorflow", "tensorflow.python"):
-        return _NO_TENSORFLOW
+    if isinstance(error, ImportError):
+        return _explain_import(error)
     if isinstance(error, MemoryError):
         return _NO_MEMORY
     if isinstance(error, RecursionError):
@@ -57,6 +57,22 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
         return _NO_MEMORY
     return _explain_system(error) if isinstance(error, OSError) else None
+
+
+def _explain_import(error: ImportError) -> str | None:
+    """Return a sentence about a library that is missing or broken. None for a module of this package."""
+    name = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and name == "tensorflow":
+        return _NO_TENSORFLOW
+    if "Failed to load the native TensorFlow runtime" in str(error):
+        lines = [line for line in str(error).splitlines() if "Error: " in line]
+        reason = f": {shorten(lines[-1].strip(), LONGEST_REASON)}" if lines else ""
+        return (
+            f"TensorFlow is installed but cannot be loaded{reason}. Install it again, in a new environment if need be."
+        )
+    if isinstance(error, ModuleNotFoundError) and name and name != "efficientnet_tf":
+        return f"The Python package of the module {name} is not installed. Install it with pip, and try again."
+    return None
 
 
 def _explain_system(error: OSError) -> str | None:
@@ -150,7 +166,8 @@ def report(error: BaseException, command: Sequence[str], edit: Callable[[str], s
 
 
 def _describe_bug(error: BaseException, command: Sequence[str]) -> str:
-    summary = shorten(f"{type(error).__name__}: {error}".rstrip(": "), LONGEST_REASON)
+    message = str(error).partition("Traceback (most recent call last)")[0].strip()
+    summary = shorten(f"{type(error).__name__}: {message}".rstrip(": "), LONGEST_REASON)
     place = write_log(error, command)
     # The name and the message help to find a known problem. They come from the library and may have several lines.
     return (
