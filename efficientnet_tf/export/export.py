@@ -162,7 +162,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
         path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")
         named = keras.Model(folded.input, {"logits": folded.output})
         kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts)
-        append_record(path, make_record(trained_config, class_names, read_metadata(path).digest))
+        append_record(path, make_record(trained_config, class_names, read_metadata(path).compute_digest()))
         result = _compare_file(model, path, compared)
         all_used = len(calibration) < calibration_images
         advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)

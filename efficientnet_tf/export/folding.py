@@ -1,4 +1,7 @@
-"""Prepares a network for deployment: batch norm is folded into the convolutions, and dropout is removed."""
+"""Prepares a network for deployment: batch norm is folded into the convolutions, and dropout is removed.
+
+What is left has only layers that every exporter can write.
+"""
 
 import keras
 import numpy as np
@@ -28,6 +31,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     removed |= {layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)}
 
     def copy(layer):
+        if isinstance(layer, keras.layers.Normalization):
+            return _rescale(layer)
         changes = {"use_bias": True} if layer.name in norms else {}
         new = type(layer).from_config(layer.get_config() | changes)
         if getattr(new, "activation", None) is keras.activations.silu:
@@ -42,6 +47,13 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         old = model.get_layer(layer.name)
         layer.set_weights(_fold_weights(old, norms[layer.name]) if layer.name in norms else old.get_weights())
     return folded
+
+
+def _rescale(layer):
+    """Return a layer that computes the same as an inverted Normalization layer, whose numbers some exporters lose."""
+    scale = np.sqrt(np.asarray(layer.input_variance, np.float32)).tolist()
+    offset = np.asarray(layer.input_mean, np.float32).tolist()
+    return keras.layers.Rescaling(scale, offset, dtype="float32", name=layer.name)
 
 
 @keras.saving.register_keras_serializable("efficientnet_tf")

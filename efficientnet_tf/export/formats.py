@@ -109,7 +109,7 @@ def open_export(path: str) -> Export:
     class_names = parse_class_names(texts["classes.txt"], f"{path}, classes.txt")
     channels, size = config.data.channels, config.image_size
     check_size(path, metadata, count_cost(config.model, size, len(class_names), channels)["total"].total_params)
-    check_record(path, texts.get(RECORD), config, class_names, metadata.digest)
+    check_record(path, texts.get(RECORD), config, class_names, metadata.compute_digest())
     try:
         compute_logits, shape = kind.open(path, texts["precision"])
         if shape != [size, size, channels]:

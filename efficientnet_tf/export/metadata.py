@@ -35,12 +35,22 @@ class Metadata:
     Attributes:
         texts: Its texts by name: those of `TEXTS` and others of this package.
         size: Bytes of the network.
-        digest: SHA-256 of the network, for `record`.
+        parts: Where the network is: (path, first byte, end).
     """
 
     texts: dict[str, str]
     size: int
-    digest: str
+    parts: tuple[tuple[str, int, int], ...]
+
+    def compute_digest(self) -> str:
+        """Return the SHA-256 of the network, for `record`."""
+        digest = hashlib.sha256()
+        for path, start, end in self.parts:
+            with open(path, "rb") as file:
+                file.seek(start)
+                while (left := end - file.tell()) > 0 and (block := file.read(min(left, 2**22))):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
 def read_metadata(path: str) -> Metadata:
@@ -160,7 +170,7 @@ def _read_tflite(path):
     from efficientnet_tf.weights.archives import open_archive, read_member
 
     if not zipfile.is_zipfile(path):  # reads the end of the file only
-        return Metadata({}, os.path.getsize(path), "")
+        return Metadata({}, os.path.getsize(path), ())
     try:
         with open_archive(path) as archive:
             entries = archive.infolist()
@@ -173,17 +183,10 @@ def _read_tflite(path):
     except ValueError as error:
         raise _damaged(path, f"the texts after its network cannot be read: {escape(str(error))}") from None
     start = min(entry.header_offset for entry in entries)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content[4:8] != b"TFL3":
+    with open(path, "rb") as file:
+        if file.read(8)[4:] != b"TFL3":
             raise _damaged(path, "it does not begin like a file of LiteRT")
-        return Metadata(texts, start, _hash(content, 0, start))
-
-
-def _hash(content, start, end):
-    digest = hashlib.sha256()
-    for position in range(start, end, 2**24):
-        digest.update(content[position : min(end, position + 2**24)])
-    return digest.hexdigest()
+    return Metadata(texts, start, ((path, 0, start),))
 
 
 # ------------------------------------------------------------------------------------------------------- ONNX Runtime
@@ -239,7 +242,7 @@ def _walk_onnx(path, content):
                     graphs.append((inner, inner_end))
     if len(graphs) != 1:
         raise _damaged(path, f"it has {len(graphs)} networks")
-    return Metadata(texts, len(content), _hash(content, *graphs[0]))
+    return Metadata(texts, len(content), ((path, *graphs[0]),))
 
 
 def _read_property(path, content, start, end):
@@ -336,9 +339,5 @@ def _read_openvino(path):
     if len(set(names)) != len(names):
         raise _damaged(path, "a text occurs twice")
     texts = {text.tag: text.get("value", "") for section in sections for text in section}
-    # The digest is part of the text after the network.
-    digest = hashlib.sha256(content[: content.rfind(b"<rt_info>")])
-    with open(weights, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-    return Metadata(texts, size, digest.hexdigest())
+    # The record is in the section rt_info, which comes after the network.
+    return Metadata(texts, size, ((path, 0, content.rfind(b"<rt_info>")), (weights, 0, size)))

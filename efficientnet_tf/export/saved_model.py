@@ -34,7 +34,7 @@ from efficientnet_tf.scaling.complexity import count_cost
 
 TOLERANCE = 1e-5  # largest difference of a logit, as a share of the largest logit
 _RECORD = "assets.extra/record.json"  # see `record`. Servers ignore this folder.
-_GRAPH_LIMIT_BYTES = 256 * 2**20
+_GRAPH_LIMIT_BYTES = 128 * 2**20
 
 # Like a server, this uses TensorFlow alone, without this package.
 _RELOAD = """
@@ -122,7 +122,7 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
 def _check_signature(loaded):
     signature = loaded.signatures.get("serving_default")
     inputs = {} if signature is None else signature.structured_input_signature[1]
-    if set(inputs) != {"image"} or "logits" not in signature.structured_outputs:
+    if signature is None or set(inputs) != {"image"} or "logits" not in signature.structured_outputs:
         raise ValueError("it has no signature serving_default that takes image and returns logits")
 
 

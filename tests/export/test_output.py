@@ -109,7 +109,9 @@ def test_kills_leave_no_part_with_the_final_name(tmp_path, name):
                 with unfinished_output(str(folder / name)) as unfinished:
                     write(unfinished, name)
             os._exit(1)
-        time.sleep(rng.uniform(0.02, 0.06))
+        while not list(tmp_path.glob(f"{kill}-*")):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         folders = sorted(tmp_path.glob(f"{kill}-*"), key=lambda path: int(path.name.partition("-")[2]))
