@@ -166,8 +166,9 @@ def _check_names_of_classes(data, root, folders, files):
     # A class may have such a name, as the vehicle in CIFAR-100, but then its folder has images.
     if list(splits) == folders or any(_has_class_folders(os.path.join(root, name)) for name in splits):
         raise UserError(
-            f"'{escape(root)}' has {_name_folders(splits)}, where class folders are expected. If these are the splits, "
-            f"set data.dir={escape(root)}, or move the class folders up."
+            f"'{escape(root)}' has {_name_folders(splits)}, where class folders are expected. Give the folder "
+            f"that holds the class folders, for example {escape(os.path.join(root, next(iter(splits))))}. If these are "
+            f"the splits, set data.dir={escape(root)}."
         )
 
 

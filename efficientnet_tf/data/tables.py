@@ -63,17 +63,19 @@ def read_table(name: str, folder: str) -> Table:
     Raises:
         UserError: If it is malformed, or a path cannot be one.
     """
-    rows, paths, lines = list(_read_rows(name)), [], []
-    for line, path, _ in rows:
-        paths.append(_locate(folder, path, f"{escape(name)}, line {line}"))
+    paths, labels, lines, forms = [], [], [], {}
+    for line, path, label in _read_rows(name):
+        where = f"{escape(name)}, line {line}"
+        if label not in forms:
+            forms[label] = normalize_name(label)
+            if not forms[label]:
+                raise UserError(f"{where}: the label consists of blanks.")
+        paths.append(_locate(folder, path, where))
+        labels.append(forms[label])
         lines.append(line)
-    labels = [normalize_name(label) for _, _, label in rows]
-    for line, label in zip(lines, labels, strict=True):
-        if not label:
-            raise UserError(f"{escape(name)}, line {line}: the label consists of blanks.")
-    changed = sorted({new for (_, _, old), new in zip(rows, labels, strict=True) if new != old})
-    if not rows:
+    if not paths:
         raise UserError(f"{escape(name)} names its columns but has no rows.")
+    changed = sorted(form for written, form in forms.items() if written != form)
     remarks = []
     if changed:
         remarks.append(
