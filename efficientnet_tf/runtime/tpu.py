@@ -10,6 +10,7 @@ import threading
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
 
 CONNECT_SECONDS = 20
 
@@ -56,11 +57,12 @@ def connect_tpu(name: str, timeout_seconds: float = CONNECT_SECONDS) -> tf.distr
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except UserError as error:
-        raise UserError(f"tpu={name}: {error}") from None
+        raise UserError(f"tpu={escape(name)}: {error}") from None
     except Exception as error:  # the resolver raises a dozen types, some from packages that may not be installed
         received = f"{type(error).__name__}: {error}"
         advice = next((advice for part, advice in ADVICE.items() if part in received), f"there is no TPU. {NAMES}")
-        raise UserError(f"tpu={name}: {advice} ({received.strip().splitlines()[0][:200]})") from None
+        first = escape(received.strip().partition("\n")[0][:200])
+        raise UserError(f"tpu={escape(name)}: {advice} ({first})") from None
     return tf.distribute.TPUStrategy(resolver)
 
 
