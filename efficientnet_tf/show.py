@@ -121,11 +121,11 @@ def main(args):
     from efficientnet_tf.visualization.grids import check_grids
 
     config = load_config(args.variant, args.recipe, cli.overrides(args))
-    require_matplotlib("show")
     check_picture("output", args.output)
     _check_is_no_image(args.output, config.data.dir)
     check_grids(config.image_size, args.rows, args.columns)
     check_data(config.data)
+    require_matplotlib("show")
     figure = draw_data(config, args.rows, args.columns)
     save_figure(figure, args.output, "output")
     width, height = figure.canvas.get_width_height()

@@ -5,6 +5,7 @@ for the same run. Of those, the one with the lowest number that has not failed o
 """
 
 import contextlib
+import importlib.util
 import os
 import time
 import warnings
@@ -46,15 +47,17 @@ class JobQueue:
         heartbeat_seconds: int = 60,
         is_stopping: Callable[[], bool] = lambda: False,
     ):
-        try:
-            import optuna
-        except ModuleNotFoundError:
-            raise UserError("Optuna is not installed. Run pip install 'efficientnet_tf[study]'.") from None
+        if importlib.util.find_spec("optuna") is None:
+            raise UserError("Optuna is not installed. Run pip install 'efficientnet_tf[study]'.")
+        is_default = storage is None
+        storage = storage_lib.default_url(output_dir) if storage is None else storage
+        storage_lib.check_url(storage)
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
-        if storage is None:
+        if is_default:
             os.makedirs(output_dir, exist_ok=True)
-            storage = storage_lib.default_url(output_dir)
         self.heartbeat_seconds, self.is_stopping = heartbeat_seconds, is_stopping
         self._url, self._name = storage, study_name
         self._storage = open_storage(storage, heartbeat_seconds)

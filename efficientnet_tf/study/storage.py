@@ -85,6 +85,19 @@ def default_path(output_dir: str) -> str:
     return os.path.join(output_dir, "trials.db")
 
 
+def check_url(url: str) -> None:
+    """Check what can be known about a database before Optuna is imported, which takes a second.
+
+    Raises:
+        UserError: If the URL is not valid, or the database would be lost or belongs to another program.
+    """
+    try:
+        _check_sqlite(url, _parse(url))
+    except StorageError as error:
+        if not error.is_temporary:
+            raise
+
+
 def open_storage(url: str, heartbeat_seconds: int) -> "RDBStorage":
     """Open a database. Try again for a while if it is locked, or if another process creates the same tables.
 
@@ -202,37 +215,36 @@ def explain_errors(url: str) -> Iterator[None]:
     Args:
         url: URL of the database, for the message.
     """
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except (UserError, optuna.exceptions.UpdateFinishedTrialError):
+    except UserError:
         raise
-    except KeyError:
-        raise StorageError(f"storage={hide_password(url)} no longer has this study. Was it deleted?") from None
-    except ImportError as error:
-        reason = f"a Python package for it is not installed: {error}"
-        raise StorageError(f"storage={hide_password(url)} cannot be used: {reason}") from None
-    except RuntimeError as error:  # another version of the tables. The message says what to do.
-        raise StorageError(f"storage={hide_password(url)} cannot be used: {_first_line(error)}") from None
-    except (
-        SQLAlchemyError,
-        sqlite3.Error,
-        optuna.exceptions.OptunaError,
-        ValueError,
-        TypeError,
-        AssertionError,
-    ) as error:
-        cause = _find_cause(error)
-        text = _first_line(cause)
-        reason = next((reason for key, reason in _REASONS.items() if key in text.lower()), "")
-        explained = f"{reason} ({text})" if reason else text
-        is_lost = not url.startswith("sqlite") and type(cause).__name__ in ("OperationalError", "InterfaceError")
-        raise StorageError(
-            f"storage={hide_password(url)} cannot be used: {explained}.",
-            is_temporary=is_lost or any(key in text.lower() for key in _TEMPORARY),
-        ) from None
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # of libraries that may not be imported yet
+        if "UpdateFinishedTrialError" in kinds or not kinds & _ERRORS:
+            raise
+        raise _explain(url, error, kinds) from None
+
+
+# What is raised for a database that cannot be used. The last five are for one whose content is damaged or unexpected.
+_ERRORS = {"SQLAlchemyError", "OptunaError", "Error", "ImportError"}
+_ERRORS |= {"KeyError", "RuntimeError", "ValueError", "TypeError", "AssertionError"}
+
+
+def _explain(url: str, error: Exception, kinds: set[str]) -> StorageError:
+    where = f"storage={hide_password(url)}"
+    if "KeyError" in kinds:
+        return StorageError(f"{where} no longer has this study. Was it deleted?")
+    if "ImportError" in kinds:
+        return StorageError(f"{where} cannot be used: a Python package for it is not installed: {error}")
+    cause = _find_cause(error)
+    text = _first_line(cause)
+    reason = next((reason for key, reason in _REASONS.items() if key in text.lower()), "")
+    is_lost = not url.startswith("sqlite") and type(cause).__name__ in ("OperationalError", "InterfaceError")
+    return StorageError(
+        f"{where} cannot be used: {f'{reason} ({text})' if reason else text}.",
+        is_temporary=is_lost or any(key in text.lower() for key in _TEMPORARY),
+    )
 
 
 def _find_cause(error: Any) -> BaseException:
