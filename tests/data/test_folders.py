@@ -137,3 +137,51 @@ def test_split_folder_is_not_treated_as_a_class(tmp_path):
     settings = schema.DataConfig(source="folder", dir=str(tmp_path), val_fraction=0.2)
     with pytest.raises(UserError, match="Leave data.val_fraction out"):
         open_source(settings, "train", training=True)
+
+
+def test_remote_folders_are_listed_like_local_ones(tmp_path):
+    """TensorFlow's file system in memory stands in for gs://, which needs a network."""
+    names = [
+        "train/a/1.png",
+        "train/a/deep/2.png",
+        "train/b/3.png",
+        "train/@eaDir/4.png",
+        "valid/a/5.png",
+        "valid/6.png",
+    ]
+    write_images(tmp_path, names)
+    (tmp_path / "train/b/notes.txt").write_text("no image")
+    (tmp_path / "val.csv").write_text("path,label\nvalid/a/5.png,a\n")
+    (tmp_path / "train.csv").write_text("path,label\ntrain/a/1.png,a\ntrain/b/3.png,b\n")
+    for path in tmp_path.rglob("*.*"):
+        target = f"ram://photos/{path.relative_to(tmp_path)}"
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        tf.io.gfile.copy(str(path), target)
+    for source, split, expected in (
+        ("folder", "train", {"1.png": (0, "a"), "2.png": (1, "a"), "3.png": (2, "b")}),
+        ("folder", "val", {"5.png": (4, "a")}),
+        ("table", "val", {"5.png": (4, "a")}),
+    ):
+        data = schema.DataConfig(source=source, dir="ram://photos")
+        assert contents(open_source(data, split, split == "train")) == expected
+
+
+def test_remarks_are_logged_once_for_each_opened_split(tmp_path, caplog):
+    write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "val/a/1.png", "train/loose.png"])
+    (tmp_path / "train/a/1.heic").touch()
+    for split in ("train", "val"):
+        open_source(schema.DataConfig(source="folder", dir=str(tmp_path)), split, split == "train")
+    left_out, loose = (record.getMessage() for record in caplog.records)
+    assert "left out 1 file: 1 .heic" in left_out and "1 image beside the class folders is not used" in loose
+
+
+def test_files_with_names_of_any_byte_are_read(tmp_path):
+    names = [b"\xff\xfe.png", b"a\nb.png", b"%s*?[a].png", b"\x1b[31m.png", "\u2028.png".encode(), b"C:b.png"]
+    for number, name in enumerate(names):
+        folder = os.path.join(os.fsencode(tmp_path), b"train", b"ab"[number % 2 : number % 2 + 1])
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, name), "wb") as file:
+            PIL.Image.fromarray(np.full([4, 5, 3], number, np.uint8)).save(file, "PNG")
+    found = contents(open_source(schema.DataConfig(source="folder", dir=str(tmp_path)), "train", training=True))
+    assert sorted(found.values()) == [(number, "ab"[number % 2]) for number in range(6)]
+    assert all(name.isprintable() for name in found)
