@@ -1,6 +1,6 @@
 """Writes weight files that ask for too much, lead elsewhere, or are damaged: what a stranger could send.
 
-`VARIABLES` is a small model, and `write_*` write a valid file of it. The dicts have an entry per way to misuse a format.
+`VARIABLES` is a small model, and `write_*` write a valid file of it. The dicts have one entry per misuse of a format.
 Nothing here needs TensorFlow or PyTorch.
 """
 

@@ -112,11 +112,11 @@ def list_checkpoint(prefix: str) -> dict[str, StoredTensor]:
         UserError: If a file is missing.
         ValueError: If the index is damaged, or declares tensors that are not in the data files.
     """
+    files.check_file(f"{prefix}.index")
     import tensorflow as tf
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import tensor_bundle_pb2
 
-    files.check_file(f"{prefix}.index")
     index = files.read_bytes(f"{prefix}.index", MAX_INDEX)
     entries = dict(_read_table(index))
     if len(entries) > MAX_TENSORS:
