@@ -28,7 +28,7 @@ from efficientnet_tf import cli, train  # noqa: F401
 from efficientnet_tf.training import trainer  # noqa: F401
 
 SETTINGS = [
-    "model.stages=[{kernel: 3, stride: 1, expand: 1, channels: 8, repeats: 1}]",
+    "model.stages=[{kernel: 3, stride: 1, expand: 1, channels: 8, repeats: 1, se_ratio: 0}]",
     "model.head_channels=16",
     "model.stem_channels=8",
     "data.source=synthetic",
@@ -39,7 +39,7 @@ SETTINGS = [
     "eval.batch_size=32",
     "train.steps_per_loop=2",
     "train.checkpoint_every_epochs=0.5",
-    "eval.every_epochs=0.75",
+    "eval.every_epochs=4.25",
     "schedule.warmup_epochs=0",
 ]
 # Where something is written: the storm waits for one of these, then strikes within a few milliseconds.
@@ -63,7 +63,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs while the run trains. Default: 50.")
     parser.add_argument("--export_kills", type=int, default=10, help="SIGKILLs while the run is exported. Default: 10.")
-    parser.add_argument("--epochs", type=float, default=100.0, help="Length of the run. Default: 100.")
+    parser.add_argument("--epochs", type=float, default=8.0, help="Length of the run. Default: 8.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="Time for the kills of the training. Default: 60.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the moments. Default: 0.")
     parser.add_argument("--dir", help="Folder to work in. Default: a new one, which is deleted.")
     args = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> int:
     try:
         calm, stormy = folder / "calm", folder / "stormy"
         end(start("train", calm, args.epochs))
-        kills = storm(stormy, args.epochs, args.kills, rng)
+        kills = storm(stormy, args.epochs, args.kills, 60 * args.minutes, rng)
         export_kills, broken = storm_export(calm, folder / "export", args.export_kills, rng)
         bits, tensors, lines = compare(calm, stormy)
         print(f"train: {sum(kills.values())} kills, {bits} of {tensors} bits and {lines} lines of metrics.jsonl differ")
@@ -113,10 +114,11 @@ def end(process: multiprocessing.Process) -> None:
         raise SystemExit(f"a process ended with status {process.exitcode}. See its log.")
 
 
-def storm(model_dir: Path, epochs: float, kills: int, rng: random.Random) -> dict[str, int]:
+def storm(model_dir: Path, epochs: float, kills: int, seconds: float, rng: random.Random) -> dict[str, int]:
     """Train, and kill the process a number of times; return {moment: number of kills}. Then let it finish."""
     done: dict[str, int] = {}
-    while sum(done.values()) < kills:
+    end_time = time.monotonic() + seconds
+    while sum(done.values()) < kills and time.monotonic() < end_time:
         process = start("train", model_dir, epochs)
         moment = strike(process, model_dir, rng)
         if moment is None:
@@ -143,7 +145,7 @@ def strike(process: multiprocessing.Process, folder: Path, rng: random.Random) -
     """Kill a process at a random time, or when a file is written; return the moment, or None if it ended before."""
     target = rng.choice([*TARGETS, "random"])
     before = versions(folder)
-    deadline = time.monotonic() + (rng.uniform(0, 25) if target == "random" else rng.uniform(20, 60))
+    deadline = time.monotonic() + (rng.uniform(1, 30) if target == "random" else 120)
     while process.is_alive():
         if time.monotonic() > deadline:
             target = "random"

@@ -97,6 +97,7 @@ def test_a_failing_evaluation_loses_no_step_and_is_repeated(finished, tmp_path):
     assert_same_end(tmp_path, finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [-2, -1])
 def test_a_kill_between_saving_and_evaluating_repeats_the_evaluation(finished, tmp_path, kept):
     model_dir = shutil.copytree(finished, tmp_path / "run")
@@ -108,7 +109,8 @@ def test_a_kill_between_saving_and_evaluating_repeats_the_evaluation(finished, t
     assert keras.saving.load_model(model_dir / "model.keras", compile=False).output_shape == (None, 10)
 
 
-@pytest.mark.parametrize("after", ["delete", "move", "replace"])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["move", "replace"])
 def test_a_directory_that_is_gone_ends_the_run_and_stays_gone(tmp_path, after):
     model_dir = tmp_path / "run"
 
