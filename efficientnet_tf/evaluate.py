@@ -143,12 +143,16 @@ def _locate_data(data_dir, folder):
     """Return the overrides for `data_dir` or `folder`."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
+    from efficientnet_tf.runtime.files import check_path, is_folder
 
     if folder and data_dir:
         raise UserError(
             f"folder={escape(folder)} and data_dir={escape(data_dir)} both say where the images are. Give only one."
         )
     if folder:
+        check_path("folder", folder)
+        if not is_folder(folder):
+            raise UserError(f"folder={escape(folder)} is not a folder. Pass one that has a folder of images per class.")
         return folder_overrides(folder)
     return [f"data.dir={json.dumps(data_dir)}"] if data_dir is not None else []
 

@@ -9,6 +9,7 @@ from efficientnet_tf.export.export import export_model
 
 def main(args: argparse.Namespace) -> int:
     """Export a model and print how closely the export agrees with it."""
+    from efficientnet_tf.config.text import escape
     from efficientnet_tf.export.formats import find_format
 
     result = export_model(
@@ -26,12 +27,12 @@ def main(args: argparse.Namespace) -> int:
     kind = find_format(args.output)
     if kind is None:
         print(
-            f"Exported to {args.output}. Reloaded in a fresh process, its logits differ by at most "
+            f"Exported to {escape(args.output)}. Reloaded in a fresh process, its logits differ by at most "
             f"{result['difference']:.2g}."
         )
         return 0
     print(
-        f"Exported to {args.output} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
+        f"Exported to {escape(args.output)} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
         f"{result['images']} images of the evaluation split, its logits differ by at most {result['difference']:.2g} "
         f"and its top-1 class agrees on {result['agreement']:.2%}."
     )
