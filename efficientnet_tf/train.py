@@ -16,19 +16,19 @@ def main(args: argparse.Namespace) -> int:
     init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
     overrides = init_from + cli.overrides(args)
     config = load_config(args.variant, args.recipe, overrides)
-    if not args.print_config:
-        _check(args, config)
     # Until the run itself takes over, a signal ends the process at once, also while it waits for other workers.
     with StopFlag(), StopLimit(lambda: 0, _say_last_words):
+        if not args.print_config:
+            _check(args, config)
         strategy = None if args.print_config else _create_strategy(args)
         if config.train.init_from is not None:
             from efficientnet_tf.training.transfer import adopt_needs
 
             config = adopt_needs(config, args.model_dir, overrides)
-    if args.print_config:
-        print(dump_config(config), end="")
-        return 0
-    from efficientnet_tf.training.trainer import train_model
+        if args.print_config:
+            print(dump_config(config), end="")
+            return 0
+        from efficientnet_tf.training.trainer import train_model
 
     result = train_model(config, args.model_dir, strategy, args.tracker, allow_change=args.allow_change)
     return 0 if result["finished"] else EXIT_RESTART
