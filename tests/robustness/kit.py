@@ -160,20 +160,22 @@ class TrainedKit(Kit):
     def __init__(self, root, harness):
         super().__init__(root)
         self.run, self.records, self.open = self.root / "run", self.root / "records", []
-        self.saved, self.litert = self.root / "saved", self.root / "model.tflite"
-        for argv in (
-            self.train(self.photos, model_dir=self.run),
-            ["prepare", f"--data_dir={self.photos}", f"--output={self.records}", "--shards=1"],
-            ["export", f"--model_dir={self.model}", f"--output={self.saved}", "--images=8"],
-            ["export", f"--model_dir={self.model}", f"--output={self.litert}", "--images=8"],
-        ):
-            answer, _ = harness.run(Case("kit", argv, folder=self.root, seconds=120))
-            if answer["status"]:
-                raise RuntimeError(f"{argv}: {answer}")
+        self._harness = harness
+        self._call(self.train(self.photos, model_dir=self.run))
+        self._call(["prepare", f"--data_dir={self.photos}", f"--output={self.records}", "--shards=1"])
+
+    def _call(self, argv):
+        answer, _ = self._harness.run(Case("kit", argv, folder=self.root, seconds=240))
+        if answer["status"]:
+            raise RuntimeError(f"{argv}: {answer}")
 
     def models(self):
-        """Return {kind: path} of the same model in several forms."""
-        return {"a run": self.model, "SavedModel": self.saved, "LiteRT": self.litert}
+        """Return {kind: path} of the same model in several forms. The exports are made at the first call."""
+        paths = {"a run": self.model, "SavedModel": self.root / "saved", "LiteRT": self.root / "model.tflite"}
+        for path in paths.values():
+            if not path.exists():
+                self._call(["export", f"--model_dir={self.model}", f"--output={path}", "--images=8"])
+        return paths
 
     def close(self):
         """Close the databases that cases have locked."""
