@@ -16,10 +16,13 @@ from dataclasses import dataclass
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, normalize_name, shorten
+from efficientnet_tf.data.image_formats import READABLE_SUFFIXES
 from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.runtime.files import check_file, check_path, is_remote, list_folder, read_text
 
 _MOST_DECIMAL_CLASSES = 10  # for example the ratings 0.5 to 5
+_MOST_RARE_NUMBERS = 5  # of classes that have about one image each
+_READABLE = frozenset(READABLE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,12 @@ def check_files(table: Table, max_bad_fraction: float) -> Table:
                 "classes are not supported."
             )
     remarks = list(table.remarks)
+    endings = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
+    others = {escape(ending) or "without an ending": n for ending, n in endings.items() if ending not in _READABLE}
+    if others:
+        found = ", ".join(f"{number:,} {ending}" for ending, number in list(others.items())[:10])
+        what = count(sum(others.values()), "path does", "paths do")
+        remarks.append(f"{escape(table.name)}: {what} not end as images do: {found}. Their content decides.")
     if missing:
         sentence = _describe_missing(table, missing)
         if len(missing) > max_bad_fraction * len(paths):
@@ -275,7 +284,7 @@ def _find_numbers(counts):
     mostly_differ = len(counts) * 2 > counts.total()
     if all(label.isdecimal() for label in counts) or all(number == round(number) for number in numbers):
         counts_up = numbers == list(range(int(numbers[0]), int(numbers[0]) + len(numbers))) and numbers[0] in (0, 1)
-        is_measured = mostly_differ and not counts_up and len(counts) > _MOST_DECIMAL_CLASSES
+        is_measured = mostly_differ and not counts_up and len(counts) > _MOST_RARE_NUMBERS
     else:
         is_measured = mostly_differ or len(counts) > _MOST_DECIMAL_CLASSES
     return list(counts)[:3] if is_measured else None

@@ -409,6 +409,7 @@ def test_names_with_separators_are_names(tmp_path, names):
         [f"{i}e-3" for i in range(3, 6)],
         [f"{-i}.5" for i in range(1, 15)] * 4,
         [str(20 + i * i) for i in range(12)],
+        ["23", "45", "31", "52", "38", "19"],
         ["1.5", "2.5"],
     ],
 )
@@ -517,6 +518,12 @@ def test_paths_in_another_form(tmp_path, written, name):
 def test_paths_that_cannot_be_read(tmp_path, path):
     table(tmp_path, [("0.jpg", "cat"), f"{path},dog"])
     assert "train.csv, line 3: path=" in table_error(tmp_path)
+
+
+def test_files_with_other_endings_are_told(tmp_path):
+    table(tmp_path, [("0.jpg", "cat"), ("1.heic", "dog"), ("2.HEIC", "dog"), ("3", "dog"), ("4.TIFF", "cat")])
+    (remark,) = found(tmp_path, source="table")[1]
+    assert remark.endswith("3 paths do not end as images do: 2 .heic, 1 without an ending. Their content decides.")
 
 
 def test_a_windows_path_is_explained(tmp_path):
