@@ -116,7 +116,5 @@ def test_explain_refuses_models_outputs_and_classes(tmp_path):
 def test_folder_of_an_evaluation(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("none", "file"):
-        with pytest.raises(
-            UserError, match="folder=.* is not a folder. Pass one that has a folder of images per class"
-        ):
-            evaluate.evaluate_model(RUN, folder=tmp_path / name)
+        with pytest.raises(UserError, match="folder=.* is not a folder. Pass one that has a folder of images"):
+            evaluate._locate_data(None, str(tmp_path / name))
