@@ -79,7 +79,7 @@ def run_jobs(
             trained is kept, and the next call continues from there.
     """
     configs = load_configs(runs, recipe, overrides)
-    for data in {config.data for config in configs.values()}:
+    for data in {repr(config.data): config.data for config in configs.values()}.values():
         check_data(data)  # Otherwise every run would fail for the same reason, one after the other.
     retried = {"missing", "interrupted", "failed"}
     with (
