@@ -22,6 +22,8 @@ from efficientnet_tf.runtime.files import check_file, check_path, is_remote, lis
 
 _MOST_DECIMAL_CLASSES = 10  # for example the ratings 0.5 to 5
 _MOST_RARE_NUMBERS = 5  # of classes that have about one image each
+# A list as Python and JSON write it, or several numbers, such as 0 1 0.
+_LIST = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)|\d+([\s,;|]+\d+)+")
 _READABLE = frozenset(READABLE_SUFFIXES)
 
 
@@ -51,7 +53,7 @@ def list_tables(folder: str) -> dict[str, list[str]]:
     found = {}
     for name in list_folder(folder):
         split, suffix = os.path.splitext(name)
-        if suffix in (".csv", ".tsv"):
+        if suffix.lower() in (".csv", ".tsv"):
             found.setdefault(split, []).append(name)
     return found
 
@@ -119,7 +121,7 @@ def _split_header(name, text):
     if match:
         text, first = rest, 1
         return io.StringIO(text, newline=""), match[1], first
-    usual = "," if name.endswith(".csv") else "\t"
+    usual = "," if name.lower().endswith(".csv") else "\t"
     for delimiter in (usual, ";", "\t", ","):  # Excel uses semicolons where the comma is the decimal mark.
         if {"path", "label"} <= {cell.strip(' "').lower() for cell in header.split(delimiter)}:
             return io.StringIO(text, newline=""), delimiter, first
@@ -246,9 +248,9 @@ def check_labels(table: Table) -> None:
     Whole numbers are classes, unless most of them differ and they do not count from 0 or 1. Numbers with decimals are
     classes only if there are at most ten and most of them repeat.
 
-    A label is a list if it is written in brackets, or if it has the separator ";", "|" or "," (without a blank after
-    it) and one of its parts is in other labels, too. With any other separator, such as a blank, all of its parts must
-    be labels of their own. A name with a semicolon in it therefore is a name.
+    A label is a list if it is written in brackets or consists of several numbers, or if it has the separator ";", "|"
+    or "," (without a blank after it) and one of its parts is in other labels, too. With any other separator, such as a
+    blank, all of its parts must be labels of their own. A name with a semicolon in it therefore is a name.
     """
     counts = collections.Counter(table.labels)
     examples = _find_numbers(counts) if all(_parse_number(label) is not None for label in counts) else None
@@ -270,9 +272,9 @@ def check_labels(table: Table) -> None:
 
 
 def _parse_number(label):
-    """Return a label as a finite number, or None. The decimal mark may be a comma."""
+    """Return a label as a finite number, or None. The decimal mark may be a comma. Percent and money are numbers."""
     try:
-        number = float(label.replace(",", ".").replace("_", "x"))
+        number = float(label.strip("%$€£ ").replace(",", ".").replace("_", "x"))
     except ValueError:
         return None
     return number if math.isfinite(number) else None
@@ -292,7 +294,7 @@ def _find_numbers(counts):
 
 def _find_lists(counts):
     """Return the labels that are lists of classes."""
-    lists = [label for label in counts if re.fullmatch(r"\[.*\]|\{.*\}", label)]
+    lists = [label for label in counts if _LIST.fullmatch(label)]
     for separator, needs_all in ((r"[;|]|,(?! )", False), (r"[;|,\s+/&]+", True)):
         parts = {label: _split(label, separator) for label in counts}
         uses = collections.Counter(part for found in parts.values() for part in set(found))

@@ -367,7 +367,20 @@ def table_error(root, split="train", **keys):
 
 
 @pytest.mark.parametrize(
-    "label", ["cat;dog", "cat|dog", "cat,dog", "cat, dog", "cat dog", "dog + cat", "['cat', 'dog']", "[cat]", "cat/dog"]
+    "label",
+    [
+        "cat;dog",
+        "cat|dog",
+        "cat,dog",
+        "cat, dog",
+        "cat dog",
+        "dog + cat",
+        "['cat', 'dog']",
+        "[cat]",
+        "cat/dog",
+        "(cat, dog)",
+        "0 1",
+    ],
 )
 def test_lists_of_classes_are_no_class(tmp_path, label):
     table(tmp_path, labels(["cat", "dog", label]))
@@ -393,6 +406,7 @@ def test_lists_of_classes_without_a_single_one(tmp_path, names):
         ["Smith, John", "Smith, Anna", "Miller, John"],
         ["AC/DC", "R&B"],
         ["hot-dog", "dog"],
+        ["(unknown)", "7up", "2021-01-01"],
         ["cat_dog", "cat", "dog"],
     ],
 )
@@ -411,6 +425,8 @@ def test_names_with_separators_are_names(tmp_path, names):
         [str(20 + i * i) for i in range(12)],
         ["23", "45", "31", "52", "38", "19"],
         ["1.5", "2.5"],
+        ["25%", "30.5%", "31%"],
+        ["$5.99", "$7.49", "$12"],
     ],
 )
 def test_measured_numbers_are_no_classes(tmp_path, names):
@@ -579,6 +595,12 @@ def test_the_table_of_another_name_of_the_default_split(tmp_path):
     assert names == {"2.jpg": "cat"} and remarks == [f"'{tmp_path}' has no table 'val', so 'validation' is used."]
     table(tmp_path, [("2.jpg", "cat")], "Valid")
     assert "but Valid, validation. Set data.eval_split to one of them." in table_error(tmp_path, "val")
+
+
+def test_a_table_with_an_ending_in_capitals(tmp_path):
+    table(tmp_path, [("0.jpg", "cat"), ("1.jpg", "dog")])
+    os.rename(tmp_path / "train.csv", tmp_path / "train.CSV")
+    assert table_counts(tmp_path) == {"cat": 1, "dog": 1}
 
 
 def test_a_missing_table_names_the_others(tmp_path):
