@@ -19,9 +19,9 @@ from efficientnet_tf.runtime.files import is_remote, read_bytes
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
 READABLE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
-# From this number on Pillow warns of a decompression bomb: a quarter of a gigabyte as 24-bit colors. A process with
-# TensorFlow that decodes an image of this size stays below 1.5 GB, whatever the format.
-MOST_PIXELS = 89_478_485
+# 8,192 x 8,192, more than cameras of 64 megapixels have. A process with TensorFlow, which has 0.8 GB by itself, stays
+# below 1.5 GB when it decodes such an image, whatever the format and the number of channels.
+MOST_PIXELS = 2**26
 
 LARGEST_FILE_BYTES = 2**29  # Without compression, an image of that size has half of this.
 

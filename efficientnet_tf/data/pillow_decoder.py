@@ -23,6 +23,7 @@ from efficientnet_tf.data.image_formats import (
 )
 
 _TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
+_ROWS = 256
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -46,20 +47,33 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
     import PIL.Image
     import PIL.ImageOps
 
-    with PIL.Image.open(io.BytesIO(encoded), formats=[kind.upper()]) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise UserError(describe_bomb(kind, *image.size))
-        if image.mode in ("I", "F"):
-            raise UserError(f"the {kind} image has values of 32 bits, whose range is not known. Convert it to 8 bits")
-        if image.mode.startswith("I;16"):
-            values = np.asarray(PIL.ImageOps.exif_transpose(image)) >> 8
-            return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        foreground = image if image.mode == "RGBA" else image.convert("RGBA")
-        flat = PIL.Image.new("RGB", image.size, tuple(background))
-        flat.paste(foreground, mask=foreground)
+    try:
+        with PIL.Image.open(io.BytesIO(encoded), formats=[kind.upper()]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(describe_bomb(kind, *image.size))
+            if image.mode in ("I", "F"):
+                raise UserError(f"the {kind} image has values of 32 bits of an unknown range. Convert it to 8 bits")
+            PIL.ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.empty([image.height, image.width, 3], np.uint8)
+            for top in range(0, image.height, _ROWS):  # In parts, for an image of Pillow has four bytes per pixel.
+                strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+                pixels[top : top + _ROWS] = _to_rgb(strip, tuple(background))
+            return pixels
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"the {kind} image has more than the {MOST_PIXELS:,} pixels that are allowed") from None
+
+
+def _to_rgb(image, background):
+    """Return a part of an image as an array, uint8 [H, W, 3], or [H, W, 1] for grays of 16 bits."""
+    import PIL.Image
+
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return np.asarray(image.convert("RGB"))
+    foreground = image.convert("RGBA")
+    flat = PIL.Image.new("RGB", image.size, background)
+    flat.paste(foreground, mask=foreground)
     return np.asarray(flat)
 
 
