@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import unicodedata
 
 import pytest
@@ -302,12 +303,31 @@ def test_files_that_are_not_regular_are_left_out(tmp_path):
     assert counts(tmp_path) == {"cat": 2, "dog": 2}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="The superuser can read every folder.")
-def test_a_folder_that_cannot_be_read(tmp_path):
-    photos(tmp_path, "train")
-    (tmp_path / "train/cat").chmod(0)
-    assert "train/cat: cannot be read: Permission denied." in error(tmp_path)
-    (tmp_path / "train/cat").chmod(0o700)
+def test_a_folder_that_cannot_be_read():
+    code = """if True:
+        import os, sys
+        from efficientnet_tf.config.errors import UserError
+        from efficientnet_tf.config.schema import DataConfig
+        from efficientnet_tf.data.listing import check_data
+        from efficientnet_tf.data.scan import find_images
+        data = DataConfig(source="folder", dir=sys.argv[1])
+        if os.geteuid() == 0:
+            os.setuid(65534)  # The superuser could read every folder.
+        for check in (lambda: check_data(data), lambda: find_images([data.dir + "/train/cat"])):
+            try:
+                check()
+            except UserError as error:
+                print(error)
+    """
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        photos(root, "train")
+        os.chmod(f"{root}/train/cat", 0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, root], capture_output=True, text=True, timeout=60, check=True
+        )
+        os.chmod(f"{root}/train/cat", 0o700)
+        assert done.stdout == f"{root}/train/cat: cannot be read: Permission denied.\n" * 2
 
 
 def test_file_names_with_any_byte(tmp_path):
