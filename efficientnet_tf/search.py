@@ -13,7 +13,7 @@ from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.signals import EXIT_RESTART
 from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.study import coefficients
-from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, train_runs
+from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, check_overrides, train_runs
 from efficientnet_tf.study.results import read_rows
 from efficientnet_tf.study.runner import TRAIN_COMMAND
 from efficientnet_tf.study.runs import make_runs
@@ -40,6 +40,7 @@ def main(args: argparse.Namespace, train_command: Sequence[str] = TRAIN_COMMAND)
     candidates = coefficients.find_candidates(baseline, points, args.phi)
     runs = make_runs([candidate.network for candidate in candidates], args.seeds)
     if args.list:
+        check_overrides(args)
         show(coefficients.make_point_table(candidates), coefficients.summarize_points(candidates, args.seeds))
         return 0
     check_output_dir(args, ["optuna"], ["search.csv", "coefficients.yaml"], [args.baseline, args.recipe])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import check_output, is_remote
 from efficientnet_tf.runtime.signals import EXIT_RESTART
@@ -87,6 +88,7 @@ def main(
     study = make_study(args)
     runs = make_runs(study.networks, args.seeds)
     if args.list:
+        check_overrides(args)
         show(
             designs.make_network_table(study.networks),
             f"Networks: {len(study.networks)}, seeds: {args.seeds}, runs: {len(runs)}. Costs are for 1,000 classes.",
@@ -121,6 +123,12 @@ def main(
     if failed and not args.report:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed. Run the same command again to retry them.")
     return status
+
+
+def check_overrides(args: argparse.Namespace) -> None:
+    """Raise UserError if `--set` is wrong. Only training reads it otherwise, so that `--list` would ignore mistakes."""
+    if args.overrides:
+        load_config(args.baseline, args.recipe, cli.overrides(args))
 
 
 def check_output_dir(
