@@ -69,8 +69,11 @@ def words(write):
             folder, f"{command} --help", [command, "--help"], status=OK, light=True, says="usage", item="E in time"
         )
         for flag in set(PATHS[command]) & set(near):
-            argv = [command, *valid, near[flag]]
-            write.add(folder, f"{command} {near[flag]}", argv, light=True, says=f"--{flag}", item="E misspelled")
+            word = near[flag].partition("=")[0]
+            settings = {"light": True, "says": f"(?s){word}.*--{flag}", "item": "E misspelled"}
+            write.add(folder, f"{command} {word}", [command, *valid, near[flag]], **settings)
+            # That a flag is missing is less help than how it is spelled.
+            write.add(folder, f"{command} {word} alone", [command, near[flag]], **settings)
         for number, odd in enumerate(("--", "--=", "-", "---", "--é=1", "--set", "--verbose=3", "\udcff", "\u2028")):
             if command in ("predict", "explain") and not odd.startswith("--"):
                 continue
@@ -165,17 +168,21 @@ def numbers(write):
                 write.add(folder, f"{command} --{name}={text[:24]}", argv, light=True, says=says, item=item)
 
 
+# Keys of a variant and of a recipe, because a message about a wrong value shows it.
+USES = ("width: *a11", "train: {epochs: *a11}")
+
+
 def _bombs():
     """Yield (name, YAML text) of small files that grow, nest or never end when they are read."""
     lists = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lists += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
-    yield "billion laughs", "\n".join(lists)
+    yield "billion laughs", "\n".join([*lists, *USES])
     maps = ["a0: &a0 {x: 1}"] + [
         f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}" for i in range(1, 12)
     ]
-    yield "billion laughs of mappings", "\n".join(maps)
+    yield "billion laughs of mappings", "\n".join([*maps, *USES])
     merges = ["a0: &a0 {x: 1}"] + [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)]
-    yield "merge keys", "\n".join(merges)
+    yield "merge keys", "\n".join([*merges, *USES])
     yield "alias of itself", "model: &m {stages: [*m]}"
     yield "list of itself", "&a [*a]"
     yield "key that is an alias", "? &a [x]\n: *a"
