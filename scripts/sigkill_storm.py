@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import tensorflow  # noqa: F401 - before the forks, which then need not import it
 
@@ -86,7 +88,7 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(command: str, model_dir: Path, epochs: float, *more: str) -> multiprocessing.Process:
+def start(command: str, model_dir: Path, epochs: float, *more: str) -> BaseProcess:
     """Start a command on a run, in a fork of this process, which has imported TensorFlow but has not used it."""
     words = [f"--model_dir={model_dir}", *more]
     if command == "train":
@@ -107,7 +109,7 @@ def run(command: str, words: list[str], log: str) -> None:
     cli.run(module.main, module.make_parser(), [command, "--verbose", *words])
 
 
-def end(process: multiprocessing.Process) -> None:
+def end(process: BaseProcess) -> None:
     """Wait for a process that must succeed."""
     process.join()
     if process.exitcode:
@@ -141,7 +143,7 @@ def forget_the_end(model_dir: Path) -> None:
             path.unlink()
 
 
-def strike(process: multiprocessing.Process, folder: Path, rng: random.Random) -> str | None:
+def strike(process: BaseProcess, folder: Path, rng: random.Random) -> str | None:
     """Kill a process at a random time, or when a file is written; return the moment, or None if it ended before."""
     target = rng.choice([*TARGETS, "random"])
     before = versions(folder)
@@ -189,7 +191,7 @@ def compare(one: Path, other: Path) -> tuple[int, int, int]:
     def tensors(model_dir):
         reader = tf.train.load_checkpoint(next(iter(list_checkpoints(str(model_dir)).values())))
         names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
-        model = keras.saving.load_model(model_dir / "model.keras", compile=False)
+        model: Any = keras.saving.load_model(model_dir / "model.keras", compile=False)
         found = {name: np.asarray(reader.get_tensor(name)) for name in names}
         return found | {f"model.keras/{v.path}": v.numpy() for v in model.weights}
 
@@ -200,16 +202,10 @@ def compare(one: Path, other: Path) -> tuple[int, int, int]:
     first, second = tensors(one), tensors(other)
     bits = total = 0
     for name in first.keys() | second.keys():
-        a, b = (
-            np.frombuffer(values[name].tobytes(), "uint8") if name in values else None for values in (first, second)
-        )
-        total += 8 * len(a if a is not None else b)
-        if a is None or b is None or len(a) != len(b):
-            bits += 8 * len(a if a is not None else b)
-        elif first[name].dtype != object:
-            bits += int(np.unpackbits(a ^ b).sum())
-        elif first[name] != second[name]:
-            bits += 8
+        a, b = (values[name].tobytes() if name in values else b"" for values in (first, second))
+        total += 8 * max(len(a), len(b))
+        bits += (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).bit_count()
+        bits += 8 * abs(len(a) - len(b))
     mine, theirs = lines(one), lines(other)
     different = abs(len(mine) - len(theirs)) + sum(a != b for a, b in zip(mine, theirs, strict=False))
     return bits, total, different

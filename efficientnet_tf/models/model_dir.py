@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
@@ -27,6 +28,8 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import normalize_name
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.run_directory import (
+    CLASSES_ENTRY,
+    CONFIG_ENTRY,
     check_allowed,
     check_changes,
     check_place,
@@ -120,7 +123,7 @@ def open_model_dir(
         unexplained = (
             find_unexplained(stored.config, before or config, read_history(model_dir)) if stored.config else {}
         )
-        if any(key not in allowed for key in unexplained):  # config.yaml was edited or is missing
+        if stored.config and any(key not in allowed for key in unexplained):  # config.yaml was edited or is missing
             check_changes(model_dir, stored.config, config, allowed)
         if unexplained:
             before, changes = stored.config, unexplained
@@ -247,10 +250,14 @@ def save_keras_model(model_dir: str) -> str:
         UserError: If the file cannot be written.
     """
     path = os.path.join(model_dir, "model.keras")
-    model, *_ = restore_model(model_dir)
+    model, config, class_names = restore_model(model_dir)
     try:
         with atomic_output(path) as temporary:
             model.save(temporary)
+            if not is_remote(path):
+                with zipfile.ZipFile(temporary, "a") as archive:  # by which a change next to the file is noticed
+                    archive.writestr(CONFIG_ENTRY, dump_config(config))
+                    archive.writestr(CLASSES_ENTRY, format_class_names(class_names))
     except (tf.errors.OpError, OSError) as error:
         raise UserError(
             f"{path} cannot be written ({error}). The checkpoints are intact. Fix the cause and run the same command "
