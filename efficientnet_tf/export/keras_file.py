@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import decode_text, escape
+from efficientnet_tf.models.run_directory import CLASSES_ENTRY, CONFIG_ENTRY, parse_class_names
 
 if TYPE_CHECKING:
     import keras
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION, _WEIGHTS = "config.json", "model.weights.h5"  # members of the archive
 _DESCRIPTION_LIMIT_BYTES = 32 * 2**20  # of config.json. That of L2, the deepest network, has 2.5 MB.
+_TEXT_LIMIT_BYTES = 16 * 2**20
 # What does not change predictions, and what other versions of Keras write in another form.
 _IGNORED = ("dtype", "trainable", "momentum", "synchronized", "build_config", "ragged", "sparse", "optional")
 _IGNORED_ENDINGS = ("_initializer", "_regularizer", "_constraint")
@@ -48,7 +50,7 @@ def read_keras_file(path: str) -> tuple[keras.Model, Config, list[str]]:
     with tempfile.TemporaryDirectory() as scratch:
         weights = os.path.join(scratch, _WEIGHTS)
         description, recorded = _unpack(_copy_if_remote(path, scratch), path, weights, weights_limit)
-        _check_recorded(path, recorded, config)
+        _check_recorded(path, recorded, config, class_names)
         layers = _list_layers(path, description)
         model = build_from_config(config, len(class_names))
         _check_layers(path, layers, model)
@@ -72,9 +74,8 @@ def _copy_if_remote(path, scratch):
 
 
 def _unpack(file, path, weights, weights_limit):
-    """Return config.json and efficientnet_tf.yaml (or None) of an archive, and write its weights to a file."""
+    """Return config.json and {name: text} of this package's entries in an archive, and write its weights to a file."""
     from efficientnet_tf.weights.archives import open_archive, open_member, read_member
-    from efficientnet_tf.weights.loaded import CONFIG_ENTRY
 
     try:
         with open_archive(file) as archive:
@@ -86,9 +87,11 @@ def _unpack(file, path, weights, weights_limit):
             if size > weights_limit:
                 raise ValueError(f"its member {_WEIGHTS} has {size:,} bytes, but its network at most {weights_limit:,}")
             description = read_member(archive, _DESCRIPTION, _DESCRIPTION_LIMIT_BYTES)
-            recorded = None
-            if CONFIG_ENTRY in names:
-                recorded = decode_text(read_member(archive, CONFIG_ENTRY, 2**20), f"{path}, {CONFIG_ENTRY}")
+            recorded = {
+                name: decode_text(read_member(archive, name, _TEXT_LIMIT_BYTES), f"{path}, {name}")
+                for name in (CONFIG_ENTRY, CLASSES_ENTRY)
+                if name in names
+            }
             with open_member(archive, _WEIGHTS) as source, open(weights, "wb") as target:
                 while block := source.read(2**24):
                     target.write(block)
@@ -102,14 +105,19 @@ def _unpack(file, path, weights, weights_limit):
     return description, recorded
 
 
-def _check_recorded(path, recorded, config):
-    """Compare the config that was stored in the file, if there is one, with that next to it."""
+def _check_recorded(path, recorded, config, class_names):
+    """Compare the config and the class names that were stored in the file, if any, with those next to it."""
     from efficientnet_tf.config.load import parse_config
-    from efficientnet_tf.weights.loaded import needs_of
+    from efficientnet_tf.export.record import describe
 
-    if recorded is None:
+    if CLASSES_ENTRY in recorded and parse_class_names(recorded[CLASSES_ENTRY], path) != class_names:
+        raise UserError(
+            f"{escape(path)} does not belong to the classes.txt next to it, which was changed or is that of another "
+            "model, so names may stand for other classes."
+        )
+    if CONFIG_ENTRY not in recorded:
         return
-    stored, now = needs_of(parse_config(recorded, f"{path}, config")), needs_of(config)
+    stored, now = describe(parse_config(recorded[CONFIG_ENTRY], f"{path}, config")), describe(config)
     changed = [f"\n  {key}: {stored[key]!r} -> {now[key]!r}" for key in now if stored.get(key, now[key]) != now[key]]
     if changed:
         raise _differs(path, "".join(changed))

@@ -25,7 +25,7 @@ TEXTS = ("config.yaml", "classes.txt", "precision")
 _TEXT_LIMIT_BYTES = 16 * 2**20
 _FILE_LIMIT_BYTES = 2**31  # of flatbuffers and of protocol buffers
 _XML_LIMIT_BYTES = 32 * 2**20
-_FIELDS_LIMIT = 5_000_000
+_FIELDS_LIMIT = 1_000_000  # L2, the deepest network, has about 100,000
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _fields(content, start, end):
             size, position = _varint(content, position)
         elif not size:
             raise IndexError  # no such type
-        if position + size > end:
+        if not number or position + size > end:
             raise IndexError
         yield number, value, position if is_bytes else -1, position + size
         position += size

@@ -23,6 +23,8 @@ _LOGGER = logging.getLogger(__name__)
 
 HISTORY = "config_history.yaml"
 
+# Entries in the archive of a .keras file, for its config and its class names.
+CONFIG_ENTRY, CLASSES_ENTRY = "efficientnet_tf.yaml", "classes.txt"
 # A run may change what belongs to training. Everything else in the section `model` describes the trained network.
 CHANGEABLE_IN_MODEL = frozenset({"model.name", "model.dropout", "model.drop_connect", "model.batch_norm_momentum"})
 FIXED_ELSEWHERE = frozenset({"data.channels", "optimizer.name"})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.run_directory import CONFIG_ENTRY as CONFIG_ENTRY
 
 NORMALIZATIONS = {
     "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
@@ -12,7 +13,6 @@ NORMALIZATIONS = {
 }
 CONFIG_ATTRIBUTE = "efficientnet_tf_config"  # attribute of this package's .weights.h5 files: the config as YAML
 SETTINGS_ATTRIBUTE = "efficientnet_tf_settings"  # attribute of files of a model's own `save_weights`: needs as JSON
-CONFIG_ENTRY = "efficientnet_tf.yaml"  # entry with the config in the archive of a converted .keras file
 
 
 @dataclass(frozen=True)

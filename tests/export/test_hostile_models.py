@@ -14,11 +14,14 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.export.formats import FORMATS
 from efficientnet_tf.export.keras_file import read_keras_file
 from efficientnet_tf.export.load import load_cached, load_model
 from efficientnet_tf.export.record import make_record
 from efficientnet_tf.export.saved_model import _hash_graph, open_saved_model
+from efficientnet_tf.models.model_dir import save_keras_model
+from efficientnet_tf.models.run_directory import read_class_names, read_config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -111,6 +114,18 @@ def test_stored_config_is_compared(run):
     read_keras_file(str(run / "model.keras"))
     edit_text(run / "config.yaml", "interpolation: bicubic", "interpolation: bilinear")
     refuse(run / "model.keras", "data.interpolation: 'bicubic' -> 'bilinear'")
+    edit_text(run / "config.yaml", "interpolation: bilinear", "interpolation: bicubic")
+    rewrite(run / "model.keras", {"classes.txt": "".join(f"{i}\n" for i in range(9, -1, -1))})
+    refuse(run / "model.keras", "does not belong to the classes.txt next to it")
+
+
+def test_a_run_stores_its_config_and_classes_in_the_keras_file(run):
+    with zipfile.ZipFile(save_keras_model(str(run))) as archive:
+        assert archive.read("classes.txt").split() == [str(i).encode() for i in range(10)]
+        stored = archive.read("efficientnet_tf.yaml").decode()
+    assert parse_config(stored, "stored") == read_config(str(run))
+    keras.saving.load_model(run / "model.keras")  # Keras ignores both
+    read_keras_file(str(run / "model.keras"))
 
 
 def test_more_or_fewer_classes_than_logits_are_refused(run):
@@ -198,8 +213,6 @@ def test_weights_from_elsewhere_are_refused(run, tmp_path, trick):
 def record(folder):
     """Add what an export of this version has."""
     assets = folder / "assets"
-    from efficientnet_tf.models.run_directory import read_class_names, read_config
-
     text = make_record(read_config(str(assets)), read_class_names(str(assets)), _hash_graph(str(folder)))
     (folder / "assets.extra").mkdir()
     (folder / "assets.extra" / "record.json").write_text(text)
