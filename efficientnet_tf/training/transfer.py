@@ -75,6 +75,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     theirs = _read_class_names(path)
     keep = theirs is not None and [*map(normalize_name, theirs)] == [*map(normalize_name, class_names)]
     with on_host():
+        read_weights(path, variable_paths(config.model))  # reads no tensor, and refuses what is no weight file
         model = build_from_config(config, len(class_names))
         loaded = load_weights(model, path, reset_head=not keep)
     for key in ("mean", "std"):
