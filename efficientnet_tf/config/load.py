@@ -23,7 +23,7 @@ import yaml
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.paths import check_path, is_remote
-from efficientnet_tf.config.schema import Config, ModelSpec, Section, merge, nest
+from efficientnet_tf.config.schema import Config, FieldError, ModelSpec, Section, merge, nest
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.config.yaml12 import Dumper, parse_yaml, read_mapping
 
@@ -143,7 +143,7 @@ def _find(kind: str, folder: Path, name: object) -> Path:
         if is_remote(name):
             raise UserError(f"{kind}={escape(name)} is on gs://. Copy the file to this machine first.")
         if not os.path.lexists(name):
-            raise UserError(f"{kind} file {shorten(escape(name))!r} does not exist")
+            raise UserError(f"{kind} file '{shorten(escape(name))}' does not exist")
         return Path(name)
     path = folder / f"{name.lower()}.yaml"
     if not re.fullmatch(r"[\w.-]{1,100}", name) or not path.is_file():
@@ -209,7 +209,7 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -
         message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
     elif item["type"] == "missing":
         message = "is required but missing"
-    elif item["type"] not in ("value_error", "path", "phases"):
+    elif item["type"] != "value_error":
         message += f", received {shorten(repr(item['input']))}"
     key = ".".join(shorten(escape(str(part))) for part in location)
     return f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}"
@@ -220,9 +220,12 @@ def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
     location = item["loc"]
     if item["type"] == "missing" and not any(isinstance(part, int) for part in location):
         return next(name for name, layer in layers if _has(layer, location[:-1]))
-    if item["type"] == "phases":
-        keys = [("train", "phases")]
-    elif item["type"] == "value_error":  # values that contradict each other: the message names their keys
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, FieldError) and cause.key:
+        keys = [cause.key]
+    elif item["type"] == "value_error" and not isinstance(
+        cause, FieldError
+    ):  # values that contradict each other: the message names their keys
         keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
     else:  # A list is replaced as a whole, so all of it comes from one layer.
         keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
 from efficientnet_tf.config.paths import find_problem
 from efficientnet_tf.config.text import escape, shorten
@@ -28,22 +27,35 @@ MOST_BLOCKS = 2000  # of a network. EfficientNet-L2 has 87, and the deepest publ
 MOST_PIXELS = 2**16  # of an image's side
 
 
+class FieldError(ValueError):
+    """A mistake in one field alone, even if the message names other keys.
+
+    Args:
+        message: The message.
+        key: The key of the field, unless the error is raised by a check of the field itself.
+    """
+
+    def __init__(self, message: str, key: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.key = key
+
+
 def _check_smallest(value: float) -> float:
     if 0 < value < 1e-30:  # float32 would make it 0
-        raise PydanticCustomError("too_small", "Input should be at least 1e-30")
+        raise FieldError(f"Input should be at least 1e-30, received {value!r}")
     return value
 
 
 def _check_path(value: str) -> str:
     problem = find_problem(value)
     if problem is not None:
-        raise PydanticCustomError("path", "{problem}", {"problem": f"'{shorten(escape(value))}' {problem}"})
+        raise FieldError(f"'{shorten(escape(value))}' {problem}")
     return value
 
 
 def _check_address(value: str) -> str:
     if not 1 <= int(value.rpartition(":")[2]) <= 65535:
-        raise PydanticCustomError("port", "The port of an address must be from 1 to 65535")
+        raise FieldError(f"The port of an address must be from 1 to 65535, received {shorten(repr(value))}")
     return value
 
 
@@ -459,9 +471,8 @@ class Config(Section):
                 raise _phases_error(f"cannot set {key}: {message}, received {shorten(repr(item['input']))}") from None
 
 
-def _phases_error(problem: str) -> PydanticCustomError:
-    """Return an error of `train.phases`. Its type tells `load` that other keys in the message are not the mistake."""
-    return PydanticCustomError("phases", "{problem}", {"problem": f"train.phases {problem}"})
+def _phases_error(problem: str) -> FieldError:
+    return FieldError(f"train.phases {problem}", ("train", "phases"))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

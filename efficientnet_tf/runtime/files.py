@@ -77,9 +77,9 @@ def _find_obstacle(path):
     """Return why a local file cannot be written, or None."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        return f"{escape(folder)!r} is not a folder. Create it first"
+        return f"'{escape(folder)}' is not a folder. Create it first"
     if not os.access(folder, os.W_OK):
-        return f"nothing can be written to {escape(folder)!r}"
+        return f"nothing can be written to '{escape(folder)}'"
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

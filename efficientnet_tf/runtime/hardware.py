@@ -26,7 +26,7 @@ def check_devices(device: str, tpu: str | None, replicas: int) -> None:
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise UserError(
-            f"Keras uses the backend {escape(backend)!r}, but this needs TensorFlow. Set the environment variable "
+            f"Keras uses the backend '{escape(backend)}', but this needs TensorFlow. Set the environment variable "
             "KERAS_BACKEND=tensorflow."
         )
     if device not in DEVICES:
