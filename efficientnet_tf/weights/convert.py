@@ -1,6 +1,7 @@
 """Converts weights of any known format to one of this package's formats."""
 
 import contextlib
+import io
 import json
 import os
 import zipfile
@@ -91,14 +92,17 @@ def _check_output(output: str) -> None:
 def _write(model: keras.Model, config: Config, output: str) -> None:
     """Write a model directory or a file, depending on the end of its name."""
     if output.endswith(".weights.h5"):
-        # Keras wants this ending, which has a second dot.
         with atomic_output(output) as temporary:
-            named = f"{temporary}.weights.h5"
-            with _removed(named):
-                model.save_weights(named)
-                with h5py.File(named, "a") as file:
-                    file.attrs[CONFIG_ATTRIBUTE] = dump_config(config)
-                os.replace(named, temporary)
+            # On a full disk, HDF5 itself prints tracebacks and can crash. A .keras file is written without it, and
+            # contains the weights in the same format.
+            with _removed(f"{temporary}.keras"):
+                model.save(f"{temporary}.keras")
+                with zipfile.ZipFile(f"{temporary}.keras") as archive:
+                    content = io.BytesIO(archive.read("model.weights.h5"))
+            with h5py.File(content, "a") as file:
+                file.attrs[CONFIG_ATTRIBUTE] = dump_config(config)
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
     elif output.endswith(".keras"):
         with atomic_output(output) as temporary:
             model.save(temporary)

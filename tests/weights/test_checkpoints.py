@@ -1,6 +1,8 @@
 """TensorFlow checkpoints whose index lies, and weight files that need much memory."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +93,21 @@ def test_bombs_stay_below_the_memory_limit(tmp_path):
     for name, (peak, message) in results.items():
         print(f"{name:26} {peak:7.0f} MiB (before: {before:.0f})  {message[:150]!r}")
         assert message != "loaded" and peak < 1500, name
+
+
+@pytest.mark.parametrize("name", ["out.weights.h5", "out.keras"])
+def test_full_disk_leaves_nothing_behind(name, tmp_path, capfd):
+    from efficientnet_tf import build_model
+    from efficientnet_tf.weights.convert import convert_weights
+
+    tiny = str(Path(__file__).parents[1] / "tiny.yaml")
+    build_model(tiny, 3, (32, 32, 3)).save_weights(tmp_path / "source.weights.h5")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"^output=.*{name} cannot be written: File too large\\.$"):
+            convert_weights(tiny, str(tmp_path / "source.weights.h5"), str(tmp_path / name))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == ["source.weights.h5"]
+    assert "Traceback" not in capfd.readouterr().err
