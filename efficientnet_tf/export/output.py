@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -75,7 +76,9 @@ def unfinished_output(output: str) -> Iterator[str]:
         except Exception as error:
             if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow."):
                 raise
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)[:300]
+            # TensorFlow puts the operation before and behind its reason.
+            message = re.sub(r"\{\{.*?\}\} ?| \[Op:\w+\]", "", str(error))[:300]
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else message
             raise UserError(f"output={escape(output)} cannot be written: {escape(reason)}.") from None
         finally:
             for target in targets:
