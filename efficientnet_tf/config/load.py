@@ -223,9 +223,8 @@ def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
     cause = item.get("ctx", {}).get("error")
     if isinstance(cause, FieldError) and cause.key:
         keys = [cause.key]
-    elif item["type"] == "value_error" and not isinstance(
-        cause, FieldError
-    ):  # values that contradict each other: the message names their keys
+    elif item["type"] == "value_error" and not isinstance(cause, FieldError):
+        # Values that contradict each other: the message names their keys.
         keys = [location + tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)]
     else:  # A list is replaced as a whole, so all of it comes from one layer.
         keys = [tuple(itertools.takewhile(lambda part: not isinstance(part, int), location))]
