@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -159,10 +160,14 @@ def _check_first_records(path, features, classes):
                 raise UserError(f"{escape(path)}: a record has label {label}. Labels must be from 1 to {classes}.")
     except tf.errors.DataLossError:
         raise UserError(f"{escape(path)}: one of the first {_CHECKED_RECORDS} records is damaged.") from None
-    except tf.errors.OpError as error:
-        reason = escape(shorten(error.message.partition("\n")[0].partition("} ")[2] or error.message, 300))
+    except UnicodeDecodeError:  # The message of TensorFlow quotes the bytes of the record.
         raise UserError(
-            f"{escape(path)} must have records with image/encoded and image/class/label: {reason}"
+            f"{escape(path)}: one of the first {_CHECKED_RECORDS} records is no tf.train.Example."
+        ) from None
+    except tf.errors.OpError as error:
+        reason = re.sub(r"\{\{.*?\}\} | \[Op:\w+\]", "", error.message.partition("\n")[0])
+        raise UserError(
+            f"{escape(path)} must have records with image/encoded and image/class/label: {escape(shorten(reason, 300))}"
         ) from None
 
 
