@@ -562,22 +562,26 @@ def _packed(value):
 
 
 def full_disks(write):
-    """Every command that writes, where no file can grow beyond some bytes: nothing keeps a final name."""
+    """Every command that writes, where no file can grow beyond some bytes: nothing keeps a final name.
+
+    The limit also holds for what the command prints, so it is above the length of a message.
+    """
     kit = write.kit
     model = f"--model_dir={kit.run}"
     evaluate = ["evaluate", model, f"--data_dir={kit.photos}", "--device=cpu"]
     weights = ["weights", f"--variant={kit.variant}", f"--input={kit.run}/model.keras"]
     lines = {
-        "explain": (["explain", model, "--output=out.png", kit.image], 200),
-        "show": (["show", *kit.config, f"--data_dir={kit.photos}", "--output=out.png", "--rows=1", "--columns=1"], 200),
+        "explain": (["explain", model, "--output=out.png", kit.image], 2000),
+        "show": (
+            ["show", *kit.config, f"--data_dir={kit.photos}", "--output=out.png", "--rows=1", "--columns=1"],
+            2000,
+        ),
         "SavedModel": (["export", model, "--output=out", "--images=8"], 20_000),
         "LiteRT": (["export", model, "--output=out.tflite", "--images=8"], 2000),
         "weights.h5": ([*weights, "--output=out.weights.h5"], 3000),
         ".keras": ([*weights, "--output=out.keras"], 3000),
-        "prepare": (["prepare", f"--data_dir={kit.photos}", "--output=out", "--splits=train", "--shards=1"], 500),
-        "per class": ([*evaluate, "--per_class=out.csv"], 8),
-        "confusion": ([*evaluate, "--confusion=out.png"], 200),
-        "scale": (["scale", f"--baseline={kit.variant}", "--target_macs=1e6", "--output=out.yaml"], 20),
+        "prepare": (["prepare", f"--data_dir={kit.photos}", "--output=out", "--splits=train", "--shards=1"], 2000),
+        "confusion": ([*evaluate, "--confusion=out.png"], 2000),
         "train": (kit.train(kit.photos, model_dir="out"), 3000),
     }
     for name, (argv, size) in lines.items():
