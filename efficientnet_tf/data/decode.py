@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from efficientnet_tf.data import pillow_decoder
 from efficientnet_tf.data.headers import (
+    cut,
     is_plain_png,
     parse_orientation,
     prepare_gif,
@@ -197,7 +198,7 @@ def _decode_whole(encoded, color, portable):
     def decode_image(checked, channels):
         return tf.ensure_shape(tf.io.decode_image(checked, channels, expand_animations=False), [None, None, None])
 
-    start, form = tf.strings.substr(encoded, 0, 8), tf.strings.substr(encoded, 8, 4)
+    start, form = cut(encoded, 0, 8), cut(encoded, 8, 4)
     kinds = [
         (start == _PNG, decode_png),
         (tf.strings.substr(start, 0, 4) == b"GIF8", decode_gif),

@@ -20,6 +20,14 @@ _LAST_ENTRY = 512  # of an Exif directory. More would be another kind of file.
 _SHORT_GIF = 2**16
 
 
+def cut(encoded: tf.Tensor, position: tf.Tensor | int, count: int) -> tf.Tensor:
+    """Return up to `count` bytes of a file from a position on, string scalar. There may be fewer, or none.
+
+    `tf.strings.substr` quotes the file in its error if the position is outside, and Python cannot decode such an error.
+    """
+    return tf.strings.substr(encoded, tf.clip_by_value(position, 0, tf.strings.length(encoded)), count)
+
+
 def with_size_check(encoded: tf.Tensor, width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
     """Return the encoded image after a check that its header does not declare too many pixels.
 
@@ -39,7 +47,7 @@ def with_size_check(encoded: tf.Tensor, width: tf.Tensor, height: tf.Tensor) -> 
 
 def _read_bytes(encoded, position, count):
     """Return `count` bytes of a file, int32 [count]."""
-    return tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, position, count), tf.uint8), tf.int32)
+    return tf.cast(tf.io.decode_raw(cut(encoded, position, count), tf.uint8), tf.int32)
 
 
 def _read_little(encoded, position, count):
@@ -64,8 +72,8 @@ def parse_orientation(encoded: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
 
 
 def _parse_orientation(encoded, start):
-    start += tf.where(tf.strings.substr(encoded, start, 6) == b"Exif\0\0", 6, 0)
-    header = tf.io.decode_raw(tf.strings.substr(encoded, start, 2**16) + b"\0", tf.uint8)
+    start += tf.where(cut(encoded, start, 6) == b"Exif\0\0", 6, 0)
+    header = tf.io.decode_raw(cut(encoded, start, 2**16) + b"\0", tf.uint8)
     little_endian = header[0] == 0x49  # "II" for Intel, otherwise "MM" for Motorola
 
     def read_shorts(positions):
@@ -113,11 +121,9 @@ def read_jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
     def read_segment(position, start):
         # Two bytes of the marker, and two of the length, which includes themselves.
-        header = tf.reshape(
-            tf.io.decode_raw(tf.strings.substr(encoded, position, 4), tf.int32, little_endian=False), []
-        )
+        header = tf.reshape(tf.io.decode_raw(cut(encoded, position, 4), tf.int32, little_endian=False), [])
         marker = tf.bitwise.right_shift(header, 16)  # It is negative, because its highest bit is set.
-        is_exif = (marker == _APP1) & (tf.strings.substr(encoded, tf.minimum(position + 4, length), 6) == b"Exif\0\0")
+        is_exif = (marker == _APP1) & (cut(encoded, position + 4, 6) == b"Exif\0\0")
         # A marker may come after any number of fill bytes, which are equal to its first byte.
         step = tf.where(marker == -1, 1, 2 + tf.bitwise.bitwise_and(header, 0xFFFF))
         # The frame starts at markers from FFC0 to FFCF.
@@ -147,8 +153,8 @@ def read_png_chunks(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor
     length = tf.strings.length(encoded)
 
     def read_chunk(position, has_transparency, exif, has_text):
-        header = tf.io.decode_raw(tf.strings.substr(encoded, position, 8), tf.int32, little_endian=False)
-        is_text = tf.strings.substr(encoded, position + 8, 21) == b"Raw profile type exif"
+        header = tf.io.decode_raw(cut(encoded, position, 8), tf.int32, little_endian=False)
+        is_text = cut(encoded, position + 8, 21) == b"Raw profile type exif"
         return (
             position + 12 + header[0],
             has_transparency | (header[1] == _TRANSPARENCY),
@@ -174,7 +180,7 @@ def is_plain_png(encoded: tf.Tensor) -> tf.Tensor:
 
 def read_png_size(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the width and the height of a PNG, int32 scalars."""
-    size = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+    size = tf.io.decode_raw(cut(encoded, 16, 8), tf.int32, little_endian=False)
     return size[0], size[1]
 
 
@@ -228,7 +234,7 @@ def prepare_gif(encoded: tf.Tensor, background: Sequence[int]) -> tuple[tf.Tenso
     is_transparent = (control >= 0) & (data[control + 3] % 2 == 1) & (entry + 3 <= table_end) & (entry + 3 <= length)
 
     def replace(at, content):
-        before, after = tf.strings.substr(prepared, 0, at), tf.strings.substr(prepared, at + len(content), -1)
+        before, after = cut(prepared, 0, at), cut(prepared, at + len(content), -1)
         return tf.strings.join([before, content, after])
 
     def make_opaque():
@@ -237,14 +243,14 @@ def prepare_gif(encoded: tf.Tensor, background: Sequence[int]) -> tuple[tf.Tenso
     def mark_as_opaque():  # Otherwise the decoder makes pixels of this color black.
         return replace(control + 3, b"\0")
 
-    def cut():
+    def cut_off():
         end = skip_blocks(tf.minimum(frame + 11 + local, length))
-        return tf.strings.substr(prepared, 0, end) + b";"
+        return cut(prepared, 0, end) + b";"
 
     prepared = encoded
     prepared = tf.cond(is_transparent, make_opaque, lambda: prepared)
     prepared = tf.cond(is_transparent, mark_as_opaque, lambda: prepared)
-    prepared = tf.cond(length > _SHORT_GIF, cut, lambda: prepared)
+    prepared = tf.cond(length > _SHORT_GIF, cut_off, lambda: prepared)
     return prepared, full_width, full_height, covers
 
 
@@ -275,7 +281,7 @@ def read_webp(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.T
         Width and height, int32 scalars; whether it is animated, bool scalar, which TensorFlow must not decode because
         it writes beyond its memory; and the position of Exif data or -1, int32 scalar.
     """
-    length, form = tf.strings.length(encoded), tf.strings.substr(encoded, 12, 4)
+    length, form = tf.strings.length(encoded), cut(encoded, 12, 4)
 
     def read_extended():
         flags = _read_bytes(encoded, 20, 1)[0]
@@ -284,7 +290,7 @@ def read_webp(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.T
 
     def find_exif():
         def read_chunk(position, exif):
-            is_exif = tf.strings.substr(encoded, position, 4) == b"EXIF"
+            is_exif = cut(encoded, position, 4) == b"EXIF"
             size = _read_little(encoded, position + 4, 4)
             return position + 8 + size + size % 2, tf.where(is_exif, position + 8, exif)
 

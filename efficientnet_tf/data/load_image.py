@@ -73,7 +73,7 @@ def load_image(
     try:
         decode = _make_decoder(int(image_size), channels, int(crop_padding), interpolation, tuple(map(int, background)))
         return decode(encoded).numpy()
-    except tf.errors.OpError:
+    except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
         raise UserError(f"{name} cannot be decoded: {explain_failure(encoded)}.") from None
 
 

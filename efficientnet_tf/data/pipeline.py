@@ -106,7 +106,7 @@ def make_image_reader(
             if error is None:
                 try:
                     images[path] = decode(tf.constant(encoded))
-                except tf.errors.OpError:
+                except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
                     error = explain_failure(encoded)
             if error is not None:
                 errors[path] = error

@@ -4,6 +4,8 @@ Each case is a file, and says whether an exported graph can decode it, which has
 """
 
 import io
+import itertools
+import re
 import struct
 import zlib
 
@@ -13,7 +15,8 @@ import PIL.ImageOps
 import pytest
 import tensorflow as tf
 
-from efficientnet_tf.data import image_formats
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data import image_formats, pillow_decoder
 from efficientnet_tf.data.decode import decode_window, whole_window
 
 HEIGHT, WIDTH = 18, 26
@@ -256,7 +259,7 @@ def test_sixteen_bit_tiff_keeps_the_upper_eight():
 
 def test_values_of_32_bits_are_an_error():
     image = PIL.Image.fromarray(RNG.random((HEIGHT, WIDTH), np.float32))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="32 bits, whose range is not known"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="32 bits of an unknown range"):
         decode(encode(image, "TIFF"))
 
 
@@ -397,3 +400,161 @@ def test_broken_exif_text_is_an_error_or_has_no_effect():
             decode(png)
         except tf.errors.OpError:
             continue
+
+
+# ------------------------------------------------------------------------------------------ damage and large images
+
+
+def damage(rng, encoded):
+    """Return a file that is cut off, or has some bytes changed, mostly near its start."""
+    if rng.random() < 0.4:
+        return encoded[: rng.integers(0, len(encoded))]
+    file = bytearray(encoded)
+    reach = len(file) if rng.random() < 0.4 else min(len(file), 80)
+    for at in rng.integers(0, reach, rng.integers(1, 5)):
+        file[at] = rng.choice([0, 255, rng.integers(0, 256)])
+    return bytes(file)
+
+
+@pytest.mark.parametrize("decoder", [decode, decode_portably])
+def test_damaged_files_are_decoded_or_an_error(decoder):
+    rng = np.random.default_rng(0)
+    seeds = [encoded for encoded in CASES.values() if len(encoded) < 9000]
+    seeds += [with_orientation(form, 6) for form in FORMS if not form.startswith("webp")]
+    decoded = 0
+    for encoded in (damage(rng, seed) for seed in seeds for _ in range(12)):
+        try:
+            pixels = decoder(encoded)
+        except tf.errors.OpError:
+            assert pillow_decoder.explain_failure(encoded)
+            continue
+        decoded += 1
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+    assert decoded > 50
+
+
+def test_every_start_of_a_file_is_decoded_or_an_error():
+    for name in ("png rgba", "gif transparent", "bmp with alpha", "tiff rgb", "webp animated"):
+        for length in itertools.chain(range(64), range(64, len(CASES[name]), 97)):
+            try:
+                decode(CASES[name][:length])
+            except tf.errors.OpError:
+                assert pillow_decoder.explain_failure(CASES[name][:length])
+
+
+def large_bmp(compression):
+    header = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 8 if compression else 24, compression, 0, 0, 0, 0, 0)
+    return struct.pack("<2sIHHI", b"BM", 2**31 - 1, 0, 0, 54) + header + bytes(99)
+
+
+def large_gif():
+    at = GIF.index(b"\x2c", 13)
+    return GIF[:6] + b"\xff" * 4 + GIF[10 : at + 5] + b"\xff" * 4 + GIF[at + 9 :]
+
+
+def large_webp():
+    """Return a WebP whose extended header declares 2**24 pixels in each direction."""
+    return b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0" + b"\xff" * 6 + b"VP8L" + bytes(40)
+
+
+def large_jpeg():
+    at = (jpeg := encode(RGB, "JPEG")).index(b"\xff\xc0")
+    return jpeg[: at + 5] + b"\xff" * 4 + jpeg[at + 9 :]
+
+
+LARGE = {
+    "PNG": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 6, 0, 0, 0)) + bytes(50),
+    "GIF": large_gif(),
+    "BMP": large_bmp(0),
+    "BMP with runs": large_bmp(1),
+    "WebP": large_webp(),
+    "JPEG": large_jpeg(),
+    "TIFF": encode(PIL.Image.new("1", (20_000, 20_000)), "TIFF", compression="group4"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_images_of_gigapixels_are_refused_before_memory_is_allocated(name):
+    if name == "WebP" and "decode_webp" not in dir(tf.io):
+        pytest.skip("this version of TensorFlow cannot read WebP")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="ExtractJpegShape" if name == "JPEG" else "pixels"):
+        decode(LARGE[name])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="needs Pillow|pixels|ExtractJpegShape"):
+        decode_portably(LARGE[name])
+    assert re.search("more than the 67,108,864.* allowed", pillow_decoder.explain_failure(LARGE[name]))
+
+
+def test_frames_after_the_first_are_not_decoded():
+    """A GIF of a few megabytes may have thousands of frames, each of many pixels."""
+    plain = encode(noise(3, (300, 400)).quantize(256), "GIF")
+    at = plain.index(b"\x2c", 13)
+    assert len(plain) > 2**16
+    broken = plain[:-1] + plain[at : at + 40] + b"\xff" * 999
+    np.testing.assert_array_equal(decode(broken), reference(plain))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (3, 2)])
+def test_narrow_images(shape):
+    image = noise(4, shape)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(decode(encode(image, kind)), reference(encode(image, kind)))
+
+
+# --------------------------------------------------------------------------------------------------- names of causes
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "the file is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "this is a HEIC image, which is not supported. Convert it to JPEG or PNG"),
+        (b"\0\0\0\x1cftypavif", "this is an AVIF image, which is not supported. Convert it to JPEG or PNG"),
+        (b"\0\0\0\x20ftypisom", "this is a video"),
+        (b"\0\0\0\x0cjP  \r\n", "this is a JPEG 2000 image, which is not supported. Convert it to JPEG or PNG"),
+        (b"<?xml version='1.0'?>\n<!-- a -->\n<svg/>", "this is an SVG drawing"),
+        (b"\n<!DOCTYPE html><p>", "this is an HTML page, not an image"),
+        (b"<?xml version='1.0'?><Error/>", "this is an XML file, not an image"),
+        (b"%PDF-1.7", "this is a PDF file"),
+        (b"PK\x03\x04", "this is a ZIP archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "this is a pointer of Git LFS"),
+        (bytes(5000), "this is a file of zero bytes"),
+        (b"no image", "this is a text file, not an image"),
+        (b"\xfe\xff\x12", "this is not an image in a known format"),
+        (encode(RGB, "JPEG")[:-20], "the JPEG image is truncated"),
+        (encode(RGB, "PNG")[:-20], "the PNG image is truncated"),
+        (encode(RGB, "JPEG").replace(b"\xff\xc0", b"\xff\xc3", 1), "this is a JPEG of a special kind (lossless)"),
+        (encode(RGB, "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c", 1), "a special kind (12-bit)"),
+    ],
+)
+def test_cause_names_what_a_file_is(content, cause):
+    assert cause in pillow_decoder.explain_failure(content)
+    if "truncated" not in cause:
+        with pytest.raises(tf.errors.OpError):
+            decode(content)
+
+
+def test_formats_that_need_pillow_are_refused_without_it(tmp_path, monkeypatch):
+    names = {
+        "a.tif": "tiff rgb",
+        "b.bmp": "bmp palette",
+        "c.gif": "gif with a larger canvas",
+        "d.webp": "webp animated",
+    }
+    for name, case in names.items():
+        (tmp_path / name).write_bytes(CASES[case])
+    ordinary = {"e.gif": GIF, "f.bmp": encode(RGB, "BMP"), "g.jpg": b"not read", "h.webp": encode(RGB, "WEBP")}
+    for name, content in ordinary.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    image_formats.check_readable(paths)
+    monkeypatch.setattr(image_formats, "has_pillow", lambda: False)
+    monkeypatch.setattr(image_formats, "_reads_webp", lambda: True)
+    image_formats.check_readable(paths[4:])
+    for path in paths[:4]:
+        with pytest.raises(UserError, match=rf"{path} is .* needs Pillow\. .*pip install 'efficientnet_tf\[images\]'"):
+            image_formats.check_readable([paths[4], path])
+    with pytest.raises(UserError, match="needs Pillow, as 3 others do"):
+        image_formats.check_readable(paths)
+    monkeypatch.setattr(image_formats, "_reads_webp", lambda: False)
+    with pytest.raises(UserError, match="needs Pillow, or TensorFlow 2.20 or later"):
+        image_formats.check_readable(paths[-1:])
