@@ -24,7 +24,7 @@ RECORD = "record.json"  # text of `record`, which files of earlier versions do n
 TEXTS = ("config.yaml", "classes.txt", "precision")
 _TEXT_LIMIT_BYTES = 16 * 2**20
 _FILE_LIMIT_BYTES = 2**31  # of flatbuffers and of protocol buffers
-_XML_LIMIT_BYTES = 32 * 2**20
+_XML_LIMIT_BYTES = 8 * 2**20  # that of L2, the deepest network, has about 2 MB
 _FIELDS_LIMIT = 1_000_000  # L2, the deepest network, has about 100,000
 
 
