@@ -7,6 +7,7 @@ of TensorFlow, as any other broken image, or has no effect.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -20,7 +21,7 @@ _LAST_ENTRY = 512  # of an Exif directory. More would be another kind of file.
 _SHORT_GIF = 2**16
 
 
-def cut(encoded: tf.Tensor, position: tf.Tensor | int, count: int) -> tf.Tensor:
+def cut(encoded: tf.Tensor, position: Any, count: int) -> tf.Tensor:
     """Return up to `count` bytes of a file from a position on, string scalar. There may be fewer, or none.
 
     `tf.strings.substr` quotes the file in its error if the position is outside, and Python cannot decode such an error.
@@ -45,12 +46,12 @@ def with_size_check(encoded: tf.Tensor, width: tf.Tensor, height: tf.Tensor) -> 
         return tf.identity(encoded)
 
 
-def _read_bytes(encoded, position, count):
+def _read_bytes(encoded, position, count) -> Any:
     """Return `count` bytes of a file, int32 [count]."""
     return tf.cast(tf.io.decode_raw(cut(encoded, position, count), tf.uint8), tf.int32)
 
 
-def _read_little(encoded, position, count):
+def _read_little(encoded, position, count) -> Any:
     """Return the number in `count` bytes with the lowest first, int32 scalar."""
     return tf.reduce_sum(_read_bytes(encoded, position, count) * tf.constant([256**i for i in range(count)]))
 
@@ -140,7 +141,7 @@ def read_jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
 # ------------------------------------------------------------------------------------------------------------- PNG
 
 
-def read_png_chunks(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def read_png_chunks(encoded: tf.Tensor) -> tuple[Any, Any, Any]:
     """Walk through the chunks of a PNG.
 
     Args:
@@ -202,7 +203,7 @@ def prepare_gif(encoded: tf.Tensor, background: Sequence[int]) -> tuple[tf.Tenso
         whole image, bool scalar.
     """
     length = tf.strings.length(encoded)
-    data = tf.concat([tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int32), tf.zeros([16], tf.int32)], axis=0)
+    data: Any = tf.concat([tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int32), tf.zeros([16], tf.int32)], axis=0)
 
     def skip_blocks(position):
         """Return the position after the blocks of data at a position. The last one is empty."""

@@ -74,7 +74,7 @@ def describe_rare(data: bytes) -> str | None:
         return "a BMP image with a palette, compression or transparency"
     if kind == "WebP" and data[12:16] == b"VP8X" and data[20:21] and data[20] & 2:
         return "an animated WebP image"
-    if kind == "GIF" and (frame := _find_gif_frame(data)) and frame != (0, 0, *read_size(data)):
+    if kind == "GIF" and (frame := _find_gif_frame(data)) and frame != (0, 0, *(read_size(data) or ())):
         return "a GIF image whose first frame does not cover it"
     return None
 
