@@ -123,7 +123,11 @@ def _pool(x, pooling):
 
 def _model_name(spec):
     """Return "efficientnetb0" for b0, as `keras.applications` does, and so on to l2. Other variants keep their name."""
-    return f"efficientnet{spec.name}" if re.fullmatch(r"[bl]\d", spec.name) else spec.name
+    if re.fullmatch(r"[bl]\d", spec.name):
+        return f"efficientnet{spec.name}"
+    # A variant is named after its file. TensorFlow allows few characters, and no underscore or dash at the start.
+    name = re.sub(r"[^A-Za-z0-9_.>-]", "_", spec.name)
+    return name if re.match("[A-Za-z0-9.]", name) else f"n{name}"
 
 
 def _raise_recursion_limit(blocks):
