@@ -3,13 +3,10 @@
 Layer names, arguments, inputs (pixels in [0, 255]) and outputs are those of `keras.applications.efficientnet`.
 """
 
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras import KerasTensor
@@ -19,11 +16,9 @@ from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.models import builder
 from efficientnet_tf.models.normalization import LAYER as NORMALIZATION
-from efficientnet_tf.models.normalization import copy_normalization, get_normalization, set_normalization
-from efficientnet_tf.weights.formats import read_weights
-from efficientnet_tf.weights.keras_files import convert_normalization
-from efficientnet_tf.weights.load import built_settings, check_settings, load_weights
-from efficientnet_tf.weights.loaded import SETTINGS_ATTRIBUTE
+from efficientnet_tf.models.normalization import copy_normalization
+from efficientnet_tf.weights.keras_methods import accept_keras_weights
+from efficientnet_tf.weights.load import load_weights
 
 RELEASED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")  # the variants with ImageNet weights in keras.applications
 
@@ -99,7 +94,7 @@ def build_model(
         load_weights(model, path, reset_head=not include_top)
     elif path is not None:
         _load_endpoint_weights(model, spec, path)
-    _accept_keras_weights(model)
+    accept_keras_weights(model)
     return model
 
 
@@ -206,58 +201,6 @@ def _load_endpoint_weights(model: keras.Model, spec: ModelSpec, path: str) -> No
     copy_normalization(network, model)
 
 
-def _accept_keras_weights(model: keras.Model) -> None:
-    """Let the model's own methods carry the normalization of pixels, and also take weights of keras.applications.
-
-    Such a model has a Normalization layer with three variables (mean, variance, count). Here the normalization is a
-    part of the layer's config, so that clones and saved models cannot lose it. A file of `save_weights` records it in
-    an attribute. Copies of a model do not have these methods. In them, Keras's own ones refuse the three variables.
-    """
-    set_own_weights, load_own_weights, save_own_weights = model.set_weights, model.load_weights, model.save_weights
-
-    def set_weights(weights: Sequence[Any]) -> None:
-        if len(weights) != len(model.weights) + 3:
-            set_own_weights(weights)
-            return
-        names = [layer.name for layer in model.layers]
-        start = sum(len(layer.weights) for layer in model.layers[: names.index(NORMALIZATION)])
-        mean, variance, _ = weights[start : start + 3]
-        needs, _ = convert_normalization(mean, variance)
-        set_own_weights([*weights[:start], *weights[start + 3 :]])
-        set_normalization(model, needs["model.mean"], needs["model.std"])
-
-    def load_keras_weights(filepath: Any, skip_mismatch: bool = False, **options: Any) -> None:
-        path = os.fspath(filepath)
-        is_exact = not skip_mismatch and not any(options.values())
-        needs = (
-            load_weights(model, path).needs if is_exact else read_weights(path, [v.path for v in model.weights]).needs
-        )
-        if is_exact and not (path.endswith(".weights.h5") and getattr(model, "optimizer", None)):
-            return  # Keras would load the state of the optimizer, too.
-        check_settings(path, model, needs)
-        if path.endswith(".weights.h5"):
-            options["objects_to_skip"] = [*(options.get("objects_to_skip") or ()), model.get_layer(NORMALIZATION)]
-        load_own_weights(path, skip_mismatch=skip_mismatch, **options)
-        if "model.mean" in needs:
-            set_normalization(model, needs["model.mean"], needs["model.std"])
-
-    def save_weights(filepath: Any, *arguments: Any, **options: Any) -> None:
-        path = os.fspath(filepath)
-        save_own_weights(path, *arguments, **options)
-        if path.endswith(".weights.h5") and os.path.isfile(path):
-            mean, std = get_normalization(model)
-            settings = {"model.mean": mean, "model.std": std, **built_settings(model)}
-            with h5py.File(path, "a") as file:
-                file.attrs[SETTINGS_ATTRIBUTE] = json.dumps(settings)
-
-    model.set_weights, model.save_weights = set_weights, save_weights
-    if model.layers[0].name in (
-        "image",
-        "input_layer",
-    ):  # Otherwise it is a larger model, of which Keras knows the file.
-        model.load_weights = load_keras_weights
-
-
 _DOCUMENTATION = """Build EfficientNet-{variant} with the interface of `keras.applications`.
 
 Every layer name of {reference} exists. The layers `*_pad`, `*_se_reshape`, `rescaling` and `rescaling_1`
@@ -328,7 +271,7 @@ def _make_constructor(variant: str) -> Callable[..., keras.Model]:
         )
         if path is not None:
             load_weights(model, path, reset_head=not include_top)
-        _accept_keras_weights(model)
+        accept_keras_weights(model)
         return model
 
     build.__name__ = build.__qualname__ = constructor

@@ -24,8 +24,9 @@ ALIASES = {
     "scikit-learn": "sklearn",
     "tensorflow-cpu": "tensorflow",
 }
-# Users install torch and timm themselves, as no extra could choose their build. grpc comes with TensorFlow.
-UNDECLARED = {"grpc", "timm", "torch"}
+# Users install torch and timm themselves, as no extra could choose their build. grpc and google.protobuf come with
+# TensorFlow.
+UNDECLARED = {"google", "grpc", "timm", "torch"}
 
 
 def imported_packages(source):

@@ -15,7 +15,7 @@ from efficientnet_tf.data.image_formats import MOST_PIXELS
 
 _ORIENTATION_TAG = 0x0112
 _APP1 = 0xFFE1 - 0x10000  # the marker of Exif data in a JPEG, as a signed number
-_TRANSPARENCY, _EXIF = (int.from_bytes(kind, "big") for kind in (b"tRNS", b"eXIf"))  # chunks of a PNG
+_TRANSPARENCY, _EXIF, _END = (int.from_bytes(kind, "big") for kind in (b"tRNS", b"eXIf", b"IEND"))  # chunks of a PNG
 _LAST_ENTRY = 512  # of an Exif directory. More would be another kind of file.
 # LZW makes up to 2,700 pixels of a byte, so the frames of a shorter file have fewer pixels than two images may have.
 _SHORT_GIF = 2**16
@@ -142,7 +142,9 @@ def read_jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def read_png_chunks(encoded: tf.Tensor) -> tuple[Any, Any, Any]:
-    """Walk through the chunks of a PNG.
+    """Walk through the chunks of a PNG. It is an error if one declares more bytes than the file has.
+
+    The decoder would allocate what a chunk declares, up to 2 GiB.
 
     Args:
         encoded: Bytes of a PNG file, string scalar.
@@ -153,24 +155,28 @@ def read_png_chunks(encoded: tf.Tensor) -> tuple[Any, Any, Any]:
     """
     length = tf.strings.length(encoded)
 
-    def read_chunk(position, has_transparency, exif, has_text):
+    def read_chunk(position, _, has_transparency, exif, has_text):
         header = tf.io.decode_raw(cut(encoded, position, 8), tf.int32, little_endian=False)
+        size, kind = header[0], header[1]  # A size above 2**31 is read as negative.
         is_text = cut(encoded, position + 8, 21) == b"Raw profile type exif"
+        fits = (size >= 0) & (size <= length - position - 12)
         return (
-            position + 12 + header[0],
-            has_transparency | (header[1] == _TRANSPARENCY),
-            tf.where(header[1] == _EXIF, position + 8, exif),
+            tf.where(fits & (kind != _END), position + 12 + size, length),
+            fits,
+            has_transparency | (kind == _TRANSPARENCY),
+            tf.where(kind == _EXIF, position + 8, exif),
             has_text | is_text,
         )
 
     color_type = _read_bytes(encoded, 25, 1)[0]
-    _, has_transparency, exif, has_text = tf.while_loop(
-        lambda position, *_: (position >= 8) & (position + 12 <= length),  # A length above 2**31 is read as negative.
+    _, fits, has_transparency, exif, has_text = tf.while_loop(
+        lambda position, *_: position + 12 <= length,
         read_chunk,
-        (8, color_type >= 4, -1, False),
+        (8, True, color_type >= 4, -1, False),
         parallel_iterations=1,
     )
-    return has_transparency, exif, has_text & (exif < 0)
+    with tf.control_dependencies([tf.debugging.Assert(fits, ["a part of the PNG is longer than the file"])]):
+        return tf.identity(has_transparency), exif, has_text & (exif < 0)
 
 
 def is_plain_png(encoded: tf.Tensor) -> tf.Tensor:
