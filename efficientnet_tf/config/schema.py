@@ -198,7 +198,8 @@ class DataConfig(Section):
     train_split: str = "train"
     """Name of the training split. For `folder` this is the name of a subfolder."""
     eval_split: str = "val"
-    """Name of the evaluation split. For `folder` this is the name of a subfolder."""
+    """Name of the evaluation split. For `folder` this is the name of a subfolder. If the default `val` is missing,
+    `valid` or `validation` is used."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """`folder` without split subfolders: fraction of every class that is held out for evaluation."""
     image_size: Side | None = None

@@ -130,7 +130,7 @@ def _find_split_folder(data, folder, split, remarks):
             + _advise(data, folder, split, present)
         )
     if name != split:
-        remarks.append(f"'{escape(folder)}' has no subfolder {split!r}, so {escape(name)!r} is used.")
+        remarks.append(f"'{escape(folder)}' has no subfolder {split!r}, so '{escape(name)}' is used.")
     return os.path.join(folder, name)
 
 
@@ -148,7 +148,7 @@ def _advise(data, folder, split, present):
     for name in present[:10]:
         inside, _ = _list_root(os.path.join(folder, name))
         if split in inside or _find_splits(inside):
-            return f"{escape(name)!r} has {show(inside)}. Use --set data.dir={escape(os.path.join(folder, name))}."
+            return f"'{escape(name)}' has {show(inside)}. Use --set data.dir={escape(os.path.join(folder, name))}."
     return f"Put the images into {escape(split)}/<class>/. If they are in <class>/, use --set data.val_fraction=0.2."
 
 
@@ -221,7 +221,7 @@ def _list_training_classes(data, folder, root, class_names, remarks):
         return class_names
     train_root = os.path.join(folder, name)
     if not is_remote(root) and os.path.samefile(train_root, root):
-        remarks.append(f"'{escape(root)}' is the same folder as {escape(name)!r}: the same images are in both splits.")
+        remarks.append(f"'{escape(root)}' is the same folder as '{escape(name)}': the same images are in both splits.")
     labels = sorted(_group_by_name(train_root, _list_root(train_root)[0], []))
     unknown = sorted(set(class_names) - set(labels))
     if unknown:
@@ -253,12 +253,12 @@ def _check_depth(data, root, groups, images, remarks):
     inside, _ = _list_root(folders[0])
     if len(groups) == 1 and len(inside) > 1 and data.val_fraction is not None:
         raise UserError(
-            f"'{escape(root)}' has only the subfolder {escape(next(iter(groups)))!r}, which has {show(inside)}. If "
+            f"'{escape(root)}' has only the subfolder '{escape(next(iter(groups)))}', which has {show(inside)}. If "
             f"these are the classes, use --set data.dir={escape(folders[0])}."
         )
     remarks.append(
         f"'{escape(root)}': all images are in subfolders of the class folders, for example in {show(inside, 3)} of "
-        f"{escape(os.path.basename(folders[0]))!r}. The classes are {show(sorted(groups))}."
+        f"'{escape(os.path.basename(folders[0]))}'. The classes are {show(sorted(groups))}."
     )
 
 

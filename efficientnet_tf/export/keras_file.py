@@ -108,7 +108,7 @@ def _unpack(file, path, weights, weights_limit):
 def _check_recorded(path, recorded, config, class_names):
     """Compare the config and the class names that were stored in the file, if any, with those next to it."""
     from efficientnet_tf.config.load import parse_config
-    from efficientnet_tf.export.record import describe
+    from efficientnet_tf.weights.loaded import needs_of
 
     if CLASSES_ENTRY in recorded and parse_class_names(recorded[CLASSES_ENTRY], path) != class_names:
         raise UserError(
@@ -117,7 +117,7 @@ def _check_recorded(path, recorded, config, class_names):
         )
     if CONFIG_ENTRY not in recorded:
         return
-    stored, now = describe(parse_config(recorded[CONFIG_ENTRY], f"{path}, config")), describe(config)
+    stored, now = needs_of(parse_config(recorded[CONFIG_ENTRY], f"{path}, config")), needs_of(config)
     changed = [f"\n  {key}: {stored[key]!r} -> {now[key]!r}" for key in now if stored.get(key, now[key]) != now[key]]
     if changed:
         raise _differs(path, "".join(changed))

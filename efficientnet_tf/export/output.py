@@ -109,9 +109,9 @@ def _find_reason(path, is_file):
         return None
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        return f"{escape(folder)!r} is not a folder. Create it first"
+        return f"'{escape(folder)}' is not a folder. Create it first"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"nothing can be written to {escape(folder)!r}"
+        return f"nothing can be written to '{escape(folder)}'"
     if os.path.lexists(path) and (is_file or os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
         return f"{escape(path)} exists" if is_file else f"{escape(path)} exists and is not an empty folder"
     return None

@@ -16,11 +16,6 @@ from efficientnet_tf.weights.loaded import needs_of
 _UNCHANGED = "Undo the change, or export the model again."
 
 
-def describe(config: Config) -> dict[str, Any]:
-    """Return {"section.key": value} of the keys that decide what a network sees, apart from its weights."""
-    return needs_of(config) | {"data.background": tuple(config.data.background)}
-
-
 def make_record(config: Config, class_names: Sequence[str], digest: str) -> str:
     """Return the record of an export.
 
@@ -32,7 +27,7 @@ def make_record(config: Config, class_names: Sequence[str], digest: str) -> str:
     Returns:
         JSON, in ASCII.
     """
-    return json.dumps({"network": digest, "classes": _hash(class_names), "config": describe(config)})
+    return json.dumps({"network": digest, "classes": _hash(class_names), "config": needs_of(config)})
 
 
 def check_record(path: str, record: str | None, config: Config, class_names: Sequence[str], digest: str) -> None:
@@ -56,7 +51,7 @@ def check_record(path: str, record: str | None, config: Config, class_names: Seq
         raise UserError(f"{shown} is damaged: its record is not readable. Export the model again.") from None
     if network != digest:
         raise UserError(f"{shown} is damaged: its network is not the one that was exported. Export the model again.")
-    now = _as_json(describe(config))
+    now = _as_json(needs_of(config))
     # A version may know other keys than the one that wrote the record.
     changed = [key for key in now if key in needs and needs[key] != now[key]]
     if changed:

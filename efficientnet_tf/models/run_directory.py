@@ -81,7 +81,7 @@ def parse_class_names(text: str, where: str) -> list[str]:
             raise UserError(f"{escape(where)}, line {number}: this line is empty. Each line holds the name of a class.")
         if name in first_lines:
             raise UserError(
-                f"{escape(where)}, line {number}: the class {escape(name)!r} is already on line {first_lines[name]}. "
+                f"{escape(where)}, line {number}: the class '{escape(name)}' is already on line {first_lines[name]}. "
                 "Each class is listed once, in the order of the model's outputs."
             )
         first_lines[name] = number

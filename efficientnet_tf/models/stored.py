@@ -132,5 +132,5 @@ def check_class_names(model_dir: str, stored: Stored, class_names: Sequence[str]
         if normalize_name(theirs) != normalize_name(ours):
             raise UserError(
                 f"model_dir={escape(model_dir)}: {source} was changed after the training, so answers would get wrong "
-                f"names. Class {number} is {escape(theirs)!r} in the checkpoint, but {escape(ours)!r} in {source}."
+                f"names. Class {number} is '{escape(theirs)}' in the checkpoint, but '{escape(ours)}' in {source}."
             )

@@ -49,7 +49,7 @@ def _read_addresses(config: dict[str, Any]) -> list[str]:
         return []
     unknown = set(jobs) - {"chief", "worker"}
     if unknown:
-        raise UserError(f"the cluster has a job {escape(min(unknown))!r}. Only chief and worker are supported.")
+        raise UserError(f"the cluster has a job '{escape(min(unknown))}'. Only chief and worker are supported.")
     for job, addresses in jobs.items():
         if not isinstance(addresses, list) or not addresses:
             raise UserError(f"the job {job} must list at least one address.")
@@ -68,7 +68,7 @@ def _read_addresses(config: dict[str, Any]) -> list[str]:
 def _check_address(address: Any) -> None:
     host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     if not re.fullmatch(r"[!-~]+", host) or "/" in host or not re.fullmatch("[0-9]{1,5}", port):
-        raise UserError(f"{escape(str(address)[:100])!r} is not an address of the form host:port.")
+        raise UserError(f"'{escape(str(address)[:100])}' is not an address of the form host:port.")
     if not 0 < int(port) < 65536:
         raise UserError(f"{address[:100]!r} has the port {int(port)}. Ports are from 1 to 65535.")
 
@@ -76,7 +76,7 @@ def _check_address(address: Any) -> None:
 def _find_own(jobs: dict[str, list[str]], task: dict[str, Any]) -> str:
     job, index = task.get("type"), task.get("index")
     if not isinstance(job, str) or job not in jobs:
-        raise UserError(f"task.type is {escape(str(job)[:100])!r}, which is not a job of the cluster.")
+        raise UserError(f"task.type is '{escape(str(job)[:100])}', which is not a job of the cluster.")
     text = str(index)[:100]
     is_number = isinstance(index, int | str) and not isinstance(index, bool) and re.fullmatch("[0-9]{1,6}", text)
     if not is_number or int(text) >= len(jobs[job]):

@@ -186,7 +186,7 @@ def family(
     for variant in variants:
         spec = load_variant(variant)
         if spec.name in specs:
-            raise UserError(f"variants={escape(','.join(variants))} has two variants named {escape(spec.name)!r}.")
+            raise UserError(f"variants={escape(','.join(variants))} has two variants named '{escape(spec.name)}'.")
         side = round_resolution(resolution * spec.resolution / PUBLISHED_RESOLUTION)
         specs[spec.name] = spec.model_copy(update={"resolution": side})
     if learning_rates and learning_rates.keys() != specs.keys():

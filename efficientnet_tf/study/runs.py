@@ -95,7 +95,7 @@ def check_name(name: str) -> None:
     """Raise UserError unless a name of a run can be the name of a folder. It may come from the name of a file."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(
-            f"{escape(shorten(name))!r} is no valid name of a run. Use letters, digits and any of '_.+-' in the names "
+            f"'{escape(shorten(name))}' is no valid name of a run. Use letters, digits and any of '_.+-' in the names "
             "of files and networks."
         )
     if len(name.encode()) > LONGEST_NAME:

@@ -323,7 +323,7 @@ class Trainer:
         if failed:
             self._log.print(
                 f"{len(failed)} of {self._train_source.size} training images could not be read and were left out: "
-                f"{', '.join(failed[:10])}"
+                f"{self._failures.describe()}"
             )
 
     def _leave(self) -> dict[str, Any]:
