@@ -99,8 +99,9 @@ def decode_window(
         return tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
 
     def decode_other():
-        plain_png = (tf.strings.substr(encoded, 0, 8) == _PNG) & is_plain_png(encoded)
-        image = tf.cond(plain_png, decode_png, lambda: _make_whole_decoder(color, portable)(encoded))
+        is_png = tf.strings.substr(encoded, 0, 8) == _PNG
+        is_plain = tf.cond(is_png, lambda: is_plain_png(encoded), lambda: tf.constant(False))
+        image = tf.cond(is_plain, decode_png, lambda: _make_whole_decoder(color, portable)(encoded))
         y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
         return image[y : y + height, x : x + width]
 

@@ -225,7 +225,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 SMOOTH = np.stack([np.add.outer(np.arange(20) * 4, np.arange(30) * k) for k in (1, 3, 5)], axis=2).astype(np.uint8)
 FORMATS = {
     "PNG": (NOISE, encode(NOISE, "PNG")),
-    "PNG with alpha": (NOISE, encode(np.concatenate([NOISE, NOISE[:, :, :1]], axis=2), "PNG")),
+    "PNG with alpha": (NOISE, encode(np.concatenate([NOISE, np.full_like(NOISE[:, :, :1], 255)], axis=2), "PNG")),
     "PNG with palette": (NOISE // 128 * 255, encode(NOISE // 128 * 255, "PNG", "P")),
     "gray PNG": (NOISE[:, :, :1], encode(NOISE[:, :, 0], "PNG")),
     "BMP": (NOISE, encode(NOISE, "BMP")),
