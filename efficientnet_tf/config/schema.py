@@ -253,9 +253,9 @@ class AugmentConfig(Section):
     """RandAugment: strength of the operations."""
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a random rectangle of the image is replaced by noise."""
-    mixup: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    mixup: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Blend pairs of images with a weight from Beta(mixup, mixup). 0 disables it."""
-    cutmix: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Paste a part of one image into another, with an area from Beta(cutmix, cutmix). 0 disables it."""
 
     @pydantic.model_validator(mode="after")

@@ -6,16 +6,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.data import pillow_decoder
 from efficientnet_tf.data.headers import (
     cut,
-    is_plain_png,
+    is_plain_webp,
     parse_orientation,
     prepare_gif,
     read_bitmap,
     read_jpeg_orientation,
+    read_plain_webp_size,
     read_png_chunks,
     read_png_size,
     read_webp,
@@ -23,6 +25,7 @@ from efficientnet_tf.data.headers import (
     turn_upright,
     with_size_check,
 )
+from efficientnet_tf.data.image_formats import has_pillow
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import AugmentConfig
@@ -76,9 +79,10 @@ def decode_window(
 ) -> tf.Tensor:
     """Decode the window of an image that `choose_window` returns.
 
-    The content of a file says what it is, not its name. Images that TensorFlow does not decode, or decodes wrongly, are
-    decoded by Pillow: TIFF, WebP before TensorFlow 2.20, animated WebP, BMP with a palette, compression or
-    transparency, and GIF whose first frame does not cover it.
+    The content of a file says what it is, not its name. TensorFlow decodes JPEG, and PNG and WebP without transparency.
+    Pillow decodes everything else, if it is installed. Without it, TensorFlow decodes the rest, apart
+    from TIFF, WebP before TensorFlow 2.20, animated WebP, BMP with a palette, compression or transparency, and GIF
+    whose first frame does not cover it. The pixels are the same.
 
     Args:
         encoded: Bytes of a JPEG, PNG, BMP, GIF (first frame), WebP (first frame) or TIFF (first page) file, string
@@ -95,13 +99,30 @@ def decode_window(
     """
     color = tuple(background) * (3 if len(background) == 1 else 1)
 
-    def decode_png():
-        return tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
+    def decode_webp():
+        checked = with_size_check(encoded, *read_plain_webp_size(encoded))
+        return tf.ensure_shape(tf.io.decode_image(checked, 3, expand_animations=False), [None, None, 3])
+
+    def decode_rare():
+        # Pillow decodes what is rare. The operations for it would lengthen the start of every input pipeline.
+        return _decode_with_pillow(encoded, color) if has_pillow() and not portable else decode_anything()
+
+    def decode_anything():
+        return _make_whole_decoder(color, portable)(encoded)
+
+    def no_chunks():
+        return tf.constant(True), tf.constant(-1), tf.constant(False)
 
     def decode_other():
         is_png = tf.strings.substr(encoded, 0, 8) == _PNG
-        is_plain = tf.cond(is_png, lambda: is_plain_png(encoded), lambda: tf.constant(False))
-        image = tf.cond(is_plain, decode_png, lambda: _make_whole_decoder(color, portable)(encoded))
+        is_rare, exif, has_text = tf.cond(is_png, lambda: read_png_chunks(encoded), no_chunks)
+
+        def decode_png():
+            image = tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
+            return turn_upright(image, parse_orientation(encoded, exif))
+
+        kinds = [(~is_rare & ~has_text, decode_png), (is_plain_webp(encoded) & _READS_WEBP, decode_webp)]
+        image = tf.case(kinds, decode_rare)
         y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
         return image[y : y + height, x : x + width]
 
@@ -129,6 +150,14 @@ def _decode_jpeg_window(encoded, choose_window):
     # fast, within 1%.
     image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
     return turn_upright(image, orientation)
+
+
+def _decode_with_pillow(encoded, color):
+    def decode(content):
+        content = content.item() if isinstance(content, np.ndarray) else content  # an array outside of a graph
+        return pillow_decoder.decode(content, color)
+
+    return tf.ensure_shape(tf.numpy_function(decode, [encoded], tf.uint8, stateful=False), [None, None, 3])
 
 
 @functools.cache
@@ -162,8 +191,7 @@ def _decode_whole(encoded, color, portable):
         if portable:
             with tf.control_dependencies([tf.debugging.Assert(False, [_NOT_PORTABLE])]):
                 return tf.zeros([1, 1, 3], tf.uint8), 1
-        decode = functools.partial(pillow_decoder.decode, background=color)
-        return tf.ensure_shape(tf.numpy_function(decode, [encoded], tf.uint8, stateful=False), [None, None, 3]), 1
+        return _decode_with_pillow(encoded, color), 1
 
     def decode_png():
         has_alpha, exif, has_text = read_png_chunks(encoded)

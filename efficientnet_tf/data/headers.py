@@ -179,12 +179,6 @@ def read_png_chunks(encoded: tf.Tensor) -> tuple[Any, Any, Any]:
         return tf.identity(has_transparency), exif, has_text & (exif < 0)
 
 
-def is_plain_png(encoded: tf.Tensor) -> tf.Tensor:
-    """Return whether a PNG is opaque and records no orientation, bool scalar."""
-    has_transparency, exif, has_text = read_png_chunks(encoded)
-    return ~has_transparency & (exif < 0) & ~has_text
-
-
 def read_png_size(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the width and the height of a PNG, int32 scalars."""
     size = tf.io.decode_raw(cut(encoded, 16, 8), tf.int32, little_endian=False)
@@ -279,6 +273,23 @@ def read_bitmap(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     is_gray = tf.reduce_all(levels == tf.range(size // 4)[:, None])
     is_plain = (header[14] >= 40) & tf.reduce_all(header[30:34] == 0) & tf.reduce_any(depth == [8, 24, 32])
     return width, height, is_plain & is_gray
+
+
+def is_plain_webp(encoded: tf.Tensor) -> tf.Tensor:
+    """Return whether a file is a lossy WebP that is opaque, not animated, and records no orientation, bool scalar."""
+    form, flags = cut(encoded, 12, 4), tf.io.decode_raw(cut(encoded, 20, 1) + b"\0", tf.uint8)[0]
+    # Bits of an extended header: transparency, Exif, and animation. It may have a color profile.
+    is_simple = (form == b"VP8 ") | ((form == b"VP8X") & (tf.bitwise.bitwise_and(flags, 0b11010) == 0))
+    return (cut(encoded, 0, 4) == b"RIFF") & (cut(encoded, 8, 4) == b"WEBP") & is_simple
+
+
+def read_plain_webp_size(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the width and the height of a WebP for which `is_plain_webp` holds, int32 scalars."""
+    is_extended = cut(encoded, 12, 4) == b"VP8X"
+    extended = [_read_little(encoded, position, 3) + 1 for position in (24, 27)]
+    simple = [_read_little(encoded, position, 2) % 2**14 for position in (26, 28)]
+    width, height = (tf.where(is_extended, *sizes) for sizes in zip(extended, simple, strict=True))
+    return width, height
 
 
 def read_webp(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:

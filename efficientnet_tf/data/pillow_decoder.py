@@ -20,6 +20,7 @@ from efficientnet_tf.data.image_formats import (
     find_cause,
     find_kind,
     has_pillow,
+    read_size,
 )
 
 _TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
@@ -44,6 +45,11 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
     kind = find_kind(encoded)
     if kind is None or not has_pillow():
         raise UserError(find_cause(encoded))
+    size = read_size(encoded)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise UserError(describe_bomb(kind, *size))
+    if kind == "PNG" and encoded[24] == 16 and encoded[25] in (0, 2) and b"tRNS" in encoded:
+        raise UserError("the PNG image has a transparent color of 16 bits, which Pillow ignores. Convert it to 8 bits")
     import PIL.Image
     import PIL.ImageOps
 

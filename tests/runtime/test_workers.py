@@ -50,7 +50,7 @@ def cluster(jobs, **task):
         (cluster({"worker": ["a:1", "b:-1"]}), "'b:-1' is not an address"),
         (cluster({"worker": ["a:1", "b c:1"]}), "'b c:1' is not an address"),
         (cluster({"worker": ["a:1", "http://b:1"]}), "is not an address"),
-        (cluster({"worker": ["a:1", "b\u001b:1"]}), r"'b\\\\x1b:1' is not an address"),
+        (cluster({"worker": ["a:1", "b\u001b:1"]}), r"'b\\x1b:1' is not an address"),
         (cluster({"worker": ["a:1", "b:\u0661"]}), "is not an address"),
         (cluster({"worker": ["a:1", "b:0"]}), "has the port 0. Ports are from 1 to 65535"),
         (cluster({"worker": ["a:1", "b:70000"]}), "has the port 70000"),

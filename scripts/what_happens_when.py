@@ -1,0 +1,418 @@
+"""Runs odd, broken and hostile inputs and writes what each command says: `python scripts/what_happens_when.py`.
+
+Every row of docs/what_happens_when.md is a command that this script ran. The inputs are made in a temporary folder.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "what_happens_when.md"
+TINY = ROOT / "tests" / "tiny.yaml"
+COLORS = {"cat": (200, 60, 60), "dog": (60, 200, 60), "owl": (60, 60, 200)}
+# One pass over a few images, which is enough to get to the end of a run.
+SHORT = (
+    "--set data.image_size=32 --set train.epochs=1 --set train.batch_size=12 --set eval.batch_size=12 "
+    "--set schedule.warmup_epochs=0"
+)
+TRAIN = f"train --variant=tiny.yaml --recipe=folder {SHORT}"
+PREDICT = "predict --model_dir=run --top=1"
+EXPLANATION = """# What happens when
+
+Someone else's folder, a file from the internet, a full disk: this page lists what the commands do with inputs that are
+odd, broken or hostile. `python scripts/what_happens_when.py` made the inputs, ran every command below and wrote this
+page. A command that refuses something exits with status 1 and leaves nothing behind, or with status 2 if a flag is
+wrong. Status 75 means that a training run was stopped, is saved, and continues with the same command. See
+[SECURITY.md](../SECURITY.md) for what is trusted.
+
+The output is shortened to the lines that matter, and `...` marks what was cut.
+"""
+
+
+@dataclass
+class Case:
+    """An input, and the command that gets it."""
+
+    title: str
+    command: str
+    make: Callable[[], None] = lambda: None
+    kept: str = r"^(error|warning):|^step|^\S+\.(jpg|png|gif|bmp|webp|tif)|Finished|not used|left out|continues"
+    """Pattern of the output lines to show, if there are many."""
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def picture(color, height=80, width=100):
+    """Return an image of noise around a color."""
+    noise = np.random.default_rng(sum(color)).normal(color, 40, (height, width, 3))
+    return Image.fromarray(np.clip(noise, 0, 255).astype("uint8"))
+
+
+def photos(folder, counts):
+    """Write folders of photos: {split or "": photos per class}."""
+    for split, count in counts.items():
+        for label, color in COLORS.items():
+            target = Path(folder, split, label)
+            target.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                picture(color).save(target / f"{i}.jpg")
+
+
+def table(folder, rows, encoding="utf-8"):
+    """Write the two tables of a data set whose images are those of `photos`."""
+    Path(folder).mkdir()
+    os.symlink(os.path.abspath("photos/train"), f"{folder}/train")
+    for split in ("train", "val"):
+        Path(folder, f"{split}.csv").write_bytes(("path,label\n" + "\n".join(rows) + "\n").encode(encoding))
+
+
+def copy_of(source, target, *changes):
+    """Copy a folder and change the copy: {file: new content, or None to delete it}."""
+    subprocess.run(["cp", "-r", source, target], check=True)
+    for name, content in changes:
+        path = Path(target, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink() if content is None else path.write_bytes(content)
+
+
+def edit(path, old, new):
+    """Replace a text in a file. It must be there."""
+    text = Path(path).read_text()
+    if old not in text:
+        raise ValueError(f"{path} has no {old!r}")
+    Path(path).write_text(text.replace(old, new))
+
+
+def external_weights():
+    """Write weights whose first dataset is stored in another file of this machine."""
+    with h5py.File("external.weights.h5", "w") as file:
+        file.create_dataset("stem_conv/kernel", (3, 3, 3, 8), "f4", external=[("/etc/hostname", 0, 864)])
+
+
+def declared_weights():
+    """Write weights that declare more numbers than memory holds. The file has a few kilobytes."""
+    with h5py.File("declared.weights.h5", "w") as file:
+        file.create_dataset("stem_conv/kernel", (2**31,), "f4", chunks=(2**16,), compression="gzip")
+
+
+def zip_bomb():
+    """Write a .keras file of 3 MB that unpacks to 3 GiB."""
+    zeros = bytes(2**24)
+    with (
+        zipfile.ZipFile("bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("model.weights.h5", "w", force_zip64=True) as member,
+    ):
+        for _ in range(192):
+            member.write(zeros)
+
+
+def pixel_bomb():
+    """Write a PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    Path("bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def transparent():
+    """Write a picture whose invisible pixels have random colors, and the same picture on white."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 4), dtype="uint8")
+    pixels[..., 3] = 0
+    pixels[26:38, 26:38] = (200, 60, 60, 255)
+    image = Image.fromarray(pixels)
+    image.save("rgba.png")
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image.getchannel(3))
+    flat.save("flat.png")
+
+
+def turned():
+    """Write a PNG that Exif says is turned, and the upright picture."""
+    from PIL import ImageOps
+
+    y, x = np.mgrid[:48, :64]
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.stack([x * 4, y * 5, x + y], -1).astype("uint8")).save("turned.png", exif=exif)
+    ImageOps.exif_transpose(Image.open("turned.png")).save("upright.png")
+
+
+def many_tiffs():
+    """Add TIFF, .jfif and HEIC files and loose pictures to a folder of photos."""
+    copy_of("photos", "endings")
+    for i in range(5):
+        picture(COLORS["cat"]).save(f"endings/train/cat/t{i}.tif")
+        picture(COLORS["cat"]).save(f"endings/train/loose{i}.jpg")
+    for ending in ("jfif", "heic"):
+        subprocess.run(["cp", "photos/train/cat/0.jpg", f"endings/train/cat/x.{ending}"], check=True)
+
+
+def rows(*more):
+    """Return rows of a good table, and more rows."""
+    return [f"train/{label}/{i}.jpg,{label}" for label in COLORS for i in range(4)] + list(more)
+
+
+# ------------------------------------------------------------------------------------------------------------- cases
+
+SECTIONS: dict[str, list[Case]] = {
+    "Folders of photos": [
+        Case(
+            "`train` and `test` folders, no `val`",
+            f"{TRAIN} --data_dir=kaggle --model_dir=new",
+            lambda: photos("kaggle", {"train": 4, "test": 2}),
+        ),
+        Case(
+            "the same, with `data.val_fraction`",
+            f"{TRAIN} --data_dir=kaggle --set data.val_fraction=0.2 --model_dir=new",
+        ),
+        Case(
+            "the evaluation folder is called `validation`",
+            f"{TRAIN} --data_dir=validation --model_dir=run_validation",
+            lambda: photos("validation", {"train": 4, "validation": 2}),
+        ),
+        Case(
+            "TIFF, .jfif and HEIC files, and pictures beside the class folders",
+            f"{TRAIN} --data_dir=endings --model_dir=run_endings",
+            many_tiffs,
+        ),
+        Case(
+            "a folder that contains a link to itself",
+            f"{TRAIN} --data_dir=loop --model_dir=run_loop",
+            lambda: (copy_of("photos", "loop"), os.symlink("..", "loop/train/cat/again")),
+        ),
+        Case(
+            "an empty file among the evaluation images",
+            f"{TRAIN} --data_dir=bad_val --model_dir=run_bad_val",
+            lambda: copy_of("photos", "bad_val", ("val/owl/e.jpg", b"")),
+        ),
+        Case(
+            "the same, allowed",
+            f"{TRAIN} --data_dir=bad_val --set data.max_bad_fraction=0.5 --model_dir=run_bad_val_allowed",
+        ),
+        Case(
+            "a class name with a line separator",
+            f"{TRAIN} --data_dir=separator --model_dir=new",
+            lambda: (copy_of("photos", "separator"), os.rename("separator/train/owl", "separator/train/o\u2028wl")),
+        ),
+    ],
+    "Tables": [
+        Case(
+            "two labels in one cell",
+            f"{TRAIN} --set data.source=table --data_dir=multi --model_dir=new",
+            lambda: table("multi", rows("train/owl/0.jpg,cat;dog")),
+        ),
+        Case(
+            "a number for each image",
+            f"{TRAIN} --set data.source=table --data_dir=numbers --model_dir=new",
+            lambda: table("numbers", [f"{row.split(',')[0]},{1.5 + i / 7:.2f}" for i, row in enumerate(rows())]),
+        ),
+        Case(
+            "a file that does not exist",
+            f"{TRAIN} --set data.source=table --data_dir=missing --model_dir=new",
+            lambda: table("missing", rows("train/cat/nope.jpg,cat")),
+        ),
+        Case(
+            "one image with two different labels",
+            f"{TRAIN} --set data.source=table --data_dir=conflict --model_dir=new",
+            lambda: table("conflict", rows("train/cat/0.jpg,dog")),
+        ),
+        Case(
+            "a table in Latin-1",
+            f"{TRAIN} --set data.source=table --data_dir=latin --model_dir=new",
+            lambda: table("latin", rows("train/cat/0.jpg,K\u00e4tzchen"), "latin-1"),
+        ),
+    ],
+    "Pictures": [
+        Case(
+            "random colors under transparency, and the same picture on white",
+            f"{PREDICT} rgba.png flat.png",
+            transparent,
+        ),
+        Case("a PNG that Exif turns, and the upright picture", f"{PREDICT} turned.png upright.png", turned),
+        Case(
+            "a web page called .jpg, an empty file, and no file",
+            f"{PREDICT} page.jpg empty.jpg nothing.jpg",
+            lambda: (Path("page.jpg").write_text("<!DOCTYPE html><html>"), Path("empty.jpg").touch()),
+            ".",
+        ),
+        Case("a FIFO", f"{PREDICT} fifo.jpg", lambda: os.mkfifo("fifo.jpg"), "."),
+        Case("a PNG of a few bytes that declares 60,000 x 60,000 pixels", f"{PREDICT} bomb.png", pixel_bomb, "."),
+        Case(
+            "a file name with control characters",
+            f"{PREDICT} {shlex.quote('photo' + chr(27) + '[2J.jpg')}",
+            lambda: picture(COLORS["cat"]).save("photo\x1b[2J.jpg"),
+            ".",
+        ),
+    ],
+    "Model directories": [
+        Case(
+            "another configuration",
+            f"{TRAIN} --data_dir=photos --model_dir=run --set train.epochs=2",
+        ),
+        Case(
+            "the same, allowed",
+            f"{TRAIN} --data_dir=photos --model_dir=run_copy --set train.epochs=2 --allow_change=train.epochs",
+            lambda: copy_of("run", "run_copy"),
+        ),
+        Case(
+            "another configuration, and `config.yaml` is gone",
+            f"{TRAIN} --data_dir=photos --model_dir=run_no_config --set train.label_smoothing=0.2",
+            lambda: copy_of("run", "run_no_config", ("config.yaml", None)),
+        ),
+        Case(
+            "a mean of 923 in `config.yaml`",
+            "evaluate --model_dir=run_mean",
+            lambda: (copy_of("run", "run_mean"), edit("run_mean/config.yaml", "123.675", "923.0")),
+        ),
+        Case(
+            "two class names swapped",
+            "evaluate --model_dir=run_swapped",
+            lambda: copy_of("run", "run_swapped", ("classes.txt", b"dog\ncat\nowl\n")),
+        ),
+        Case(
+            "a byte that is not UTF-8 in `metrics.jsonl`",
+            f"{TRAIN} --data_dir=photos --model_dir=run_metrics",
+            lambda: copy_of("run", "run_metrics", ("metrics.jsonl", b'{"step": 1\xff\n')),
+        ),
+        Case("a folder that is none", "evaluate --model_dir=photos"),
+        Case("no path", "evaluate --model_dir="),
+        Case("a path on S3", "evaluate --model_dir=s3://bucket/run"),
+    ],
+    "Weights": [
+        Case(
+            "HDF5 that reads another file of this machine",
+            "weights --variant=tiny.yaml --input=external.weights.h5 --output=w1",
+            external_weights,
+        ),
+        Case(
+            "HDF5 that declares 8 GiB",
+            "weights --variant=tiny.yaml --input=declared.weights.h5 --output=w2",
+            declared_weights,
+        ),
+        Case("a zip bomb", "weights --variant=tiny.yaml --input=bomb.keras --output=w3", zip_bomb),
+        Case(
+            "a damaged zip",
+            "weights --variant=tiny.yaml --input=damaged.keras --output=w4",
+            lambda: Path("damaged.keras").write_bytes(b"PK\x03\x04" + bytes(100)),
+        ),
+        Case("a FIFO", "weights --variant=tiny.yaml --input=fifo.jpg --output=w5"),
+        Case(
+            "a safetensors header of 2^60 bytes",
+            "weights --variant=tiny.yaml --input=header.safetensors --output=w6",
+            lambda: Path("header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}"),
+        ),
+    ],
+    "Configurations and numbers": [
+        Case(
+            "a YAML file whose aliases multiply",
+            "summary --variant=laughs.yaml",
+            lambda: Path("laughs.yaml").write_text(
+                "a: &a [x, x, x, x, x, x, x, x, x]\n"
+                + "".join(
+                    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+                )
+            ),
+        ),
+        Case(
+            "a number of 10,000 digits",
+            "summary --variant=digits.yaml",
+            lambda: Path("digits.yaml").write_text(f"baseline: b0\nwidth: {'9' * 10000}\n"),
+        ),
+        Case(
+            "a width of 1e300",
+            "summary --variant=wide.yaml",
+            lambda: Path("wide.yaml").write_text("baseline: b0\nwidth: 1.0e300\n"),
+        ),
+        Case("10^20 classes", f"summary --classes={10**20}"),
+        Case("a misspelled key", f"{TRAIN} --data_dir=photos --model_dir=new --set train.epoch=3"),
+        Case("a misspelled flag", "evaluate --model_dri=run"),
+        Case("a misspelled command", "evalute --model_dir=run"),
+        Case("three replicas and the default batch", "evaluate --model_dir=run --replicas=3 --set eval.batch_size=256"),
+    ],
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+
+
+def run(command: str) -> subprocess.CompletedProcess:
+    """Run a command as a user would, without colors."""
+    words = [sys.executable, "-m", "efficientnet_tf", *shlex.split(command)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment, stdin=subprocess.DEVNULL)
+
+
+def shorten(done: subprocess.CompletedProcess, kept: str) -> str:
+    """Return the lines of the output that matter, with long ones cut."""
+    lines = [
+        line for line in (done.stdout + done.stderr).splitlines() if line.strip() and not line.startswith("usage:")
+    ]
+    if any(re.search("Traceback", line) for line in lines):
+        raise SystemExit(f"A traceback:\n{done.stderr}")
+    matching = [line for line in lines if re.search(kept, line)] or lines[-2:]
+    return "\n".join(line if len(line) <= 400 else line[:400] + " ..." for line in matching)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[None]:
+    """Work in a temporary folder that has a data set and a trained run."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            Path("tiny.yaml").write_text(TINY.read_text())
+            photos("photos", {"train": 12, "val": 4})
+            done = run(f"{TRAIN} --data_dir=photos --model_dir=run")
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            yield
+        finally:
+            os.chdir(before)
+
+
+def main() -> None:
+    """Run all cases and write the page."""
+    text = [EXPLANATION]
+    with scratch_folder():
+        cases = [case for section in SECTIONS.values() for case in section]
+        for case in cases:
+            case.make()
+        with ThreadPoolExecutor(2) as pool:
+            outputs = dict(zip(map(id, cases), pool.map(lambda case: run(case.command), cases), strict=True))
+        for title, section in SECTIONS.items():
+            text.append(f"## {title}\n")
+            for case in section:
+                done = outputs[id(case)]
+                command = case.command.replace(SHORT, "...").replace("\x1b", "\\x1b")
+                shown = shorten(done, case.kept)
+                heading = case.title[0].upper() + case.title[1:]
+                text.append(
+                    f"**{heading}.** Status {done.returncode}.\n\n```\n$ efficientnet-tf {command}\n{shown}\n```\n"
+                )
+                print(f"{done.returncode}  {case.title}", flush=True)
+    PAGE.write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
