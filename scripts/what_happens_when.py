@@ -50,7 +50,7 @@ class Case:
     title: str
     command: str
     make: Callable[[], None] = lambda: None
-    kept: str = r"^(error|warning):|^step|^\S+\.(jpg|png|gif|bmp|webp|tif)|Finished|not used|left out|continues"
+    kept: str = r"^(error|warning):|^step|^\S+\.(jpg|png|gif|bmp|webp|tif)|Finished|not used|left out|continues|^  \S"
     """Pattern of the output lines to show, if there are many."""
 
 
@@ -251,11 +251,12 @@ SECTIONS: dict[str, list[Case]] = {
         ),
         Case("a PNG that Exif turns, and the upright picture", f"{PREDICT} turned.png upright.png", turned),
         Case(
-            "a web page called .jpg, an empty file, and no file",
-            f"{PREDICT} page.jpg empty.jpg nothing.jpg",
+            "a web page called .jpg, an empty file, and a picture",
+            f"{PREDICT} page.jpg empty.jpg flat.png",
             lambda: (Path("page.jpg").write_text("<!DOCTYPE html><html>"), Path("empty.jpg").touch()),
             ".",
         ),
+        Case("no file", f"{PREDICT} nothing.jpg"),
         Case("a FIFO", f"{PREDICT} fifo.jpg", lambda: os.mkfifo("fifo.jpg"), "."),
         Case("a PNG of a few bytes that declares 60,000 x 60,000 pixels", f"{PREDICT} bomb.png", pixel_bomb, "."),
         Case(
