@@ -140,7 +140,7 @@ def forget_the_end(model_dir: Path) -> None:
     steps = sorted({int(path.name.split(".")[0][5:]) for path in (model_dir / "checkpoints").glob("step-*")})
     for path in (model_dir / "checkpoints").glob("step-*"):
         if int(path.name.split(".")[0][5:]) != steps[0]:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def strike(process: BaseProcess, folder: Path, rng: random.Random) -> str | None:

@@ -65,7 +65,7 @@ Positive = Annotated[float, Field(gt=0, le=1e30), AfterValidator(_check_smallest
 NonNegative = Annotated[float, Field(ge=0, le=1e30), AfterValidator(_check_smallest)]
 Epochs = Annotated[float, Field(gt=0, le=1e7), AfterValidator(_check_smallest)]
 Scale = Annotated[float, Field(gt=0, le=1000), AfterValidator(_check_smallest)]
-Count = Annotated[int, Field(ge=1, le=10**7)]
+Count = Annotated[int, Field(ge=1, le=10**8)]
 Channels = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=8, le=MOST_PIXELS)]
 Path = Annotated[str, AfterValidator(_check_path)]

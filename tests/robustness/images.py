@@ -6,6 +6,7 @@ The reference is Pillow: `convert("RGB")` of the upright first frame, composited
 import io
 import json
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -50,9 +51,11 @@ def pattern(mode="RGB", seed=0, size=SIZE):
 
 def reference(data):
     """Return the pixels, uint8 [32, 32, 3], that an encoded image stands for."""
-    image = PIL.Image.open(io.BytesIO(data))
-    image.seek(0)
-    image = PIL.ImageOps.exif_transpose(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow tells of damaged Exif data, and goes on without.
+        image = PIL.Image.open(io.BytesIO(data))
+        image.seek(0)
+        image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits per value
         image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.has_transparency_data:
