@@ -197,7 +197,8 @@ def test_search_of_two_processes_survives_being_killed(tmp_path):
     with open(tmp_path / "search.csv") as file:
         assert sorted(row["run"] for row in csv.DictReader(file)) == sorted(names)
     for name in names:
-        steps = [json.loads(line)["step"] for line in open(tmp_path / "runs" / name / "metrics.jsonl")]
+        lines = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        steps = [(line["kind"], line["step"]) for line in lines]
         assert steps and len(steps) == len(set(steps)), f"{name} logged a step twice"
     logs = read_logs(tmp_path)
     again = start(tmp_path)

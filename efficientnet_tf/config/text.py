@@ -1,5 +1,6 @@
 """Text that comes from outside: files in any encoding, and names with any character."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -64,6 +65,13 @@ def shorten(text: str, most: int = 120) -> str:
 def find_invisible(text: str) -> str | None:
     """Return the first character that `escape` would replace, or None."""
     return next((c for c in text if not _is_visible(c)), None)
+
+
+def find_reason(error: BaseException) -> str:
+    """Return the reason that an error of a library gives, in one line without TensorFlow's names of operations."""
+    message = str(getattr(error, "message", None) or error)
+    lines = message.partition("\n\t [[")[0].strip().splitlines() or [type(error).__name__]
+    return shorten(re.sub(r"\{\{.*?\}\} ?| \[Op:\w+\]", "", lines[0]), 300)
 
 
 def normalize_name(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.config.text import escape, find_reason
 from efficientnet_tf.data.listing import check_split
 from efficientnet_tf.data.record_files import count_records, find_record_files, read_record_classes
 from efficientnet_tf.data.source import Order, Source
@@ -165,9 +164,8 @@ def _check_first_records(path, features, classes):
             f"{escape(path)}: one of the first {_CHECKED_RECORDS} records is no tf.train.Example."
         ) from None
     except tf.errors.OpError as error:
-        reason = re.sub(r"\{\{.*?\}\} | \[Op:\w+\]", "", error.message.partition("\n")[0])
         raise UserError(
-            f"{escape(path)} must have records with image/encoded and image/class/label: {escape(shorten(reason, 300))}"
+            f"{escape(path)} must have records with image/encoded and image/class/label: {escape(find_reason(error))}"
         ) from None
 
 

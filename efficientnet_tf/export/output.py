@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.text import escape
+from efficientnet_tf.config.text import escape, find_reason
 from efficientnet_tf.export.check import FILE_ENDINGS
 from efficientnet_tf.export.metadata import list_files
 from efficientnet_tf.runtime import files
@@ -76,9 +75,7 @@ def unfinished_output(output: str) -> Iterator[str]:
         except Exception as error:
             if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow."):
                 raise
-            # TensorFlow puts the operation before and behind its reason.
-            message = re.sub(r"\{\{.*?\}\} ?| \[Op:\w+\]", "", str(error))[:300]
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else message
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else find_reason(error)
             raise UserError(f"output={escape(output)} cannot be written: {escape(reason)}.") from None
         finally:
             for target in targets:

@@ -25,7 +25,7 @@ import yaml
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import describe_environment, dump_config
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.config.text import normalize_name
+from efficientnet_tf.config.text import find_reason, normalize_name
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.run_directory import (
     CLASSES_ENTRY,
@@ -291,4 +291,4 @@ def write_model_dir(model_dir: str, model: keras.Model, config: Config, class_na
             save_keras_model(unfinished)
             tf.io.gfile.rename(unfinished, model_dir)
         except (tf.errors.OpError, OSError) as error:
-            raise UserError(f"model_dir={model_dir} cannot be written: {str(error)[:300]}") from None
+            raise UserError(f"model_dir={model_dir} cannot be written: {find_reason(error)}") from None

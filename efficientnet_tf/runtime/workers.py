@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.runtime.cluster import read_cluster
 from efficientnet_tf.runtime.tpu import CONNECT_SECONDS
 
@@ -52,7 +53,7 @@ def join_workers(
     except UserError:
         raise
     except (tf.errors.OpError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {str(error)[:300]}") from None
+        raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {find_reason(error)}") from None
 
 
 def _await_workers(addresses, timeout_seconds):

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.models.model_dir import (
     build_from_config,
     list_checkpoints,
@@ -198,7 +199,7 @@ class Checkpointer:
                 _remove(folder, lambda name: ".tmp" in name)
             self._check()  # This is the reason if it fails.
             raise UserError(
-                f"The checkpoint of step {step} cannot be written to {self.model_dir} ({str(error)[:300]}). Earlier "
+                f"The checkpoint of step {step} cannot be written to {self.model_dir} ({find_reason(error)}). Earlier "
                 "checkpoints are intact. Fix the cause and start the same command again."
             ) from None
         try:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.evaluation.metrics import format_evaluation
 from efficientnet_tf.runtime.files import exists, is_remote, read_bytes, sync, write_text
 from efficientnet_tf.runtime.terminal import ProgressBar
@@ -130,7 +131,7 @@ class RunLog:
             yield
         except (tf.errors.OpError, OSError) as error:
             self._check()  # This is the reason if it fails.
-            raise UserError(f"{self._path} or a file next to it cannot be written: {str(error)[:300]}") from None
+            raise UserError(f"{self._path} or a file next to it cannot be written: {find_reason(error)}") from None
 
     def _watch_progress(self):
         idle_seconds = 0.0

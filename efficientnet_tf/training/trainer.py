@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
 from efficientnet_tf.models.model_dir import list_checkpoints, save_keras_model
@@ -248,7 +249,7 @@ class Trainer:
                 loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
         except tf.errors.OpError as error:
             self._failures.check(self.config.data.max_bad_fraction)
-            raise UserError(f"Training failed after step {self.step}: {error.message}") from error
+            raise UserError(f"Training failed after step {self.step}: {find_reason(error)}") from error
         self._last_loop = loop
         seconds = time.perf_counter() - started
         self._failures.check(self.config.data.max_bad_fraction)
@@ -281,7 +282,7 @@ class Trainer:
         except (UserError, tf.errors.OpError) as error:
             self._save()
             message = f"The evaluation failed after step {self.step}, which is saved. The same command continues there"
-            raise UserError(f"{message}. {getattr(error, 'message', error)}") from error
+            raise UserError(f"{message}. {error if isinstance(error, UserError) else find_reason(error)}") from error
 
     # ---------------------------------------------------------------------------------------- saving and after training
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.text import decode_text, escape, find_invisible, normalize_name
+from efficientnet_tf.config.text import decode_text, escape, find_invisible, find_reason, normalize_name
 
 
 def test_decoding_drops_the_mark_and_unifies_line_endings():
@@ -46,3 +46,10 @@ def test_what_is_shown_is_always_one_visible_line(text):
 
 def test_names_that_look_the_same_are_the_same():
     assert normalize_name(" cafe\u0301\u00a0") == normalize_name("caf\u00e9")
+
+
+def test_a_reason_has_no_names_of_operations():
+    message = "{{function_node __wrapped__SaveV2}} out/step-3; File too large [Op:SaveV2]\n\t [[node]]"
+    assert find_reason(ValueError(message)) == "out/step-3; File too large"
+    assert find_reason(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert find_reason(MemoryError()) == "MemoryError"

@@ -221,13 +221,13 @@ def test_training_ends_when_another_process_takes_over_its_run(tmp_path):
 @pytest.mark.slow
 def test_processes_share_the_runs_and_one_is_killed(tmp_path):
     runs = make_runs(3)
-    workers = [start(tmp_path, 3, 2.5) for _ in range(3)]
+    workers = [start(tmp_path, 3, 6) for _ in range(3)]
     wait_for(lambda: read_started(tmp_path))
     (name, (pid,)), *_ = read_started(tmp_path).items()
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     killed = next(worker for worker in workers if worker.pid == parent)
     killed.kill()
-    wait_for(lambda: not is_alive(pid), 1.5)  # training ends with the process that started it
+    wait_for(lambda: not is_alive(pid), 4.5)  # training ends with the process that started it
     for worker in workers:
         output = worker.communicate(timeout=60)
         assert worker is killed or worker.returncode == 0, output
