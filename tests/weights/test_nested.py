@@ -247,7 +247,7 @@ def test_real_keras_files_through_the_method_give_equal_outputs(ending, tmp_path
         with pytest.raises(UserError, match="changes the pixels before the network"):
             load_weights(model, save(keras.Sequential([layers.Conv2D(3, 1), reference]), tmp_path, "keras"))
     for copy in (keras.models.clone_model(model), keras.Sequential([keras.Input((64, 64, 3)), model])):
-        with pytest.raises(ValueError):
+        with pytest.raises((ValueError, UserWarning)):  # Keras warns if it finds nothing for a layer of the model.
             copy.load_weights(path)
 
 
