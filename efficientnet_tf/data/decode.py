@@ -154,8 +154,12 @@ def _decode_jpeg_window(encoded, choose_window):
 
 def _decode_with_pillow(encoded, color):
     def decode(content):
-        content = content.item() if isinstance(content, np.ndarray) else content  # an array outside of a graph
-        return pillow_decoder.decode(content, color)
+        if not isinstance(content, np.ndarray):
+            return pillow_decoder.decode(content, color)
+        try:  # Outside of a graph it is an array, and errors are not converted.
+            return pillow_decoder.decode(content.item(), color)
+        except Exception as error:
+            raise tf.errors.InvalidArgumentError(None, None, str(error)) from error
 
     return tf.ensure_shape(tf.numpy_function(decode, [encoded], tf.uint8, stateful=False), [None, None, 3])
 

@@ -322,10 +322,8 @@ class Trainer:
             self._checkpointer.wait()
         failed = self._failures.names()
         if failed:
-            self._log.print(
-                f"{len(failed)} of {self._train_source.size} training images could not be read and were left out: "
-                f"{self._failures.describe()}"
-            )
+            counts, causes = f"{len(failed)} of {self._train_source.size}", self._failures.describe()
+            self._log.print(f"{counts} training images could not be read and were left out: {causes}")
 
     def _leave(self) -> dict[str, Any]:
         """Save a run that was asked to stop."""
