@@ -269,7 +269,7 @@ def zip_with_names(path, names):
 
 
 def overlapping_zip(path):
-    """Write an archive whose second entry lies in the first one."""
+    """Write an archive whose second entry is inside the first one."""
     write_keras(path)
     with open(path, "rb") as file:
         data = bytearray(file.read())

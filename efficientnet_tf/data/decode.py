@@ -168,7 +168,7 @@ def _decode_with_pillow(encoded, color):
 def _make_whole_decoder(color, portable):
     """Return a function that decodes an image that is not a JPEG: uint8 [H, W, 3], upright and without transparency.
 
-    It is traced once in a process, and not inlined, for its many operations would slow down the graphs of JPEGs.
+    It is traced once per process and not inlined, because its many operations would slow down the graphs of JPEGs.
     """
 
     @tf.function(

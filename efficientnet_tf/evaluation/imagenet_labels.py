@@ -32,7 +32,7 @@ _NO_LABEL, _OTHER_CLASS = -1, -2  # neither is equal to a prediction
 def _columns_by_name(names: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
     """Return the model's column for each name: its class name, or its number if only `names` are numbers.
 
-    Names that look the same are the same, for a model may be older than this rule for its data.
+    Names that look the same are treated as the same, because a model may be older than this rule.
     """
     are_numbers = all(n.isdecimal() for n in names) and not any(n.isdecimal() for n in class_names)
     known = [str(i) for i in range(len(class_names))] if are_numbers else class_names

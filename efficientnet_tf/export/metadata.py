@@ -60,7 +60,7 @@ def read_metadata(path: str) -> Metadata:
         path: Path of a local file that ends in .tflite, .onnx or .xml.
 
     Raises:
-        UserError: If the file is damaged, was not written by this package, or asks for what no export needs.
+        UserError: If the file is damaged, was not written by this package, or needs something that no export uses.
     """
     for part in list_files(path):
         check_file(part)

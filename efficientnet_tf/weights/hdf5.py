@@ -174,7 +174,7 @@ def _read_text(item, name):
 
 
 def _describe(dataset, name):
-    """Return an array as far as its metadata tells, without reading it."""
+    """Return what the metadata says about an array, without reading the array."""
     import h5py
 
     properties = dataset.id.get_create_plist()

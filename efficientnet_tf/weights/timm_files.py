@@ -1,4 +1,4 @@
-"""Reads weights of timm: safetensors and .pth files, with a config.json beside them that tells how to use them."""
+"""Reads weights of timm: safetensors and .pth files, and the config.json next to them that says how to use them."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def _read_config(path) -> dict[str, Any]:
 
 
 def _find_padding(path, architecture):
-    """Return how a timm model pads. Only its name tells."""
+    """Return how a timm model pads, which only its name says."""
     family = re.search(r"(tf_)?efficientnet_(b\d|l2)", architecture)
     if not family:
         raise UserError(

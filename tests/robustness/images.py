@@ -52,7 +52,7 @@ def pattern(mode="RGB", seed=0, size=SIZE):
 def reference(data):
     """Return the pixels, uint8 [32, 32, 3], that an encoded image stands for."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow tells of damaged Exif data, and goes on without.
+        warnings.simplefilter("ignore")  # Pillow warns about damaged Exif data and continues without it.
         image = PIL.Image.open(io.BytesIO(data))
         image.seek(0)
         image = PIL.ImageOps.exif_transpose(image)

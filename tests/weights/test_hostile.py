@@ -330,7 +330,7 @@ def test_paths_that_are_no_files(tmp_path):
         read("s3://bucket/x.h5")
 
 
-# ------------------------------------------------------------------------------------------- config.json beside timm
+# ------------------------------------------------------------------------------------------- config.json next to timm
 
 TIMM_CONFIG = {"architecture": "tf_efficientnet_b0"}
 
