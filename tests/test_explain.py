@@ -65,7 +65,7 @@ def find_cell(canvas, column, cell):
 
 def test_row_per_photo_and_column_per_model(runs, photos, tmp_path, capsys):
     output, layer = tmp_path / "explain.png", "block2b_add"
-    flags = [f"--output={output}", "--method=grad_cam", f"--layer={layer}", "--class=tower"]
+    flags = [f"--output={output}", "--method=grad_cam", f"--layer={layer}", "--class=temple"]
     assert run(*(f"--model_dir={path}" for path in runs.values()), *flags, photos) == 1
     printed = capsys.readouterr()
     assert f"{photos / 'text.jpg'}: cannot be read: this is a text file, not an image" in printed.err
@@ -75,7 +75,7 @@ def test_row_per_photo_and_column_per_model(runs, photos, tmp_path, capsys):
     for column, path in enumerate(runs.values(), 1):
         model, config, _ = restore_model(path)
         crops = np.stack([eval_image((photos / n).read_bytes(), config) for n in ("flower.png", "temple.jpg")])
-        maps = grad_cam(model, crops, layer, NAMES.index("tower"))
+        maps = grad_cam(model, crops, layer, NAMES.index("temple"))
         assert crops.shape[1] == config.image_size
         first, second = (find_cell(canvas, column, draw_heat_map(*both)) for both in zip(crops, maps, strict=True))
         assert first + SIDE < second

@@ -108,13 +108,20 @@ class Run:
 
 
 def randomize(model, seed=0):
-    """Give every variable a value that no initializer does, including biases and batch norm statistics."""
+    """Give every variable a value that no initializer does, including biases and batch norm statistics.
+
+    The same seed gives the same values in every process.
+    """
     rng = np.random.default_rng(seed)
     for variable in model.variables:
-        if variable.path.split("/")[-1] in ("beta", "bias", "moving_mean"):
+        if "predictions" in variable.path:
+            variable.assign(rng.normal(0, 1, variable.shape))
+        elif variable.path.endswith("kernel"):
+            # A depthwise kernel, [h, w, channels, 1], sums over its pixels only.
+            inputs = variable.shape[:-1] if variable.shape[-1] > 1 else variable.shape[:2]
+            variable.assign(rng.normal(0, np.sqrt(2 / np.prod(inputs)), variable.shape))
+        elif variable.path.split("/")[-1] in ("beta", "bias", "moving_mean"):
             variable.assign(rng.normal(0, 0.3, variable.shape))
         elif variable.path.endswith("moving_variance"):
             variable.assign(rng.uniform(0.5, 2, variable.shape))
-        elif "predictions" in variable.path:
-            variable.assign(rng.normal(0, 1, variable.shape))
     return model
