@@ -14,6 +14,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import hypothesis
 import pytest
 
+# Keep compiled modules. Otherwise each worker and each subprocess compiles the package and the tests again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # With loadfile each worker takes whole files. A long file that starts last would run alone at the end.

@@ -55,6 +55,7 @@ def folder(request, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, folder):
     value = getattr(efficientnet_tf, name)

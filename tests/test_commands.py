@@ -78,6 +78,7 @@ def test_unknown_flag_names_the_nearest_one():
     assert done.returncode == 2 and "Did you mean '--variant'?" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [["-m", "efficientnet_tf.summary"], ["-m", "efficientnet_tf", "summary"]])
 def test_names_outside_of_ascii_work_in_a_locale_without_utf8(tmp_path, start):
     (tmp_path / "gr\u00f6\u00dfe.yaml").write_text("baseline: b0\nwidth: 1.5\n", encoding="utf-8")

@@ -61,6 +61,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_wheel_contains_the_package_data_and_finds_it(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
@@ -107,6 +108,7 @@ def test_every_import_is_declared(wheel):
     assert imported - sys.stdlib_module_names - declared <= UNDECLARED
 
 
+@pytest.mark.slow
 def test_wheel_installs_the_console_script(wheel, tmp_path):
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path, wheel]
     subprocess.run(command, check=True, capture_output=True)

@@ -110,6 +110,7 @@ def test_preempted_tpu_is_created_again(tmp_path, statuses, status):
     assert r"efficientnet_tf.train --tpu=local --variant=b4 --set a=b\ c --zone=z" in log
 
 
+@pytest.mark.slow
 def test_the_page_of_speed_is_written_from_its_files(tmp_path):
     folder = tmp_path / "speed"
     folder.mkdir()

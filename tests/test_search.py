@@ -108,6 +108,7 @@ def test_results_do_not_overwrite_the_baseline(tmp_path):
 GRID = [f"--baseline={TINY}", "--recipe=smoke", "--alpha=1.0,1.05,2.0", "--beta=1.0,1.4", "--gamma=1.0,1.4"]
 
 
+@pytest.mark.slow
 def test_search_from_the_grid_to_the_family(tmp_path, capsys):
     # The fake training favors narrow networks. The points of alpha 1.05 and 1.06 give the same ones.
     flags = [*GRID, f"--output_dir={tmp_path}", "--seeds=2", "--set=train.epochs=0.1", "--alpha=1.06,1.05"]
@@ -144,6 +145,7 @@ def test_failed_runs_are_reported_and_change_the_exit_status(tmp_path, capsys):
     assert "top-1" in capsys.readouterr().out and (tmp_path / "most" / "search.csv").exists()
 
 
+@pytest.mark.slow
 def test_flags_reach_the_training(tmp_path):
     printing = (sys.executable, "-c", "import sys; print(*sys.argv[1:], sep='\\n'); sys.exit(1)")
     flags = [*GRID, f"--output_dir={tmp_path}/runs", "--alpha=1,2", "--gamma=1", "--tolerance=0.01", "--phi=2"]

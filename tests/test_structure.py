@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import efficientnet_tf
 from efficientnet_tf.config import schema
 
@@ -56,6 +58,7 @@ def test_light_modules_import_neither_tensorflow_nor_keras():
 # ----------------------------------------------------------------------------------------------------- length
 
 
+@pytest.mark.slow
 def test_no_module_or_function_is_too_long():
     done = subprocess.run([sys.executable, LONGEST], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

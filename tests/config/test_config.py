@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnet_tf.config import errors
@@ -415,6 +415,7 @@ def get(loaded, key):
     return getattr(getattr(loaded, section), name)
 
 
+@settings(max_examples=30)
 @given(some_overrides)
 def test_every_valid_config_survives_a_round_trip(values):
     base = load(recipe="imagenet")

@@ -77,13 +77,16 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("many") else name for name in HOSTILE]
+)
 def test_hostile_yaml_is_refused_with_a_short_sentence(name):
     text, part = HOSTILE[name]
     message = error_of(parse_yaml, text, "mine.yaml")
     assert message.startswith("mine.yaml: ") and part in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in HOSTILE if not name.startswith("many")])
 def test_hostile_yaml_is_refused_in_every_place(name, tmp_path):
     text, part = HOSTILE[name]

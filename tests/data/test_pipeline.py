@@ -396,7 +396,9 @@ def test_resumed_batches_are_the_same_bit_for_bit(trained, first_step):
     assert_same(resumed, (images[first_step:9], labels[first_step:9]))
 
 
-@pytest.mark.parametrize(("hosts", "replicas"), [(1, 2), (2, 4), (4, 4)])
+@pytest.mark.parametrize(
+    ("hosts", "replicas"), [(2, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2), (4, 4)))]
+)
 def test_hosts_and_replicas_share_the_same_batches(trained, hosts, replicas):
     run, source, whole = trained
     local = replicas // hosts
@@ -599,10 +601,11 @@ def digits():
 @pytest.mark.parametrize(
     ("batch", "hosts", "replicas"),
     [
-        *((batch, 1, 1) for batch in (1, 7, 64, 360, 500)),
-        *((batch, 1, replicas) for batch, replicas in ((64, 2), (63, 3))),
-        *((batch, hosts, hosts) for batch, hosts in ((500, 2), (9, 3))),
-        (360, 2, 4),
+        *((7, 1, 1), (360, 1, 1), (63, 1, 3), (9, 3, 3), (360, 2, 4)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((1, 1, 1), (64, 1, 1), (500, 1, 1), (64, 1, 2), (500, 2, 2))
+        ),
     ],
 )
 def test_evaluation_counts_every_image_once(digits, digit_labels, batch, hosts, replicas):

@@ -59,7 +59,11 @@ def score(labels, logits):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "batch"), [(1, 7), (1, 120), (1, 361), (2, 14), (2, 360), (2, 700), (4, 28), (4, 400)]
+    ("replicas", "batch"),
+    [
+        *((1, 7), (2, 360), (4, 28)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 120), (1, 361), (2, 14), (2, 700), (4, 400))),
+    ],
 )
 def test_every_image_counts_once(test_digits, replicas, batch):
     source, images, labels = test_digits

@@ -165,6 +165,7 @@ def test_cache_follows_changes_and_is_bounded(run, tmp_path):
     assert load_cached(folders[0]) is not second
 
 
+@pytest.mark.slow
 def test_loaded_model_is_evaluated_like_its_path(run):
     model = load_model(run)
     assert evaluate_model(model) == pytest.approx(evaluate_model(run), rel=1e-5)

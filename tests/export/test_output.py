@@ -78,7 +78,7 @@ def test_full_disk(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [FILES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FILES[1:])])
 def test_two_exports_to_one_output(tmp_path, name):
     output = str(tmp_path / name)
     with unfinished_output(output) as unfinished:
@@ -96,6 +96,7 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("net.onnx", "precious")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_kills_leave_no_part_with_the_final_name(tmp_path, name):
     """Each child exports to one folder after the other until it is killed. The last export is then done again."""

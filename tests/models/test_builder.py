@@ -265,6 +265,7 @@ def run_python(source, *arguments, **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_saved_model_loads_without_this_package(b0, tmp_path):
     pixels = images(2, 64, 64)
     b0.save(tmp_path / "b0.keras")

@@ -18,6 +18,7 @@ def harness(tmp_path_factory):
     harness.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_answers_without_tensorflow(kind, harness):
     writer = Writer(harness.root, kind.__name__, harness.kit)

@@ -157,7 +157,7 @@ def test_an_owner_on_another_machine_is_watched_before_it_is_replaced(tmp_path, 
     assert "was used by process 7 on elsewhere" in caplog.text
 
 
-@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("guarded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_owner_on_another_machine_that_lives_is_respected(tmp_path, monkeypatch, guarded):
     monkeypatch.setattr(lock_lib, "WATCH_SECONDS", 20)
     if not guarded:  # as a file system without locks answers
@@ -167,7 +167,7 @@ def test_an_owner_on_another_machine_that_lives_is_respected(tmp_path, monkeypat
 
         monkeypatch.setattr(fcntl, "flock", refuse)
     write_foreign(tmp_path)
-    beats = threading.Timer(0.5, os.utime, [tmp_path / "lock"])
+    beats = threading.Timer(0.2, os.utime, [tmp_path / "lock"])
     beats.start()
     with pytest.raises(UserError, match="in use by process 7 on elsewhere"), lock_directory(str(tmp_path), "training"):
         pass

@@ -71,6 +71,7 @@ with quiet_native_logs():
     assert done.returncode == 1 and done.stderr.endswith("ValueError: wrong\n")
 
 
+@pytest.mark.slow
 def test_a_child_process_that_lives_on_does_not_block_the_end():
     program = """
 import subprocess

@@ -81,7 +81,7 @@ budgets = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(**budgets)
 def test_no_limit_is_exceeded(macs, params, memory_bytes, batch):
     check_budget(macs, params, memory_bytes, batch)
@@ -94,7 +94,7 @@ def test_no_limit_is_exceeded_500_times(macs, params, memory_bytes, batch):
     check_budget(macs, params, memory_bytes, batch)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(milliseconds=st.floats(6, 500), macs=st.none() | st.just(2e9), fixed=st.floats(0, 4))
 def test_a_slow_measurement_is_respected_and_rarely_repeated(milliseconds, macs, fixed):
     """The simulated device has a fixed overhead, and a time that grows a little slower than the multiply-adds."""

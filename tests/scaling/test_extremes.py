@@ -72,6 +72,7 @@ def test_a_limit_that_is_no_positive_number_is_refused(name, limit):
         fit_budget("b0", **{name: limit})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "coefficients", [Coefficients(9.9, 1.1, 1.15), Coefficients(1.2, 9.9, 1.15), Coefficients(1.2, 1.1, 9.9)]
 )

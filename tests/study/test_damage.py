@@ -86,6 +86,7 @@ def train(tmp_path, program):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
@@ -151,7 +152,7 @@ def test_only_the_end_of_a_huge_log_is_read(tmp_path):
     ],
 )
 def test_processes_that_do_not_measure_are_a_warning(caplog, monkeypatch, program, reason):
-    monkeypatch.setattr(inference, "MEASURE_SECONDS", 2.0)
+    monkeypatch.setattr(inference, "MEASURE_SECONDS", 0.5 if "sleep" in program else 60.0)
     assert measure_inference("x.yaml", (sys.executable, "-c", program)) is None
     assert caplog.text.count("The inference time of x.yaml could not be measured") == 1
     (record,) = caplog.records
@@ -171,6 +172,7 @@ def test_damaged_times_are_measured_again(tmp_path, caplog, content):
     assert add_inference(make_rows(runs), runs, str(tmp_path), None) == rows
 
 
+@pytest.mark.slow
 def test_the_wait_for_another_process_that_measures_is_bounded(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(inference, "LOCK_SECONDS", 0.3)
     runs = make_runs(1)

@@ -138,6 +138,7 @@ def test_plot_has_lines_with_error_bars_and_the_axes_of_the_paper():
     assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_only_of_measured_columns(tmp_path):
     rows = make_rows(inference_seconds=None)
     write_page(tmp_path, INFO, rows, make_lines(rows), ["macs", "params", "inference_seconds"])
@@ -154,6 +155,7 @@ def test_no_cell_of_the_table_is_a_formula(tmp_path):
     assert parse_csv(text)[0]["dimension"] == "=HYPERLINK(1)"
 
 
+@pytest.mark.slow
 def test_plots_show_names_literally():
     rows = [row | {"scaling": n, "run": f"{n}_seed0", "dimension": n} for row, n in zip(ROWS, NAMES, strict=False)]
     points = average_seeds(rows)

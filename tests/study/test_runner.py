@@ -54,6 +54,7 @@ def assert_each_run_once(runs, folder):
     assert set(read_states(runs, str(folder), None, "list").values()) == {"done"}
 
 
+@pytest.mark.slow
 def test_rows_contain_what_was_measured(tmp_path, capsys):
     runs = make_runs(2)
     assert read_rows(runs, str(tmp_path / "none"), None, "list") == []
@@ -78,6 +79,7 @@ def test_rows_contain_what_was_measured(tmp_path, capsys):
     assert "Trial" not in output.err and "optuna" not in output.err
 
 
+@pytest.mark.slow
 def test_progress_in_a_log_file_is_plain_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
     train_all(make_runs(2), tmp_path)
@@ -86,6 +88,7 @@ def test_progress_in_a_log_file_is_plain_lines(tmp_path, capsys, monkeypatch):
     assert lines[-1].startswith("list: 2 of 2 runs")
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_repeated_when_the_list_grows(tmp_path):
     train_all(make_runs(2), tmp_path)
     rows = train_all(make_runs(3)[::-1], tmp_path)
@@ -94,11 +97,12 @@ def test_finished_runs_are_not_repeated_when_the_list_grows(tmp_path):
     assert_each_run_once(make_runs(3), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "reasons"),
     [
         (200, ["exit status 1", "  2%|bar\nerror: the loss is nan after step 2"]),
-        pytest.param(2000, ["killed by SIGKILL"], marks=pytest.mark.slow),
+        (2000, ["killed by SIGKILL"]),
     ],
 )
 def test_a_failed_run_is_recorded_and_retried_by_the_next_call(tmp_path, capsys, rate, reasons):
@@ -119,6 +123,7 @@ def test_a_failed_run_is_recorded_and_retried_by_the_next_call(tmp_path, capsys,
     assert count_trials(tmp_path) == {("width1_seed0", "FAIL"): 2, ("width1.2_seed1", "COMPLETE"): 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "options", "difference"),
     [
@@ -151,6 +156,7 @@ def test_optuna_is_missing_or_a_storage_cannot_be_opened(tmp_path, monkeypatch):
         train_all(make_runs(1), tmp_path)
 
 
+@pytest.mark.slow
 def test_surplus_trials_of_a_run_are_pruned(tmp_path):
     runs = make_runs(2)
     configs = load_configs(runs, "smoke")

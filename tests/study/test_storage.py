@@ -146,6 +146,7 @@ def test_a_read_only_database_is_explained(tmp_path):
         open_queue(tmp_path, url, "new")
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_waited_for_and_then_explained(tmp_path):
     make_database(tmp_path / "trials.db")
     other = sqlite3.connect(tmp_path / "trials.db")
@@ -158,6 +159,7 @@ def test_a_locked_database_is_waited_for_and_then_explained(tmp_path):
     assert open_queue(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_explained(tmp_path):
     make_database(tmp_path / "trials.db")
     size = os.path.getsize(tmp_path / "trials.db")
@@ -238,6 +240,7 @@ def test_a_folder_or_a_database_deleted_during_the_study_is_explained(tmp_path, 
         assert not folder.exists(), "no part of it is created again"
 
 
+@pytest.mark.slow
 def test_folders_with_odd_names_have_their_database_inside(tmp_path):
     for name in ("a?b=c", "a#b", "a%20b", "{x}", "\u00fc \u732b", "a@b:c"):
         folder = tmp_path / name

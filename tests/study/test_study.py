@@ -298,6 +298,7 @@ def read_page(folder):
     return json.loads(re.search(r"^const data = (.*);$", text, re.MULTILINE).group(1))
 
 
+@pytest.mark.slow
 def test_study_from_its_runs_to_the_page(measure, tmp_path, capsys):
     assert run_fake(measure, *FLAGS, f"--output_dir={tmp_path}") == 0
     assert "index.html with 8 of 8 runs" in capsys.readouterr().out
@@ -345,6 +346,7 @@ def test_finished_runs_of_an_unfinished_study_are_shown(measure, tmp_path, capsy
     assert not measure.variants, "nothing is measured while other processes may train"
 
 
+@pytest.mark.slow
 def test_failed_runs_are_named(measure, tmp_path):
     flags = ["--study=family", f"--variants={TINY},b0", "--recipe=smoke", "--set=train.epochs=0.1", "--seeds=1"]
     flags += ["--resolution=224"]

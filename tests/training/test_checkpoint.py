@@ -118,7 +118,9 @@ def test_nothing_to_restore(tmp_path):
     assert_same(state, before)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2), (2, 1)))]
+)
 def test_another_number_of_replicas_restores_the_same(tmp_path, before, after):
     config = make_config()
     _, saved = save_at(tmp_path, config, 7, replicas=before)

@@ -59,6 +59,7 @@ def test_it_ends_with_the_state_that_the_old_version_reached(continued, tmp_path
     assert len(moved) > len(numbers) / 2, "the second epoch changed the state by more than the tolerance"
 
 
+@pytest.mark.slow
 def test_it_ends_bit_for_bit_as_a_run_that_was_not_interrupted(continued, tmp_path):
     """Trained through by today's code, on this processor, from the old version's first checkpoint or without a stop."""
     config = read_config(str(OLD_RUN))

@@ -290,6 +290,7 @@ def test_policy_is_applied_to_uint8_pixels_after_resizing_and_mirroring(monkeypa
     assert len(seen) == 8 and 0 < mirrored < 8
 
 
+@pytest.mark.slow
 def test_evaluation_counts_all_50000_images():
     """The last batch of 1,024 has 848 images. Only those are classified correctly, so dropping them would show."""
     run = load_config("b0", "imagenet", ["data.image_size=8"])

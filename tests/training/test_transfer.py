@@ -216,11 +216,11 @@ def test_needs_are_recorded_so_that_a_resumed_run_needs_no_file(digits, trained,
 @pytest.mark.parametrize(
     ("freeze", "replicas", "more"),
     [
-        ("body", 1, ["optimizer.name=adamw"]),
         ("body", 2, []),
         ("batch_norm", 1, ["train.precision=mixed_bfloat16"]),
+        pytest.param("body", 1, ["optimizer.name=adamw"], marks=pytest.mark.slow),
         pytest.param("batch_norm", 2, ["optimizer.name=adamw"], marks=pytest.mark.slow),
-        ("none", 2, []),
+        pytest.param("none", 2, [], marks=pytest.mark.slow),
     ],
 )
 def test_frozen_variables_stay_bit_for_bit_and_all_others_move(digits, trained, freeze, replicas, more):

@@ -91,7 +91,7 @@ def check(folder, ending, content):
 @pytest.mark.parametrize("ending", WRITERS)
 def test_damaged_files(ending, folder, contents):
     # The random profile looks longer.
-    examples = 60 if settings.default.derandomize else 2000
+    examples = 30 if settings.default.derandomize else 2000
 
     @settings(max_examples=examples)
     @given(damages())
@@ -110,7 +110,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("where", ["layer", "rescaling", "stem", "safetensors"])
 def test_descriptions_with_any_values(where, folder):
-    examples = 30 if settings.default.derandomize else 1000
+    examples = 15 if settings.default.derandomize else 1000
 
     @settings(max_examples=examples)
     @given(

@@ -69,6 +69,7 @@ def test_valid_files_are_read(tmp_path):
     assert_read(hostile.write_torch(tmp_path / "a.pth"), padding="same")
 
 
+@pytest.mark.slow
 def test_files_of_pytorch_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.randn(shape) for name, shape in hostile.TIMM.items()}
