@@ -99,30 +99,8 @@ def decode_window(
     """
     color = tuple(background) * (3 if len(background) == 1 else 1)
 
-    def decode_webp():
-        checked = with_size_check(encoded, *read_plain_webp_size(encoded))
-        return tf.ensure_shape(tf.io.decode_image(checked, 3, expand_animations=False), [None, None, 3])
-
-    def decode_rare():
-        # Pillow decodes what is rare. The operations for it would lengthen the start of every input pipeline.
-        return _decode_with_pillow(encoded, color) if has_pillow() and not portable else decode_anything()
-
-    def decode_anything():
-        return _make_whole_decoder(color, portable)(encoded)
-
-    def no_chunks():
-        return tf.constant(True), tf.constant(-1), tf.constant(False)
-
     def decode_other():
-        is_png = tf.strings.substr(encoded, 0, 8) == _PNG
-        is_rare, exif, has_text = tf.cond(is_png, lambda: read_png_chunks(encoded), no_chunks)
-
-        def decode_png():
-            image = tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
-            return turn_upright(image, parse_orientation(encoded, exif))
-
-        kinds = [(~is_rare & ~has_text, decode_png), (is_plain_webp(encoded) & _READS_WEBP, decode_webp)]
-        image = tf.case(kinds, decode_rare)
+        image = _make_whole_decoder(color, portable, has_pillow() and not portable)(encoded)
         y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
         return image[y : y + height, x : x + width]
 
@@ -165,10 +143,11 @@ def _decode_with_pillow(encoded, color):
 
 
 @functools.cache
-def _make_whole_decoder(color, portable):
+def _make_whole_decoder(color, portable, use_pillow):
     """Return a function that decodes an image that is not a JPEG: uint8 [H, W, 3], upright and without transparency.
 
-    It is traced once per process and not inlined, because its many operations would slow down the graphs of JPEGs.
+    It is traced once per process and not inlined. Its many operations would slow down the start of every pipeline, and
+    the graphs of JPEGs.
     """
 
     @tf.function(
@@ -177,15 +156,40 @@ def _make_whole_decoder(color, portable):
         experimental_attributes={"_noinline": True},
     )
     def decode(encoded):
-        image, orientation = _decode_whole(encoded, color, portable)
-        opaque = tf.cond(
-            tf.shape(image)[2] == 4,
-            lambda: _convert_strips(image, functools.partial(_composite, color=color), 3),
-            lambda: image,
-        )
-        return tf.ensure_shape(turn_upright(opaque, orientation), [None, None, 3])
+        is_png = tf.strings.substr(encoded, 0, 8) == _PNG
+        is_rare, exif, has_text = tf.cond(is_png, lambda: read_png_chunks(encoded), no_chunks)
+
+        def decode_png():
+            image = tf.io.decode_png(with_size_check(encoded, *read_png_size(encoded)), 3)
+            return turn_upright(image, parse_orientation(encoded, exif))
+
+        def decode_webp():
+            checked = with_size_check(encoded, *read_plain_webp_size(encoded))
+            return tf.ensure_shape(tf.io.decode_image(checked, 3, expand_animations=False), [None, None, 3])
+
+        def decode_rare():
+            if use_pillow:
+                return _decode_with_pillow(encoded, color)
+            return _decode_by_tensorflow(encoded, color, portable)
+
+        kinds = [(~is_rare & ~has_text, decode_png), (is_plain_webp(encoded) & _READS_WEBP, decode_webp)]
+        return tf.case(kinds, decode_rare)
+
+    def no_chunks():
+        return tf.constant(True), tf.constant(-1), tf.constant(False)
 
     return decode
+
+
+def _decode_by_tensorflow(encoded, color, portable):
+    """Decode an image that is not a JPEG without Pillow: uint8 [H, W, 3], upright and without transparency."""
+    image, orientation = _decode_whole(encoded, color, portable)
+    opaque = tf.cond(
+        tf.shape(image)[2] == 4,
+        lambda: _convert_strips(image, functools.partial(_composite, color=color), 3),
+        lambda: image,
+    )
+    return tf.ensure_shape(turn_upright(opaque, orientation), [None, None, 3])
 
 
 def _decode_whole(encoded, color, portable):
