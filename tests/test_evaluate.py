@@ -143,7 +143,7 @@ def write_json(path, value):
 # ------------------------------------------------------------------------------------------------ sets of classes
 
 
-@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_numbered_folders_are_label_numbers(run, sets, strategy, raw):
     """The folders of ImageNet-V2 are numbers, which sort as 0, 1, 10, 11, 2, ..."""
     _, folders, logits = predict(run, sets / "v2", raw)
@@ -351,6 +351,7 @@ def test_results_per_class(run, sets, strategy, tmp_path):
         assert image.format == "PNG" and min(image.size) > 12 * 40
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_replicas(run, sets, tmp_path):
     """60 images in batches of 16 need padding, and three replicas share batches of 18."""
     path = write_json(tmp_path / "real.json", real_lists(60))

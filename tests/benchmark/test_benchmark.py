@@ -216,6 +216,7 @@ def test_a_worker_that_cannot_run_says_why():
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_worker_that_is_killed_is_an_error():
     with Worker(Setting("copy")) as worker:

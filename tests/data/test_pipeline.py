@@ -516,6 +516,7 @@ def broken(tmp_path_factory):
     return run, source, numbers, before, evaluated
 
 
+@pytest.mark.slow
 def test_training_continues_after_broken_images(broken):
     """Good images are bit for bit the same. A broken one is replaced by the first good one of its batch."""
     run, source, numbers, before, _ = broken

@@ -171,6 +171,7 @@ def test_policy_is_a_chain_of_pillow_operations(name):
     assert checked > count / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_policy_depends_only_on_the_seed(name):
     policy, count = POLICIES[name], 60

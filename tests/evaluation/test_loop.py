@@ -127,7 +127,9 @@ def test_up_to_five_classes_have_no_top_5():
     assert line.startswith("top-1 ") and "top-5" not in line and line.endswith(" on 50 images, raw weights")
 
 
-@pytest.mark.parametrize(("replicas", "batch"), [(2, 7), (2, 1), (4, 7)])
+@pytest.mark.parametrize(
+    ("replicas", "batch"), [(4, 7), *(pytest.param(2, batch, marks=pytest.mark.slow) for batch in (7, 1))]
+)
 def test_batch_that_does_not_fit_the_replicas_changes_no_result(test_digits, replicas, batch):
     source, images, labels = test_digits
     logits_of, logits_by_numpy = linear_classifier(10)
@@ -176,7 +178,7 @@ def test_broken_images_are_left_out_up_to_the_limit(tmp_path, caplog):
         make_evaluator(logits_of, source, strict, strategy)()
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_raw_and_ema_weights_are_evaluated_as_by_keras(test_digits, replicas):
     source, images, labels = test_digits
     config = tiny.load_config(tiny.SHORT)

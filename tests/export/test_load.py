@@ -51,7 +51,7 @@ def test_model_directory(run, photos):
     np.testing.assert_array_equal(model(rounded.astype(np.uint8)), model(rounded))
 
 
-@pytest.mark.parametrize("name", ["model.keras", "net.tflite"])
+@pytest.mark.parametrize("name", [pytest.param("model.keras", marks=pytest.mark.slow), "net.tflite"])
 def test_other_forms_agree_with_the_model_directory(run, photos, name, tmp_path):
     path = run / name
     if name != "model.keras":

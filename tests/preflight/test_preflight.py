@@ -150,6 +150,7 @@ def test_an_operation_that_xla_does_not_have_is_an_error(unsupported):
         lower(unsupported, 8)
 
 
+@pytest.mark.slow
 def test_an_operation_that_xla_does_not_have_is_reported(unsupported):
     def compile_program(hlo, topology):
         return Program(True, 2**34, 2**30, flops=1.0, accessed_bytes=1.0)

@@ -39,6 +39,7 @@ def continued(tmp_path_factory):
     return model_dir
 
 
+@pytest.mark.slow
 def test_an_old_run_is_continued_from_its_checkpoint(continued):
     lines = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [11, 22, 33, 44, 45]
@@ -46,6 +47,7 @@ def test_an_old_run_is_continued_from_its_checkpoint(continued):
     assert lines[:2] == old[:2], "what the old version wrote is kept"
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_state_that_the_old_version_reached(continued, tmp_path):
     old, new = checkpoint_values(OLD_RUN, LAST), checkpoint_values(continued, LAST)
     assert set(new) == set(old) | {"classes/.ATTRIBUTES/VARIABLE_VALUE"}
@@ -76,7 +78,7 @@ def test_it_ends_bit_for_bit_as_a_run_that_was_not_interrupted(continued, tmp_pa
         assert np.array_equal(whole[name], new[name]), name
 
 
-def test_the_old_models_load(continued):
+def test_the_old_models_load():
     model, config, class_names = restore_model(str(OLD_RUN))
     saved = keras.models.load_model(OLD_RUN / "model.keras")
     images = np.random.default_rng(0).uniform(0, 255, (2, config.image_size, config.image_size, 3)).astype("float32")

@@ -79,6 +79,7 @@ def test_a_finished_run(finished, capsys):
     assert "Continuing from the checkpoint of step 22 of 22" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_the_same_bit_for_bit(finished, tmp_path, capsys):
     """SIGTERM after step 10, where no checkpoint is due, then a crash after step 17, then to the end."""
     config, strategy = tiny.load_config(*WHOLE), tiny.make_strategy(1)
