@@ -29,8 +29,10 @@ SHORT = (
     "--set data.image_size=32 --set train.epochs=1 --set train.batch_size=12 --set eval.batch_size=12 "
     "--set schedule.warmup_epochs=0"
 )
+LONG = f"train --variant=tiny.yaml --recipe=folder {SHORT.replace('epochs=1 ', 'epochs=10000 ')}"
 TRAIN = f"train --variant=tiny.yaml --recipe=folder {SHORT}"
 PREDICT = "predict --model_dir=run --top=1"
+CLUSTER = '{"cluster": {"worker": ["host:99999", "other:1"]}, "task": {"type": "worker", "index": 0}}'
 EXPLANATION = """# What happens when
 
 Someone else's folder, a file from the internet, a full disk: this page lists what the commands do with inputs that are
@@ -48,9 +50,11 @@ class Case:
     """An input, and the command that gets it."""
 
     title: str
-    command: str
+    command: str  # of the package, or a line for the shell that contains the word efficientnet-tf
     make: Callable[[], None] = lambda: None
-    kept: str = r"^(error|warning):|^step|^\S+\.(jpg|png|gif|bmp|webp|tif)|Finished|not used|left out|continues|^  \S"
+    kept: str = (
+        r"(^|: )(error|warning):|^step|^\S+\.(jpg|png|gif|bmp|webp|tif)|Finished|not used|left out|continues|^  \S"
+    )
     """Pattern of the output lines to show, if there are many."""
 
 
@@ -158,6 +162,33 @@ def turned():
     ImageOps.exif_transpose(Image.open("turned.png")).save("upright.png")
 
 
+def pickled_weights():
+    """Write weights of PyTorch that would run a program when they are unpickled."""
+    import pickle
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, ("touch attacked",)
+
+    with zipfile.ZipFile("pickled.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"state_dict": Attack()}))
+        archive.writestr("archive/version", "3")
+
+
+def thumbnails():
+    """Add the thumbnails of a NAS, a Mac and a notebook to a folder of photos."""
+    copy_of("photos", "thumbnails")
+    for folder in ("train/@eaDir", "train/__MACOSX", "train/.ipynb_checkpoints", "train/cat/@eaDir"):
+        os.makedirs(f"thumbnails/{folder}")
+        picture(COLORS["cat"]).save(f"thumbnails/{folder}/0.jpg")
+
+
+def damaged_study():
+    """Make a folder whose database of trials is damaged."""
+    Path("damaged_study").mkdir()
+    Path("damaged_study/trials.db").write_bytes(b"SQLite format 3\0" + bytes(4000))
+
+
 def many_tiffs():
     """Add TIFF, .jfif and HEIC files and loose pictures to a folder of photos."""
     copy_of("photos", "endings")
@@ -215,6 +246,21 @@ SECTIONS: dict[str, list[Case]] = {
             f"{TRAIN} --data_dir=separator --model_dir=new",
             lambda: (copy_of("photos", "separator"), os.rename("separator/train/owl", "separator/train/o\u2028wl")),
         ),
+        Case(
+            "thumbnails of a NAS, a Mac and a notebook",
+            f"{TRAIN} --data_dir=thumbnails --model_dir=run_thumbnails",
+            thumbnails,
+        ),
+        Case(
+            "a folder, a FIFO and a link to a device that are named like pictures",
+            f"{TRAIN} --data_dir=irregular --model_dir=run_irregular",
+            lambda: (
+                copy_of("photos", "irregular"),
+                os.mkdir("irregular/train/cat/folder.jpg"),
+                os.mkfifo("irregular/train/cat/fifo.jpg"),
+                os.symlink("/dev/zero", "irregular/train/cat/device.jpg"),
+            ),
+        ),
     ],
     "Tables": [
         Case(
@@ -226,6 +272,13 @@ SECTIONS: dict[str, list[Case]] = {
             "a number for each image",
             f"{TRAIN} --set data.source=table --data_dir=numbers --model_dir=new",
             lambda: table("numbers", [f"{row.split(',')[0]},{1.5 + i / 7:.2f}" for i, row in enumerate(rows())]),
+        ),
+        Case(
+            "labels with blanks around them, and in two Unicode forms",
+            f"{TRAIN} --set data.source=table --data_dir=blanks --model_dir=run_blanks",
+            lambda: table(
+                "blanks", [*rows(), *(f"train/cat/{i}.jpg,{name}" for i, name in ((8, " cat"), (9, "cat ")))]
+            ),
         ),
         Case(
             "a file that does not exist",
@@ -296,9 +349,16 @@ SECTIONS: dict[str, list[Case]] = {
             f"{TRAIN} --data_dir=photos --model_dir=run_metrics",
             lambda: copy_of("run", "run_metrics", ("metrics.jsonl", b'{"step": 1\xff\n')),
         ),
+        Case(
+            "`classes.txt` from Windows, with a byte-order mark",
+            "predict --model_dir=run_windows --top=3 photos/val/owl/0.jpg",
+            lambda: copy_of("run", "run_windows", ("classes.txt", b"\xef\xbb\xbfcat\r\ndog\r\nowl\r\n")),
+        ),
+        Case("three classes have no top-5 accuracy", "evaluate --model_dir=run", kept="top-1"),
         Case("a folder that is none", "evaluate --model_dir=photos"),
         Case("no path", "evaluate --model_dir="),
         Case("a path on S3", "evaluate --model_dir=s3://bucket/run"),
+        Case("a page of the Hugging Face Hub", "evaluate --model_dir=hf://user/model"),
     ],
     "Weights": [
         Case(
@@ -318,6 +378,16 @@ SECTIONS: dict[str, list[Case]] = {
             lambda: Path("damaged.keras").write_bytes(b"PK\x03\x04" + bytes(100)),
         ),
         Case("a FIFO", "weights --variant=tiny.yaml --input=fifo.jpg --output=w5"),
+        Case(
+            "a file of PyTorch that runs a program when it is read",
+            "weights --variant=tiny.yaml --input=pickled.pth --output=w7",
+            pickled_weights,
+        ),
+        Case(
+            "an old file of PyTorch that ends early",
+            "weights --variant=tiny.yaml --input=short.pth --output=w8",
+            lambda: Path("short.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
+        ),
         Case(
             "a safetensors header of 2^60 bytes",
             "weights --variant=tiny.yaml --input=header.safetensors --output=w6",
@@ -350,6 +420,53 @@ SECTIONS: dict[str, list[Case]] = {
         Case("a misspelled flag", "evaluate --model_dri=run"),
         Case("a misspelled command", "evalute --model_dir=run"),
         Case("three replicas and the default batch", "evaluate --model_dir=run --replicas=3 --set eval.batch_size=256"),
+        Case(
+            "a variant file in Latin-1",
+            "summary --variant=latin.yaml",
+            lambda: Path("latin.yaml").write_bytes("# f\u00fcr B0\nbaseline: b0\n".encode("latin-1")),
+        ),
+        Case(
+            "a file name outside of ASCII in a locale without UTF-8",
+            f"LC_ALL=C PYTHONUTF8=0 efficientnet-tf {PREDICT} k\u00e4tzchen.jpg",
+            lambda: picture(COLORS["cat"]).save("k\u00e4tzchen.jpg"),
+        ),
+    ],
+    "While it runs": [
+        Case(
+            "SIGTERM, as a cluster sends it before it takes a machine away",
+            f"timeout --preserve-status 40 efficientnet-tf {LONG} --data_dir=photos --model_dir=run_stopped",
+            kept="SIGTERM|continue|saved",
+        ),
+        Case(
+            "a second trainer in the same directory",
+            f"efficientnet-tf {LONG} --data_dir=photos --model_dir=run_two >/dev/null 2>&1 & "
+            "until [ -e run_two/metrics.jsonl ]; do sleep 1; done; "
+            f"efficientnet-tf {LONG} --data_dir=photos --model_dir=run_two; status=$?; kill %1; wait; exit $status",
+        ),
+        Case(
+            "the directory is deleted during the training",
+            f"efficientnet-tf {LONG} --data_dir=photos --model_dir=run_deleted & "
+            "until [ -e run_deleted/metrics.jsonl ]; do sleep 1; done; rm -r run_deleted; wait %1",
+        ),
+        Case(
+            "the disk is full when the picture is written",
+            "ulimit -f 8; efficientnet-tf show --recipe=folder --data_dir=photos --output=grid.png; "
+            "status=$?; ls grid.png; exit $status",
+            kept="error|grid.png",
+        ),
+        Case(
+            "a damaged database of a study",
+            "study --study=family --variants=b0 --output_dir=damaged_study",
+            damaged_study,
+        ),
+        Case(
+            "a database in a folder that does not exist",
+            "study --study=family --variants=b0 --output_dir=out --storage=sqlite:///nowhere/trials.db",
+        ),
+        Case(
+            "`TF_CONFIG` with a port that no machine has",
+            f"TF_CONFIG={shlex.quote(CLUSTER)} efficientnet-tf {TRAIN} --data_dir=photos --model_dir=new",
+        ),
     ],
 }
 
@@ -359,15 +476,19 @@ SECTIONS: dict[str, list[Case]] = {
 
 def run(command: str) -> subprocess.CompletedProcess:
     """Run a command as a user would, without colors."""
-    words = [sys.executable, "-m", "efficientnet_tf", *shlex.split(command)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "PATH": f"{os.getcwd()}/bin:{os.environ['PATH']}", "COLUMNS": "120"}
+    line = command if "efficientnet-tf" in command else f"efficientnet-tf {command}"
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=600, env=environment, stdin=subprocess.DEVNULL
+    )
 
 
 def shorten(done: subprocess.CompletedProcess, kept: str) -> str:
     """Return the lines of the output that matter, with long ones cut."""
     lines = [
-        line for line in (done.stdout + done.stderr).splitlines() if line.strip() and not line.startswith("usage:")
+        line
+        for line in (done.stdout + done.stderr).replace(f"{ROOT}/", "").splitlines()
+        if line.strip() and not line.startswith("usage:")
     ]
     if any(re.search("Traceback", line) for line in lines):
         raise SystemExit(f"A traceback:\n{done.stderr}")
@@ -382,6 +503,11 @@ def scratch_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
+            Path("bin").mkdir()
+            script = Path("bin/efficientnet-tf")
+            program = f'PYTHONPATH={ROOT} exec {sys.executable} -m efficientnet_tf "$@"'
+            script.write_text(f"#!/bin/sh\n{program}\n")
+            script.chmod(0o755)
             Path("tiny.yaml").write_text(TINY.read_text())
             photos("photos", {"train": 12, "val": 4})
             done = run(f"{TRAIN} --data_dir=photos --model_dir=run")
@@ -405,12 +531,11 @@ def main() -> None:
             text.append(f"## {title}\n")
             for case in section:
                 done = outputs[id(case)]
-                command = case.command.replace(SHORT, "...").replace("\x1b", "\\x1b")
+                line = case.command if "efficientnet-tf" in case.command else f"efficientnet-tf {case.command}"
+                line = line.replace(LONG, "train ...").replace(SHORT, "...").replace("\x1b", "\\x1b")
                 shown = shorten(done, case.kept)
                 heading = case.title[0].upper() + case.title[1:]
-                text.append(
-                    f"**{heading}.** Status {done.returncode}.\n\n```\n$ efficientnet-tf {command}\n{shown}\n```\n"
-                )
+                text.append(f"**{heading}.** Status {done.returncode}.\n\n```\n$ {line}\n{shown}\n```\n")
                 print(f"{done.returncode}  {case.title}", flush=True)
     PAGE.write_text("\n".join(text))
 

@@ -80,12 +80,11 @@ def read_table(name: str, folder: str) -> Table:
         lines.append(line)
     if not paths:
         raise UserError(f"{escape(name)} names its columns but has no rows.")
-    changed = sorted(form for written, form in forms.items() if written != form)
+    changed = sorted(f"'{written}'" for written, form in forms.items() if written != form)
     remarks = []
     if changed:
-        remarks.append(
-            f"{escape(name)}: blanks at the ends and different Unicode forms of labels are ignored: {show(changed)}."
-        )
+        ignored = "blanks at the ends and different Unicode forms of labels are ignored"
+        remarks.append(f"{escape(name)}: {ignored}, as in {show(changed)}.")
     return Table(name, folder, paths, labels, lines, remarks)
 
 

@@ -147,6 +147,14 @@ class _Storage:
         return 2 if self.kind == "BFloat16Storage" else np.dtype(_DTYPES[self.kind]).itemsize
 
 
+def _read_opcodes(data):
+    """Yield what `pickletools.genops` yields. A damaged pickle is a ValueError that says so."""
+    try:
+        yield from pickletools.genops(data)
+    except ValueError:
+        raise ValueError("its pickle is damaged or ends early") from None
+
+
 class _Description:
     """The content of a pickle, in which `StoredTensor` stands for each tensor.
 
@@ -171,7 +179,7 @@ class _Description:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         try:
-            for opcode, argument, position in pickletools.genops(data):
+            for opcode, argument, position in _read_opcodes(data):
                 if opcode.name == "STOP":
                     self.value, self.length = self.stack.pop(), (position or 0) + 1
                     return

@@ -522,7 +522,7 @@ def test_labels_that_look_the_same_are_one_class(tmp_path):
     table(tmp_path, labels([*CAFE, " dog", "dog ", "dog"]))
     assert table_counts(tmp_path) == {CAFE[0]: 2, "dog": 3}
     (remark,) = found(tmp_path, source="table")[1]
-    assert "blanks at the ends and different Unicode forms of labels are ignored" in remark
+    assert "blanks at the ends and different Unicode forms of labels are ignored, as in ' dog', " in remark
     table(tmp_path, [("9.jpg", '" "'), ("1.jpg", "b")])
     assert "line 2: the label consists of blanks" in table_error(tmp_path)
 
