@@ -212,7 +212,7 @@ def weight_contents(folder, model):
     secret.write_bytes(np.arange(10_000, dtype=np.float32).tobytes())
     yield from _pickles(folder)
     yield from _safetensors(folder)
-    yield from _hdf5_files(folder, secret)
+    yield from _hdf5_files(folder, secret, model)
     yield from _keras_archives(folder, model)
     for name, content in {
         "empty.h5": b"",
@@ -293,40 +293,42 @@ def _safetensors(folder):
         yield item, f"safetensors: {name}", path
 
 
-def _hdf5_files(folder, secret):
-    """Yield HDF5 files that reach for other files, or declare more than they have."""
-    other = folder / "other.h5"
-    _hdf5(other, lambda file: file.create_dataset("x", data=np.arange(100.0)))
+def _hdf5_files(folder, secret, model):
+    """Yield copies of a model's weights, in which a variable reaches for other files or declares more than it has."""
+    other, place = folder / "other.h5", "layers/batch_normalization/vars/0"
+    _hdf5(other, lambda file: file.create_dataset("x", data=np.arange(8, dtype=np.float32)))
+    with zipfile.ZipFile(model) as archive:
+        valid = archive.read("model.weights.h5")
 
     def external(file):
-        file.create_dataset("stem_conv/kernel", (3, 3, 3, 8), "f4", external=[(str(secret), 0, 864)])
+        file.create_dataset(place, (8,), "f4", external=[(str(secret), 0, 32)])
 
     def link(file):
-        file["stem_conv"] = h5py.ExternalLink(str(other), "/x")
+        file[place] = h5py.ExternalLink(str(other), "/x")
 
     def virtual(file):
-        layout = h5py.VirtualLayout((100,), "f8")
-        layout[:] = h5py.VirtualSource(str(other), "x", (100,))
-        file.create_virtual_dataset("stem_conv/kernel", layout)
+        layout = h5py.VirtualLayout((8,), "f4")
+        layout[:] = h5py.VirtualSource(str(other), "x", (8,))
+        file.create_virtual_dataset(place, layout)
 
     def huge(file):
-        file.create_dataset("stem_conv/kernel", (2**31,), "f4", chunks=(2**16,))
+        file.create_dataset(place, (2**31,), "f4", chunks=(2**16,))
 
     def huge_compressed(file):
-        file.create_dataset("stem_conv/kernel", (2**31,), "f4", chunks=(2**20,), compression="gzip", fillvalue=1)
+        file.create_dataset(place, (2**31,), "f4", chunks=(2**20,), compression="gzip", fillvalue=1)
 
     def soft_loop(file):
-        file["a"], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink("/a")
+        file[place], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink(f"/{place}")
 
     def hard_loop(file):
-        group = file.create_group("a")
+        group = file.create_group(place)
         group["again"] = group
 
     def names(file):
-        file.create_dataset("\x1b[31m\u2028/kernel", data=np.zeros(3))
+        file.create_dataset("layers/\x1b[31m\u2028/vars/0", data=np.zeros(3))
 
     def texts(file):
-        file.create_dataset("stem_conv/kernel", data=[b"x" * 10])
+        file.create_dataset(place, data=[b"x" * 10] * 8)
         file.attrs["layer_names"] = [b"stem_conv"]
 
     def attributes(file):
@@ -353,7 +355,10 @@ def _hdf5_files(folder, secret):
     }
     for number, (name, change) in enumerate(cases.items()):
         path = folder / f"{number}.weights.h5"
-        _hdf5(path, change)
+        path.write_bytes(valid)
+        with h5py.File(path, "r+") as file:
+            del file[place]
+            change(file)
         yield "C1 HDF5", f"HDF5: {name}", path
 
 
