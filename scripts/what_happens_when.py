@@ -223,7 +223,7 @@ SECTIONS: dict[str, list[Case]] = {
             lambda: photos("validation", {"train": 4, "validation": 2}),
         ),
         Case(
-            "TIFF, .jfif and HEIC files, and pictures beside the class folders",
+            "TIFF, .jfif and HEIC files, and pictures next to the class folders",
             f"{TRAIN} --data_dir=endings --model_dir=run_endings",
             many_tiffs,
         ),
@@ -355,7 +355,7 @@ SECTIONS: dict[str, list[Case]] = {
             lambda: copy_of("run", "run_windows", ("classes.txt", b"\xef\xbb\xbfcat\r\ndog\r\nowl\r\n")),
         ),
         Case("three classes have no top-5 accuracy", "evaluate --model_dir=run", kept="top-1"),
-        Case("a folder that is none", "evaluate --model_dir=photos"),
+        Case("a folder that is not a model directory", "evaluate --model_dir=photos"),
         Case("no path", "evaluate --model_dir="),
         Case("a path on S3", "evaluate --model_dir=s3://bucket/run"),
         Case("a page of the Hugging Face Hub", "evaluate --model_dir=hf://user/model"),

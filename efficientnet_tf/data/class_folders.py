@@ -57,7 +57,7 @@ def list_class_folders(
     remarks += scan.remarks(f"'{escape(root)}'")
     loose = sorted(name for name in files if name.lower().endswith(READABLE_SUFFIXES))
     if loose:
-        what = count(len(loose), "image beside the class folders is", "images beside the class folders are")
+        what = count(len(loose), "image next to the class folders is", "images next to the class folders are")
         remarks.append(f"'{escape(root)}': {what} not used: {show(loose, 3)}.")
     _check_depth(data, root, groups, images, remarks)
     if data.val_fraction is not None:

@@ -80,7 +80,7 @@ def decode_window(
     """Decode the window of an image that `choose_window` returns.
 
     The content of a file says what it is, not its name. TensorFlow decodes JPEG, and PNG and WebP without transparency.
-    Pillow decodes everything else, if it is installed. Without it, TensorFlow decodes the rest, apart
+    Pillow decodes everything else if it is installed. Without it, TensorFlow decodes the rest, apart
     from TIFF, WebP before TensorFlow 2.20, animated WebP, BMP with a palette, compression or transparency, and GIF
     whose first frame does not cover it. The pixels are the same.
 

@@ -172,7 +172,7 @@ def test_remarks_are_logged_once_for_each_opened_split(tmp_path, caplog):
     for split in ("train", "val"):
         open_source(schema.DataConfig(source="folder", dir=str(tmp_path)), split, split == "train")
     left_out, loose = (record.getMessage() for record in caplog.records)
-    assert "left out 1 file: 1 .heic" in left_out and "1 image beside the class folders is not used" in loose
+    assert "left out 1 file: 1 .heic" in left_out and "1 image next to the class folders is not used" in loose
 
 
 def test_files_with_names_of_any_byte_are_read(tmp_path):

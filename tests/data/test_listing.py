@@ -224,7 +224,7 @@ def test_one_line_counts_what_was_left_out(tmp_path):
 def test_one_line_names_images_beside_the_class_folders(tmp_path):
     photos(tmp_path, "train")
     touch(tmp_path, *(f"train/loose{i}.JPG" for i in range(4)), "train/README.md", "train/.hidden.jpg")
-    expected = "4 images beside the class folders are not used: loose0.JPG, loose1.JPG, loose2.JPG and 1 more."
+    expected = "4 images next to the class folders are not used: loose0.JPG, loose1.JPG, loose2.JPG and 1 more."
     assert found(tmp_path)[1] == [f"'{tmp_path}/train': {expected}"]
     assert expected in found(tmp_path / "train", val_fraction=0.5)[1][0]
     touch(tmp_path, "flat/train/cat.1.jpg")
