@@ -1,4 +1,4 @@
-"""EfficientNet on TensorFlow and Keras 3: the family B0 to B8 and L2, and compound scaling itself.
+"""EfficientNet on TensorFlow and Keras 3: B0 to B8 and L2, Lite, V2 and EdgeTPU, and compound scaling itself.
 
 This module exports the public Python API. Each name is imported on first use, so that importing the package imports
 neither TensorFlow nor Keras. The commands are `efficientnet-tf COMMAND`, or `python -m efficientnet_tf.COMMAND`.
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
         EfficientNetB7,
         EfficientNetB8,
         EfficientNetL2,
+        EfficientNetLite0,
+        EfficientNetLite1,
+        EfficientNetLite2,
+        EfficientNetLite3,
+        EfficientNetLite4,
+        EfficientNetV2B0,
+        EfficientNetV2B1,
+        EfficientNetV2B2,
+        EfficientNetV2B3,
+        EfficientNetV2L,
+        EfficientNetV2M,
+        EfficientNetV2S,
         build_model,
         decode_predictions,
         preprocess_input,
@@ -72,6 +84,18 @@ __all__ = [
     "EfficientNetB7",
     "EfficientNetB8",
     "EfficientNetL2",
+    "EfficientNetLite0",
+    "EfficientNetLite1",
+    "EfficientNetLite2",
+    "EfficientNetLite3",
+    "EfficientNetLite4",
+    "EfficientNetV2B0",
+    "EfficientNetV2B1",
+    "EfficientNetV2B2",
+    "EfficientNetV2B3",
+    "EfficientNetV2L",
+    "EfficientNetV2M",
+    "EfficientNetV2S",
     "EvalConfig",
     "LoadedModel",
     "ModelSpec",

@@ -1,8 +1,10 @@
 """The interface of `keras.applications`: existing code moves over by changing an import.
 
-Layer names, arguments, inputs (pixels in [0, 255]) and outputs are those of `keras.applications.efficientnet`.
+Layer names, arguments, inputs (pixels in [0, 255]) and outputs are those of `keras.applications.efficientnet` and
+`keras.applications.efficientnet_v2`.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +18,15 @@ from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.models import builder
 from efficientnet_tf.models.normalization import LAYER as NORMALIZATION
-from efficientnet_tf.models.normalization import copy_normalization
+from efficientnet_tf.models.normalization import copy_normalization, set_normalization
 from efficientnet_tf.weights.keras_methods import accept_keras_weights
 from efficientnet_tf.weights.load import load_weights
 
-RELEASED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")  # the variants with ImageNet weights in keras.applications
+# The variants with ImageNet weights in keras.applications.
+RELEASED = (
+    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"),
+    *("v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l"),
+)
 
 
 def build_model(
@@ -40,12 +46,13 @@ def build_model(
     """Build a network.
 
     Args:
-        variant: "b0" ... "b8", "l2", another name in `configs/`, the path of a variant's YAML file, or a ModelSpec.
+        variant: "b0" ... "b8", "l2", "lite0" ... "lite4", "v2-b0" ... "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl", another
+            name in `configs/`, the path of a variant's YAML file, or a ModelSpec.
         classes: Number of classes, at least 1.
         input_shape: (height, width, channels). None for height and width accepts images of any size. By default the
             variant's resolution and `channels`.
-        weights: None for random weights, "imagenet" for those that Keras has released (b0 ... b7), or the path of any
-            file that `load_weights` reads. The classifier of the file is ignored if the model has none.
+        weights: None for random weights, "imagenet" for those that Keras has released (b0-b7, v2-b0-v2-l), or the path
+            of any file that `load_weights` reads. The classifier of the file is ignored if the model has none.
         channels: Number of image channels if there is no `input_shape`, at least 1. If it differs from the number of
             values in the variant's `mean`, the average of `mean` and of `std` normalizes every channel.
         input_tensor: Keras tensor to build the model on, instead of `input_shape`.
@@ -54,7 +61,7 @@ def build_model(
         classifier_activation: None for logits, or a Keras activation such as "softmax".
         endpoints: Strides out of 2, 4, 8, 16 and 32. The model then has no head and returns a dict
             {"stride4": features [B, H/4, W/4, C], ...} with the last features of each stride.
-        name: Name of the model. By default the variant's name, with "efficientnet" before "b0" ... "l2".
+        name: Name of the model. By default the variant's name, after "efficientnet" for networks of this family.
 
     Returns:
         A model from pixels [B, H, W, C] in [0, 255], float or uint8, to logits [B, classes], float32. It normalizes the
@@ -177,9 +184,10 @@ def _fetch_imagenet_weights(variant: str, classes: int, has_classifier: bool) ->
             f"weights='imagenet' has 1000 classes, received classes={classes!r}. Pass include_top=False, or load the "
             "weights with `load_weights(..., reset_head=True)`."
         )
-    table: Any = sys.modules[getattr(keras.applications, f"EfficientNet{variant.upper()}").__module__]
+    table: Any = sys.modules[getattr(keras.applications, _constructor_name(variant)).__module__]
     name = f"efficientnet{variant}{'' if has_classifier else '_notop'}.h5"
-    file_hash = table.WEIGHTS_HASHES[variant][0 if has_classifier else 1]
+    short = variant.removeprefix("v2")  # Keras names the hashes b0, -s and so on
+    file_hash = table.WEIGHTS_HASHES[short.replace("-b", "b")][0 if has_classifier else 1]
     try:
         return keras.utils.get_file(name, table.BASE_WEIGHTS_PATH + name, cache_subdir="models", file_hash=file_hash)
     except Exception as error:  # Keras raises a bare Exception if a download fails
@@ -201,16 +209,9 @@ def _load_endpoint_weights(model: keras.Model, spec: ModelSpec, path: str) -> No
     copy_normalization(network, model)
 
 
-_DOCUMENTATION = """Build EfficientNet-{variant} with the interface of `keras.applications`.
+_DOCUMENTATION = """Build EfficientNet-{title} with the interface of `keras.applications`.
 
-Every layer name of {reference} exists. The layers `*_pad`, `*_se_reshape`, `rescaling` and `rescaling_1`
-pass their input through, because their neighbors do their work. All other layers from `stem_conv` on have the outputs
-of Keras's, except that `*_se_squeeze` has the shape [B, 1, 1, C].
-
-`model.set_weights(keras_model.get_weights())` and `model.load_weights(keras_file)` work, although Keras's model has
-three variables more: its pixel normalization. The reverse does not work. A model that was cloned or saved and loaded
-again takes only its own variables, and refuses those of Keras. The function `load_weights` loads a file of
-`keras.applications` into such a copy, too.
+Every layer name of {reference} exists. {layers}
 
 Args:
     include_top: False leaves out pooling, dropout and classifier.
@@ -221,7 +222,7 @@ Args:
     pooling: None, "avg" or "max": what follows the last activation if `include_top` is False.
     classes: Number of classes, at least 1.
     classifier_activation: A Keras activation, or None for logits.
-    name: Name of the model.
+{preprocessing}    name: Name of the model.
 
 Returns:
     A model from pixels [B, H, W, C] in [0, 255], float or uint8, to probabilities [B, classes], float32.
@@ -237,48 +238,86 @@ Example:
     >>> model.output_shape{skip}
     (None, 10)
 """
+_LAYERS = """The layers `*_pad`, `*_se_reshape`, `rescaling` and `rescaling_1`
+pass their input through, because their neighbors do their work. All other layers from `stem_conv` on have the outputs
+of Keras's, except that `*_se_squeeze` has the shape [B, 1, 1, C].
+
+`model.set_weights(keras_model.get_weights())` and `model.load_weights(keras_file)` work, although Keras's model has
+three variables more: its pixel normalization. The reverse does not work. A model that was cloned or saved and loaded
+again takes only its own variables, and refuses those of Keras. The function `load_weights` loads a file of
+`keras.applications` into such a copy, too."""
+_LAYERS_V2 = """The layers `*_se_reshape` and `rescaling` pass their
+input through, because their neighbors do their work. All other layers from `stem_conv` on have the outputs of Keras's,
+except that `*_se_squeeze` has the shape [B, 1, 1, C]. The variables are those of Keras's model, in the same order. The
+drop rates grow up to 0.2 over all blocks of the network. Those of Keras's B1 to B3 grow further."""
+_PREPROCESSING = (
+    "    include_preprocessing: False leaves the pixels as they are, because you normalize them yourself.\n"
+)
 _RELEASED_WEIGHTS = """"imagenet" for those that Keras has released, or the path of any file that
         `load_weights` reads. The classifier of the file is ignored if `include_top` is False."""
 _OTHER_WEIGHTS = """or the path of any file that `load_weights` reads. The classifier of the file is
         ignored if `include_top` is False. Keras has released no ImageNet weights for this variant."""
 
 
+def _constructor_name(variant: str) -> str:
+    """Return "EfficientNetB0" for b0, "EfficientNetV2B0" for v2-b0 and "EfficientNetLite0" for lite0."""
+    return "EfficientNet" + "".join(part.capitalize() for part in variant.split("-"))
+
+
+def _construct(
+    variant: str,
+    include_top: bool = True,
+    weights: str | None = "imagenet",
+    input_tensor: KerasTensor | None = None,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: Any = "softmax",
+    include_preprocessing: bool = True,
+    name: str | None = None,
+) -> keras.Model:
+    """Build a variant from the arguments of `keras.applications`."""
+    path = _fetch_imagenet_weights(variant, classes, include_top) if weights == "imagenet" else weights
+    model = builder.build_model(
+        variant,
+        classes,
+        input_shape or (None if include_top else (None, None, 3)),
+        input_tensor=input_tensor,
+        include_top=include_top,
+        pooling=pooling,
+        classifier_activation=classifier_activation,
+        name=name,
+        keras_layers=True,
+    )
+    if path is not None:
+        load_weights(model, path, reset_head=not include_top)
+    if not include_preprocessing:
+        set_normalization(model, (0.0,), (1.0,))
+    accept_keras_weights(model)
+    return model
+
+
 def _make_constructor(variant: str) -> Callable[..., keras.Model]:
     """Return the constructor of a variant. Its `weights` default to "imagenet" if Keras has released some."""
-    constructor = f"EfficientNet{variant.upper()}"
+    constructor, is_v2 = _constructor_name(variant), variant.startswith("v2-")
+    defaults = {"weights": "imagenet" if variant in RELEASED else None, "name": f"efficientnet{variant}"}
+    left_out = ("variant",) if is_v2 else ("variant", "include_preprocessing")
+    parameters = [p for p in inspect.signature(_construct).parameters.values() if p.name not in left_out]
+    signature = inspect.Signature([p.replace(default=defaults.get(p.name, p.default)) for p in parameters])
 
-    def build(
-        include_top: bool = True,
-        weights: str | None = "imagenet" if variant in RELEASED else None,
-        input_tensor: KerasTensor | None = None,
-        input_shape: Sequence[int | None] | None = None,
-        pooling: str | None = None,
-        classes: int = 1000,
-        classifier_activation: Any = "softmax",
-        name: str = f"efficientnet{variant}",
-    ) -> keras.Model:
-        path = _fetch_imagenet_weights(variant, classes, include_top) if weights == "imagenet" else weights
-        model = builder.build_model(
-            variant,
-            classes,
-            input_shape or (None if include_top else (None, None, 3)),
-            input_tensor=input_tensor,
-            include_top=include_top,
-            pooling=pooling,
-            classifier_activation=classifier_activation,
-            name=name,
-            keras_layers=True,
-        )
-        if path is not None:
-            load_weights(model, path, reset_head=not include_top)
-        accept_keras_weights(model)
-        return model
+    def build(*arguments: Any, **named: Any) -> keras.Model:
+        bound = signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        return _construct(variant, **bound.arguments)
 
     build.__name__ = build.__qualname__ = constructor
+    build.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess] - `inspect` documents it.
     build.__doc__ = _DOCUMENTATION.format(
-        variant=variant.upper(),
+        title=variant.upper().replace("LITE", "Lite"),
         reference=f"`keras.applications.{constructor}`" if variant in RELEASED else "the models of Keras",
+        layers=_LAYERS_V2 if is_v2 else _LAYERS,
         weights=_RELEASED_WEIGHTS if variant in RELEASED else _OTHER_WEIGHTS,
+        preprocessing=_PREPROCESSING if is_v2 else "",
         resolution=load_variant(variant).resolution,
         constructor=constructor,
         key=variant,
@@ -297,3 +336,15 @@ EfficientNetB6 = _make_constructor("b6")
 EfficientNetB7 = _make_constructor("b7")
 EfficientNetB8 = _make_constructor("b8")
 EfficientNetL2 = _make_constructor("l2")
+EfficientNetLite0 = _make_constructor("lite0")
+EfficientNetLite1 = _make_constructor("lite1")
+EfficientNetLite2 = _make_constructor("lite2")
+EfficientNetLite3 = _make_constructor("lite3")
+EfficientNetLite4 = _make_constructor("lite4")
+EfficientNetV2B0 = _make_constructor("v2-b0")
+EfficientNetV2B1 = _make_constructor("v2-b1")
+EfficientNetV2B2 = _make_constructor("v2-b2")
+EfficientNetV2B3 = _make_constructor("v2-b3")
+EfficientNetV2S = _make_constructor("v2-s")
+EfficientNetV2M = _make_constructor("v2-m")
+EfficientNetV2L = _make_constructor("v2-l")

@@ -14,19 +14,28 @@ from unallocated import unallocated
 import efficientnet_tf
 from efficientnet_tf.applications import build_model, decode_predictions, preprocess_input
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.models import builder
 from efficientnet_tf.models.normalization import copy_normalization
 from efficientnet_tf.weights.load import load_weights
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 FAMILY = [f"b{i}" for i in range(8)]
+V2 = ["v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l"]
+LITE = [f"lite{i}" for i in range(5)]
+
+
+def name_of(variant):
+    """Return the name of a constructor: "EfficientNetV2B0" for v2-b0."""
+    return "EfficientNet" + variant.replace("-", "").upper().replace("LITE", "Lite")
 
 
 def build_keras(variant, **arguments):
-    return getattr(keras.applications, f"EfficientNet{variant.upper()}")(weights=None, **arguments)
+    return getattr(keras.applications, name_of(variant))(weights=None, **arguments)
 
 
 def build_ours(variant, **arguments):
-    return getattr(efficientnet_tf, f"EfficientNet{variant.upper()}")(weights=None, **arguments)
+    return getattr(efficientnet_tf, name_of(variant))(weights=None, **arguments)
 
 
 # ------------------------------------------------------------------------------------- agreement with references
@@ -43,11 +52,36 @@ PARAMETERS = {
     "b7": (66_347_960, 66_658_680),
     "b8": (87_413_142, 87_793_174),
     "l2": (480_309_308, 481_399_996),
+    "v2-b0": (7_139_704, 7_200_312),
+    "v2-b1": (8_141_052, 8_212_124),
+    "v2-b2": (10_096_086, 10_178_374),
+    "v2-b3": (14_358_406, 14_467_622),
+    "v2-s": (21_458_488, 21_612_360),
+    "v2-m": (54_139_356, 54_431_388),
+    "v2-l": (118_515_272, 119_027_848),
 }
 
 
 def count_parameters(model):
     return sum(math.prod(w.shape) for w in model.trainable_weights), model.count_params()
+
+
+@pytest.mark.parametrize(
+    ("variant", "mean", "std"),
+    [
+        ("v2-b0", MEAN * 255, STD * 255),
+        pytest.param("v2-s", [128.0] * 3, [128.0] * 3, marks=pytest.mark.slow),
+    ],
+)
+def test_preprocessing_of_v2_can_be_left_out(variant, mean, std):
+    """The features of normalized pixels are then those of a model that normalizes."""
+    whole = builder.build_model(load_variant(variant), 2, (32, 32, 3))
+    part = build_ours(variant, classes=2, input_shape=(32, 32, 3), include_preprocessing=False)
+    part.set_weights(whole.get_weights())
+    pixels = images(1, 32, 32)
+    stems = [keras.Model(model.input, model.get_layer("stem_bn").output) for model in (whole, part)]
+    np.testing.assert_allclose(stems[1]((pixels - mean) / std), stems[0](pixels), atol=1e-4)
+    np.testing.assert_array_equal(part.get_layer("normalization")(pixels), pixels)
 
 
 @pytest.mark.parametrize("variant", ["b8", "l2"])
@@ -63,8 +97,9 @@ def build_pair(variant, height, width):
     arguments = {"input_shape": (height, width, 3), "classifier_activation": None}
     ours, theirs = build_ours(variant, **arguments), build_keras(variant, **arguments)
     randomize(ours, height, width)
-    set_normalization(theirs, MEAN, STD)
-    theirs.set_weights([*theirs.get_weights()[:3], *ours.get_weights()])
+    if variant in FAMILY:  # The normalization of V2 has no variables in Keras, too.
+        set_normalization(theirs, MEAN, STD)
+    theirs.set_weights([*theirs.get_weights()[: len(theirs.weights) - len(ours.weights)], *ours.get_weights()])
     return ours, theirs
 
 
@@ -75,11 +110,13 @@ def assert_same_logits(ours, theirs):
     assert np.max(np.abs(logits - expected)) <= 1e-4
 
 
-SLOW = [pytest.param(variant, marks=pytest.mark.slow) for variant in FAMILY if variant not in ("b0", "b3")]
+SLOW = [
+    pytest.param(variant, marks=pytest.mark.slow) for variant in FAMILY + V2 if variant not in ("b0", "b3", "v2-b0")
+]
 
 
 # "same" pads even and odd sides differently. 64 stays even down to 2. 97 gives 49, 25, 13 and 7.
-@pytest.fixture(scope="module", params=["b0", "b3", *SLOW])
+@pytest.fixture(scope="module", params=["b0", "b3", "v2-b0", *SLOW])
 def pair(request):
     return request.param, *build_pair(request.param, 64, 97)
 
@@ -96,10 +133,12 @@ def test_logits_equal_keras_applications(pair):
 
 def test_layers_are_those_of_keras_applications(pair):
     """Names, order, weights and outputs are equal, apart from the layers that pass their input through."""
-    _, ours, theirs = pair
+    variant, ours, theirs = pair
     assert ours.name == theirs.name
     names = [layer.name for layer in ours.layers]
-    assert [name for name in names if name != "rescaling_1"] == [layer.name for layer in theirs.layers]
+    known = [layer.name for layer in theirs.layers]
+    assert [name for name in names if name in known] == known
+    assert set(names) - set(known) <= {"rescaling_1" if variant in FAMILY else "normalization"}
     for layer in theirs.layers:
         mine = ours.get_layer(layer.name)
         if layer.name != "normalization":
@@ -167,9 +206,16 @@ def test_drop_rates_grow_with_the_block(pair):
     names = [layer.name for layer in ours.layers]
     blocks = [name.removesuffix("_project_conv") for name in names if name.endswith("_project_conv")]
     expected = {f"{name}_drop": 0.2 * i / len(blocks) for i, name in enumerate(blocks) if f"{name}_add" in names}
-    dropout = dict(b0=0.2, b1=0.2, b2=0.3, b3=0.3, b4=0.4, b5=0.4, b6=0.5, b7=0.5)[variant]
-    assert drop_rates(ours) == pytest.approx(expected | {"top_dropout": dropout}, abs=1e-12)
-    assert drop_rates(ours) == pytest.approx(drop_rates(theirs), abs=1e-12)
+    dropout = dict(b0=0.2, b1=0.2, b2=0.3, b3=0.3, b4=0.4, b5=0.4, b6=0.5, b7=0.5)
+    dropout |= dict(zip(V2, (0.2, 0.2, 0.3, 0.3, 0.2, 0.3, 0.4), strict=True))
+    assert drop_rates(ours) == pytest.approx(expected | {"top_dropout": dropout[variant]}, abs=1e-12)
+    if variant in FAMILY:
+        assert drop_rates(ours) == pytest.approx(drop_rates(theirs), abs=1e-12)
+        return
+    # Keras has a dropout of 0.2 before every classifier of V2, and divides by the number of blocks before scaling.
+    unscaled = sum(stage.repeats for stage in load_variant(variant).stages)
+    theirs = {name: rate * unscaled / len(blocks) for name, rate in drop_rates(theirs).items() if "top" not in name}
+    assert expected == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.slow
@@ -177,17 +223,19 @@ def test_logits_of_b0_equal_keras_applications_at_its_resolution():
     assert_same_logits(*build_pair("b0", 224, 224))
 
 
-@pytest.mark.parametrize("variant", [*FAMILY, "b8", "l2"])
+@pytest.mark.parametrize("variant", [*FAMILY, "b8", "l2", *V2, *LITE])
 def test_constructors_have_the_signature_of_keras_applications(variant):
-    ours = getattr(efficientnet_tf, f"EfficientNet{variant.upper()}")
-    reference = getattr(keras.applications, f"EfficientNet{variant.upper()}", keras.applications.EfficientNetB0)
+    ours = getattr(efficientnet_tf, name_of(variant))
+    reference = getattr(keras.applications, name_of(variant), keras.applications.EfficientNetB0)
     parameters = {p.name: (p.kind, p.default) for p in inspect.signature(ours).parameters.values()}
     expected = {p.name: (p.kind, p.default) for p in inspect.signature(reference).parameters.values()}
-    if variant not in FAMILY:  # Keras has neither the network nor weights for it
+    if variant not in FAMILY + V2:  # Keras has neither the network nor weights for it
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         expected |= {"name": (kind, f"efficientnet{variant}"), "weights": (kind, None)}
     assert list(parameters.items()) == list(expected.items())
-    assert ours.__name__ == f"EfficientNet{variant.upper()}"
+    assert ours.__name__ == name_of(variant)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        ours(depth=2)
 
 
 @pytest.mark.parametrize(

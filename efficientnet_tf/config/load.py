@@ -47,14 +47,14 @@ _Schema = TypeVar("_Schema", bound=Section)
 
 
 def list_variants() -> list[str]:
-    """Return the names of all variants: the EfficientNet family, then the other networks in `configs/`.
+    """Return the names of all variants in `configs/`, in alphabetical order.
 
     Example:
         >>> from efficientnet_tf import list_variants
         >>> list_variants()[:3]
         ['b0', 'b1', 'b2']
         >>> list_variants()[-2:]
-        ['resnet50', 'wide_resnet50_2']
+        ['v2-xl', 'wide_resnet50_2']
     """
     return _list_names(CONFIG_DIR)
 

@@ -87,17 +87,25 @@ class Stage(Section):
         (5, 2, 40, 2)
     """
 
-    block: Literal["mbconv", "separable", "bottleneck"] = "mbconv"
+    block: Literal["mbconv", "fused_mbconv", "separable", "bottleneck"] = "mbconv"
     """Kind of block. `mbconv` is an inverted bottleneck with squeeze-and-excitation (EfficientNet, MobileNetV2).
-    `separable` is a depthwise and a 1x1 convolution (MobileNetV1). `bottleneck` is a 1x1, a full and a 1x1 convolution
-    with a shortcut (ResNet)."""
+    `fused_mbconv` has one full convolution in place of its expansion and depthwise convolution (EfficientNetV2,
+    EdgeTPU). `separable` is a depthwise and a 1x1 convolution (MobileNetV1). `bottleneck` is a 1x1, a full and a 1x1
+    convolution with a shortcut (ResNet)."""
     kernel: Literal[3, 5, 7]
-    """Kernel size of the depthwise convolution, or of the bottleneck's middle convolution, in pixels."""
+    """Kernel size of the depthwise convolution, or of the full convolution of `fused_mbconv` and `bottleneck`, in
+    pixels."""
     stride: Literal[1, 2]
     """Stride of the stage's first block. The other blocks have stride 1."""
     expand: Annotated[int, Field(ge=1, le=1000)]
-    """`mbconv`: ratio of inner channels to input channels. 1 omits the expansion. `bottleneck`: ratio of output
-    channels to inner channels."""
+    """`mbconv` and `fused_mbconv`: ratio of inner channels to input channels. 1 omits the expansion of `mbconv` and the
+    1x1 projection of `fused_mbconv`. `bottleneck`: ratio of output channels to inner channels."""
+    expand_from: Channels | None = None
+    """`fused_mbconv`: channels at width 1 that are expanded in the first block, instead of its input channels
+    (EdgeTPU)."""
+    residual: bool = True
+    """`mbconv` and `fused_mbconv`: whether a block adds its input to its output if both have the same shape. False is
+    for the first stage of EdgeTPU."""
     channels: Channels
     """Output channels at width 1."""
     repeats: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
@@ -112,6 +120,13 @@ class Stage(Section):
             raise ValueError(
                 f"se_ratio={self.se_ratio:g} is only for block=mbconv, received {self.block}. Set it to 0."
             )
+        if self.expand_from is not None and (self.block != "fused_mbconv" or self.expand == 1):
+            raise ValueError(
+                f"expand_from={self.expand_from} is only for block=fused_mbconv with expand above 1, received "
+                f"{self.block} with expand={self.expand}. Leave it out."
+            )
+        if not self.residual and self.block in ("separable", "bottleneck"):
+            raise ValueError(f"residual=false is only for mbconv and fused_mbconv, received block={self.block}.")
         if self.block == "separable" and self.expand != 1:
             raise ValueError(f"block=separable has no expansion, received expand={self.expand}. Set it to 1.")
         if self.block == "bottleneck" and self.channels % self.expand:
@@ -155,6 +170,12 @@ class ModelSpec(Section):
     """Activation function after batch norm."""
     channel_divisor: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Scaled channel counts are rounded to multiples of this number."""
+    channel_rounding: Literal["at_least_90_percent", "nearest"] = "at_least_90_percent"
+    """How scaled channel counts are rounded. `nearest` takes the nearest multiple of channel_divisor (EfficientNetV2).
+    `at_least_90_percent` takes the next multiple if the nearest one is more than 10 % too low."""
+    unscaled: Annotated[tuple[Literal["stem", "head", "first", "last"], ...], Field(strict=False, max_length=4)] = ()
+    """Parts that keep their numbers at any width and depth (EfficientNet-Lite): the channels of the `stem` and of the
+    `head`, and the repeats of the `first` and of the `last` stage."""
     batch_norm_momentum: Fraction = 0.99
     """Fraction of the moving mean and variance that is kept at each training step."""
     batch_norm_epsilon: Positive = 1e-3
@@ -169,11 +190,25 @@ class ModelSpec(Section):
     stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1, max_length=100)]
     """The stage table: one row per stage, from the input to the output."""
 
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """Number of blocks of each stage: the scaled repeats, rounded up (`round_repeats` in the official code)."""
+        unscaled = {index for index, name in ((0, "first"), (len(self.stages) - 1, "last")) if name in self.unscaled}
+        return tuple(
+            stage.repeats if index in unscaled else math.ceil(self.depth * stage.repeats)
+            for index, stage in enumerate(self.stages)
+        )
+
+    @property
+    def has_fused_blocks(self) -> bool:
+        """Whether the network has blocks of the kind `fused_mbconv`, as EfficientNetV2 has."""
+        return any(stage.block == "fused_mbconv" for stage in self.stages)
+
     @pydantic.model_validator(mode="after")
     def _check(self) -> "ModelSpec":
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values but std has {len(self.std)}. Give as many of each.")
-        blocks = sum(math.ceil(self.depth * stage.repeats) for stage in self.stages)
+        blocks = sum(self.repeats)
         if blocks > MOST_BLOCKS:
             raise ValueError(f"depth={self.depth:g} gives {blocks:,} blocks. A network has at most {MOST_BLOCKS:,}.")
         return self

@@ -33,7 +33,8 @@ def pad(
         stride: 1 or 2.
         spec: The variant.
         name: Name of the convolution. The name of the new layer ends in `_pad`.
-        keras_layers: True adds a layer that passes its input through if the convolution itself pads.
+        keras_layers: True adds a layer that passes its input through if the convolution itself pads and the network of
+            `keras.applications` has a layer that pads.
 
     Returns:
         The input of the convolution, and its `padding` argument.
@@ -41,7 +42,7 @@ def pad(
     if stride == 1:
         return x, "same"
     if spec.padding == "same":
-        return pass_through(x, f"{name}_pad") if keras_layers else x, "same"
+        return pass_through(x, f"{name}_pad") if keras_layers and not spec.has_fused_blocks else x, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
 
 
@@ -79,7 +80,7 @@ def _activation(x, spec, name):
 
 
 def _depthwise(x, block, spec, keras_layers=False):
-    name = f"{block.name}_dwconv"
+    name = block.depthwise_name
     x, padding = pad(x, block.kernel, block.stride, spec, name, keras_layers)
     x = layers.DepthwiseConv2D(
         block.kernel,
@@ -90,6 +91,11 @@ def _depthwise(x, block, spec, keras_layers=False):
         name=name,
     )(x)
     return batch_norm(x, spec, f"{block.name}_bn")
+
+
+def _full_conv(x, filters, block, spec, name):
+    x, padding = pad(x, block.kernel, block.stride, spec, name)
+    return conv(x, filters, block.kernel, name, block.stride, padding)
 
 
 def _residual(x, shortcut, block):
@@ -137,6 +143,27 @@ def mbconv(x: KerasTensor, block: Block, spec: ModelSpec, keras_layers: bool = F
     return _residual(x, inputs, block) if block.has_residual else x
 
 
+def fused_mbconv(x: KerasTensor, block: Block, spec: ModelSpec) -> KerasTensor:
+    """Apply an inverted bottleneck with one full convolution in place of the expansion and the depthwise convolution.
+
+    Shapes and arguments are those of `mbconv`. With expansion 1, the full convolution is the only one.
+
+    Source: EfficientNetV2 (Tan & Le 2021), Figure 2 and Table 4; google/automl for expansion 1.
+    Deviates: squeeze-and-excitation is left out, because no published network has it in these blocks. The official code
+        of EfficientNet-EdgeTPU has the stride in the projection. Here, as in timm, the full convolution has it.
+    """
+    inputs, name = x, block.name
+    if block.expand != 1:
+        x = _full_conv(x, block.inner_channels, block, spec, f"{name}_expand_conv")
+        x = batch_norm(x, spec, f"{name}_expand_bn")
+        x = conv(x, block.out_channels, 1, f"{name}_project_conv")
+        x = batch_norm(x, spec, f"{name}_project_bn", activation=False)
+    else:
+        x = _full_conv(x, block.out_channels, block, spec, f"{name}_project_conv")
+        x = batch_norm(x, spec, f"{name}_project_bn")
+    return _residual(x, inputs, block) if block.has_residual else x
+
+
 def separable(x: KerasTensor, block: Block, spec: ModelSpec) -> KerasTensor:
     """Apply a depthwise separable convolution. Shapes and arguments are those of `mbconv`.
 
@@ -159,12 +186,11 @@ def bottleneck(x: KerasTensor, block: Block, spec: ModelSpec) -> KerasTensor:
         shortcut = batch_norm(shortcut, spec, f"{name}_shortcut_bn", activation=False)
     x = conv(x, block.inner_channels, 1, f"{name}_reduce_conv")
     x = batch_norm(x, spec, f"{name}_reduce_bn")
-    x, padding = pad(x, block.kernel, block.stride, spec, f"{name}_conv")
-    x = conv(x, block.inner_channels, block.kernel, f"{name}_conv", block.stride, padding)
+    x = _full_conv(x, block.inner_channels, block, spec, f"{name}_conv")
     x = batch_norm(x, spec, f"{name}_bn")
     x = conv(x, block.out_channels, 1, f"{name}_project_conv")
     x = batch_norm(x, spec, f"{name}_project_bn", activation=False)
     return _activation(_residual(x, shortcut, block), spec, f"{name}_output")
 
 
-BLOCKS = {"mbconv": mbconv, "separable": separable, "bottleneck": bottleneck}
+BLOCKS = {"mbconv": mbconv, "fused_mbconv": fused_mbconv, "separable": separable, "bottleneck": bottleneck}

@@ -60,7 +60,7 @@ def build_model(
         inputs = layers.Input(shape, name="input_layer" if keras_layers else "image")
     x = pass_through(inputs, "rescaling", "float32") if keras_layers else inputs
     x = normalize_pixels(x, spec)
-    x = pass_through(x, "rescaling_1", "float32") if keras_layers else x
+    x = pass_through(x, "rescaling_1", "float32") if keras_layers and not spec.has_fused_blocks else x
     x, by_stride = _stem_and_blocks(x, spec, network, keras_layers)
     if endpoints is not None:
         x = _select_endpoints(by_stride, endpoints)
@@ -122,8 +122,11 @@ def _pool(x, pooling):
 
 
 def _model_name(spec):
-    """Return "efficientnetb0" for b0, as `keras.applications` does, and so on to l2. Other variants keep their name."""
-    if re.fullmatch(r"[bl]\d", spec.name):
+    """Return "efficientnetb0" for b0 and "efficientnetv2-s" for v2-s, as `keras.applications` does.
+
+    Networks of other families keep their name.
+    """
+    if re.fullmatch(r"b\d|l2|lite\d|(v2|edgetpu)-\w+", spec.name):
         return f"efficientnet{spec.name}"
     # A variant is named after its file. TensorFlow allows few characters, and no underscore or dash at the start.
     name = re.sub(r"[^A-Za-z0-9_.>-]", "_", spec.name)

@@ -20,27 +20,21 @@ from efficientnet_tf.config.schema import ModelSpec
 # ------------------------------------------------------------------------------------------- rules of rounding
 
 
-def round_channels(channels: float, width: float, divisor: int = 8) -> int:
-    """Return scaled channels, rounded to a multiple of `divisor` that is never more than 10 % too low.
+def round_channels(channels: float, width: float, divisor: int = 8, rounding: str = "at_least_90_percent") -> int:
+    """Return scaled channels, rounded to a multiple of `divisor`.
 
     Args:
         channels: Channels at width 1, at least 1.
         width: Multiplier, greater than 0.
         divisor: The result is a multiple of this number, at least 1.
+        rounding: "nearest" multiple, or "at_least_90_percent": the multiple after it if it is more than 10 % too low.
 
-    Source: MobileNet's rule as the official EfficientNet code applies it (`round_filters`).
+    Source: MobileNet's rule as the official EfficientNet code applies it (`round_filters`). That of EfficientNetV2
+        (google/automl and `keras.applications`) has no lower bound.
     """
     scaled = channels * width
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
-
-
-def round_repeats(repeats: int, depth: float) -> int:
-    """Return scaled repeats, rounded up.
-
-    Source: official code, `round_repeats`.
-    """
-    return math.ceil(depth * repeats)
+    return rounded + divisor if rounding != "nearest" and rounded < 0.9 * scaled else rounded
 
 
 def round_resolution(side: float) -> int:
@@ -194,15 +188,17 @@ class Block(NamedTuple):
     """One block of a network with all its numbers. The models and the cost accounting have a function per kind."""
 
     name: str  # "block2a" is the first block of stage 2. Weight files address layers by this name.
-    kind: str  # "mbconv", "separable" or "bottleneck", as in a `Stage`
+    kind: str  # "mbconv", "fused_mbconv", "separable" or "bottleneck", as in a `Stage`
     kernel: int  # in pixels
     stride: int
     expand: int
     in_channels: int
-    inner_channels: int  # of the depthwise convolution, or of the bottleneck's middle convolution
+    inner_channels: int  # of the depthwise convolution, or of the full one of a fused block and of a bottleneck
     out_channels: int
     se_channels: int  # of the squeeze-and-excitation bottleneck, 0 if there is none
     drop_rate: float  # probability that the block is skipped in training
+    residual: bool  # whether the input is added to the output if both have the same shape
+    depthwise_name: str  # of the layer. `keras.applications` has another name for it in networks with fused blocks.
 
     @property
     def keeps_shape(self) -> bool:
@@ -212,7 +208,7 @@ class Block(NamedTuple):
     @property
     def has_residual(self) -> bool:
         """Whether the input is added to the output. A bottleneck projects its input if the shapes differ."""
-        return self.kind == "bottleneck" or (self.kind == "mbconv" and self.keeps_shape)
+        return self.kind == "bottleneck" or (self.kind != "separable" and self.residual and self.keeps_shape)
 
 
 @dataclass(frozen=True)
@@ -246,36 +242,42 @@ def scale_network(spec: ModelSpec) -> Network:
         of block i of N is `drop_connect * i / N`, where N counts the blocks after scaling.
 
     Source: paper, Table 1, section 5.1 (other networks) and 5.2. Official code for the two rules above.
+    Deviates: for EfficientNetV2, `keras.applications` counts the blocks before scaling, so that its drop rates end
+        above `drop_connect` in B1 to B3. google/automl counts them after scaling.
     """
 
     def channels(count: float) -> int:
-        return round_channels(count, spec.width, spec.channel_divisor)
+        return round_channels(count, spec.width, spec.channel_divisor, spec.channel_rounding)
 
-    repeats = [round_repeats(stage.repeats, spec.depth) for stage in spec.stages]
-    total, done = sum(repeats), 0
-    in_channels = channels(spec.stem_channels)
+    total, done = sum(spec.repeats), 0
+    stem_channels = spec.stem_channels if "stem" in spec.unscaled else channels(spec.stem_channels)
+    in_channels = stem_channels
     stages = []
-    for number, (stage, count) in enumerate(zip(spec.stages, repeats, strict=True), 1):
+    for number, (stage, count) in enumerate(zip(spec.stages, spec.repeats, strict=True), 1):
         # The table states a bottleneck's output channels, but the rule of rounding applies to its inner channels.
         inner = channels(stage.channels / stage.expand) if stage.block == "bottleneck" else 0
         blocks = []
         for index in range(count):
+            expand_from = channels(stage.expand_from) if stage.expand_from and index == 0 else in_channels
+            name = f"block{number}{_letter(index)}"
             blocks.append(
                 Block(
-                    name=f"block{number}{_letter(index)}",
+                    name=name,
                     kind=stage.block,
                     kernel=stage.kernel,
                     stride=stage.stride if index == 0 else 1,
                     expand=stage.expand,
                     in_channels=in_channels,
-                    inner_channels=inner or in_channels * stage.expand,
+                    inner_channels=inner or expand_from * stage.expand,
                     out_channels=inner * stage.expand or channels(stage.channels),
                     se_channels=max(1, int(in_channels * stage.se_ratio)) if stage.se_ratio else 0,
                     drop_rate=spec.drop_connect * done / total,
+                    residual=stage.residual,
+                    depthwise_name=f"{name}_{'dwconv2' if spec.has_fused_blocks else 'dwconv'}",
                 )
             )
             in_channels = blocks[-1].out_channels
             done += 1
         stages.append(tuple(blocks))
-    head_channels = channels(spec.head_channels) if spec.head_channels else 0
-    return Network(channels(spec.stem_channels), tuple(stages), head_channels)
+    is_head_scaled = spec.head_channels and "head" not in spec.unscaled
+    return Network(stem_channels, tuple(stages), channels(spec.head_channels) if is_head_scaled else spec.head_channels)

@@ -96,7 +96,7 @@ def _mbconv(trace: _Trace, block: Block) -> None:
     if block.expand != 1:
         trace.conv(f"{name}_expand_conv", block.inner_channels)
         trace.batch_norm(f"{name}_expand_bn")
-    trace.depthwise(f"{name}_dwconv", block.kernel, block.stride)
+    trace.depthwise(block.depthwise_name, block.kernel, block.stride)
     trace.batch_norm(f"{name}_bn")
     if block.se_channels:
         trace.squeeze_excite(f"{name}_se", block.se_channels)
@@ -105,8 +105,23 @@ def _mbconv(trace: _Trace, block: Block) -> None:
     trace.add(f"{name}_add" if block.has_residual else f"{name}_output", "add")
 
 
+def _fused_mbconv(trace: _Trace, block: Block) -> None:
+    name = block.name
+    if block.expand != 1:
+        trace.conv(f"{name}_expand_conv", block.inner_channels, block.kernel, block.stride)
+        trace.batch_norm(f"{name}_expand_bn")
+        trace.conv(f"{name}_project_conv", block.out_channels)
+        trace.batch_norm(f"{name}_project_bn", activation=False)
+    else:
+        trace.conv(f"{name}_project_conv", block.out_channels, block.kernel, block.stride)
+        trace.batch_norm(f"{name}_project_bn")
+    # Without a projection and a residual, the block ends with the output of its activation, which is listed already.
+    is_listed = block.expand == 1 and not block.has_residual
+    trace.add(f"{name}_add" if block.has_residual else f"{name}_output", "add", kept=not is_listed)
+
+
 def _separable(trace: _Trace, block: Block) -> None:
-    trace.depthwise(f"{block.name}_dwconv", block.kernel, block.stride)
+    trace.depthwise(block.depthwise_name, block.kernel, block.stride)
     trace.batch_norm(f"{block.name}_bn")
     trace.conv(f"{block.name}_project_conv", block.out_channels)
     trace.batch_norm(f"{block.name}_project_bn")
@@ -128,7 +143,7 @@ def _bottleneck(trace: _Trace, block: Block) -> None:
     trace.add(f"{name}_output", "activation")
 
 
-_BLOCKS = {"mbconv": _mbconv, "separable": _separable, "bottleneck": _bottleneck}
+_BLOCKS = {"mbconv": _mbconv, "fused_mbconv": _fused_mbconv, "separable": _separable, "bottleneck": _bottleneck}
 
 
 def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1000, channels: int = 3) -> list[Layer]:
@@ -143,7 +158,7 @@ def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1
     Returns:
         The layers from the input to the output. Layers with variables are those of the built model, name by name.
         Of the other layers, only those whose output is a tensor of its own are listed. A block without a residual ends
-        with an entry "..._output". It is not a layer but the output of the last batch norm, which the next block reads.
+        with an entry "..._output". It is not a layer but the output of the last layer, which the next block reads.
     """
     network = scale_network(spec)
     trace = _Trace(spec, resolution or spec.resolution, channels)

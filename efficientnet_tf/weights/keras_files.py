@@ -15,7 +15,7 @@ from efficientnet_tf.weights.archives import open_archive, open_member, read_mem
 from efficientnet_tf.weights.hdf5 import H5Content
 from efficientnet_tf.weights.keras_config import describe_network, read_numbers
 from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, SETTINGS_ATTRIBUTE, LoadedWeights, needs_of
-from efficientnet_tf.weights.names import layers_of
+from efficientnet_tf.weights.names import is_depthwise, layers_of
 from efficientnet_tf.weights.tensors import Shapes, StoredTensor, put_tensor, read_needed
 
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of pixels in [0, 1]
@@ -141,7 +141,7 @@ def _read_keras3(tensors, names, root, variables) -> list[_Container]:
     by_class = {"conv2d": [], "depthwise_conv2d": [], "batch_normalization": [], "dense": []}
     for layer in (layer for layers in layers_of(variables).values() for layer in layers):
         kind = {"Dense": "dense", "BatchNorm": "batch_normalization"}.get(_layer_kind(layer), "conv2d")
-        by_class["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
+        by_class["depthwise_conv2d" if is_depthwise(layer) else kind].append(layer)
     grouped: dict[str, dict[str, dict[str, StoredTensor]]] = {}
     for path, tensor in tensors.items():
         group, _, index = path.rpartition("/vars/")

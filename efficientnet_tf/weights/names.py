@@ -30,6 +30,11 @@ def layers_of(variables: Iterable[str]) -> dict[str, list[str]]:
     return blocks
 
 
+def is_depthwise(layer: str) -> bool:
+    """Return whether a name is that of a depthwise convolution: `Block.depthwise_name`."""
+    return layer.endswith(("_dwconv", "_dwconv2"))
+
+
 def _rename(variables: Iterable[str], layer_names: dict[str, str], name_variable: Callable[[str, str], str]):
     """Return {their name: our path}.
 
@@ -61,7 +66,7 @@ def official_names(variables: Iterable[str]) -> dict[str, str]:
         for layer in layers:
             if layer.endswith(("se_reduce", "se_expand")):
                 kind = "se/conv2d"
-            elif layer.endswith("dwconv"):
+            elif is_depthwise(layer):
                 kind = "depthwise_conv2d"
             else:
                 kind = "tpu_batch_normalization" if layer.endswith("bn") else "conv2d"
@@ -70,7 +75,7 @@ def official_names(variables: Iterable[str]) -> dict[str, str]:
     return _rename(
         variables,
         names,
-        lambda layer, v: "/depthwise_kernel" if layer.endswith("dwconv") and v == "kernel" else f"/{v}",
+        lambda layer, v: "/depthwise_kernel" if is_depthwise(layer) and v == "kernel" else f"/{v}",
     )
 
 
@@ -95,17 +100,16 @@ def timm_names(variables: Iterable[str]) -> dict[str, str]:
             continue
         stage = int(match[1]) - 1
         position = positions[stage] = positions.get(stage, -1) + 1
-        expands = any(layer.endswith("expand_conv") for layer in layers)
-        theirs = {
-            "expand_conv": "conv_pw",
-            "expand_bn": "bn1",
-            "dwconv": "conv_dw",
-            "bn": "bn2" if expands else "bn1",
-            "se_reduce": "se.conv_reduce",
-            "se_expand": "se.conv_expand",
-            "project_conv": "conv_pwl" if expands else "conv_pw",
-            "project_bn": "bn3" if expands else "bn2",
-        }
-        for layer in layers:
-            names[layer] = f"blocks.{stage}.{position}.{theirs[layer.removeprefix(block + '_')]}"
+        for layer, theirs in _timm_layers([layer.removeprefix(f"{block}_") for layer in layers]).items():
+            names[f"{block}_{layer}"] = f"blocks.{stage}.{position}.{theirs}"
     return _rename(variables, names, lambda _, v: f".{_TIMM_VARIABLES[v]}")
+
+
+def _timm_layers(layers: list[str]) -> dict[str, str]:
+    """Return {our name: name in timm} for the layers of a block. Its batch norms are numbered."""
+    is_fused, expands = not {"dwconv", "dwconv2"} & set(layers), "expand_conv" in layers
+    first, only = ("conv_exp", "conv") if is_fused else ("conv_pw", "conv_pw")
+    known = {"expand_conv": first, "project_conv": "conv_pwl" if expands else only}
+    known |= {"dwconv": "conv_dw", "dwconv2": "conv_dw", "se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"}
+    norms = [layer for layer in layers if layer.endswith("bn")]
+    return {layer: known.get(layer) or f"bn{norms.index(layer) + 1}" for layer in layers}

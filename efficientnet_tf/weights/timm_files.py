@@ -87,7 +87,7 @@ def _read_config(path) -> dict[str, Any]:
 
 def _find_padding(path, architecture):
     """Return how a timm model pads, which only its name says."""
-    family = re.search(r"(tf_)?efficientnet_(b\d|l2)", architecture)
+    family = re.search(r"(tf_)?efficientnet(_b\d|_l2|_lite\d|_e[sml]|v2_b\d|v2_[smlx])|test_efficientnet", architecture)
     if not family:
         raise UserError(
             f"{escape(path)} does not say how the model pads. In timm, tf_efficientnet_* and efficientnet_* have the "

@@ -15,6 +15,9 @@ from efficientnet_tf.config import load as load_lib
 from efficientnet_tf.config.schema import Phase, Stage
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
+LITE = [f"lite{i}" for i in range(5)]
+V2 = ["v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"]
+EDGETPU = ["edgetpu-s", "edgetpu-m", "edgetpu-l"]
 FAMILIES = ["mobilenetv1", "mobilenetv2", "resnet50", "wide_resnet50_2"]
 TRANSFER_SETS = ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"]
 RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "finetune", "digits", "smoke"]
@@ -75,8 +78,42 @@ def test_variants_match_the_published_family(variant, numbers):
     assert spec.std == pytest.approx([255 * s for s in (0.229, 0.224, 0.225)])
 
 
-def test_list_variants_names_the_family_first():
-    assert load_lib.list_variants() == VARIANTS + FAMILIES
+# Published: width, depth, resolution, dropout. The resolutions of V2 are those of evaluation.
+@pytest.mark.parametrize(
+    ("variant", "numbers"),
+    {
+        "lite0": (1.0, 1.0, 224, 0.2),
+        "lite1": (1.0, 1.1, 240, 0.2),
+        "lite2": (1.1, 1.2, 260, 0.3),
+        "lite3": (1.2, 1.4, 280, 0.3),
+        "lite4": (1.4, 1.8, 300, 0.3),
+        "v2-b0": (1.0, 1.0, 224, 0.2),
+        "v2-b1": (1.0, 1.1, 240, 0.2),
+        "v2-b2": (1.1, 1.2, 260, 0.3),
+        "v2-b3": (1.2, 1.4, 300, 0.3),
+        "v2-s": (1.0, 1.0, 384, 0.2),
+        "v2-m": (1.0, 1.0, 480, 0.3),
+        "v2-l": (1.0, 1.0, 480, 0.4),
+        "v2-xl": (1.0, 1.0, 512, 0.4),
+        "edgetpu-s": (1.0, 1.0, 224, 0.2),
+        "edgetpu-m": (1.0, 1.1, 240, 0.2),
+        "edgetpu-l": (1.2, 1.4, 300, 0.3),
+    }.items(),
+)
+def test_variants_match_the_other_published_families(variant, numbers):
+    spec = load_lib.load_variant(variant)
+    assert (spec.width, spec.depth, spec.resolution, spec.dropout) == numbers
+    assert spec.drop_connect == 0.2
+    pixels = 128.0 if variant in ("v2-s", "v2-m", "v2-l", "v2-xl") else 127.0
+    if not variant.startswith("v2-b"):
+        assert (spec.mean, spec.std) == ((pixels,), (128.0,))
+    constants = (spec.activation, spec.batch_norm_momentum, spec.batch_norm_epsilon, spec.padding)
+    activation = {"l": "relu6", "e": "relu", "v": "swish"}[variant[0]]
+    assert constants == (activation, 0.9 if variant[0] == "v" else 0.99, 1e-3, "same")
+
+
+def test_list_variants_names_all_in_alphabetical_order():
+    assert load_lib.list_variants() == sorted([*VARIANTS, *LITE, *V2, *EDGETPU, *FAMILIES, "tiny"])
 
 
 def test_every_recipe_is_listed_here():
@@ -253,6 +290,33 @@ def test_mistakes_in_files_name_the_file(write):
     assert error(load, variant=variant).splitlines() == lines
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            "block: fused_mbconv, expand: 4",
+            "se_ratio=0.25 is only for block=mbconv, received fused_mbconv. Set it to 0.",
+        ),
+        (
+            "expand: 4, expand_from: 8",
+            "expand_from=8 is only for block=fused_mbconv with expand above 1, received mbconv",
+        ),
+        (
+            "block: fused_mbconv, expand: 1, se_ratio: 0, expand_from: 8",
+            "received fused_mbconv with expand=1. Leave it",
+        ),
+        (
+            "block: separable, expand: 1, se_ratio: 0, residual: false",
+            "residual=false is only for mbconv and fused_mbconv",
+        ),
+        ("block: fused, expand: 4", "Input should be 'mbconv', 'fused_mbconv', 'separable' or 'bottleneck'"),
+    ],
+)
+def test_keys_of_other_blocks_are_refused(write, keys, message):
+    variant = write(f"baseline: b0\nstages: [{{kernel: 3, stride: 1, channels: 8, repeats: 1, {keys}}}]\n")
+    assert message in error(load_lib.load_variant, variant)
+
+
 def test_mistakes_in_the_stage_table_name_the_row(write):
     text = (load_lib.CONFIG_DIR / "b0.yaml").read_text().replace("kernel: 5", "kernel: 4", 1)
     variant = write(text.replace("expand: 1, ", ""))
@@ -263,7 +327,7 @@ def test_mistakes_in_the_stage_table_name_the_row(write):
     variant = write("baseline: b0\nstages: [{kernal: 3, stride: 1, expand: 1, channels: 8, repeats: 1}]\n")
     message = error(load_lib.load_variant, variant)
     assert f"{variant}: stages.0.kernel: is required but missing" in message
-    assert f"{variant}: stages.0.kernal: unknown key. Allowed are block, channels, expand, kernel" in message
+    assert f"{variant}: stages.0.kernal: unknown key. Allowed are block, channels, expand" in message
     assert message.endswith("Did you mean 'kernel'?")
 
 

@@ -1,6 +1,12 @@
 """Tests of the cost accounting: against published numbers, the golden file, and the layers of built models."""
 
+import importlib.util
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import make_goldens
@@ -39,6 +45,82 @@ def test_parameters_and_macs_of_the_reference(variant):
     assert (cost.trainable_params, cost.total_params) == (trainable, total)
     decimals = len(billions.split(".")[1])
     assert f"{cost.macs / 1e9:.{decimals}f}".lstrip("0") == billions
+
+
+# Trainable and total parameters of V2: those of the networks of keras.applications, which equal google/automl's tests.
+V2 = {
+    "v2-b0": (7_139_704, 7_200_312),
+    "v2-b1": (8_141_052, 8_212_124),
+    "v2-b2": (10_096_086, 10_178_374),
+    "v2-b3": (14_358_406, 14_467_622),
+    "v2-s": (21_458_488, 21_612_360),
+    "v2-m": (54_139_356, 54_431_388),
+    "v2-l": (118_515_272, 119_027_848),
+    "v2-xl": (208_119_808, 208_896_832),
+}
+# Trainable parameters of the networks of timm. One can also derive 8,197,376 for Lite3 and 13,007,128 for Lite4. These
+# are 280 and 560 too many, because they give the first block the scaled channels of the stem (40 and 48) as its input.
+# The official code computes these channels, but it does not scale the stem, and the first block has no expansion that
+# would read them: its depthwise convolution has the 32 channels of the stem. So timm's numbers are right.
+TIMM = {
+    "lite0": ("tf_efficientnet_lite0", 4_652_008),
+    "lite1": ("tf_efficientnet_lite1", 5_416_680),
+    "lite2": ("tf_efficientnet_lite2", 6_092_072),
+    "lite3": ("tf_efficientnet_lite3", 8_197_096),
+    "lite4": ("tf_efficientnet_lite4", 13_006_568),
+    "edgetpu-s": ("efficientnet_es", 5_438_392),
+    "edgetpu-m": ("efficientnet_em", 6_899_496),
+    "edgetpu-l": ("efficientnet_el", 10_589_712),
+    "tiny": ("test_efficientnet", 356_196),
+}
+
+
+@pytest.mark.parametrize("variant", V2)
+def test_parameters_of_v2(variant):
+    cost = count_cost(variant)["total"]
+    assert (cost.trainable_params, cost.total_params) == V2[variant]
+
+
+@pytest.mark.parametrize("variant", TIMM)
+def test_parameters_of_lite_edgetpu_and_tiny(variant):
+    assert count_cost(variant).params == TIMM[variant][1]
+
+
+TIMM_PARTS = """
+import collections, json, sys
+import timm_reference
+create = timm_reference.import_timm().create_model
+counts = {}
+for name in sys.argv[1:]:
+    counts[name] = collections.Counter()
+    for path, parameter in create(name).named_parameters():
+        first, second = path.split(".")[:2]
+        part = f"stage{int(second) + 1}" if first == "blocks" else "stem" if first in ("conv_stem", "bn1") else "head"
+        counts[name][part] += parameter.numel()
+print(json.dumps(counts))
+"""
+
+
+@pytest.mark.slow
+def test_parameters_of_every_stage_equal_those_of_timm():
+    for library in ("torch", "timm"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    names = {variant: name for variant, (name, _) in TIMM.items()}
+    names |= {variant: f"tf_efficientnet{variant.replace('-', '_')}" for variant in V2}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "weights")}
+    command = [sys.executable, "-c", TIMM_PARTS, *names.values()]
+    counts = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    for variant, name in names.items():
+        ours = {part: cost.trainable_params for part, cost in count_cost(variant).items() if part != "total"}
+        assert ours == counts[name], variant
+
+
+def test_the_first_block_of_lite4_has_the_channels_of_the_stem():
+    """Its parameters by hand: depthwise 3x3, two batch norms, and the projection from 32 to 24 channels."""
+    assert count_cost("lite4")["stage1"].trainable_params == 9 * 32 + 2 * 32 + 32 * 24 + 2 * 24
+    scaled = 9 * 48 + 2 * 48 + 48 * 24 + 2 * 24
+    assert scaled - count_cost("lite4")["stage1"].trainable_params == 13_007_128 - TIMM["lite4"][1]
 
 
 def test_golden_file_is_current():
@@ -110,7 +192,7 @@ def assert_same_layers(spec, resolution, classes, channels):
 
 @pytest.mark.parametrize(
     ("variant", "resolution", "classes", "channels"),
-    [("b0", 224, 1000, 3), ("b0", 131, 10, 1), ("resnet50", 97, 10, 3), ("mobilenetv1", 33, 5, 3)],
+    [("b0", 224, 1000, 3), ("b0", 131, 10, 1), ("resnet50", 97, 10, 3), ("mobilenetv1", 33, 5, 3), ("tiny", 97, 5, 3)],
 )
 def test_layers_match_the_built_model(variant, resolution, classes, channels):
     assert_same_layers(load_variant(variant), resolution, classes, channels)
@@ -131,6 +213,18 @@ mbconv = st.builds(
     channels=st.integers(1, 40),
     repeats=st.integers(1, 2),
     se_ratio=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
+)
+fused = st.builds(
+    lambda expand, expand_from, **rest: schema.Stage(
+        block="fused_mbconv", expand=expand, expand_from=expand_from if expand > 1 else None, se_ratio=0.0, **rest
+    ),
+    kernel=st.sampled_from([3, 5, 7]),
+    stride=st.sampled_from([1, 2]),
+    expand=st.integers(1, 4),
+    expand_from=st.none() | st.integers(1, 40),
+    residual=st.booleans(),
+    channels=st.integers(1, 40),
+    repeats=st.integers(1, 2),
 )
 other = st.builds(
     lambda block, expand, channels, **rest: schema.Stage(
@@ -161,7 +255,9 @@ specs = st.builds(
     activation=st.sampled_from(["swish", "relu", "relu6"]),
     padding=st.sampled_from(["same", "symmetric"]),
     channel_divisor=st.sampled_from([1, 3, 8]),
-    stages=st.lists(mbconv | other, min_size=1, max_size=4).map(tuple),
+    channel_rounding=st.sampled_from(["at_least_90_percent", "nearest"]),
+    unscaled=st.sets(st.sampled_from(["stem", "head", "first", "last"])).map(lambda parts: tuple(sorted(parts))),
+    stages=st.lists(mbconv | fused | other, min_size=1, max_size=4).map(tuple),
 )
 shapes = (st.integers(1, 70), st.integers(1, 12), st.integers(1, 5))
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnet_tf.config.load import load_variant
-from efficientnet_tf.scaling.compound import round_channels, round_repeats, scale_network
+from efficientnet_tf.scaling.compound import round_channels, scale_network
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
 WIDTHS = st.floats(0.05, 8.0)
@@ -51,9 +51,41 @@ def test_channels_by_hand(channels, width, expected):
     assert round_channels(channels, width) == expected
 
 
+def test_channels_of_v2_are_rounded_to_the_nearest_multiple():
+    """As in google/automl and keras.applications: 19.2 becomes 16, although this is 17 % less."""
+    assert round_channels(24, 0.8, rounding="nearest") == 16
+    assert round_channels(32, 1.2, rounding="nearest") == 40  # 38.4
+    assert round_channels(12, 0.25, rounding="nearest") == 8
+
+
 @pytest.mark.parametrize(("repeats", "depth", "expected"), [(1, 1.0, 1), (1, 1.1, 2), (3, 1.4, 5), (4, 3.1, 13)])
 def test_repeats_round_up(repeats, depth, expected):
-    assert round_repeats(repeats, depth) == expected
+    stage = load_variant("b0").stages[0].model_copy(update={"repeats": repeats})
+    assert load_variant("b0").model_copy(update={"stages": (stage,), "depth": depth}).repeats == (expected,)
+
+
+@pytest.mark.parametrize("depth", [0.5, 1.8])
+def test_unscaled_parts_keep_their_numbers(depth):
+    lite = load_variant("lite0").model_copy(update={"width": 2.0, "depth": depth})
+    scaled, repeats = scale_network(lite), [len(stage) for stage in scale_network(lite).stages]
+    assert (scaled.stem_channels, scaled.head_channels) == (32, 1280)
+    assert (repeats[0], repeats[-1]) == (1, 1)
+    assert repeats[1:-1] == [{0.5: 1, 1.8: 4}[depth]] * 2 + [{0.5: 2, 1.8: 6}[depth]] * 2 + [{0.5: 2, 1.8: 8}[depth]]
+    two = lite.model_copy(update={"stages": tuple(s.model_copy(update={"repeats": 2}) for s in lite.stages)})
+    assert (two.repeats[0], two.repeats[-1]) == (2, 2)
+    everything = scale_network(two.model_copy(update={"unscaled": ()}))
+    assert (everything.stem_channels, everything.head_channels) == (64, 2560)
+    assert (len(everything.stages[0]), len(everything.stages[-1])) == ({0.5: 1, 1.8: 4}[depth],) * 2
+
+
+def test_the_first_stage_of_edgetpu_expands_other_channels_and_has_no_residual():
+    """Its table says 24 input channels and no residual, although the stem has 32 (official code, `edgetpu/`)."""
+    for variant, stem, inner, count in (("edgetpu-s", 32, 96, 1), ("edgetpu-m", 32, 96, 2), ("edgetpu-l", 40, 128, 2)):
+        first, second = (stage for stage in network(variant).stages[:2])
+        assert (first[0].in_channels, first[0].inner_channels, len(first)) == (stem, inner, count)
+        assert all(block.inner_channels == 4 * block.in_channels and block.keeps_shape for block in first[1:])
+        assert not any(block.has_residual for block in first)
+        assert [block.has_residual for block in second] == [False] + [True] * (len(second) - 1)
 
 
 # Published: blocks, stem and head of every variant.

@@ -1,11 +1,13 @@
 """Tests of the coefficient search: the grid, the networks that it gives, and their ranking."""
 
+import math
+
 import numpy as np
 import pytest
 
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.runtime.terminal import render
-from efficientnet_tf.scaling.compound import PAPER, round_channels, round_repeats, round_resolution
+from efficientnet_tf.scaling.compound import PAPER, round_channels, round_resolution
 from efficientnet_tf.study.coefficients import (
     find_candidates,
     find_points,
@@ -39,7 +41,7 @@ def test_points_of_the_same_network_are_one_candidate(resolution):
     assert sorted(map(repr, points)) == sorted(repr(p) for c in candidates for p in c.specs)
 
     def shape(point):
-        repeats = [round_repeats(stage.repeats, round(point.alpha, 4)) for stage in B0.stages]
+        repeats = [math.ceil(stage.repeats * round(point.alpha, 4)) for stage in B0.stages]
         channels = [
             round_channels(count, round(point.beta, 4))
             for count in (B0.stem_channels, B0.head_channels, *(stage.channels for stage in B0.stages))

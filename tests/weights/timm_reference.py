@@ -48,9 +48,16 @@ class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def main(name, folder):
+def import_timm():
+    """Return the module timm."""
     sys.meta_path.append(_Torchvision())
     import timm
+
+    return timm
+
+
+def main(name, folder):
+    timm = import_timm()
     import torch
     from safetensors.torch import save_file
 
