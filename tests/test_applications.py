@@ -205,7 +205,8 @@ def test_drop_rates_grow_with_the_block(pair):
     variant, ours, theirs = pair
     names = [layer.name for layer in ours.layers]
     blocks = [name.removesuffix("_project_conv") for name in names if name.endswith("_project_conv")]
-    expected = {f"{name}_drop": 0.2 * i / len(blocks) for i, name in enumerate(blocks) if f"{name}_add" in names}
+    rates = {name: 0.2 * i / len(blocks) for i, name in enumerate(blocks) if f"{name}_add" in names}
+    expected = {f"{name}_drop": rate for name, rate in rates.items() if rate}
     dropout = dict(b0=0.2, b1=0.2, b2=0.3, b3=0.3, b4=0.4, b5=0.4, b6=0.5, b7=0.5)
     dropout |= dict(zip(V2, (0.2, 0.2, 0.3, 0.3, 0.2, 0.3, 0.4), strict=True))
     assert drop_rates(ours) == pytest.approx(expected | {"top_dropout": dropout[variant]}, abs=1e-12)
