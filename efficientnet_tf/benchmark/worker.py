@@ -61,6 +61,20 @@ class Job(NamedTuple):
     get_facts: Callable[[], dict[str, Any]] = dict
 
 
+def name_in_keras(variant: str) -> str:
+    """Return the name of a variant's constructor in `keras.applications`: "EfficientNetV2B0" for v2-b0."""
+    return "EfficientNet" + "".join(part.capitalize() for part in variant.split("-"))
+
+
+def name_in_timm(variant: str) -> str:
+    """Return the name of a variant in timm: "tf_efficientnetv2_b0" for v2-b0."""
+    if variant.startswith("edgetpu-"):
+        return f"efficientnet_e{variant[-1]}"
+    if variant == "tiny":
+        return "test_efficientnet"
+    return f"tf_efficientnet{variant.replace('-', '_')}" if "-" in variant else f"tf_efficientnet_{variant}"
+
+
 def _make_batch(setting):
     """Return random images and labels as NumPy arrays."""
     import numpy as np
@@ -124,7 +138,7 @@ def _prepare_keras(setting):
 
     keras.config.set_dtype_policy(setting.precision)
     images, labels = map(tf.constant, _make_batch(setting))
-    model = getattr(keras.applications, f"EfficientNet{setting.variant.upper()}")(
+    model = getattr(keras.applications, name_in_keras(setting.variant))(
         weights=None, input_shape=(setting.size, setting.size, 3), classifier_activation=None
     )
     if setting.mode == "infer":
@@ -157,7 +171,7 @@ def _prepare_timm(setting):
     device = "cuda" if gpu else "cpu"
     images, labels = (torch.from_numpy(array).to(device) for array in _make_batch(setting))
     rates: dict[str, Any] = {"drop_rate": spec.dropout, "drop_path_rate": spec.drop_connect}
-    model: Any = timm.create_model(f"tf_efficientnet_{setting.variant}", **rates)
+    model: Any = timm.create_model(name_in_timm(setting.variant), **rates)
     model = model.to(device, memory_format=torch.channels_last).train(train)
     compiled = torch.compile(model)
     optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, momentum=0.9)

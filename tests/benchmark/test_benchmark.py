@@ -22,7 +22,7 @@ from efficientnet_tf.benchmark.networks import NetworkBenchmark, Plan
 from efficientnet_tf.benchmark.plot import draw_speed
 from efficientnet_tf.benchmark.report import format_markdown
 from efficientnet_tf.benchmark.rounds import Worker, WorkerKilled
-from efficientnet_tf.benchmark.worker import COPIED_BYTES, EXPORTS, Setting
+from efficientnet_tf.benchmark.worker import COPIED_BYTES, EXPORTS, Setting, name_in_keras, name_in_timm
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.terminal import ProgressBar
 
@@ -130,6 +130,21 @@ def test_markdown_shows_shares_in_percent_and_unknown_values_as_blanks():
 
 
 # ------------------------------------------------------------------------------------------------------ networks
+
+
+def test_names_of_networks_in_other_libraries():
+    assert [name_in_keras(variant) for variant in ("b0", "v2-b3", "v2-s")] == [
+        *("EfficientNetB0", "EfficientNetV2B3", "EfficientNetV2S")
+    ]
+    names = {
+        "b7": "tf_efficientnet_b7",
+        "lite4": "tf_efficientnet_lite4",
+        "v2-b0": "tf_efficientnetv2_b0",
+        "v2-xl": "tf_efficientnetv2_xl",
+        "edgetpu-s": "efficientnet_es",
+        "tiny": "test_efficientnet",
+    }
+    assert {variant: name_in_timm(variant) for variant in names} == names
 
 
 @pytest.mark.slow
