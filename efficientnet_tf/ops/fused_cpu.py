@@ -9,13 +9,13 @@ convolution's input, which is smaller than its output.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from efficientnet_tf.ops.convolutions_cpu import multiply_channels
 from efficientnet_tf.ops.xla import compile_for_cpu
 
 # sigmoid(z) = 1/2 + z P(z^2) / Q(z^2) on [-16, 16], in ascending powers. `scripts/fit_sigmoid.py` computes these.
@@ -25,16 +25,16 @@ PARTS = 8  # XLA sums rows two to three times faster when it adds this many part
 
 
 def batch_norm(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, activation: str | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalize by the mean and variance of the batch, scale, shift, and optionally apply swish.
+    """Normalize by the mean and variance of the batch, scale, shift, and optionally apply an activation.
 
     Args:
         x: Input, float32 or bfloat16 [B, H, W, C], with a static shape.
         gamma: Scale, float32 [C].
         beta: Offset, float32 [C].
         epsilon: Added to the variance, > 0.
-        swish: Whether to apply swish to the normalized values.
+        activation: A key of `ACTIVATIONS` to apply to the normalized values, or None.
 
     Returns:
         The outputs with the shape and dtype of `x`, and the mean and variance of the batch, float32 [C]. The mean and
@@ -46,11 +46,12 @@ def batch_norm(
         y, mean, variance, normalize_gradient = _normalize(x, gamma, beta, epsilon)
 
         def backward(gradient, *_):
-            if swish:
-                gradient = swish_gradient(x, *_scale_and_shift(mean, variance, gamma, beta, epsilon), gradient)
+            if activation:
+                affine = _scale_and_shift(mean, variance, gamma, beta, epsilon)
+                gradient = activation_gradient(x, *affine, gradient, activation)
             return normalize_gradient(gradient)
 
-        return (apply_swish(y) if swish else y, mean, variance), backward
+        return (apply_activation(y, activation) if activation else y, mean, variance), backward
 
     return run(x, gamma, beta)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
@@ -60,16 +61,18 @@ def batch_norm_squeeze_excite(
     gamma: tf.Tensor,
     beta: tf.Tensor,
     epsilon: float,
+    activation: str,
     compute_gate: Callable,
     weights: Sequence[tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Apply `batch_norm` with swish, then scale each channel by a gate that is computed from the channel means.
+    """Apply `batch_norm` with an activation, then scale each channel by a gate that is computed from the channel means.
 
     Args:
         x: Input, float32 or bfloat16 [B, H, W, C], with a static shape.
         gamma: Scale, float32 [C].
         beta: Offset, float32 [C].
         epsilon: Added to the variance, > 0.
+        activation: A key of `ACTIVATIONS`.
         compute_gate: Function of the channel means [B, 1, 1, C] and `weights` that returns the gates [B, 1, 1, C]. Both
             have the dtype of `x`.
         weights: The variables that `compute_gate` reads, for their gradients.
@@ -84,27 +87,27 @@ def batch_norm_squeeze_excite(
     def run(x, gamma, beta, *weights):
         normalized, mean, variance, normalize_gradient = _normalize(x, gamma, beta, epsilon)
         with tf.GradientTape() as tape:
-            squeezed = _squeeze(normalized)
+            squeezed = _squeeze(normalized, activation)
             tape.watch((squeezed, *weights))
             gate = compute_gate(squeezed, weights)
 
         def backward(gradient, *_):
             affine = _scale_and_shift(mean, variance, gamma, beta, epsilon)
-            gate_gradient = _gate_gradient(x, *affine, gradient)
+            gate_gradient = _gate_gradient(x, *affine, gradient, activation)
             gradients: Any = tape.gradient(gate, (squeezed, *weights), output_gradients=gate_gradient)
             squeezed_gradient, *weight_gradients = gradients
-            gradient = _gated_swish_gradient(x, *affine, gradient, gate, squeezed_gradient / pixels)
+            gradient = _gated_gradient(x, *affine, gradient, gate, squeezed_gradient / pixels, activation)
             return *normalize_gradient(gradient), *weight_gradients
 
-        return (_excite(normalized, gate), mean, variance), backward
+        return (_excite(normalized, gate, activation), mean, variance), backward
 
     return run(x, gamma, beta, *weights)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
 
-def conv_batch_norm_swish(
-    x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+def conv_batch_norm(
+    x: tf.Tensor, kernel: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, activation: str
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Apply a 1x1 convolution, `batch_norm` and swish.
+    """Apply a 1x1 convolution, `batch_norm` and an activation.
 
     The convolution W is linear, so the mean and variance of its outputs follow from the mean m and the covariance K of
     `x`: they are W'm and diag(W'KW). Batch norm then becomes part of the kernel, and its gradient comes from sums that
@@ -117,6 +120,7 @@ def conv_batch_norm_swish(
         gamma: Scale, float32 [O].
         beta: Offset, float32 [O].
         epsilon: Added to the variance, > 0.
+        activation: A key of `ACTIVATIONS`.
 
     Returns:
         The outputs, float32 [B, H, W, O], and the mean and variance of the convolution's outputs, float32 [O], without
@@ -131,10 +135,10 @@ def conv_batch_norm_swish(
         spread = tf.matmul(_sum_products(centered, centered) / count, weights)
         mean, variance = tf.linalg.matvec(weights, center, transpose_a=True), tf.reduce_sum(weights * spread, axis=0)
         inverse = tf.math.rsqrt(variance + epsilon)
-        z = _multiply(centered, weights * (gamma * inverse), beta)
+        z = multiply_channels(centered, weights * (gamma * inverse), beta)
 
         def backward(gradient, *_):
-            gradient = swish_gradient(z, 1.0, 0.0, gradient)
+            gradient = activation_gradient(z, 1.0, 0.0, gradient, activation)
             products = _sum_products(centered, gradient)
             beta_gradient = _sum_rows(gradient)
             gamma_gradient = inverse * tf.reduce_sum(weights * products, axis=0)
@@ -142,10 +146,12 @@ def conv_batch_norm_swish(
             weight_gradient = scale * (products - spread * (inverse * gamma_gradient))
             back = tf.matmul(weights * (-scale * inverse * gamma_gradient / count), weights, transpose_b=True)
             shift = tf.linalg.matvec(weights, -scale * beta_gradient / count)
-            x_gradient = _multiply(gradient, tf.transpose(weights * scale), shift) + _multiply(centered, back)
+            x_gradient = multiply_channels(gradient, tf.transpose(weights * scale), shift) + multiply_channels(
+                centered, back
+            )
             return x_gradient, weight_gradient[None, None], gamma_gradient, beta_gradient
 
-        return (apply_swish(z), mean, variance), backward
+        return (apply_activation(z, activation), mean, variance), backward
 
     return run(x, kernel, gamma, beta)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
 
@@ -170,15 +176,6 @@ def _scale_and_shift(mean, variance, gamma, beta, epsilon):
     """Return the scale and shift, float32 [C], for which batch norm equals x * scale + shift."""
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     return scale, beta - mean * scale
-
-
-def _multiply(x, weights, bias=None):
-    """Multiply the channels of x, [B, H, W, I], by weights, [I, O], and add a bias, [O]."""
-    y = tf.matmul(tf.reshape(x, [-1, x.shape[3]]), weights)
-    if bias is not None:
-        y = tf.nn.bias_add(y, bias)
-    sizes = x.shape[:3] if x.shape.is_fully_defined() else tf.unstack(tf.shape(x)[:3])
-    return tf.reshape(y, [*sizes, weights.shape[1]])
 
 
 def _sum_products(x, y):
@@ -222,6 +219,18 @@ def _swish_slope(z):
     return gate * (1 + z * (1 - gate))
 
 
+def _ones_between(z, low, high):
+    return tf.cast((z > low) & (z < high), z.dtype)
+
+
+# The function and its derivative. That of ReLU is 0 where it has none, as in TensorFlow.
+ACTIVATIONS = {
+    "swish": (_swish, _swish_slope),
+    "relu": (tf.nn.relu, lambda z: _ones_between(z, 0, math.inf)),
+    "relu6": (tf.nn.relu6, lambda z: _ones_between(z, 0, 6)),
+}
+
+
 def _sum_pixels(function, *images):
     """Apply an elementwise function to images, [B, H, W, C], and return the sums over pixels, [B, 1, 1, C]."""
     pixels = images[0].shape[1] * images[0].shape[2]
@@ -233,102 +242,48 @@ def _sum_pixels(function, *images):
 
 
 @compile_for_cpu
-def apply_swish(z):
-    """Return swish(z) with the shape and dtype of z."""
-    return tf.cast(_swish(tf.cast(z, tf.float32)), z.dtype)
+def apply_activation(z, activation):
+    """Return the activation of z with the shape and dtype of z."""
+    function, _ = ACTIVATIONS[activation]
+    return tf.cast(function(tf.cast(z, tf.float32)), z.dtype)
 
 
 @compile_for_cpu
-def swish_gradient(x, scale, shift, gradient):
-    """Return `gradient` times the derivative of swish at x * scale + shift."""
-    slope = _swish_slope(tf.cast(x, tf.float32) * scale + shift)
+def activation_gradient(x, scale, shift, gradient, activation):
+    """Return `gradient` times the derivative of the activation at x * scale + shift."""
+    _, derivative = ACTIVATIONS[activation]
+    slope = derivative(tf.cast(x, tf.float32) * scale + shift)
     return tf.cast(tf.cast(gradient, tf.float32) * slope, x.dtype)
 
 
 @compile_for_cpu
-def _gated_swish_gradient(x, scale, shift, gradient, gate, squeezed_gradient):
-    """Return the gradient of a swish whose output is gated and averaged over pixels; the last two are [B, 1, 1, C]."""
+def _gated_gradient(x, scale, shift, gradient, gate, squeezed_gradient, activation):
+    """Return the gradient of values whose activation is gated and averaged over pixels.
+
+    The gate and the gradient of the averages are [B, 1, 1, C].
+    """
+    _, derivative = ACTIVATIONS[activation]
     gradient, gate, squeezed_gradient = (tf.cast(t, tf.float32) for t in (gradient, gate, squeezed_gradient))
-    slope = _swish_slope(tf.cast(x, tf.float32) * scale + shift)
+    slope = derivative(tf.cast(x, tf.float32) * scale + shift)
     return tf.cast((gradient * gate + squeezed_gradient) * slope, x.dtype)
 
 
 @compile_for_cpu
-def _squeeze(z):
-    """Return the mean of swish(z) over pixels, [B, 1, 1, C]."""
-    return tf.cast(_sum_pixels(_swish, z) / (z.shape[1] * z.shape[2]), z.dtype)
+def _squeeze(z, activation):
+    """Return the mean over pixels of the activation of z, [B, 1, 1, C]."""
+    function, _ = ACTIVATIONS[activation]
+    return tf.cast(_sum_pixels(function, z) / (z.shape[1] * z.shape[2]), z.dtype)
 
 
 @compile_for_cpu
-def _excite(z, gate):
-    """Return swish(z) times the gate, [B, 1, 1, C]."""
-    return tf.cast(_swish(tf.cast(z, tf.float32)) * tf.cast(gate, tf.float32), z.dtype)
+def _excite(z, gate, activation):
+    """Return the activation of z times the gate, [B, 1, 1, C]."""
+    function, _ = ACTIVATIONS[activation]
+    return tf.cast(function(tf.cast(z, tf.float32)) * tf.cast(gate, tf.float32), z.dtype)
 
 
 @compile_for_cpu
-def _gate_gradient(x, scale, shift, gradient):
-    """Return the gradient of a gate that multiplies swish(x * scale + shift), [B, 1, 1, C]."""
-    return tf.cast(_sum_pixels(lambda x, g: _swish(x * scale + shift) * g, x, gradient), x.dtype)
-
-
-# --------------------------------------------------------------------------------------------- single convolutions
-
-
-def pointwise_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Apply a 1x1 convolution as a matrix product, which is up to 1.5 times faster than TensorFlow's convolution.
-
-    Args:
-        x: Input [B, H, W, I].
-        kernel: Kernel [1, 1, I, O] with the dtype of `x`.
-
-    Returns:
-        The outputs [B, H, W, O].
-    """
-    return _multiply(x, tf.reshape(kernel, kernel.shape[2:]))
-
-
-def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """Apply a depthwise convolution with "SAME" padding and a faster gradient of the kernel.
-
-    Args:
-        x: Input [B, H, W, C].
-        kernel: Kernel [K, K, C, 1] with the dtype of `x`.
-        stride: Stride in pixels, >= 1.
-
-    Returns:
-        The outputs [B, ceil(H / stride), ceil(W / stride), C].
-    """
-    strides = [1, stride, stride, 1]
-
-    @tf.custom_gradient
-    def convolve(x, kernel):
-        def backward(gradient):
-            input_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-                input_sizes=tf.shape(x), filter=kernel, out_backprop=gradient, strides=strides, padding="SAME"
-            )
-            return input_gradient, _kernel_gradient(x, gradient, kernel.shape, strides)
-
-        return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME"), backward
-
-    return convolve(x, kernel)  # pyright: ignore[reportReturnType] - The decorator returns only the outputs.
-
-
-def _kernel_gradient(x, gradient, shape, strides):
-    """Return the gradient of a depthwise kernel, [K, K, C, 1], with the dtype of x."""
-    dtype, padding = x.dtype, {"padding": "SAME"}
-    if shape[0] > 3 or strides[1] > 1:
-        # oneDNN is slow for these kernels and does not support explicit padding. With explicit padding TensorFlow uses
-        # its own code, which is up to four times faster (TensorFlow 2.21). It accumulates in the dtype of its inputs.
-        x, gradient = (tf.cast(t, tf.float32) for t in (x, gradient))
-        sides = (_same_padding(x.shape[i], gradient.shape[i], shape[0], strides[i]) for i in (1, 2))
-        padding = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, *itertools.chain(*sides), 0, 0]}
-    kernel_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=x, filter_sizes=shape, out_backprop=gradient, strides=strides, **padding
-    )
-    return tf.cast(kernel_gradient, dtype)
-
-
-def _same_padding(input_size, output_size, kernel_size, stride):
-    """Return the numbers of zeros that "SAME" padding adds before and after an axis."""
-    total = max(0, (output_size - 1) * stride + kernel_size - input_size)
-    return total // 2, total - total // 2
+def _gate_gradient(x, scale, shift, gradient, activation):
+    """Return the gradient of a gate that multiplies the activation of x * scale + shift, [B, 1, 1, C]."""
+    function, _ = ACTIVATIONS[activation]
+    return tf.cast(_sum_pixels(lambda x, g: function(x * scale + shift) * g, x, gradient), x.dtype)

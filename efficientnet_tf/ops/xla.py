@@ -20,10 +20,11 @@ def compile_for_cpu(function: Callable) -> Callable:
     """Return a function compiled by XLA, or the function itself if XLA is missing.
 
     Args:
-        function: Function of tensors. Its results must not depend on whether it is compiled.
+        function: Function of tensors and of constants such as texts. Its results must not depend on whether it is
+            compiled.
 
     Returns:
         A function with the same arguments and results.
     """
     compiled = tf.function(function, autograph=False, jit_compile=True)
-    return functools.wraps(function)(lambda *tensors: (compiled if has_xla() else function)(*tensors))
+    return functools.wraps(function)(lambda *arguments: (compiled if has_xla() else function)(*arguments))

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from efficientnet_tf.ops import fused_cpu
+from efficientnet_tf.ops import convolutions_cpu, fused_cpu
 
 # Tensors with fewer values stay in the caches, so that fusing does not pay for the tenth of a second that XLA takes to
 # compile a shape.
@@ -20,13 +20,10 @@ FUSE_FROM_VALUES = 2**20
 def find_fusible(model: keras.Model) -> list[list[keras.layers.Layer]]:
     """Return the lists of consecutive layers that `FusedLayers` can replace.
 
-    Each list holds a batch norm that is trained, and what can be fused with it: the swish after it, and either the 1x1
-    convolution before it or the four layers of squeeze-and-excite after it.
+    Each list holds a batch norm that is trained, and what can be fused with it: the activation after it, and either the
+    1x1 convolution before it or the four layers of squeeze-and-excite after it.
     """
     readers = {layer.name: [node.operation for node in layer._outbound_nodes] for layer in model.layers}
-
-    def is_swish(layer):
-        return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.silu
 
     found = []
     for norm in model.layers:
@@ -34,7 +31,7 @@ def find_fusible(model: keras.Model) -> list[list[keras.layers.Layer]]:
             continue
         before, after = norm.input._keras_history.operation, readers[norm.name]
         layers = [norm]
-        if len(after) == 1 and is_swish(after[0]):
+        if len(after) == 1 and _find_activation(after[0]):
             layers += after
             excite = [layer for layer in readers[after[0].name] if isinstance(layer, keras.layers.Multiply)]
             if excite:
@@ -45,6 +42,13 @@ def find_fusible(model: keras.Model) -> list[list[keras.layers.Layer]]:
                 layers = [before, *layers]
         found.append(layers)
     return found
+
+
+def _find_activation(layer: Any) -> str | None:
+    """Return the key of `fused_cpu.ACTIVATIONS` for a layer that is one of them, else None."""
+    functions = keras.activations
+    names = {functions.silu: "swish", functions.relu: "relu", functions.relu6: "relu6"}
+    return names.get(layer.activation) if isinstance(layer, keras.layers.Activation) else None
 
 
 def _is_matrix_product(conv: keras.layers.Conv2D) -> bool:
@@ -76,7 +80,7 @@ class FusedLayers(keras.layers.Layer):
         self.fuse_from = fuse_from
         self.conv = layers[0] if isinstance(layers[0], keras.layers.Conv2D) else None
         self.norm, *rest = layers[1:] if self.conv else layers
-        self.swish, self.squeeze_excite = rest[:1], rest[1:]
+        self.activation, self.squeeze_excite = rest[:1], rest[1:]
 
     def call(self, x, training=None):
         """Compute the layers. In training, also update the moving statistics of the batch norm."""
@@ -84,21 +88,23 @@ class FusedLayers(keras.layers.Layer):
         if not training:
             return self._after_norm(norm(self._before_norm(x), training=False))
         gamma, beta = tf.cast(norm.gamma, tf.float32), tf.cast(norm.beta, tf.float32)
+        activation = _find_activation(self.activation[0]) if self.activation else None
         channels = self.conv.filters if self.conv else x.shape[-1]
         if math.prod([*x.shape[:-1], channels]) < self.fuse_from:
-            x, *moments = fused_cpu.batch_norm(self._before_norm(x), gamma, beta, epsilon, swish=False)
+            x, *moments = fused_cpu.batch_norm(self._before_norm(x), gamma, beta, epsilon, None)
             x = self._after_norm(x)
         elif self.conv:
-            x, *moments = fused_cpu.conv_batch_norm_swish(x, tf.cast(self.conv.kernel, x.dtype), gamma, beta, epsilon)
+            kernel = tf.cast(self.conv.kernel, x.dtype)
+            x, *moments = fused_cpu.conv_batch_norm(x, kernel, gamma, beta, epsilon, activation)
         elif self.squeeze_excite:
-            x, *moments = self._fuse_squeeze_excite(x, gamma, beta, epsilon)
+            x, *moments = self._fuse_squeeze_excite(x, gamma, beta, epsilon, activation)
         else:
-            x, *moments = fused_cpu.batch_norm(x, gamma, beta, epsilon, bool(self.swish))
+            x, *moments = fused_cpu.batch_norm(x, gamma, beta, epsilon, activation)
         for moving, new in zip((norm.moving_mean, norm.moving_variance), moments, strict=True):
             moving.assign(moving * norm.momentum + new * (1 - norm.momentum))
         return x
 
-    def _fuse_squeeze_excite(self, x, gamma, beta, epsilon):
+    def _fuse_squeeze_excite(self, x, gamma, beta, epsilon, activation):
         _, reduce, expand, _ = self.squeeze_excite
 
         def gate_of(means, weights):
@@ -106,14 +112,14 @@ class FusedLayers(keras.layers.Layer):
             return expand.stateless_call(weights[2:], [], inner)[0]
 
         weights = [tf.cast(v, x.dtype) for v in (*reduce.weights, *expand.weights)]
-        return fused_cpu.batch_norm_squeeze_excite(x, gamma, beta, epsilon, gate_of, weights)
+        return fused_cpu.batch_norm_squeeze_excite(x, gamma, beta, epsilon, activation, gate_of, weights)
 
     def _before_norm(self, x):
         return self.conv(x) if self.conv else x
 
     def _after_norm(self, x):
-        for swish in self.swish:
-            x = swish(x)
+        for activation in self.activation:
+            x = activation(x)
         if self.squeeze_excite:
             squeeze, reduce, expand, excite = self.squeeze_excite
             x = excite([x, expand(reduce(squeeze(x)))])
@@ -127,7 +133,7 @@ class FastConv2D(keras.layers.Conv2D):
         """Convolve."""
         if not _is_matrix_product(self):
             return super().convolution_op(inputs, kernel)
-        return fused_cpu.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
+        return convolutions_cpu.pointwise_conv(inputs, tf.convert_to_tensor(kernel))
 
 
 class FastDepthwiseConv2D(keras.layers.DepthwiseConv2D):
@@ -137,4 +143,4 @@ class FastDepthwiseConv2D(keras.layers.DepthwiseConv2D):
         """Convolve each channel."""
         if self.padding != "same":
             return super().call(inputs)
-        return fused_cpu.depthwise_conv(inputs, tf.cast(self.kernel, inputs.dtype), self.strides[0])
+        return convolutions_cpu.depthwise_conv(inputs, tf.cast(self.kernel, inputs.dtype), self.strides[0])

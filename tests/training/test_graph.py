@@ -91,10 +91,19 @@ def test_a_model_without_special_layers_is_not_copied():
     assert graph_lib.make_training_graph(model, tiny.load_config(), tiny.make_strategy(1)) is model
 
 
-@pytest.fixture(scope="module")
-def copied():
+# A block with a projection and a residual, and one without, as in EfficientNetV2, with the activation of Lite.
+FUSED_BLOCKS = (
+    "model.activation=relu6",
+    "model.drop_connect=0",
+    "model.stages=[{block: fused_mbconv, kernel: 3, stride: 1, expand: 4, channels: 8, repeats: 1, se_ratio: 0},"
+    " {block: fused_mbconv, kernel: 3, stride: 2, expand: 1, channels: 16, repeats: 1, se_ratio: 0}]",
+)
+
+
+@pytest.fixture(scope="module", params=[(ONE_BLOCK,), FUSED_BLOCKS], ids=["mbconv", "fused"])
+def copied(request):
     """Return a model, its training graph with the same weights, and images."""
-    config, strategy = tiny.load_config(ONE_BLOCK, "model.dropout=0"), tiny.make_strategy(1)
+    config, strategy = tiny.load_config(*request.param, "model.dropout=0"), tiny.make_strategy(1)
     model = build_from_config(config, 10)
     graph = graph_lib.make_training_graph(model, config, strategy)
     weights = {v.path: v for v in model.variables}
@@ -106,13 +115,21 @@ def copied():
 
 def test_consecutive_layers_are_fused(copied):
     model, graph, _ = copied
-    assert [layer.name for layer in graph.layers if isinstance(layer, FusedLayers)] == [
-        "stem_bn_to_stem_activation",
-        "block1a_expand_conv_to_block1a_expand_activation",
-        "block1a_bn_to_block1a_se_excite",
-        "block1a_project_bn_to_block1a_project_bn",
-        "top_conv_to_top_activation",
-    ]
+    blocks = {
+        "block1a_bn": [
+            "block1a_expand_conv_to_block1a_expand_activation",
+            "block1a_bn_to_block1a_se_excite",
+            "block1a_project_bn_to_block1a_project_bn",
+        ],
+        "block2a_project_activation": [
+            "block1a_expand_bn_to_block1a_expand_activation",
+            "block1a_project_bn_to_block1a_project_bn",
+            "block2a_project_bn_to_block2a_project_activation",
+        ],
+    }
+    (expected,) = (names for layer, names in blocks.items() if layer in {layer.name for layer in model.layers})
+    fused = [layer.name for layer in graph.layers if isinstance(layer, FusedLayers)]
+    assert fused == ["stem_bn_to_stem_activation", *expected, "top_conv_to_top_activation"]
     assert {v.path for v in model.trainable_variables} == {v.path for v in graph.trainable_variables}
 
 
