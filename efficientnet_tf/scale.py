@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_variant, load_variant
+from efficientnet_tf.config.load import dump_variant, list_variants, load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import check_output, write_text
@@ -20,7 +20,6 @@ from efficientnet_tf.scaling.compound import Coefficients, compound, solve_phi
 if TYPE_CHECKING:
     from efficientnet_tf.scaling.budget import Fit, Limit
 
-FAMILY = [f"b{i}" for i in range(9)] + ["l2"]
 TARGETS = ("target_macs", "target_params", "target_memory", "target_latency_ms")
 
 
@@ -32,18 +31,19 @@ def explain_family(coefficients: Coefficients, baseline: ModelSpec) -> list[dict
         baseline: The network that phi=0 stands for.
 
     Returns:
-        One dict per variant. "variant" is its name. "depth", "width" and "resolution" are the published numbers, and
+        One dict per variant in `configs/` that scales the stage table of the baseline, or one for the baseline if there
+        is none. "variant" is its name. "depth", "width" and "resolution" are the published numbers, and
         "phi_depth", "phi_width" and "phi_resolution" the phi that each of them implies. "alpha^phi" and "beta^phi" are
         the depth and the width that follow from the phi of the resolution.
     """
     rows = []
-    for name in FAMILY:
-        spec = load_variant(name)
+    family = [spec for spec in map(load_variant, list_variants()) if spec.stages == baseline.stages]
+    for spec in family or [baseline]:
         phi = solve_phi(spec.resolution / baseline.resolution, coefficients.gamma)
         multipliers = compound(phi, coefficients)
         rows.append(
             {
-                "variant": name,
+                "variant": spec.name,
                 "depth": spec.depth,
                 "width": spec.width,
                 "resolution": spec.resolution,
@@ -59,6 +59,7 @@ def explain_family(coefficients: Coefficients, baseline: ModelSpec) -> list[dict
 
 def _show_explanation(coefficients: Coefficients, baseline: ModelSpec) -> None:
     header = ["variant", "depth", "width", "pixels", "phi(depth)", "phi(width)", "phi(pixels)", "alpha^phi", "beta^phi"]
+    family = explain_family(coefficients, baseline)
     rows = [
         [
             row["variant"],
@@ -66,15 +67,18 @@ def _show_explanation(coefficients: Coefficients, baseline: ModelSpec) -> None:
             f"{row['resolution']}",
             *(f"{row[key]:.2f}" for key in ("phi_depth", "phi_width", "phi_resolution", "alpha^phi", "beta^phi")),
         ]
-        for row in explain_family(coefficients, baseline)
+        for row in family
     ]
+    note = (
+        "\nFrom b3 on, the published depths are lower than alpha^phi. The table, not the formula, defines the family."
+    )
     show(
         make_table(header, rows),
         "phi(...) is the compound coefficient that the published number implies. alpha^phi and beta^phi are the depth "
         "and the width at phi(pixels).\n"
         f"With alpha {coefficients.alpha:g}, beta {coefficients.beta:g} and gamma {coefficients.gamma:g}, each unit of "
-        f"phi multiplies the multiply-adds by alpha * beta^2 * gamma^2 = {coefficients.growth:.3f}.\n"
-        "From b3 on, the published depths are lower than alpha^phi. The table, not the formula, defines the family.",
+        f"phi multiplies the multiply-adds by alpha * beta^2 * gamma^2 = {coefficients.growth:.3f}."
+        + (note if family[0]["variant"] == "b0" else ""),
     )
 
 

@@ -11,7 +11,7 @@ from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.scale import explain_family, main, make_parser
 from efficientnet_tf.scaling.budget import MAX_PHI, Limit, fit_budget
 from efficientnet_tf.scaling.complexity import count_cost
-from efficientnet_tf.scaling.compound import PAPER, Coefficients, compound, scale_by_phi, solve_phi
+from efficientnet_tf.scaling.compound import PAPER, Coefficients, compound, scale_by_phi, scale_network, solve_phi
 
 B0 = load_variant("b0")
 
@@ -27,6 +27,28 @@ def test_explanation_gives_the_published_numbers():
     assert [row["beta^phi"] for row in rows] == pytest.approx(WIDTHS, abs=0.006)
     assert [row["alpha^phi"] for row in rows] == pytest.approx(DEPTHS, abs=0.006)
     assert PAPER.growth == pytest.approx(1.920, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "family"),
+    [
+        ("b0", [*(f"b{i}" for i in range(9)), "l2"]),
+        ("lite0", [f"lite{i}" for i in range(5)]),
+        ("v2-b0", [f"v2-b{i}" for i in range(4)]),
+        ("v2-s", ["v2-s"]),
+    ],
+)
+def test_explanation_lists_the_variants_that_scale_the_baseline(baseline, family):
+    rows = explain_family(PAPER, load_variant(baseline))
+    assert [row["variant"] for row in rows] == family
+    assert rows[0]["phi_resolution"] == 0
+
+
+def test_budget_of_v2_and_lite():
+    v2 = fit_budget("v2-b0", macs=3.02e9)  # V2-B3 has 3.01 billion
+    assert 0.97 < v2.used["macs"] <= 1 and v2.spec.channel_rounding == "nearest"
+    lite = fit_budget("lite0", params=8.2e6)
+    assert 0.95 < lite.used["params"] <= 1 and scale_network(lite.spec).stem_channels == 32
 
 
 @given(phi=st.floats(-3, 8), alpha=st.floats(1.05, 2), beta=st.floats(1.05, 2), gamma=st.floats(1.05, 2))
