@@ -125,7 +125,10 @@ def mostly_slow(values, quick):
 
 @pytest.mark.parametrize(
     ("variant", "size"),
-    mostly_slow([(tiny.VARIANT, 32), ("resnet50", 32), ("mobilenetv1", 33), ("symmetric", 33)], (tiny.VARIANT, 32)),
+    mostly_slow(
+        [(tiny.VARIANT, 32), ("resnet50", 32), ("mobilenetv1", 33), ("symmetric", 33), ("tiny", 33), ("lite0", 32)],
+        (tiny.VARIANT, 32),
+    ),
 )
 def test_folded_model_computes_the_same_function(variant, size):
     spec = load_variant(tiny.VARIANT if variant == "symmetric" else variant)
