@@ -23,10 +23,7 @@ from efficientnet_tf.weights.keras_methods import accept_keras_weights
 from efficientnet_tf.weights.load import load_weights
 
 # The variants with ImageNet weights in keras.applications.
-RELEASED = (
-    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"),
-    *("v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l"),
-)
+RELEASED = (*(f"b{i}" for i in range(8)), *(f"v2-b{i}" for i in range(4)), "v2-s", "v2-m", "v2-l")
 
 
 def build_model(
@@ -302,8 +299,9 @@ def _make_constructor(variant: str) -> Callable[..., keras.Model]:
     constructor, is_v2 = _constructor_name(variant), variant.startswith("v2-")
     defaults = {"weights": "imagenet" if variant in RELEASED else None, "name": f"efficientnet{variant}"}
     left_out = ("variant",) if is_v2 else ("variant", "include_preprocessing")
-    parameters = [p for p in inspect.signature(_construct).parameters.values() if p.name not in left_out]
-    signature = inspect.Signature([p.replace(default=defaults.get(p.name, p.default)) for p in parameters])
+    signature = inspect.signature(_construct)
+    parameters = [p for p in signature.parameters.values() if p.name not in left_out]
+    signature = signature.replace(parameters=[p.replace(default=defaults.get(p.name, p.default)) for p in parameters])
 
     def build(*arguments: Any, **named: Any) -> keras.Model:
         bound = signature.bind(*arguments, **named)
