@@ -40,8 +40,14 @@ def blocks_of(model):
     return [(int(prefix[5]) - 1, ord(prefix[6]) - ord("a"), prefix) for prefix in prefixes]
 
 
+def parts_of(model, block):
+    """Return the names of a block's layers with weights, without the block: {"expand_conv", "expand_bn", ...}."""
+    names = (layer.name for layer in model.layers if layer.weights)
+    return {name.removeprefix(f"{block}_") for name in names if name.startswith(f"{block}_")}
+
+
 def official_weights(model, prefix="efficientnet-b0"):
-    """Return {name in a checkpoint of the official code: array}."""
+    """Return {name in a checkpoint of the official code, or of google/automl's code of EfficientNetV2: array}."""
     found = {}
 
     def conv(layer, name, kernel="kernel"):
@@ -57,21 +63,21 @@ def official_weights(model, prefix="efficientnet-b0"):
 
     conv("stem_conv", "stem/conv2d")
     norm("stem_bn", "stem/tpu_batch_normalization")
-    for i, (stage, _, block) in enumerate(blocks_of(model)):
-        scope = f"blocks_{i}"
-        conv(f"{block}_dwconv", f"{scope}/depthwise_conv2d", "depthwise_kernel")
-        conv(f"{block}_se_reduce", f"{scope}/se/conv2d")
-        conv(f"{block}_se_expand", f"{scope}/se/conv2d_1")
-        if stage == 0:  # blocks without expansion
-            norm(f"{block}_bn", f"{scope}/tpu_batch_normalization")
-            conv(f"{block}_project_conv", f"{scope}/conv2d")
-            norm(f"{block}_project_bn", f"{scope}/tpu_batch_normalization_1")
-        else:
-            conv(f"{block}_expand_conv", f"{scope}/conv2d")
-            norm(f"{block}_expand_bn", f"{scope}/tpu_batch_normalization")
-            norm(f"{block}_bn", f"{scope}/tpu_batch_normalization_1")
-            conv(f"{block}_project_conv", f"{scope}/conv2d_1")
-            norm(f"{block}_project_bn", f"{scope}/tpu_batch_normalization_2")
+    for i, (_, _, block) in enumerate(blocks_of(model)):
+        scope, parts = f"blocks_{i}", parts_of(model, block)
+        convs = iter(("conv2d", "conv2d_1"))
+        norms = iter(("tpu_batch_normalization", "tpu_batch_normalization_1", "tpu_batch_normalization_2"))
+        if "expand_conv" in parts:
+            conv(f"{block}_expand_conv", f"{scope}/{next(convs)}")
+            norm(f"{block}_expand_bn", f"{scope}/{next(norms)}")
+        for depthwise in parts & {"dwconv", "dwconv2"}:
+            conv(f"{block}_{depthwise}", f"{scope}/depthwise_conv2d", "depthwise_kernel")
+            norm(f"{block}_bn", f"{scope}/{next(norms)}")
+        if "se_reduce" in parts:
+            conv(f"{block}_se_reduce", f"{scope}/se/conv2d")
+            conv(f"{block}_se_expand", f"{scope}/se/conv2d_1")
+        conv(f"{block}_project_conv", f"{scope}/{next(convs)}")
+        norm(f"{block}_project_bn", f"{scope}/{next(norms)}")
     conv("top_conv", "head/conv2d")
     norm("top_bn", "head/tpu_batch_normalization")
     conv("predictions", "head/dense")
@@ -95,36 +101,46 @@ def save_official(weights, path, ema=None):
 
 def timm_weights(model):
     """Return {name in timm: array in torch's layout}."""
-    found = {}
-
-    def conv(layer, name, depthwise=False):
-        values = model.get_layer(layer).get_weights()
-        found[f"{name}.weight"] = np.transpose(values[0], (2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
-        if len(values) > 1:
-            found[f"{name}.bias"] = values[1]
-
-    def norm(layer, name):
-        names = ("weight", "bias", "running_mean", "running_var")
-        values = model.get_layer(layer).get_weights()
-        found.update({f"{name}.{n}": v for n, v in zip(names, values, strict=True)})
-        found[f"{name}.num_batches_tracked"] = np.int64(100)
-
-    conv("stem_conv", "conv_stem")
-    norm("stem_bn", "bn1")
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1", "top_conv": "conv_head", "top_bn": "bn2"}
+    names["predictions"] = "classifier"
     for stage, position, block in blocks_of(model):
-        scope = f"blocks.{stage}.{position}"
-        last = ("conv_pw", "bn2") if stage == 0 else ("conv_pwl", "bn3")
-        if stage:
-            conv(f"{block}_expand_conv", f"{scope}.conv_pw")
-            norm(f"{block}_expand_bn", f"{scope}.bn1")
-        conv(f"{block}_dwconv", f"{scope}.conv_dw", depthwise=True)
-        norm(f"{block}_bn", f"{scope}.bn2" if stage else f"{scope}.bn1")
-        conv(f"{block}_se_reduce", f"{scope}.se.conv_reduce")
-        conv(f"{block}_se_expand", f"{scope}.se.conv_expand")
-        conv(f"{block}_project_conv", f"{scope}.{last[0]}")
-        norm(f"{block}_project_bn", f"{scope}.{last[1]}")
-    conv("top_conv", "conv_head")
-    norm("top_bn", "bn2")
-    kernel, bias = model.get_layer("predictions").get_weights()
-    found |= {"classifier.weight": kernel.T, "classifier.bias": bias}
+        scope, parts = f"blocks.{stage}.{position}", parts_of(model, block)
+        if "expand_conv" not in parts:
+            theirs = {"dwconv": "conv_dw", "bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}
+            if "bn" not in parts:
+                theirs = {"project_conv": "conv", "project_bn": "bn1"}
+        elif "bn" not in parts:
+            theirs = {"expand_conv": "conv_exp", "expand_bn": "bn1", "project_conv": "conv_pwl", "project_bn": "bn2"}
+        else:
+            theirs = {"expand_conv": "conv_pw", "expand_bn": "bn1", "dwconv": "conv_dw", "dwconv2": "conv_dw"}
+            theirs |= {"bn": "bn2", "project_conv": "conv_pwl", "project_bn": "bn3"}
+        theirs |= {"se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"}
+        names |= {f"{block}_{part}": f"{scope}.{theirs[part]}" for part in parts}
+    return _torch_weights(model, names)
+
+
+def pytorch_weights(model):
+    """Return {name in efficientnet_pytorch: array in torch's layout}."""
+    names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
+    names["predictions"] = "_fc"
+    norms = {"expand_bn": "_bn0", "bn": "_bn1", "project_bn": "_bn2", "dwconv": "_depthwise_conv"}
+    for i, (_, _, block) in enumerate(blocks_of(model)):
+        parts = parts_of(model, block)
+        names |= {f"{block}_{part}": f"_blocks.{i}.{norms.get(part, f'_{part}')}" for part in parts}
+    return _torch_weights(model, names)
+
+
+def _torch_weights(model, names):
+    """Return {name: array in torch's layout}, given {layer: its name in a library for torch}."""
+    found = {}
+    for layer, name in names.items():
+        values = model.get_layer(layer).get_weights()
+        if layer.endswith("bn"):
+            parts = ("weight", "bias", "running_mean", "running_var")
+            found.update({f"{name}.{part}": value for part, value in zip(parts, values, strict=True)})
+            found[f"{name}.num_batches_tracked"] = np.int64(100)
+            continue
+        axes = (1, 0) if values[0].ndim == 2 else (2, 3, 0, 1) if "dwconv" in layer else (3, 2, 0, 1)
+        found[f"{name}.weight"] = np.transpose(values[0], axes)
+        found.update({f"{name}.bias": bias for bias in values[1:]})
     return {name: np.ascontiguousarray(value) for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Reads weights of Keras, timm, the official TensorFlow 1 code and this package, and loads them into a model.
+"""Reads weights of Keras, timm, efficientnet_pytorch, the official code and this package, and loads them into a model.
 
 May import `data` and every package below it.
 

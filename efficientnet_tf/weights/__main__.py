@@ -48,11 +48,11 @@ def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser(
         "weights",
-        "Convert weights of Keras, timm, the official TensorFlow 1 code or this package. Either all of a file is used, "
-        "or nothing is written.",
+        "Convert weights of Keras, timm, efficientnet_pytorch, the official TensorFlow 1 code or this package. Either "
+        "all of a file is used, or nothing is written.",
     )
     parser.add_argument(
-        "--variant", required=True, help="Network: b0 ... b8, l2, or the path of a variant's YAML file."
+        "--variant", required=True, help="Network, such as b0, v2-s or lite0, or the path of a variant's YAML file."
     )
     parser.add_argument(
         "--input", type=cli.path, required=True, help="File, folder, or prefix of a TensorFlow checkpoint to read."

@@ -26,7 +26,7 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def read_tf1(path: str, variables: Sequence[str], shapes: Shapes, average: bool = True, **_: Any) -> LoadedWeights:
-    """List the tensors of a checkpoint of the official code."""
+    """List the tensors of a checkpoint of the official code, or of google/automl's code of EfficientNetV2."""
     ema = "/ExponentialMovingAverage"
     stored = list_checkpoint(find_tf1_prefix(path))
     reads_ema = average and any(name.endswith(ema) for name in stored)

@@ -39,7 +39,7 @@ def convert_weights(
     """Read weights of any format, and write them together with the config that they need.
 
     Args:
-        variant: "b0" ... "b8", "l2", or the path of a variant's YAML file.
+        variant: A network such as "b0", "v2-s" or "lite0", or the path of a variant's YAML file.
         path: Path of the weights, see `load_weights`.
         output: A folder for a model directory, or a file that ends in .weights.h5 or .keras.
         overrides: `section.key=value` strings. They take precedence over what the file records.

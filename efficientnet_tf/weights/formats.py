@@ -132,7 +132,8 @@ def _choose_file_reader(path):
         return read_torch
     raise UserError(
         f"{escape(path)} has an unknown format. Known formats are .h5 and .keras files of Keras, safetensors and .pth "
-        "files of timm, TensorFlow 1 checkpoints, and model directories and exports of this package."
+        "files of timm and efficientnet_pytorch, TensorFlow 1 checkpoints, and model directories and exports of this "
+        "package."
     )
 
 

@@ -82,9 +82,10 @@ def describe_network(config: bytes) -> NetworkConfig:
         names = " and ".join(model[1] or "the model itself" for model, _ in found)
         raise ValueError(f"it contains {len(found)} EfficientNets, {names}. Save the one to use on its own")
     if not found:
+        names = [name for kind, name, _ in _inner_layers(_layer(root)) if kind in _MODELS] or [_layer(root)[1]]
         raise ValueError(
-            "it is a Keras model without a layer stem_conv, so it is no EfficientNet of this package or of "
-            "keras.applications"
+            f"it is a Keras model of {', '.join(names[:5])} without a layer stem_conv, so it is no EfficientNet of "
+            "this package or of keras.applications. Choose a file that contains one"
         )
     model, trail = found[0]
     layers = _inner_layers(model)

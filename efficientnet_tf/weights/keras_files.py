@@ -214,10 +214,10 @@ def _find_network(what, containers, variables, head_problem):
         if networks:
             names = " and ".join(container.path or "the model itself" for container in networks)
             raise ValueError(f"it contains {len(networks)} EfficientNets, {names}. Save the one to use on its own")
-        layers = [layer for container in containers for layer in container.layers][:5]
+        found = [f"{c.path or 'the model itself'} ({', '.join([*c.layers][:3])}, ...)" for c in containers if c.layers]
         raise ValueError(
-            "it contains no layer stem_conv, so it is no EfficientNet of this package or of keras.applications. It "
-            f"contains layers such as {', '.join(layers)}"
+            f"it contains no layer stem_conv, but {' and '.join(found[:3])}, so it is no EfficientNet of this "
+            "package or of keras.applications. Choose a file that contains one"
         )
     [network] = networks
     known = {path.rpartition("/")[0] for path in variables}

@@ -13,6 +13,7 @@ import numpy as np
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.weights.formats import read_weights
+from efficientnet_tf.weights.identify import find_variant
 from efficientnet_tf.weights.loaded import LoadedWeights, LoadSummary
 from efficientnet_tf.weights.names import model_variables
 from efficientnet_tf.weights.tensors import StoredTensor
@@ -38,7 +39,8 @@ def load_weights(
     Args:
         model: A model of `build_model` or of a constructor such as `EfficientNetB0`.
         path: A .h5, .weights.h5 or .keras file of this package or of keras.applications, a checkpoint of the official
-            TensorFlow 1 code, a safetensors or .pth file of timm, or a model directory or an export of this package.
+            TensorFlow 1 code or of google/automl, a safetensors or .pth file of timm or efficientnet_pytorch, or a
+            model directory or an export of this package.
         reset_head: True keeps the model's own classifier and ignores that of the file.
         adapt_channels: True fits the first convolution to another number of image channels. It is summed for one
             channel. Otherwise it is repeated and scaled, so that its sum stays the same.
@@ -122,12 +124,30 @@ def _check_match(
                 hints.append(escape(loaded.head_problem))
             elif set(extra) & set(loaded.outside):
                 hints.append("The layers after the network are not a single classifier.")
+            elif HEAD[1] in wrong and len(values[HEAD[1]].shape) == 1:
+                hints.append(_describe_classes(values[HEAD[1]].shape[0], shapes[HEAD[1]][0]))
             hints.append("Use reset_head to keep the model's own classifier.")
         if STEM in wrong and np.delete(shapes[STEM], 2).tolist() == np.delete(values[STEM].shape, 2).tolist():
             hints.append("Use adapt_channels to fit the first convolution.")
-    shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
+    elif theirs := find_variant(value.shape for value in values.values()):
+        ours = find_variant(shapes.values())
+        if ours and ours != theirs:
+            raise UserError(
+                f"{escape(path)} contains the weights of {theirs}, but the model is {ours}, and nothing was loaded. "
+                f"Build {theirs} for this file, or choose a file of {ours}."
+            )
+        hints.append(f"The file contains {theirs}.")
     intro = f"{escape(path)} does not fit the model, and nothing was loaded."
+    shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
     raise UserError(" ".join([intro, *hints]) + f"\n  {shown}")
+
+
+def _describe_classes(theirs, ours):
+    """Return what to do about a classifier with another number of classes."""
+    source = ", those of ImageNet-21k," if theirs in (21_841, 21_843) else ""
+    return (
+        f"The file's classifier has {theirs:,} classes{source} and the model's {ours:,}. Build a model for {theirs:,}."
+    )
 
 
 def _format(shape):

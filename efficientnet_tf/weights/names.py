@@ -1,4 +1,4 @@
-"""Names of a network's variables: in this package, in the official TensorFlow 1 code, and in timm."""
+"""Names of a network's variables: in this package, in the official code, in timm, and in efficientnet_pytorch."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -52,7 +52,10 @@ def _rename(variables: Iterable[str], layer_names: dict[str, str], name_variable
 
 
 def official_names(variables: Iterable[str]) -> dict[str, str]:
-    """Return {name in the official code: our path}. It numbers blocks from 0, and the layers of a block by kind."""
+    """Return {name in the official code: our path}. It numbers blocks from 0, and the layers of a block by kind.
+
+    The code of EfficientNetV2 (google/automl, `efficientnetv2/effnetv2_model.py`) names its variables in the same way.
+    """
     names = {
         "stem_conv": "stem/conv2d",
         "stem_bn": "stem/tpu_batch_normalization",
@@ -79,7 +82,7 @@ def official_names(variables: Iterable[str]) -> dict[str, str]:
     )
 
 
-_TIMM_VARIABLES = {
+_TORCH_VARIABLES = {
     "kernel": "weight",
     "bias": "bias",
     "gamma": "weight",
@@ -102,7 +105,7 @@ def timm_names(variables: Iterable[str]) -> dict[str, str]:
         position = positions[stage] = positions.get(stage, -1) + 1
         for layer, theirs in _timm_layers([layer.removeprefix(f"{block}_") for layer in layers]).items():
             names[f"{block}_{layer}"] = f"blocks.{stage}.{position}.{theirs}"
-    return _rename(variables, names, lambda _, v: f".{_TIMM_VARIABLES[v]}")
+    return _rename(variables, names, lambda _, v: f".{_TORCH_VARIABLES[v]}")
 
 
 def _timm_layers(layers: list[str]) -> dict[str, str]:
@@ -113,3 +116,29 @@ def _timm_layers(layers: list[str]) -> dict[str, str]:
     known |= {"dwconv": "conv_dw", "dwconv2": "conv_dw", "se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"}
     norms = [layer for layer in layers if layer.endswith("bn")]
     return {layer: known.get(layer) or f"bn{norms.index(layer) + 1}" for layer in layers}
+
+
+_PYTORCH_LAYERS = {
+    "expand_conv": "_expand_conv",
+    "expand_bn": "_bn0",
+    "dwconv": "_depthwise_conv",
+    "dwconv2": "_depthwise_conv",
+    "bn": "_bn1",
+    "se_reduce": "_se_reduce",
+    "se_expand": "_se_expand",
+    "project_conv": "_project_conv",
+    "project_bn": "_bn2",
+}
+
+
+def pytorch_names(variables: Iterable[str]) -> dict[str, str]:
+    """Return {name in efficientnet_pytorch: our path}. It numbers blocks from 0, and has no fused ones."""
+    names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
+    names["predictions"] = "_fc"
+    blocks = [item for item in layers_of(variables).items() if item[0].startswith("block")]
+    for i, (block, layers) in enumerate(blocks):
+        for layer in layers:
+            kind = layer.removeprefix(f"{block}_")
+            if kind in _PYTORCH_LAYERS:
+                names[layer] = f"_blocks.{i}.{_PYTORCH_LAYERS[kind]}"
+    return _rename(variables, names, lambda _, v: f".{_TORCH_VARIABLES[v]}")

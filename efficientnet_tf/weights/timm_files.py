@@ -1,4 +1,7 @@
-"""Reads weights of timm: safetensors and .pth files, and the config.json next to them that says how to use them."""
+"""Reads safetensors and .pth files of timm and of efficientnet_pytorch.
+
+timm's pretrained models come with a config.json that says how to use them. Without one, the name of the model says it.
+"""
 
 import json
 import math
@@ -10,8 +13,8 @@ from typing import Any
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import check_file, read_text
-from efficientnet_tf.weights.loaded import LoadedWeights
-from efficientnet_tf.weights.names import timm_names
+from efficientnet_tf.weights.loaded import NORMALIZATIONS, LoadedWeights
+from efficientnet_tf.weights.names import pytorch_names, timm_names
 from efficientnet_tf.weights.safetensors_files import open_safetensors
 from efficientnet_tf.weights.tensors import Shapes, StoredTensor, put_tensor, read_needed
 from efficientnet_tf.weights.torch_files import open_torch
@@ -39,32 +42,69 @@ def read_torch(
 
 
 def _convert(path, tensors: Mapping[str, StoredTensor], variables, shapes, padding):
-    """Convert timm's tensors to this package's names and layouts, and find out how the model pads."""
-    ours, renamed = timm_names(variables), {}
+    """Convert tensors to this package's names and layouts, and find out what else they need."""
+    is_timm = "_conv_stem.weight" not in tensors
+    ours, renamed = timm_names(variables) if is_timm else pytorch_names(variables), {}
     for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked"):
             continue
         if len(tensor.shape) == 4:  # [out, in, H, W], or [C, 1, H, W] for a depthwise convolution
-            tensor = tensor.transpose((2, 3, 0, 1) if name.endswith("conv_dw.weight") else (2, 3, 1, 0))
+            is_depthwise = name.endswith(("conv_dw.weight", "_depthwise_conv.weight"))
+            tensor = tensor.transpose((2, 3, 0, 1) if is_depthwise else (2, 3, 1, 0))
         elif len(tensor.shape) == 2:
             tensor = tensor.transpose((1, 0))
         put_tensor(renamed, ours.get(name, name), tensor)
+    what = "timm's weights" if is_timm else "weights of efficientnet_pytorch"
+    needs, notes = _find_needs(path, padding) if is_timm else _pytorch_needs(path)
+    return LoadedWeights(what, read_needed(renamed, shapes), needs, notes)
+
+
+def _pytorch_needs(path):
+    """Return the needs of efficientnet_pytorch, and notes. Its files of AdvProp are called adv-efficientnet-*."""
+    needs = {"model.padding": "same", "model.batch_norm_epsilon": 1e-3}
+    if not os.path.basename(path).startswith("adv-"):
+        return needs, ()
+    return needs | NORMALIZATIONS["advprop"], ("pixel normalization advprop, because the file is called adv-*",)
+
+
+def _find_needs(path, padding):
+    """Return what timm's weights need, and notes: from config.json, the name of the model, and `padding`."""
     config_path = os.path.join(os.path.dirname(path), "config.json")
     config = _read_config(config_path) if os.path.lexists(config_path) else {}
     settings = config.get("pretrained_cfg", config)
     try:
-        needs, notes = _find_needs(settings), ()
+        needs, notes = _convert_settings(settings), ()
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise UserError(
             f"{escape(config_path)}: its settings are not those of timm: {escape(str(error)[:200])}."
         ) from None
+    architecture = str(config.get("architecture") or settings.get("architecture") or os.path.basename(path))
+    family = _FAMILY.search(architecture)
+    reason = f"because the model is {escape(architecture[:200])}"
     if padding is None:
-        architecture = config.get("architecture") or settings.get("architecture") or os.path.basename(path)
-        padding = _find_padding(path, str(architecture))
-        notes = (f"padding {padding}, because the model is {escape(str(architecture)[:200])}",)
+        if not family:
+            raise UserError(
+                f"{escape(path)} does not say how the model pads. In timm, tf_efficientnet_* and efficientnet_* have "
+                "the same tensors but pad differently, and neither the name of the file nor a config.json next to it "
+                "says which one this is. Pass padding=same for tf_efficientnet_*, and padding=symmetric for "
+                "efficientnet_*."
+            )
+        padding = "same" if family[1] else "symmetric"
+        notes = (f"padding {padding}, {reason}",)
+    if family and "model.mean" not in needs:
+        normalization = "advprop" if _HALF.search(architecture) else "imagenet"
+        needs |= NORMALIZATIONS[normalization]
+        notes = (*notes, f"pixel normalization {normalization}, {reason}")
     needs["model.padding"] = padding
     needs["model.batch_norm_epsilon"] = 1e-3 if padding == "same" else 1e-5
-    return LoadedWeights("timm's weights", read_needed(renamed, shapes), needs, notes)
+    return needs, notes
+
+
+_FAMILY = re.compile(r"(tf_)?efficientnet(_b\d|_l2|_lite\d|_e[sml]|v2_b\d|v2_[smlx])|test_efficientnet")
+# Models of timm that normalize pixels with a mean and a standard deviation of 0.5. The others use those of ImageNet.
+_HALF = re.compile(
+    r"tf_efficientnet(_lite|_e[sml]|v2_([smlx]|b3[._]in21k|b3[._]21))|efficientnet_b\d[._](ap|ra4)(?![a-z0-9])"
+)
 
 
 def _read_config(path) -> dict[str, Any]:
@@ -85,19 +125,7 @@ def _read_config(path) -> dict[str, Any]:
     return config
 
 
-def _find_padding(path, architecture):
-    """Return how a timm model pads, which only its name says."""
-    family = re.search(r"(tf_)?efficientnet(_b\d|_l2|_lite\d|_e[sml]|v2_b\d|v2_[smlx])|test_efficientnet", architecture)
-    if not family:
-        raise UserError(
-            f"{escape(path)} does not say how the model pads. In timm, tf_efficientnet_* and efficientnet_* have the "
-            "same tensors but pad differently, and neither the name of the file nor a config.json next to it says "
-            "which one this is. Pass padding=same for tf_efficientnet_*, and padding=symmetric for efficientnet_*."
-        )
-    return "same" if family[1] else "symmetric"
-
-
-def _find_needs(settings) -> dict[str, Any]:
+def _convert_settings(settings) -> dict[str, Any]:
     """Convert timm's pretrained_cfg: mean and std of [0, 1], and the crop as a fraction of the resized side."""
     needs = {}
     for key in ("mean", "std"):

@@ -1,7 +1,7 @@
 """Runs a real timm model: `python timm_reference.py NAME FOLDER`.
 
-Reads `images_<side>.npy`, normalized images [N, C, H, W], from the folder. Writes the model's random weights as
-safetensors and .pth files, and its `logits_<side>.npy`.
+Reads `images_<side>.npy`, images [N, H, W, C] in [0, 255], from the folder, and normalizes them as the configuration of
+the pretrained model says. Writes the model's random weights as safetensors and .pth files, and its `logits_<side>.npy`.
 
 timm imports torchvision for its data loaders, but the models do not use it. Empty modules take its place, because the
 build of torchvision that fits a build of torch cannot always be installed. They exist in this process only.
@@ -62,14 +62,23 @@ def main(name, folder):
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, num_classes=7).eval()
+    model = timm.create_model(name, pretrained=False, num_classes=7)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    images = {}
+    for path in folder.glob("images_*.npy"):
+        normalized = (np.load(path) / 255 - mean) / std
+        images[path] = torch.from_numpy(normalized.astype(np.float32).transpose(0, 3, 1, 2))
     with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if key.endswith(("running_var", "running_mean")):
-                value.copy_(torch.rand_like(value) * 0.3 + (0.85 if key.endswith("var") else -0.15))
-        for path in sorted(folder.glob("images_*.npy")):
-            logits = model(torch.from_numpy(np.load(path)))
-            np.save(path.with_name(path.name.replace("images", "logits")), logits.numpy())
+        # Statistics of real features, so that logits are of the same size as those of a trained network.
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        model.train()(images[min(images)])
+        for norm in norms:
+            norm.running_var += 0.1
+        model.eval()
+        for path, batch in images.items():
+            np.save(path.with_name(path.name.replace("images", "logits")), model(batch).numpy())
     save_file(model.state_dict(), folder / f"{name}.safetensors")
     torch.save({"state_dict": model.state_dict()}, folder / f"{name}.pth")
 
