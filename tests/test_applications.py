@@ -358,6 +358,24 @@ def test_imagenet_weights_without_a_download(monkeypatch):
         efficientnet_tf.EfficientNetB3(classes=10)
 
 
+@pytest.mark.parametrize("variant", ["b0", "v2-b0", *SLOW])
+@pytest.mark.parametrize("include_top", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_imagenet_weights_are_fetched_as_keras_fetches_them(variant, include_top, monkeypatch):
+    """The name, the address and the hash of the file are those that Keras's own constructor asks for."""
+
+    def stop(name, origin, **options):
+        raise FileNotFoundError((name, origin, options["cache_subdir"], options["file_hash"]))
+
+    module = inspect.getmodule(inspect.unwrap(getattr(keras.applications, name_of(variant))))
+    for holder in (keras.utils, module.file_utils):
+        monkeypatch.setattr(holder, "get_file", stop)
+    with pytest.raises(UserError) as ours:
+        getattr(efficientnet_tf, name_of(variant))(include_top=include_top)
+    with unallocated(), pytest.raises(FileNotFoundError) as theirs:
+        getattr(keras.applications, name_of(variant))(include_top=include_top)
+    assert str(theirs.value.args[0])[:200] in str(ours.value)
+
+
 @pytest.mark.parametrize("build", [efficientnet_tf.EfficientNetB8, lambda weights: build_model("b8", weights=weights)])
 def test_variants_without_imagenet_weights(build):
     with pytest.raises(UserError, match="not available for b8. Keras has released weights for b0, b1, .*, b7"):
