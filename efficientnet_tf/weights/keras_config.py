@@ -84,8 +84,8 @@ def describe_network(config: bytes) -> NetworkConfig:
     if not found:
         names = [name for kind, name, _ in _inner_layers(_layer(root)) if kind in _MODELS] or [_layer(root)[1]]
         raise ValueError(
-            f"it is a Keras model of {', '.join(names[:5])} without a layer stem_conv, so it is no EfficientNet of "
-            "this package or of keras.applications. Choose a file that contains one"
+            f"it contains {', '.join(names[:5])} but no layer stem_conv, so it is no EfficientNet of this package or "
+            "of keras.applications. Choose a file that contains one"
         )
     model, trail = found[0]
     layers = _inner_layers(model)

@@ -216,8 +216,8 @@ def _find_network(what, containers, variables, head_problem):
             raise ValueError(f"it contains {len(networks)} EfficientNets, {names}. Save the one to use on its own")
         found = [f"{c.path or 'the model itself'} ({', '.join([*c.layers][:3])}, ...)" for c in containers if c.layers]
         raise ValueError(
-            f"it contains no layer stem_conv, but {' and '.join(found[:3])}, so it is no EfficientNet of this "
-            "package or of keras.applications. Choose a file that contains one"
+            f"it contains {' and '.join(found[:3])} but no layer stem_conv, so it is no EfficientNet of this package "
+            "or of keras.applications. Choose a file that contains one"
         )
     [network] = networks
     known = {path.rpartition("/")[0] for path in variables}

@@ -86,6 +86,13 @@ def test_advprop_files_of_efficientnet_pytorch_say_so_by_their_name(tmp_path):
         assert read_weights(path, []).needs.get("model.mean") == mean
 
 
+def test_names_of_two_libraries_in_one_file_are_refused(tmp_path):
+    source, target = make_models("lite0", width=0.25, depth=0.4)
+    tensors = foreign.pytorch_weights(source) | {"conv_head.weight": np.zeros((1280, 80, 1, 1), np.float32)}
+    with pytest.raises(UserError, match=r"nothing was loaded\..*\n  the model has no variable conv_head.weight"):
+        load_weights(target, save_safetensors(tensors, tmp_path / "model.safetensors"))
+
+
 # As timm 1.0.31 lists them in `timm.models.get_pretrained_cfg`.
 MEANS = {
     "tf_efficientnet_b0.in1k": 0.485,
