@@ -141,6 +141,24 @@ def test_signal_to_one_worker_stops_both_at_the_same_step(tmp_path):
     assert (model_dir / "checkpoints" / f"step-{step}.index").exists()
 
 
+@pytest.mark.slow
+def test_workers_with_different_configs_both_refuse(tmp_path):
+    """Each worker names the section that differs, and nothing is saved."""
+    model_dir, cluster = tmp_path / "run", {"worker": free_addresses()}
+    workers = [
+        start_one(
+            model_dir,
+            f"train.seed={seed}",
+            cluster={"cluster": cluster, "task": {"type": "worker", "index": seed}},
+        )
+        for seed in range(2)
+    ]
+    for status, out, err in map(finish, workers):
+        assert status == 1 and "Traceback" not in err and out == "", err
+        assert re.search("workers of TF_CONFIG have different configs, in the sections train.*same flags", err), err
+    assert not list(model_dir.rglob("step-*"))
+
+
 def wait_for(path: Path, workers):
     for _ in range(1200):
         if path.exists():
