@@ -1,4 +1,4 @@
-"""Hostile and odd images, tables, disks, databases and locales, given to every command in one process."""
+"""Hostile and odd images, tables, disks and locales, given to every command in one process."""
 
 import pytest
 from robustness import data, images, models
@@ -13,7 +13,6 @@ KINDS = [
     data.tables,
     data.bad_images,
     models.full_disks,
-    models.storages,
     models.locale,
 ]
 

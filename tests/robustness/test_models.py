@@ -1,10 +1,17 @@
-"""Hostile and odd model directories, weights, exports and records, given to every command in one process."""
+"""Hostile and odd model directories, weights, exports, records and databases, given to every command in one process."""
 
 import pytest
 from robustness import models
 from robustness.harness import Writer, report, run_cases
 
-KINDS = [models.ordinary, models.model_directories, models.weights, models.exports, models.records]
+KINDS = [
+    models.ordinary,
+    models.model_directories,
+    models.weights,
+    models.exports,
+    models.records,
+    models.storages,
+]
 
 
 @pytest.mark.slow
