@@ -35,9 +35,9 @@ LONGEST = (
 FRAMEWORKS = {"tensorflow", "keras", "tensorflow_datasets"}
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 
-# By default every run tests the same examples. HYPOTHESIS_PROFILE=random searches for new ones. Machines differ in
-# speed, so no example has a time limit.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+# By default every run tests the same 40 examples. HYPOTHESIS_PROFILE=random searches for 100 new ones. Machines differ
+# in speed, so no example has a time limit.
+hypothesis.settings.register_profile("repeatable", max_examples=40, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("random", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
