@@ -24,6 +24,9 @@ QUICK = ["--rounds=2", "--seconds=0.5"]  # for parts with many cases
 PARTS = {
     "train_b0": ["--mode=train", "--variant=b0", "--batch=32", "--compare=keras,timm", "--rounds=9"],
     "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=9"],
+    "train_v2_b0": ["--mode=train", "--variant=b0,v2-b0", "--batch=32", "--compare=keras,timm", "--rounds=7"],
+    "train_v2_s": ["--mode=train", "--variant=v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
+    "infer_v2": ["--mode=infer", "--variant=b0,v2-b0,v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
     "deploy": ["--mode=export", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--rounds=5", "--seconds=1"],
     "deploy_bfloat16": [
         *("--mode=infer", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--precision=mixed_bfloat16"),
@@ -111,6 +114,13 @@ of the matrix product, or if the memory predicted for them was not free."""
 TEXTS = {
     "train_b0": "## Training, B0",
     "train_b4": "## Training, B4",
+    "train_v2_b0": """## Training, EfficientNetV2-B0
+
+B0 is measured in the same run. The package is less far ahead of Keras with V2-B0. It gains time in depthwise and 1x1
+convolutions and in what follows them, and V2-B0 spends a large share of its time in full 3x3 convolutions, which all
+three implementations leave to oneDNN.""",
+    "train_v2_s": "## Training, EfficientNetV2-S",
+    "infer_v2": "## Inference, EfficientNetV2",
     "deploy": """## Deployment, B0
 
 The files that `export` writes, each run by its own runtime, next to the networks they are compared with. The top-1
