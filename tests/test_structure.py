@@ -14,6 +14,7 @@ from efficientnet_tf.config import schema
 PACKAGE = Path(efficientnet_tf.__file__).parent
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 LONGEST = Path(__file__).parents[1] / "scripts" / "longest.py"
+SCHEMA = [f"config/{name}.py" for name in ("schema", "model_schema", "training_schema")]
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 # Modules that must work, or fail with a clear message, on a machine without TensorFlow.
 LIGHT = [
@@ -116,9 +117,9 @@ def read_keys(tree):
 
 
 def test_every_key_has_an_effect():
-    trees = [tree for name, tree in TREES.items() if name != "config/schema.py"]
+    trees = [tree for name, tree in TREES.items() if name not in SCHEMA]
     # In the schema only properties count. Its checks read keys without giving them an effect.
-    for node in ast.walk(TREES["config/schema.py"]):
+    for node in (node for name in SCHEMA for node in ast.walk(TREES[name])):
         if isinstance(node, ast.FunctionDef) and any(last_name(d) == "property" for d in node.decorator_list):
             assert any(isinstance(n, ast.Attribute) and n.attr == node.name for t in trees for n in ast.walk(t))
             trees.append(node)

@@ -1,7 +1,8 @@
 """Read YAML files and overrides, and check them against one schema.
 
 Modules:
-    schema: Every key of a configuration: its meaning, type, default and checks.
+    schema: Every key of a configuration: its meaning, type, default and checks. The keys of a network are in
+        `model_schema`, those of a training run in `training_schema`, and the types of values in `fields`.
     load: Variants, recipes and overrides become one `Config`.
     yaml12: The dialect of YAML that the files are written in.
     errors: The exception for mistakes that a user can fix.

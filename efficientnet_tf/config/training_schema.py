@@ -1,0 +1,115 @@
+"""The schema of a training run: the optimizer, the learning rate, the phases and the loop."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from efficientnet_tf.config.fields import Count, Epochs, Fraction, NonNegative, Path, Positive, Section
+
+
+class OptimizerConfig(Section):
+    """The optimizer and its settings.
+
+    Example:
+        >>> from efficientnet_tf import OptimizerConfig
+        >>> OptimizerConfig(name="sgd", learning_rate=0.1).momentum
+        0.9
+    """
+
+    name: Literal["rmsprop", "sgd", "adamw", "lamb"] = "rmsprop"
+    """The optimizer."""
+    learning_rate: Positive = 0.016
+    """Peak learning rate for batches of 256 images. It is scaled in proportion to the batch size."""
+    momentum: Fraction = 0.9
+    """RMSProp and SGD: momentum. AdamW and LAMB: beta 1."""
+    rho: Fraction = 0.9
+    """RMSProp: decay of the mean square. AdamW and LAMB: beta 2."""
+    epsilon: Positive = 1e-3
+    """RMSProp, AdamW and LAMB: constant that avoids a division by zero. RMSProp adds it inside the square root."""
+    weight_decay: NonNegative = 1e-5
+    """RMSProp and SGD: factor of the penalty `sum(v^2) / 2` in the loss. AdamW and LAMB: decoupled weight decay. The
+    variables of batch norm do not decay."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over time.
+
+    Example:
+        >>> from efficientnet_tf import ScheduleConfig
+        >>> ScheduleConfig(name="cosine").warmup_epochs
+        5.0
+    """
+
+    name: Literal["exponential", "cosine", "constant"] = "exponential"
+    """Shape of the schedule after the warmup."""
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e7)] = 5.0
+    """Length of the linear warmup from 0, in epochs."""
+    decay_epochs: Epochs = 2.4
+    """`exponential`: epochs between two decay steps, counted from the first training step."""
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """`exponential`: factor of each decay step."""
+
+
+class Phase(Section):
+    """A part of a training run in which some keys have other values.
+
+    Phases describe progressive resizing and gradual unfreezing.
+
+    Example:
+        >>> from efficientnet_tf import Phase
+        >>> Phase(until=0.5, set={"data.image_size": 128}).until
+        0.5
+    """
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of `train.epochs` at which the phase ends."""
+    set: dict[str, int | float | bool | str]
+    """Values for this phase, as `section.key: value`. Allowed are data.image_size, train.batch_size, train.freeze,
+    model.dropout, model.drop_connect, optimizer.learning_rate and every key of the section augment."""
+
+
+class TrainConfig(Section):
+    """The training run.
+
+    Example:
+        >>> from efficientnet_tf import TrainConfig
+        >>> TrainConfig(epochs=10.0).batch_size
+        2048
+    """
+
+    batch_size: Count = 2048
+    """Images per step, summed over all replicas."""
+    epochs: Epochs = 350.0
+    """Passes over the training images."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the initial weights, the order of the images, the augmentation and dropout."""
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    """Precision of the activations. Variables are always float32. `auto` is mixed_bfloat16 on a TPU and float32
+    elsewhere."""
+    jit_compile: Literal["auto", "on", "off"] = "auto"
+    """Whether XLA compiles the forward and the backward pass. `auto` is on for a GPU. A TPU always compiles."""
+    accumulate: Count = 1
+    """Split each replica's batch into this many parts and sum their gradients. This uses the memory of one part. Batch
+    norm sees one part at a time. More than 1 requires batch_norm_group=1."""
+    batch_norm_group: Literal["auto", "all"] | Count = "auto"
+    """Number of replicas that share the batch-norm statistics in training: a divisor of the number of replicas, or
+    `all`. `auto` is 1 for up to 8 replicas. For more it is an eighth of them, but at least 8. More than 1 cannot be
+    combined with jit_compile=on."""
+    init_from: Path | None = None
+    """Weights to start from: a model directory, an export, or any file that the command `weights` reads. The default is
+    a random initialization. The classifier is kept only if the classes are the same."""
+    freeze: Literal["none", "batch_norm", "body"] = "none"
+    """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
+    stored. `body`: everything except the classifier, with stochastic depth turned off."""
+    label_smoothing: Fraction = 0.1
+    """Fraction of the target probability that is spread over all classes."""
+    ema_decay: Fraction = 0.9999
+    """Maximum decay of the exponential moving average (EMA) of the weights. 0 disables it."""
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    """Phases of the run, in order. The last one must end at 1. The default is a single phase."""
+    steps_per_loop: Count = 50
+    """Training steps per host round trip."""
+    checkpoint_every_epochs: Epochs = 1.0
+    """Epochs between two checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 3
+    """Number of recent checkpoints to keep."""
