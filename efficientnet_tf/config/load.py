@@ -4,13 +4,12 @@ Later layers win:
 
     variant file (the section `model`)  <  recipe file (any section)  <  `section.key=value` overrides
 
-Every mistake is reported together with the file or override that it comes from.
+`layers` reads the files. Every mistake is reported together with the file or override that it comes from.
 """
 
 import functools
 import importlib.metadata
 import itertools
-import os
 import platform
 import re
 import subprocess
@@ -22,24 +21,15 @@ import pydantic
 import yaml
 
 from efficientnet_tf.config.errors import UserError, suggest
-from efficientnet_tf.config.paths import check_path, is_remote
+from efficientnet_tf.config.layers import CONFIG_DIR, PACKAGE_DIR, Layers, list_names, read_recipe, read_variant
 from efficientnet_tf.config.schema import Config, FieldError, ModelSpec, Section, merge, nest
 from efficientnet_tf.config.text import escape, shorten
-from efficientnet_tf.config.yaml12 import Dumper, parse_yaml, read_mapping
-
-PACKAGE_DIR = Path(__file__).resolve().parent.parent
-
-# A wheel has the configs inside the package. A source tree and an editable install have them next to it.
-CONFIG_DIR = next(
-    (d for d in (PACKAGE_DIR / "configs", PACKAGE_DIR.parent / "configs") if d.is_dir()),
-    PACKAGE_DIR / "configs",
-)
+from efficientnet_tf.config.yaml12 import Dumper, parse_yaml
 
 LONGEST_KEY = 200  # characters of the key of an override
 MOST_MISTAKES = 10  # that one error lists
 OVERRIDES = "overrides"  # the layer of the overrides in error messages, named like the argument of `load_config`
 
-_Layers = list[tuple[str, dict]]  # (name for error messages, content), from the lowest layer to the highest
 _Schema = TypeVar("_Schema", bound=Section)
 
 
@@ -56,7 +46,7 @@ def list_variants() -> list[str]:
         >>> list_variants()[-2:]
         ['v2-xl', 'wide_resnet50_2']
     """
-    return _list_names(CONFIG_DIR)
+    return list_names(CONFIG_DIR)
 
 
 def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
@@ -76,8 +66,8 @@ def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
     """
     if isinstance(variant, ModelSpec):
         return variant
-    content, path = _read_variant(variant)
-    return _validate(ModelSpec, content, [(escape(str(path)), content)])
+    name, content = read_variant(variant)
+    return _validate(ModelSpec, content, [(name, content)])
 
 
 def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -98,13 +88,8 @@ def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str
         >>> config.optimizer.name, config.train.epochs, config.train.batch_size
         ('adamw', 3.0, 64)
     """
-    model, variant_path = _read_variant(variant)
-    recipe_path = _find("recipe", CONFIG_DIR / "recipes", recipe)
-    layers = [
-        (escape(str(variant_path)), {"model": model}),
-        (escape(str(recipe_path)), read_mapping(recipe_path)),
-        (OVERRIDES, _parse_overrides(overrides)),
-    ]
+    name, model = read_variant(variant)
+    layers = [(name, {"model": model}), *read_recipe(recipe, variant), (OVERRIDES, _parse_overrides(overrides))]
     return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
 
 
@@ -131,45 +116,6 @@ def change_spec(spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
     return _validate(ModelSpec, spec.model_dump() | changes, [(f"{escape(spec.name)}, scaled", changes)])
 
 
-def _list_names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def _find(kind: str, folder: Path, name: object) -> Path:
-    """Return the YAML file of a variant or a recipe, given its name or its path."""
-    name = str(name)
-    if name.endswith((".yaml", ".yml")):
-        check_path(kind, name)
-        if is_remote(name):
-            raise UserError(f"{kind}={escape(name)} is on gs://. Copy the file to this machine first.")
-        if not os.path.lexists(name):
-            raise UserError(f"{kind} file '{shorten(escape(name))}' does not exist")
-        return Path(name)
-    path = folder / f"{name.lower()}.yaml"
-    if not re.fullmatch(r"[\w.-]{1,100}", name) or not path.is_file():
-        allowed = _list_names(folder)
-        raise UserError(
-            f"unknown {kind} {shorten(repr(name))}. Allowed are {', '.join(allowed)}, or a path that ends in .yaml."
-            + suggest(name, allowed)
-        )
-    return path
-
-
-def _read_variant(variant: object) -> tuple[dict, Path]:
-    """Return a variant's content and file. Keys that it leaves out come from its `baseline`, if it names one."""
-    path = _find("variant", CONFIG_DIR, variant)
-    content = read_mapping(path)
-    if "baseline" in content:
-        baseline = content.pop("baseline")
-        base = read_mapping(_find(f"baseline in {escape(str(path))}:", CONFIG_DIR, baseline))
-        if "baseline" in base:
-            raise UserError(
-                f"{escape(str(path))}: baseline {baseline!r} has a baseline itself. Name a variant with a stage table."
-            )
-        content = base | content
-    return {"name": path.stem} | content, path
-
-
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return {"train": {"epochs": 5}} for ["train.epochs=5"]."""
     nested = {}
@@ -186,7 +132,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ check
 
 
-def _validate(schema: type[_Schema], content: dict, layers: _Layers) -> _Schema:
+def _validate(schema: type[_Schema], content: dict, layers: Layers) -> _Schema:
     """Validate merged content. One error reports every mistake, each with the layer that it comes from."""
     try:
         return schema.model_validate(content)
@@ -199,7 +145,7 @@ def _validate(schema: type[_Schema], content: dict, layers: _Layers) -> _Schema:
         raise UserError("\n".join(lines)) from None
 
 
-def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -> str:
+def _describe(schema: type[Section], item: Mapping[str, Any], layers: Layers) -> str:
     """Return the line that reports one of pydantic's errors."""
     location = item["loc"]
     message = item["msg"].removeprefix("Value error, ")
@@ -215,7 +161,7 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: _Layers) -
     return f"{_origin(layers, item, message)}: {key + ': ' if key else ''}{message}"
 
 
-def _origin(layers: _Layers, item: Mapping[str, Any], message: str) -> str:
+def _origin(layers: Layers, item: Mapping[str, Any], message: str) -> str:
     """Return the names of the layers that a mistake comes from: those that set the values in question."""
     location = item["loc"]
     if item["type"] == "missing" and not any(isinstance(part, int) for part in location):

@@ -29,6 +29,8 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 1e-5
     """RMSProp and SGD: factor of the penalty `sum(v^2) / 2` in the loss. AdamW and LAMB: decoupled weight decay. The
     variables of batch norm do not decay."""
+    decay_bias: bool = True
+    """Whether biases decay, those of squeeze-and-excitation and of the classifier. EfficientNetV2 spares them."""
 
 
 class ScheduleConfig(Section):

@@ -90,7 +90,8 @@ def mix_images(
 
     Source: As in the code of EfficientNetV2, each image has its own weight.
     Deviates: That code pairs a batch with its reverse. Here neighbors are pairs, so that the pairs do not depend on how
-    many replicas share the batch.
+    many replicas share the batch. With both alphas it mixes one half of each batch by mixup and the other by CutMix.
+    Its mixup gives the larger weight to the image itself. Here either image of a pair can have it.
     """
     if not settings.mixup and not settings.cutmix:
         return images, targets

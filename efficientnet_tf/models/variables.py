@@ -3,9 +3,13 @@
 import keras
 
 
-def decayed_variables(model: keras.Model) -> list[keras.Variable]:
-    """Return the trainable variables that weight decay applies to: all but the scale and offset of batch norm."""
-    return [v for v in model.trainable_variables if v.name not in ("gamma", "beta")]
+def decayed_variables(model: keras.Model, decay_bias: bool = True) -> list[keras.Variable]:
+    """Return the trainable variables that weight decay applies to.
+
+    These are all but the scale and offset of batch norm and, unless `decay_bias`, the biases.
+    """
+    spared = ("gamma", "beta") if decay_bias else ("gamma", "beta", "bias")
+    return [v for v in model.trainable_variables if v.name not in spared]
 
 
 def batch_norm_statistics(model: keras.Model) -> list[keras.Variable]:

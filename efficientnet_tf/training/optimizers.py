@@ -78,7 +78,7 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
             beta_2=settings.rho,
             epsilon=settings.epsilon,
         )
-        decayed = {id(v) for v in decayed_variables(model)}
+        decayed = {id(v) for v in decayed_variables(model, settings.decay_bias)}
         optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if id(v) not in decayed])
     optimizer.build(model.trainable_variables)
     return optimizer

@@ -48,7 +48,7 @@ class TrainStep:
             config: The config of the run or of its current phase.
         """
         owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}
-        decayed = {v.path for v in decayed_variables(model)}
+        decayed = {v.path for v in decayed_variables(model, config.optimizer.decay_bias)}
         self.trainable = [owned[v.path] for v in graph.trainable_variables]
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]
         self.inputs = {v.path: owned[v.path] for v in graph.non_trainable_variables if v.path in owned}

@@ -20,7 +20,18 @@ V2 = ["v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"]
 EDGETPU = ["edgetpu-s", "edgetpu-m", "edgetpu-l"]
 FAMILIES = ["mobilenetv1", "mobilenetv2", "resnet50", "wide_resnet50_2"]
 TRANSFER_SETS = ["cifar10", "cifar100", "birdsnap", "cars", "flowers", "aircraft", "pets", "food"]
-RECIPES = ["imagenet", "imagenette", "cifar10", "folder", "finetune", "digits", "smoke"]
+RECIPES = [
+    "imagenet",
+    "imagenet_v2",
+    "imagenet_v2_finetune",
+    "imagenet_lite",
+    "imagenette",
+    "cifar10",
+    "folder",
+    "finetune",
+    "digits",
+    "smoke",
+]
 RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
 NO_DATA = {"folder", "finetune", "transfer_birdsnap", "transfer_aircraft"}  # recipes for your own folder of images
 PACKAGE = load_lib.PACKAGE_DIR
@@ -124,7 +135,7 @@ def test_every_recipe_is_listed_here():
 def test_every_recipe_loads(recipe):
     overrides = ["data.dir=photos"] if recipe in NO_DATA else []
     overrides += ["train.init_from=runs/other"] if recipe == "finetune" else []
-    loaded = load_lib.load_config("b3", recipe, overrides)
+    loaded = load_lib.load_config("v2-b3" if recipe == "imagenet_v2" else "b3", recipe, overrides)
     assert loaded.model.width == 1.2
     assert loaded.image_size == loaded.data.image_size or loaded.image_size == 300
     assert load_lib.parse_config(load_lib.dump_config(loaded), "dump") == loaded
@@ -463,6 +474,7 @@ VALUES = {
     "optimizer.name": st.sampled_from(["rmsprop", "sgd", "adamw", "lamb"]),
     "optimizer.learning_rate": positives,
     "optimizer.weight_decay": st.just(0.0) | positives,
+    "optimizer.decay_bias": st.booleans(),
     "schedule.name": st.sampled_from(["exponential", "cosine", "constant"]),
     "schedule.warmup_epochs": st.floats(0, 350),
     "train.batch_size": counts,

@@ -248,6 +248,9 @@ def test_everything_but_batch_norm_is_decayed():
         paths = {v.path for v in decayed}
         assert {"block1a_se_reduce/bias", "block7a_se_expand/bias", "predictions/bias", "stem_conv/kernel"} <= paths
         assert len(model.trainable_variables) - len(decayed) == 2 * len(norms) == 2 * 49
+        kernels = decayed_variables(model, decay_bias=False)
+        assert [v.path for v in kernels] == [v.path for v in decayed if not v.path.endswith("/bias")]
+        assert len(decayed) - len(kernels) == 2 * 16 + 1  # squeeze-and-excitation of 16 blocks, and the classifier
         # The statistics are the other variables of batch norm, each once.
         moving = {id(w) for layer in norms for w in layer.non_trainable_weights}
         assert {id(v) for v in batch_norm_statistics(model)} == moving and len(batch_norm_statistics(model)) == len(

@@ -1,17 +1,22 @@
 """Progressive resizing: a run in phases with their own image size, batch size and regularization."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.data.source import Order
+from efficientnet_tf.models.model_dir import list_checkpoints
 from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import create_schedule, plan_phases, to_steps
+from efficientnet_tf.training.trainer import train_model
 
 PHASES = (
     "train.phases=[{until: 0.25, set: {data.image_size: 16, train.batch_size: 128, model.dropout: 0.0}},"
@@ -102,3 +107,33 @@ def test_a_phase_has_its_own_graph_only_if_it_needs_one():
 def test_wrong_phases_are_refused(phases, expected):
     with pytest.raises(UserError, match=expected):
         tiny.load_config(f"train.phases={phases}")
+
+
+@pytest.mark.slow
+def test_imagenet_v2_killed_between_two_phases_ends_the_same_bit_for_bit(tmp_path):
+    """Each phase of `tiny` has three steps of 16 digits, at 80, 96, 112 and 128 pixels. Evaluation has 160 pixels."""
+    settings = [
+        "data.source=digits",
+        "data.eval_split=test",
+        "train.batch_size=16",
+        f"train.epochs={12 * 16 / 1437}",
+        f"train.checkpoint_every_epochs={9 * 16 / 1437}",
+        "train.steps_per_loop=2",
+        "schedule.warmup_epochs=0",
+        "eval.batch_size=90",
+    ]
+    config, strategy = load_config("tiny", "imagenet_v2", settings), tiny.make_strategy(1)
+    plan = plan_phases(config, 1437)
+    assert [(phase.end_step, phase.config.image_size) for phase in plan] == [(3, 80), (6, 96), (9, 112), (12, 128)]
+    assert train_model(config, str(tmp_path / "whole"), strategy)["finished"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    assert sorted(list_checkpoints(str(tmp_path / "killed"))) == [9, 12]
+    for path in (tmp_path / "killed").rglob("*12*"):
+        path.unlink()
+    assert sorted(list_checkpoints(str(tmp_path / "killed"))) == [9]
+    assert train_model(config, str(tmp_path / "killed"), strategy)["finished"]
+    ends = [tf.train.load_checkpoint(list_checkpoints(str(tmp_path / run))[12]) for run in ("whole", "killed")]
+    names = [name for name in ends[0].get_variable_to_shape_map() if name.startswith(("model", "average", "optimizer"))]
+    assert len(names) > 100
+    for name in names:
+        np.testing.assert_array_equal(ends[1].get_tensor(name), ends[0].get_tensor(name), err_msg=name)
