@@ -40,13 +40,13 @@ class H5Content:
     names: dict[str, str]
     file: Any
 
-    def read_text(self, name: str) -> str | None:
+    def read_text(self, name: str, limit: int = MAX_TEXT) -> str | None:
         """Return a text attribute of the root, or None if there is none.
 
         Raises:
-            ValueError: If it is no text, or too long.
+            ValueError: If it is no text, or longer than `limit` bytes.
         """
-        return _read_text(self.file, name)
+        return _read_text(self.file, name, limit)
 
 
 @contextlib.contextmanager
@@ -153,7 +153,7 @@ def _open_link(group, name, path):
     return group[name]
 
 
-def _read_text(item, name):
+def _read_text(item, name, limit=MAX_TEXT):
     """Return an attribute that is one text, or None if there is none."""
     import h5py
 
@@ -163,13 +163,13 @@ def _read_text(item, name):
     points, kind = attribute.get_space().get_simple_extent_npoints(), attribute.get_type()
     if points != 1 or kind.get_class() != h5py.h5t.STRING:
         raise ValueError(f"its attribute {name} is not a text")
-    if attribute.get_storage_size() > MAX_TEXT:
-        raise ValueError(f"its attribute {name} is longer than {MAX_TEXT:,} bytes")
+    if attribute.get_storage_size() > limit:
+        raise ValueError(f"its attribute {name} is longer than {limit:,} bytes")
     value = item.attrs[name]
     value = value.item() if isinstance(value, np.ndarray) else value
     value = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"its attribute {name} is longer than {MAX_TEXT:,} bytes")
+    if len(value) > limit:
+        raise ValueError(f"its attribute {name} is longer than {limit:,} bytes")
     return value
 
 

@@ -33,6 +33,11 @@ class NetworkConfig:
     steps: tuple["_Step | None", ...] = ()
     head_problem: str = ""
 
+    @property
+    def has_config(self) -> bool:
+        """Whether there is a config to describe."""
+        return bool(self.needs)
+
     def normalization(self, mean: Sequence[float] | None, variance: Sequence[float] | None) -> dict[str, Any]:
         """Return the needs `model.mean` and `model.std`, or none if nothing normalizes the pixels.
 
@@ -69,7 +74,7 @@ def describe_network(config: bytes) -> NetworkConfig:
     """Find the EfficientNet in a model's config.
 
     Args:
-        config: Content of the config.json of a .keras file.
+        config: Content of the config.json of a .keras file, or of the attribute `model_config` of an .h5 file.
 
     Raises:
         ValueError: If there is none or more than one, or layers before it change its input.

@@ -13,7 +13,7 @@ import numpy as np
 
 from efficientnet_tf.weights.archives import open_archive, open_member, read_member
 from efficientnet_tf.weights.hdf5 import H5Content
-from efficientnet_tf.weights.keras_config import describe_network, read_numbers
+from efficientnet_tf.weights.keras_config import NetworkConfig, describe_network, read_numbers
 from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, SETTINGS_ATTRIBUTE, LoadedWeights, needs_of
 from efficientnet_tf.weights.names import is_depthwise, layers_of
 from efficientnet_tf.weights.tensors import Shapes, StoredTensor, put_tensor, read_needed
@@ -57,11 +57,18 @@ def read_h5(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) -> Lo
 
     with open(path, "rb") as file, open_h5(file) as content:
         config_text = content.read_text(CONFIG_ATTRIBUTE)
-        loaded, statistics = _read_content(content, variables)
+        model_config = content.read_text("model_config", MAX_CONFIG) or "{}"
+        # Keras 2 writes functions as layers, with their arguments elsewhere. Such a file is read like one of weights.
+        network = describe_network(b"{}" if "TFOpLambda" in model_config else model_config.encode())
+        loaded, statistics = _read_content(content, variables, network.head_problem)
         if statistics is not None:
             needs, notes = convert_normalization(*statistics)
             what = f"{loaded.format} of keras.applications"
             loaded = replace(loaded, format=what, needs=needs | KERAS_SETTINGS, notes=(*notes, *loaded.notes))
+        if network.has_config:
+            loaded = _add_needs(loaded, network, statistics, {})
+        else:
+            _check_rescaling(content)
         settings = content.read_text(SETTINGS_ATTRIBUTE)
         if settings is not None and statistics is None:
             loaded = replace(loaded, needs=_parse_settings(settings))
@@ -87,8 +94,34 @@ def read_keras(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) ->
             needs = _needs_of_text(read_member(archive, CONFIG_ENTRY, MAX_CONFIG).decode(), path)
         with open_member(archive, "model.weights.h5") as file, open_h5(file) as content:
             loaded, statistics = _read_content(content, variables, network.head_problem)
-            needs |= network.needs | network.normalization(*(statistics or (None, None)))
-            return replace(loaded, format="a Keras model", needs=needs, values=read_needed(loaded.values, shapes))
+            loaded = _add_needs(loaded, network, statistics, needs)
+            return replace(loaded, format="a Keras model", values=read_needed(loaded.values, shapes))
+
+
+def _add_needs(loaded: LoadedWeights, network: NetworkConfig, statistics, needs: dict[str, Any]) -> LoadedWeights:
+    """Replace the needs by `needs` and those that the model's config describes, and say if it normalizes nothing."""
+    needs = needs | network.needs | network.normalization(*(statistics or (None, None)))
+    notes = loaded.notes
+    if network.has_config and "model.mean" not in needs:
+        notes = (*notes, "the file's model does not normalize pixels, so the normalization is that of the variant")
+    return replace(loaded, needs=needs, notes=notes)
+
+
+def _check_rescaling(content: H5Content) -> None:
+    """Raise ValueError if a file of Keras 3 without a config has a layer without variables that rescales pixels.
+
+    Only those outside the network count. Its own are known from the variant.
+    """
+    groups = {path.removesuffix("/vars"): name for path, name in content.names.items() if path.endswith("/vars")}
+    own = [group.rpartition("/")[0] for group, name in groups.items() if name == "stem_conv"]
+    for group, name in groups.items():
+        parent, _, key = group.rpartition("/")
+        has_variables = any(path.startswith(f"{group}/") for path in content.tensors)
+        if own and parent not in own and not has_variables and re.fullmatch(r"(rescaling|normalization)(_\d+)?", key):
+            raise ValueError(
+                f"its layer {name} changes the pixels outside the network by numbers that such a file does not record. "
+                "Save the whole model as .keras, which does"
+            )
 
 
 def convert_normalization(mean: np.ndarray, variance: np.ndarray) -> tuple[dict[str, Any], tuple[str, ...]]:

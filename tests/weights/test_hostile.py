@@ -197,7 +197,7 @@ def test_damaged_archives(tmp_path):
         ("[" * 100_000, "nested too deeply"),
         ("[1]", "config.json does not describe a model"),
         ("{" + '"a": 1' + "}", "config.json does not describe a model"),
-        (json.dumps({"class_name": "Functional", "config": {"layers": 3}}), "no layer stem_conv"),
+        (json.dumps({"class_name": "Functional", "config": {"layers": 3}}), "but no layer stem_conv"),
         (json.dumps({"class_name": "Functional", "config": {"layers": [3]}}), "does not describe a model"),
         ("9" * 5000, "digits"),
     ],

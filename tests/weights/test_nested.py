@@ -7,9 +7,10 @@ import foreign
 import keras
 import numpy as np
 import pytest
+import tiny
 from foreign import logits
 
-from efficientnet_tf import EfficientNetB0, build_model, load_weights
+from efficientnet_tf import EfficientNetB0, EfficientNetLite0, build_model, load_weights
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.models import builder
@@ -197,10 +198,34 @@ def test_layers_that_change_the_pixels_are_refused(ending, body, ours, tmp_path)
             load_weights(ours, save(before(body, first), tmp_path, ending), reset_head=True)
 
 
-def test_a_rescaling_before_the_network_is_a_part_of_the_normalization(body, ours, tmp_path, pixels):
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_rescaling_before_the_network_is_a_part_of_the_normalization(ending, body, ours, tmp_path, pixels):
     model = before(body, layers.Rescaling(1 / 127.5, offset=-1.0))
-    load_weights(ours, save(model, tmp_path, "keras"))
+    load_weights(ours, save(model, tmp_path, ending))
     np.testing.assert_allclose(logits(ours, pixels), logits(model, pixels), atol=1e-4)
+
+
+def test_a_rescaling_that_the_file_does_not_record_is_refused(body, ours, tmp_path):
+    for rescale in (layers.Rescaling(1 / 127.5), layers.Normalization(mean=[1.0] * 3, variance=[2.0] * 3)):
+        path = save(before(body, rescale), tmp_path, "weights.h5")
+        message = (
+            f"its layer {rescale.name} changes the pixels outside the network by numbers that such a file does not"
+        )
+        with pytest.raises(UserError, match=message):
+            load_weights(ours, path)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_network_that_does_not_normalize_pixels_is_noted(ending, tmp_path):
+    spec = load_variant(TINY).model_copy(update={"mean": (0.0,), "std": (1.0,)})
+    network = builder.build_model(spec, include_top=False, input_tensor=keras.Input((32, 32, 3)))
+    inputs, start = keras.Input((32, 32, 3)), network.get_layer("stem_conv")
+    rest = keras.Model(start.input, network.output)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(rest(inputs))))
+    target = build_model(TINY, 3, (32, 32, 3))
+    summary = load_weights(target, save(model, tmp_path, ending))
+    assert "the file's model does not normalize pixels, so the normalization is that of the variant" in summary.notes
+    assert "model.mean" not in summary.needs
 
 
 def test_a_network_of_this_package_inside(ours, tmp_path, pixels):
@@ -208,6 +233,36 @@ def test_a_network_of_this_package_inside(ours, tmp_path, pixels):
     model = sequential(network)
     load_weights(ours, save(model, tmp_path, "keras"))
     np.testing.assert_allclose(logits(ours, pixels), logits(model, pixels), atol=1e-5)
+
+
+def rescaled(body):
+    """Return a model as a tutorial makes it, with the network as one layer after augmentation and a rescaling."""
+    inputs = keras.Input((64, 64, 3))
+    x = layers.Rescaling(0.5)(layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs)))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(body(x, training=False)))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+BACKBONES = {
+    "v2-b0": keras.applications.EfficientNetV2B0,
+    "v2-s": keras.applications.EfficientNetV2S,
+    "lite0": EfficientNetLite0,
+    "b0": keras.applications.EfficientNetB0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", BACKBONES)
+def test_networks_of_all_families_inside(variant, tmp_path):
+    network = BACKBONES[variant](weights=None, include_top=False, input_shape=(64, 64, 3))
+    tiny.randomize(network)
+    target = build_model(variant, 3, (64, 64, 3))
+    images = np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    for build, ending in [(sequential, "weights.h5"), (sequential, "keras"), (rescaled, "keras"), (rescaled, "h5")]:
+        model = build(network)
+        assert load_weights(target, save(model, tmp_path, ending)).variables == len(target.weights)
+        expected = logits(model, images)
+        np.testing.assert_allclose(logits(target, images), expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 def test_conversion_of_a_nested_model(body, tmp_path, pixels):
