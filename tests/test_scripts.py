@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -172,3 +173,8 @@ def test_the_gpu_benchmark_checks_its_flags():
     words = [sys.executable, SCRIPTS / "gpu_benchmark.py", "--implementations=jaks"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr == "error: --implementations=jaks is not known. Use jax or timm.\n"
+
+
+def test_the_page_of_variants_is_what_its_script_writes():
+    page = runpy.run_path(str(SCRIPTS / "variants_table.py"))["format_page"]()
+    assert (SCRIPTS.parent / "docs" / "variants.md").read_text() == page

@@ -59,7 +59,8 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
         files.check_file(path)  # names what is there instead
         raise UserError(
             f"{argument}={escape(path)} is a file. Pass the model directory of a run, its model.keras, the folder of "
-            f"a SavedModel, or a file that ends in {', '.join(FILE_ENDINGS)}."
+            f"a SavedModel, or a file that ends in {', '.join(FILE_ENDINGS)}. Convert a file of weights by "
+            "`efficientnet-tf weights` first."
         )
     if kind == "saved_model":
         files.check_file(os.path.join(path, "saved_model.pb"))

@@ -92,7 +92,8 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
         head = "The classifier is new because the classes are different."
     else:
         head = "The classifier is new because the weights name no classes."
-    return InitialWeights(values, " ".join([f"Starting from {path} ({loaded.format}).", *loaded.notes, head]))
+    notes = [f"{note[0].upper()}{note[1:]}." for note in loaded.notes]
+    return InitialWeights(values, " ".join([f"Starting from {path} ({loaded.format}).", *notes, head]))
 
 
 def _read_class_names(path: str) -> list[str] | None:

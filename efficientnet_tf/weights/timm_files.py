@@ -95,12 +95,17 @@ def _find_needs(path, padding):
         normalization = "advprop" if _HALF.search(architecture) else "imagenet"
         needs |= NORMALIZATIONS[normalization]
         notes = (*notes, f"pixel normalization {normalization}, {reason}")
+    if family and family[2] in _SIZES and "data.image_size" not in needs:
+        needs["data.image_size"] = _SIZES[family[2]]
+        notes = (*notes, f"images of {_SIZES[family[2]]} pixels, {reason}")
     needs["model.padding"] = padding
     needs["model.batch_norm_epsilon"] = 1e-3 if padding == "same" else 1e-5
     return needs, notes
 
 
 _FAMILY = re.compile(r"(tf_)?efficientnet(_b\d|_l2|_lite\d|_e[sml]|v2_b\d|v2_[smlx])|test_efficientnet")
+# Models of timm that were trained with larger images than the variants of the same name.
+_SIZES = {"_lite3": 300, "_lite4": 380}
 # Models of timm that normalize pixels with a mean and a standard deviation of 0.5. The others use those of ImageNet.
 _HALF = re.compile(
     r"tf_efficientnet(_lite|_e[sml]|v2_([smlx]|b3[._]in21k|b3[._]21))|efficientnet_b\d[._](ap|ra4)(?![a-z0-9])"

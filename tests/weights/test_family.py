@@ -122,6 +122,17 @@ def test_normalization_follows_the_name_of_a_timm_model_without_a_config(name, t
     assert read_weights(path, []).needs["model.mean"] == (63.75,) * 3
 
 
+@pytest.mark.parametrize(("name", "size"), [("tf_efficientnet_lite4.in1k", 380), ("efficientnet_lite3", 300)])
+def test_image_size_follows_the_name_of_a_timm_model_of_another_size_than_the_variant(name, size, tmp_path):
+    path = save_safetensors({"conv_head.weight": np.zeros([2, 2, 1, 1], "f")}, tmp_path / f"{name}.safetensors")
+    loaded = read_weights(path, [])
+    assert loaded.needs["data.image_size"] == size
+    assert f"images of {size} pixels, because the model is {name}.safetensors" in loaded.notes
+    config = {"architecture": name, "pretrained_cfg": {"input_size": [3, 320, 320]}}
+    path = save_safetensors({"conv_head.weight": np.zeros([2, 2, 1, 1], "f")}, tmp_path / "model.safetensors", config)
+    assert read_weights(path, []).needs["data.image_size"] == 320
+
+
 # ---------------------------------------------------------------------------------------- keras.applications
 
 
