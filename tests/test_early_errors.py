@@ -58,6 +58,7 @@ MISTAKES = {
     "study --study=family": (1, "--output_dir is missing"),
     "study --study=family --output_dir=out --variants=b0,b99": (1, "unknown variant 'b99'"),
     "study --study=family --output_dir=out --set=train.x=1": (1, "train.x: unknown key"),
+    "train --variant=b3 --recipe=imagenet_v2 --print_config": (1, "has no values for variant 'b3'"),
     "study --study=family --output_dir=out --device=cpu --tpu=x": (1, "contradict each other"),
     "study --study=family --output_dir=out --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
     "search --output_dir=out --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),

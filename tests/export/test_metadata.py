@@ -311,7 +311,7 @@ def test_odd_paths_are_named(tmp_path):
         "fifo": "this is a FIFO",
         "fifo.onnx": "this is a FIFO",
         "folder.tflite": "this is a folder",
-        "file": "is a file. Pass the model directory",
+        "file": "is a file. Pass the model directory .*Convert a file of weights by `efficientnet-tf weights` first",
         "empty": "is not a model directory: it has no config.yaml",
         "loop": "symbolic links",
         "dangling": "no such file",

@@ -11,9 +11,11 @@ from unallocated import unallocated
 from efficientnet_tf.config.load import load_config
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.variables import batch_norm_statistics, decayed_variables
+from efficientnet_tf.ops.random import make_seed
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import RMSprop, create_optimizer, weight_penalty
 from efficientnet_tf.training.schedule import LearningRate, create_schedule, plan_phases, steps_per_epoch, to_steps
+from efficientnet_tf.training.step import TrainStep
 
 RHO, MOMENTUM, EPSILON = 0.9, 0.9, 1e-3
 
@@ -256,6 +258,29 @@ def test_everything_but_batch_norm_is_decayed():
         assert {id(v) for v in batch_norm_statistics(model)} == moving and len(batch_norm_statistics(model)) == len(
             moving
         ) == 98
+
+
+def test_biases_can_be_spared():
+    """For RMSProp weight decay is a part of the loss, and for AdamW a part of the update."""
+    model, kept = make_model(), {}
+    kernel, bias = model.layers[0].weights
+    bias.assign([1.0, 2.0, 3.0, 4.0])
+    images, labels = np.zeros((2, 3), np.uint8), np.array([0, 1], np.int32)
+    for spared in (True, False):
+        decay = ("optimizer.weight_decay=0.5", f"optimizer.decay_bias={str(not spared).lower()}")
+        step = TrainStep(model, model, tiny.load_config(*decay))
+        values = [step.trainable, {path: v.value for path, v in step.inputs.items()}]
+        loss, *_ = step.compute_loss(*values, make_seed(0, 0, 0), images, labels)
+        kept[spared] = float(loss)
+        run = tiny.load_config(*decay, "optimizer.name=adamw", "schedule.warmup_epochs=0")
+        before = [kernel.numpy(), bias.numpy()]
+        optimizer = create_optimizer(run, model, size=1000)
+        optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
+        assert not np.array_equal(kernel, before[0])
+        assert np.array_equal(bias, before[1]) == spared
+        kernel.assign(before[0])
+        bias.assign(before[1])
+    assert kept[False] - kept[True] == pytest.approx(0.5 * 30 / 2, rel=1e-5)
 
 
 def test_weight_penalty():

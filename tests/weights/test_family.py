@@ -216,6 +216,18 @@ def test_weights_of_another_network_are_named(kind, file, model, networks, tmp_p
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "variant"), [("b0", "v2-b0"), ("v2-b0", "b0"), ("lite4", "lite3"), ("lite0", "b0")])
+def test_weights_of_another_published_network_are_named(file, variant, tmp_path):
+    path = str(tmp_path / "w.weights.h5")
+    build_model(file, 7, SHAPE).save_weights(path)
+    message = f"contains the weights of {file}, but the model is {variant}, and nothing was loaded. Build {file} for"
+    with pytest.raises(UserError, match=message):
+        load_weights(build_model(variant, 7, SHAPE), path)
+    with pytest.raises(UserError, match=message):
+        convert_weights(variant, path, str(tmp_path / "out"))
+
+
 def test_classifier_for_imagenet_21k_is_named(networks, tmp_path):
     tensors = foreign.timm_weights(networks["tiny"])
     tensors |= {"classifier.weight": np.zeros((21843, 256), "f"), "classifier.bias": np.zeros(21843, "f")}
