@@ -53,7 +53,7 @@ def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
     """Return the network that a variant describes.
 
     Args:
-        variant: A name in `configs/` such as "b0" or "v2-s", or the path of a YAML file. A `ModelSpec` is returned as is.
+        variant: A name in `configs/` such as "v2-s", or the path of a YAML file. A `ModelSpec` is returned as is.
 
     Raises:
         UserError: If the variant is unknown, or if the file has a key or a value that the schema does not allow.

@@ -88,8 +88,9 @@ def describe_network(config: bytes) -> NetworkConfig:
         raise ValueError(f"it contains {len(found)} EfficientNets, {names}. Save the one to use on its own")
     if not found:
         names = [name for kind, name, _ in _inner_layers(_layer(root)) if kind in _MODELS] or [_layer(root)[1]]
+        listed = ", ".join(filter(None, names[:5])) or "a model without a name"
         raise ValueError(
-            f"it contains {', '.join(names[:5])} but no layer stem_conv, so it is no EfficientNet of this package or "
+            f"it contains {listed} but no layer stem_conv, so it is no EfficientNet of this package or "
             "of keras.applications. Choose a file that contains one"
         )
     model, trail = found[0]
@@ -113,7 +114,7 @@ def _layer(entry) -> _Layer:
     """Return the parts of a layer's entry in a config. A class that is not one of Keras gets the name of its module."""
     values = entry.get("config") if isinstance(entry, dict) else None
     if not isinstance(values, dict) or not isinstance(entry.get("class_name"), str):
-        raise ValueError("its config.json does not describe a model")
+        raise ValueError("its config does not describe a model")
     kind, module = entry["class_name"], entry.get("module")
     is_foreign = module is not None and not str(module).startswith("keras")
     return f"{module}.{kind}" if is_foreign else kind, str(values.get("name", "")), values

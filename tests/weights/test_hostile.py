@@ -195,8 +195,8 @@ def test_damaged_archives(tmp_path):
     [
         ("", "Expecting value"),
         ("[" * 100_000, "nested too deeply"),
-        ("[1]", "config.json does not describe a model"),
-        ("{" + '"a": 1' + "}", "config.json does not describe a model"),
+        ("[1]", "config does not describe a model"),
+        ("{" + '"a": 1' + "}", "config does not describe a model"),
         (json.dumps({"class_name": "Functional", "config": {"layers": 3}}), "but no layer stem_conv"),
         (json.dumps({"class_name": "Functional", "config": {"layers": [3]}}), "does not describe a model"),
         ("9" * 5000, "digits"),
@@ -204,6 +204,9 @@ def test_damaged_archives(tmp_path):
 )
 def test_configs_of_other_things(config, message, tmp_path):
     assert message in refusal(hostile.write_keras(tmp_path / "a.keras", config or " "))
+    with h5py.File(hostile.write_h5(tmp_path / "a.h5"), "a") as file:
+        file.attrs["model_config"] = config or " "
+    assert message in refusal(str(tmp_path / "a.h5"))
 
 
 def test_foreign_classes_before_the_network_are_refused_and_nothing_is_imported(tmp_path):
