@@ -114,6 +114,24 @@ def declared_weights():
         file.create_dataset("stem_conv/kernel", (2**31,), "f4", chunks=(2**16,), compression="gzip")
 
 
+def other_networks():
+    """Write weights that do not fit: of another network, in a model around one, and with a classifier of 21,843."""
+    import keras
+
+    from efficientnet_tf import build_model
+
+    build_model("v2-b0", 7, (32, 32, 3)).save_weights("v2.weights.h5")
+    build_model("tiny.yaml", 21_843, (32, 32, 3)).save_weights("in21k.weights.h5")
+    networks = {
+        "mobile.keras": keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3)),
+        "rescaled.weights.h5": build_model("tiny.yaml", include_top=False, input_shape=(32, 32, 3)),
+    }
+    for name, network in networks.items():
+        head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+        model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 127.5), network, *head])
+        model.save_weights(name) if name.endswith(".weights.h5") else model.save(name)
+
+
 def zip_bomb():
     """Write a .keras file of 3 MB that unpacks to 3 GiB."""
     zeros = bytes(2**24)
@@ -392,6 +410,19 @@ SECTIONS: dict[str, list[Case]] = {
             "a safetensors header of 2^60 bytes",
             "weights --variant=tiny.yaml --input=header.safetensors --output=w6",
             lambda: Path("header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}"),
+        ),
+        Case(
+            "weights of EfficientNetV2 for B0", "weights --variant=b0 --input=v2.weights.h5 --output=w9", other_networks
+        ),
+        Case("a model around another network", "weights --variant=b0 --input=mobile.keras --output=w10"),
+        Case(
+            "a classifier for ImageNet-21k",
+            "weights --variant=tiny.yaml --input=in21k.weights.h5 --classes=1000 --output=w11",
+            kept="error",
+        ),
+        Case(
+            "a rescaling of pixels that a file of weights does not record",
+            "weights --variant=tiny.yaml --input=rescaled.weights.h5 --output=w12",
         ),
     ],
     "Configurations and numbers": [
