@@ -1,7 +1,7 @@
 """The interface of `keras.applications`: existing code moves over by changing an import.
 
 Layer names, arguments, inputs (pixels in [0, 255]) and outputs are those of `keras.applications.efficientnet` and
-`keras.applications.efficientnet_v2`.
+`keras.applications.efficientnet_v2`. As there, `keras.config.image_data_format()` decides on the order of dimensions.
 """
 
 import inspect
@@ -17,6 +17,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.models import builder
+from efficientnet_tf.models.data_format import image_shape
 from efficientnet_tf.models.normalization import LAYER as NORMALIZATION
 from efficientnet_tf.models.normalization import copy_normalization, set_normalization
 from efficientnet_tf.weights.keras_methods import accept_keras_weights
@@ -46,8 +47,8 @@ def build_model(
         variant: "b0" ... "b8", "l2", "lite0" ... "lite4", "v2-b0" ... "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl", another
             name in `configs/`, the path of a variant's YAML file, or a ModelSpec.
         classes: Number of classes, at least 1.
-        input_shape: (height, width, channels). None for height and width accepts images of any size. By default the
-            variant's resolution and `channels`.
+        input_shape: (height, width, channels), or (channels, height, width) if Keras is set to channels first. None for
+            height and width accepts images of any size. By default the variant's resolution and `channels`.
         weights: None for random weights, "imagenet" for those that Keras has released (b0-b7, v2-b0-v2-l), or the path
             of any file that `load_weights` reads. The classifier of the file is ignored if the model has none.
         channels: Number of image channels if there is no `input_shape`, at least 1. If it differs from the number of
@@ -63,7 +64,8 @@ def build_model(
     Returns:
         A model from pixels [B, H, W, C] in [0, 255], float or uint8, to logits [B, classes], float32. It normalizes the
         pixels itself. Without the top it returns features [B, H/32, W/32, head channels], or [B, head channels] after
-        pooling. Activations have the precision of `keras.config.dtype_policy()`.
+        pooling. If `keras.config.image_data_format()` is "channels_first", images and features are [B, C, H, W], which
+        TensorFlow supports on GPUs and, with oneDNN, on CPUs. Activations have the precision of the dtype policy.
 
     Raises:
         UserError: If the variant is unknown, an argument is out of range, or the weights cannot be loaded.
@@ -106,7 +108,7 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Return the images unchanged, because the models normalize pixels themselves.
 
     Args:
-        x: Images [B, H, W, C] with pixels in [0, 255], an array or a tensor.
+        x: Images [B, H, W, C] or [B, C, H, W] with pixels in [0, 255], an array or a tensor.
         data_format: Ignored. It exists because `keras.applications.efficientnet.preprocess_input` has it.
 
     Returns:
@@ -214,15 +216,15 @@ Args:
     include_top: False leaves out pooling, dropout and classifier.
     weights: None for random weights, {weights}
     input_tensor: Keras tensor to build the model on, instead of `input_shape`.
-    input_shape: (height, width, channels). None for height and width accepts images of any size. By default
-        ({resolution}, {resolution}, 3), or (None, None, 3) if `include_top` is False.
+    input_shape: (height, width, channels), or (channels, height, width) if Keras is set to channels first. None accepts
+        any height and width. By default they are {resolution}, or None if `include_top` is False, with 3 channels.
     pooling: None, "avg" or "max": what follows the last activation if `include_top` is False.
     classes: Number of classes, at least 1.
     classifier_activation: A Keras activation, or None for logits.
 {preprocessing}    name: Name of the model.
 
 Returns:
-    A model from pixels [B, H, W, C] in [0, 255], float or uint8, to probabilities [B, classes], float32.
+    A model from pixels [B, H, W, C] or [B, C, H, W] in [0, 255], float or uint8, to float32 probabilities [B, classes].
 
 Raises:
     UserError: If an argument is out of range, or the weights cannot be loaded.
@@ -278,7 +280,7 @@ def _construct(
     model = builder.build_model(
         variant,
         classes,
-        input_shape or (None if include_top else (None, None, 3)),
+        input_shape or (None if include_top else image_shape(None, None, 3)),
         input_tensor=input_tensor,
         include_top=include_top,
         pooling=pooling,

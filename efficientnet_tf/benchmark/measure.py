@@ -10,6 +10,7 @@ import tensorflow as tf
 from efficientnet_tf.benchmark.worker import TRAINING_IMAGES
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.data_format import channels_last_scope
 from efficientnet_tf.runtime.hardware import resident_bytes, track_peak_bytes
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.training.checkpoint import create_state
@@ -40,7 +41,8 @@ def inference_seconds(
         Seconds per batch, the median of the rounds.
     """
     size = size or spec.resolution
-    model = build_model(spec, classes, (size, size, channels))
+    with channels_last_scope():
+        model = build_model(spec, classes, (size, size, channels))
     forward = tf.function(lambda images: model(images, training=False))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), np.uint8))
     seconds = []

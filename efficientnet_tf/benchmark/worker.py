@@ -137,6 +137,7 @@ def _prepare_keras(setting):
     import tensorflow as tf
 
     keras.config.set_dtype_policy(setting.precision)
+    keras.config.set_image_data_format("channels_last")
     images, labels = map(tf.constant, _make_batch(setting))
     model = getattr(keras.applications, name_in_keras(setting.variant))(
         weights=None, input_shape=(setting.size, setting.size, 3), classifier_activation=None
@@ -211,6 +212,7 @@ def _prepare_jax(setting):
     from efficientnet_tf.models.builder import build_model
 
     keras.config.set_dtype_policy(setting.precision)
+    keras.config.set_image_data_format("channels_last")
     batch = jax.device_put(_make_batch(setting))
     model: Any = build_model(setting.variant, CLASSES, batch[0].shape[1:])
     state: Any = [
@@ -283,6 +285,7 @@ def _prepare_exported_file(setting):
     runtime, precision = setting.implementation.split(":")
     kind = FORMATS[RUNTIMES[runtime]]
     require_packages(kind, precision)
+    keras.config.set_image_data_format("channels_last")
     images = _make_batch(setting)[0].astype(np.float32)
     model = fold_batch_norm(build_model(setting.variant, CLASSES, images.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:

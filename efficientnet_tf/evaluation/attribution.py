@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, closest_names
 from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.models.data_format import data_format_of
 
 LAST_LAYER = "top_activation"  # its mean is the input of the classifier
 
@@ -25,7 +26,7 @@ def class_activation_map(
 
     Args:
         model: Model with the head of `build_model`: a layer `avg_pool`, then a dense layer `predictions`.
-        images: Pixels, uint8 or float [B, H, W, C] in [0, 255].
+        images: Pixels, uint8 or float [B, H, W, C] in [0, 255], or [B, C, H, W] if the model has channels first.
         classes: Number of the class to explain, or one number per image. The default is the most likely class of each
             image.
 
@@ -55,8 +56,8 @@ def class_activation_map(
             f"model {model.name!r} has no layer 'avg_pool' in front of 'predictions'. Use Grad-CAM instead."
         )
     features = keras.Model(model.input, pool.input)(images, training=False)
+    features = tf.cast(_channels_last(model, features), tf.float32)
     _check_size(features.shape, "the input of 'avg_pool'")
-    features = tf.cast(features, tf.float32)
     chosen = _choose_classes(_compute_logits(dense, tf.reduce_mean(features, axis=[1, 2])), classes)
     weights = tf.gather(tf.cast(dense.kernel, tf.float32), chosen, axis=1)
     return tf.einsum("bhwc,cb->bhw", features, weights).numpy()
@@ -74,8 +75,8 @@ def grad_cam(
 
     Args:
         model: Model that ends in a dense layer `predictions`.
-        images: Pixels, uint8 or float [B, H, W, C] in [0, 255].
-        layer: Name of a layer with output [B, h, w, c].
+        images: Pixels, uint8 or float [B, H, W, C] in [0, 255], or [B, C, H, W] if the model has channels first.
+        layer: Name of a layer with output [B, h, w, c] or [B, c, h, w].
         classes: Number of the class to explain, or one number per image. The default is the most likely class of each
             image.
 
@@ -98,11 +99,11 @@ def grad_cam(
     """
     dense, layers = _find_classifier(model), _layers_by_name(model)
     if layer not in layers:
-        names = [name for name, each in layers.items() if _has_size(each.output.shape)]
+        names = [name for name, each in layers.items() if _has_size(_output_shape(model, each))]
         raise UserError(
             f"unknown layer={escape(shorten(layer))}. Similar names are {', '.join(closest_names(layer, names))}."
         )
-    _check_size(layers[layer].output.shape, f"layer={layer}")
+    _check_size(_output_shape(model, layers[layer]), f"layer={layer}")
     pixels: Any = tf.cast(images, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(pixels)  # records the computation even if no variable is trainable
@@ -110,10 +111,11 @@ def grad_cam(
         features, pooled = inner(pixels, training=False)
         logits = _compute_logits(dense, pooled)
         score = tf.gather(logits, _choose_classes(logits, classes), batch_dims=1)
-    _check_size(features.shape, f"layer={layer}")
-    gradients = tf.cast(tape.gradient(score, features), tf.float32)
+    values = tf.cast(_channels_last(model, features), tf.float32)
+    _check_size(values.shape, f"layer={layer}")
+    gradients = tf.cast(_channels_last(model, tape.gradient(score, features)), tf.float32)
     weights = tf.reduce_mean(gradients, axis=[1, 2])
-    return tf.nn.relu(tf.einsum("bhwc,bc->bhw", tf.cast(features, tf.float32), weights)).numpy()
+    return tf.nn.relu(tf.einsum("bhwc,bc->bhw", values, weights)).numpy()
 
 
 def _layers_by_name(model: keras.Model) -> dict[str, Any]:
@@ -150,6 +152,18 @@ def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
             f"classes={shorten(repr(classes))} is out of range. The model has the classes 0 to {count - 1}."
         )
     return np.broadcast_to(chosen, [images])
+
+
+def _channels_last(model: keras.Model, features: tf.Tensor) -> tf.Tensor:
+    """Return features of a model as [B, h, w, c]."""
+    return tf.transpose(features, [0, 2, 3, 1]) if data_format_of(model) == "channels_first" else features
+
+
+def _output_shape(model: keras.Model, layer: Any) -> Sequence[int | None]:
+    """Return the shape of a layer's output, with channels last."""
+    shape = tuple(layer.output.shape)
+    is_first = len(shape) == 4 and data_format_of(model) == "channels_first"
+    return (shape[0], *shape[2:], shape[1]) if is_first else shape
 
 
 def _has_size(shape: Sequence[int | None]) -> bool:

@@ -84,7 +84,10 @@ def export_model(
         from efficientnet_tf.export.saved_model import export_saved_model
 
         return {"output": output, "precision": precision, "difference": export_saved_model(model_dir, output)}
-    result = _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides)
+    from efficientnet_tf.models.data_format import channels_last_scope
+
+    with channels_last_scope():  # for Rescaling, which looks up the data format whenever it is called
+        result = _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides)
     return {"output": output, "precision": precision, **result}
 
 

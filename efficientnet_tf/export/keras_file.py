@@ -147,6 +147,11 @@ def _check_layers(path: str, layers: dict[str, dict], model: keras.Model) -> Non
     """Raise UserError unless the layers of a file compute what those of a model compute."""
     import keras
 
+    if any(layer["config"].get("data_format") == "channels_first" for layer in layers.values()):
+        raise UserError(
+            f"{escape(path)} has layers with data_format='channels_first', which the commands cannot run. Convert "
+            "it to channels last with `python -m efficientnet_tf.weights`."
+        )
     description: Any = keras.saving.serialize_keras_object(model)
     description = json.loads(json.dumps(description))
     expected = {layer["config"]["name"]: layer for layer in description["config"]["layers"]}

@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, layers
 
 from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.models.data_format import channel_axis
 from efficientnet_tf.scaling.compound import Block
 
 
@@ -71,7 +72,8 @@ def conv(
 
 def batch_norm(x: KerasTensor, spec: ModelSpec, name: str, activation: bool = True) -> KerasTensor:
     """Apply batch norm and, if `activation` is True, the activation of the variant. Keeps the shape."""
-    x = layers.BatchNormalization(momentum=spec.batch_norm_momentum, epsilon=spec.batch_norm_epsilon, name=name)(x)
+    settings = {"momentum": spec.batch_norm_momentum, "epsilon": spec.batch_norm_epsilon}
+    x = layers.BatchNormalization(axis=channel_axis(), **settings, name=name)(x)
     return _activation(x, spec, name.removesuffix("bn") + "activation") if activation else x
 
 

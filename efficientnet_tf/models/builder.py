@@ -17,6 +17,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.models.blocks import BLOCKS, batch_norm, conv, mbconv, pad, pass_through
+from efficientnet_tf.models.data_format import image_shape, is_channels_first
 from efficientnet_tf.models.normalization import normalize_pixels
 from efficientnet_tf.scaling.compound import Network, scale_network
 
@@ -42,7 +43,8 @@ def build_model(
     outputs nor variables.
 
     Returns:
-        A model from pixels [B, H, W, C] in [0, 255] to logits [B, classes], float32.
+        A model from pixels [B, H, W, C] in [0, 255], or [B, C, H, W] if Keras is set to channels first, to logits
+        [B, classes], float32.
 
     Raises:
         UserError: If the variant is unknown or an argument is out of range.
@@ -56,7 +58,7 @@ def build_model(
 
     inputs: Any = input_tensor
     if input_tensor is None:
-        shape = input_shape or (spec.resolution, spec.resolution, channels)
+        shape = input_shape or image_shape(spec.resolution, spec.resolution, channels)
         inputs = layers.Input(shape, name="input_layer" if keras_layers else "image")
     x = pass_through(inputs, "rescaling", "float32") if keras_layers else inputs
     x = normalize_pixels(x, spec)
@@ -103,7 +105,7 @@ def _select_endpoints(by_stride, endpoints):
 
 
 def _classify(x, spec, classes, activation):
-    """Pool the features and classify them: [B, h, w, C] -> [B, classes]."""
+    """Pool the features over height and width and classify them: [B, classes]."""
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if spec.dropout:
         x = layers.Dropout(spec.dropout, name="top_dropout")(x)
@@ -139,27 +141,31 @@ def _raise_recursion_limit(blocks):
 
 
 def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
-    def is_positive(value):
-        return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
-
-    if keras.config.image_data_format() != "channels_last":
-        raise UserError(
-            "Keras is set to image_data_format='channels_first'. "
-            "Call keras.config.set_image_data_format('channels_last') first."
-        )
-    if not is_positive(classes):
+    if not _is_positive(classes):
         raise UserError(f"classes must be an int >= 1, received {classes!r}.")
-    if not is_positive(channels):
+    if not _is_positive(channels):
         raise UserError(f"channels must be an int >= 1, received {channels!r}.")
     if pooling not in (None, "avg", "max"):
         raise UserError(f"pooling must be None, 'avg' or 'max', received {pooling!r}.")
     if input_tensor is not None and not keras.backend.is_keras_tensor(input_tensor):
         raise UserError(f"input_tensor must be a Keras tensor, received {type(input_tensor).__name__}.")
     if input_shape is not None:
-        shape = tuple(input_shape) if isinstance(input_shape, list | tuple) else ()
-        is_side = [s is None or is_positive(s) for s in shape[:2]]
-        if len(shape) != 3 or not all(is_side) or not is_positive(shape[2]):
-            raise UserError(
-                "input_shape must be (height, width, channels), where height and width may be None, "
-                f"received {input_shape!r}."
-            )
+        _check_input_shape(input_shape)
+
+
+def _check_input_shape(input_shape):
+    shape = tuple(input_shape) if isinstance(input_shape, list | tuple) else ()
+    is_first = is_channels_first()
+    *sides, channels = (*shape[1:], shape[0]) if is_first and shape else shape or (None,)
+    is_valid = len(shape) == 3 and _is_positive(channels) and all(s is None or _is_positive(s) for s in sides)
+    if is_valid and is_first and shape[2] in (1, 3) and channels > 4:
+        is_valid = False  # (224, 224, 3) would become a network for images of 224 channels
+    if not is_valid:
+        order = "(height, width, channels),"
+        if is_first:
+            order = "(channels, height, width), because Keras is set to image_data_format='channels_first',"
+        raise UserError(f"input_shape must be {order} where height and width may be None, received {input_shape!r}.")
+
+
+def _is_positive(value):
+    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1

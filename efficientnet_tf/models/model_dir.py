@@ -27,6 +27,7 @@ from efficientnet_tf.config.load import describe_environment, dump_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason, normalize_name
 from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.data_format import channels_last_scope
 from efficientnet_tf.models.run_directory import (
     CLASSES_ENTRY,
     CONFIG_ENTRY,
@@ -209,8 +210,12 @@ def read_newest_checkpoint(
 
 
 def build_from_config(config: Config, classes: int) -> keras.Model:
-    """Build the model that a config describes, with random weights and `classes` logits."""
-    return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
+    """Build the model that a config describes, with random weights and `classes` logits.
+
+    It takes images as the input pipeline reads them, with channels last, whatever Keras is set to.
+    """
+    with channels_last_scope():
+        return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
 
 
 def restore_model(model_dir: str, raw: bool = False) -> tuple[keras.Model, Config, list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers
 
 from efficientnet_tf.config.schema import ModelSpec
+from efficientnet_tf.models.data_format import channel_axis
 
 LAYER = "normalization"
 
@@ -29,8 +30,9 @@ def normalize_pixels(x: keras.KerasTensor, spec: ModelSpec) -> keras.KerasTensor
     Returns:
         Normalized pixels [B, H, W, C], float32.
     """
-    offset, variance = _offset_and_variance(spec.mean, spec.std, x.shape[-1])
-    return layers.Normalization(mean=offset, variance=variance, invert=True, dtype="float32", name=LAYER)(x)
+    axis = channel_axis()
+    offset, variance = _offset_and_variance(spec.mean, spec.std, x.shape[axis])
+    return layers.Normalization(axis, mean=offset, variance=variance, invert=True, dtype="float32", name=LAYER)(x)
 
 
 def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -48,7 +50,7 @@ def set_normalization(model: keras.Model, mean: tuple[float, ...], std: tuple[fl
         rescaling: Any = layer
         rescaling.scale, rescaling.offset = _scale_and_offset(mean, std, shape[-1])
     else:
-        layer.input_mean, layer.input_variance = _offset_and_variance(mean, std, shape[-1])
+        layer.input_mean, layer.input_variance = _offset_and_variance(mean, std, shape[layer.axis[0]])
         layer.build(shape)
     # Compiled functions contain the old numbers as constants.
     model.train_function = model.test_function = model.predict_function = None

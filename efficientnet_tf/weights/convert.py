@@ -16,6 +16,7 @@ from efficientnet_tf.config.load import dump_config, load_config, override_confi
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.data_format import channels_last_scope
 from efficientnet_tf.runtime.files import atomic_output, check_output, check_path
 from efficientnet_tf.weights.formats import read_weights
 from efficientnet_tf.weights.load import HEAD, load_weights
@@ -67,7 +68,8 @@ def convert_weights(
             raise UserError(f"{escape(str(path))} has no classifier that can be used. {reason}")
         classes = int(shape[0])
     size, channels = config.image_size, config.data.channels
-    model = build_model(config.model, classes, (size, size, channels))
+    with channels_last_scope():
+        model = build_model(config.model, classes, (size, size, channels))
     summary = load_weights(model, path, reset_head=reset_head, adapt_channels=adapt_channels, **options)
     try:
         _write(model, config, output)
