@@ -56,7 +56,7 @@ def class_activation_map(
             f"model {model.name!r} has no layer 'avg_pool' in front of 'predictions'. Use Grad-CAM instead."
         )
     features = keras.Model(model.input, pool.input)(images, training=False)
-    features = tf.cast(_channels_last(model, features), tf.float32)
+    features: Any = tf.cast(_channels_last(model, features), tf.float32)
     _check_size(features.shape, "the input of 'avg_pool'")
     chosen = _choose_classes(_compute_logits(dense, tf.reduce_mean(features, axis=[1, 2])), classes)
     weights = tf.gather(tf.cast(dense.kernel, tf.float32), chosen, axis=1)
@@ -111,7 +111,7 @@ def grad_cam(
         features, pooled = inner(pixels, training=False)
         logits = _compute_logits(dense, pooled)
         score = tf.gather(logits, _choose_classes(logits, classes), batch_dims=1)
-    values = tf.cast(_channels_last(model, features), tf.float32)
+    values: Any = tf.cast(_channels_last(model, features), tf.float32)
     _check_size(values.shape, f"layer={layer}")
     gradients = tf.cast(_channels_last(model, tape.gradient(score, features)), tf.float32)
     weights = tf.reduce_mean(gradients, axis=[1, 2])
@@ -154,7 +154,7 @@ def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
     return np.broadcast_to(chosen, [images])
 
 
-def _channels_last(model: keras.Model, features: tf.Tensor) -> tf.Tensor:
+def _channels_last(model: keras.Model, features: Any) -> Any:
     """Return features of a model as [B, h, w, c]."""
     return tf.transpose(features, [0, 2, 3, 1]) if data_format_of(model) == "channels_first" else features
 

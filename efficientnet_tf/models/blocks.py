@@ -72,8 +72,7 @@ def conv(
 
 def batch_norm(x: KerasTensor, spec: ModelSpec, name: str, activation: bool = True) -> KerasTensor:
     """Apply batch norm and, if `activation` is True, the activation of the variant. Keeps the shape."""
-    settings = {"momentum": spec.batch_norm_momentum, "epsilon": spec.batch_norm_epsilon}
-    x = layers.BatchNormalization(axis=channel_axis(), **settings, name=name)(x)
+    x = layers.BatchNormalization(channel_axis(), spec.batch_norm_momentum, spec.batch_norm_epsilon, name=name)(x)
     return _activation(x, spec, name.removesuffix("bn") + "activation") if activation else x
 
 

@@ -154,17 +154,18 @@ def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
 
 
 def _check_input_shape(input_shape):
-    shape = tuple(input_shape) if isinstance(input_shape, list | tuple) else ()
     is_first = is_channels_first()
-    *sides, channels = (*shape[1:], shape[0]) if is_first and shape else shape or (None,)
-    is_valid = len(shape) == 3 and _is_positive(channels) and all(s is None or _is_positive(s) for s in sides)
-    if is_valid and is_first and shape[2] in (1, 3) and channels > 4:
-        is_valid = False  # (224, 224, 3) would become a network for images of 224 channels
-    if not is_valid:
-        order = "(height, width, channels),"
-        if is_first:
-            order = "(channels, height, width), because Keras is set to image_data_format='channels_first',"
-        raise UserError(f"input_shape must be {order} where height and width may be None, received {input_shape!r}.")
+    order = "(height, width, channels),"
+    if is_first:
+        order = "(channels, height, width), because Keras is set to image_data_format='channels_first',"
+    error = UserError(f"input_shape must be {order} where height and width may be None, received {input_shape!r}.")
+    if not isinstance(input_shape, list | tuple) or len(input_shape) != 3:
+        raise error
+    *sides, channels = (*input_shape[1:], input_shape[0]) if is_first else input_shape
+    if not _is_positive(channels) or not all(s is None or _is_positive(s) for s in sides):
+        raise error
+    if is_first and channels > 4 and sides[1] in (1, 3):
+        raise error  # (224, 224, 3) would become a network for images of 224 channels
 
 
 def _is_positive(value):
