@@ -289,6 +289,7 @@ def test_preprocess_input_changes_nothing():
     pixels = images(1, 8, 8)
     expected = keras.applications.efficientnet.preprocess_input(pixels)
     assert preprocess_input(pixels, data_format="channels_last") is pixels is expected
+    assert preprocess_input(pixels, data_format="channels_first") is pixels
 
 
 def test_decode_predictions_with_class_names():

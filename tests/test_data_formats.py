@@ -287,6 +287,11 @@ def test_shape_in_another_order_is_refused(shape, channels_first):
     assert f"received {shape!r}" in str(caught.value)
 
 
+def test_tensor_in_another_order_is_refused(channels_first):
+    with pytest.raises(UserError, match=r"the shape of input_tensor must be \(channels, .*received \(64, 48, 3\)"):
+        builder.build_model("tiny", input_tensor=keras.Input((64, 48, 3)))
+
+
 def test_models_of_commands_have_channels_last(channels_first):
     config = tiny.load_config(tiny.SHORT)
     model = build_from_config(config, 10)
