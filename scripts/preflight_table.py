@@ -1,27 +1,51 @@
-"""Compile the family for TPU slices: `python scripts/preflight_table.py [docs/preflight.json]`.
+"""Compile the family for TPU slices: `python scripts/preflight_table.py [docs]`.
 
-Each variant is compiled at the official batch for the smallest square slice of a generation on which it fits, which is
-found by trying larger and larger slices. This takes hours on a few cores. When you start the script again, it continues
-after the reports that the file already has. The page docs/preflight.md is written from the file.
+Each variant is compiled for the smallest slice of a generation on which it fits, which is found by trying larger and
+larger slices. This takes hours on a few cores. When you start the script again, it continues after the reports that the
+files of the tables already have. The page preflight.md is written from these files.
 """
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from efficientnet_tf.runtime.terminal import ProgressBar
 
-VARIANTS = tuple(f"b{i}" for i in range(8))
-SLICES = {"v3": ("4x4", "8x8", "16x16"), "v5e": ("4x4", "8x8", "16x16"), "v6e": ("4x4", "8x8", "16x16")}
-BATCH, EVAL_BATCH = 2048, 1024  # those of the recipe; rows at other batches could not be compared
+
+class Table(NamedTuple):
+    """A table of the page. Its rows have the same batch, because others could not be compared."""
+
+    title: str
+    file: str
+    variants: tuple[str, ...]
+    slices: dict[str, tuple[str, ...]]
+    flags: tuple[str, ...]
+
+
+TABLES = (
+    Table(
+        "B0 to B7 at the official batch",
+        "preflight.json",
+        tuple(f"b{i}" for i in range(8)),
+        {chip: ("4x4", "8x8", "16x16") for chip in ("v3", "v5e", "v6e")},
+        ("--batch=2048", "--set", "eval.batch_size=1024"),
+    ),
+    Table(
+        "Lite and EfficientNetV2 on four chips",
+        "preflight_v2.json",
+        ("lite0", "v2-b0", "v2-s"),
+        {"v5e": ("2x2", "4x4")},
+        ("--batch=256",),
+    ),
+)
 MIB, GIB = 2**20, 2**30
 
 
-def make_command(variant, topology):
+def make_command(table, variant, topology):
     """Return the words of the command that measures a row."""
-    words = ["efficientnet_tf.preflight", f"--variant={variant}", f"--topology={topology}", f"--batch={BATCH}"]
-    return [*words, "--set", f"eval.batch_size={EVAL_BATCH}", "--json"]
+    return ["efficientnet_tf.preflight", f"--variant={variant}", f"--topology={topology}", *table.flags, "--json"]
 
 
 def load_reports(path):
@@ -29,17 +53,17 @@ def load_reports(path):
     return json.loads(path.read_text())["reports"] if path.exists() else []
 
 
-def complete(path):
-    """Compile what the file lacks, write the file after each report, and return all reports."""
+def complete(table, path):
+    """Compile what the file of a table lacks, write the file after each report, and return all reports."""
     known = {(report["variant"], report["topology"]): report for report in load_reports(path)}
-    cells = [(variant, chip) for chip in SLICES for variant in VARIANTS]
+    cells = [(variant, chip) for chip in table.slices for variant in table.variants]
     with ProgressBar(len(cells), "preflight", "variants and chips") as bar:
         for variant, chip in cells:
-            for layout in SLICES[chip]:
+            for layout in table.slices[chip]:
                 topology = f"{chip}:{layout}"
                 bar.describe(f"{variant} on {topology}")
                 if (variant, topology) not in known:
-                    known[variant, topology] = run_preflight(variant, topology)
+                    known[variant, topology] = run_preflight(table, variant, topology)
                     write_reports(path, known.values())
                 if known[variant, topology]["programs"]["train"]["fits"]:
                     break
@@ -47,9 +71,9 @@ def complete(path):
     return list(known.values())
 
 
-def run_preflight(variant, topology):
+def run_preflight(table, variant, topology):
     """Run the command of a row and return its report."""
-    command = [sys.executable, "-m", *make_command(variant, topology)]
+    command = [sys.executable, "-m", *make_command(table, variant, topology)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:
         sys.exit(f"{' '.join(command)} failed with exit status {done.returncode}.")
@@ -111,36 +135,48 @@ TITLES = (
 )
 
 
-def format_page(reports):
-    """Return the Markdown page."""
-    order = {key: i for i, key in enumerate((v, chip) for v in VARIANTS for chip in SLICES)}
-    reports = sorted(reports, key=lambda r: (order[r["variant"], r["topology"].partition(":")[0]], r["replicas"]))
-    table = [TITLES, ["--:"] * len(TITLES), *map(make_row, reports)]
+def format_page(tables):
+    """Return the Markdown page of pairs of a table and its reports."""
+    reports = [report for _, each in tables for report in each]
     versions = sorted({", ".join(f"{k} {v}" for k, v in r["environment"].items()) for r in reports})
     problems = sorted({f"{r['variant']} on {r['topology']}: {f['text']}" for r in reports for f in r["findings"]})
+    sections = "\n\n".join(format_section(*each) for each in tables)
     return f"""# The family on TPUs, without a TPU
 
-`python scripts/preflight_table.py` writes this page. Each row comes from
-
-    python -m {" ".join(make_command("VARIANT", "SLICE"))}
+`python scripts/preflight_table.py` writes this page.
 
 Nothing was run on a TPU. The numbers are what the TPU compiler reports for one step of one replica, a training step
 unless the title says otherwise. The times are lower bounds at the published peaks of the chip, not predictions. The
 time at the peak of memory is too long, because the compiler also counts bytes that stay on the chip.
 
-{chr(10).join(f"| {' | '.join(cells)} |" for cells in table)}
-
 {describe_traces(reports)}
-{describe_compilation(reports)}
 
-Problems:
+{sections}
 
-{chr(10).join(f"- {text}" for text in problems) or "- none"}
+## Problems
 
-Versions:
+{chr(10).join(f"- {text}" for text in problems) or "None."}
+
+## Versions
 
 {chr(10).join(f"- {text}" for text in versions)}
 """
+
+
+def format_section(table, reports):
+    """Return the section of a table."""
+    order = {key: i for i, key in enumerate((v, chip) for v in table.variants for chip in table.slices)}
+    reports = sorted(reports, key=lambda r: (order[r["variant"], r["topology"].partition(":")[0]], r["replicas"]))
+    rows = [TITLES, ["--:"] * len(TITLES), *map(make_row, reports)]
+    return f"""## {table.title}
+
+Each row comes from
+
+    python -m {" ".join(make_command(table, "VARIANT", "SLICE"))}
+
+{chr(10).join(f"| {' | '.join(cells)} |" for cells in rows)}
+
+{describe_compilation(table, reports)}"""
 
 
 def describe_traces(reports):
@@ -151,22 +187,21 @@ def describe_traces(reports):
     return f"{subject} have an operation on the host, a string or a dynamic shape."
 
 
-def describe_compilation(reports):
+def describe_compilation(table, reports):
     """Say how long compiling took and what has not been compiled yet."""
     fits = [report for report in reports if report["programs"]["train"]["fits"]]
     done = {(report["variant"], report["topology"].partition(":")[0]) for report in fits}
-    missing = [f"{v} for {chip}" for chip in SLICES for v in VARIANTS if (v, chip) not in done]
+    missing = [f"{v} for {chip}" for chip in table.slices for v in table.variants if (v, chip) not in done]
     seconds = sorted(report["programs"]["train"]["seconds"] for report in fits)
-    text = f"Compiling a training step took {seconds[0]:.0f} to {seconds[-1]:.0f} s."
+    text = f"Compiling a training step took {seconds[0]:.0f} to {seconds[-1]:.0f} s." if seconds else "Nothing fits."
     return f"{text} Not compiled yet: {', '.join(missing)}." if missing else text
 
 
-def main(path):
-    """Complete the file, then write the page next to it."""
-    path = Path(path)
-    reports = complete(path)
-    path.with_suffix(".md").write_text(format_page(reports))
+def main(folder):
+    """Complete the files of all tables, then write the page next to them."""
+    tables = [(table, complete(table, folder / table.file)) for table in TABLES]
+    (folder / "preflight.md").write_text(format_page(tables))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "docs/preflight.json")
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))

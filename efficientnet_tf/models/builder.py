@@ -151,23 +151,22 @@ def _check_arguments(classes, input_shape, channels, pooling, input_tensor):
         raise UserError(f"input_tensor must be a Keras tensor, received {type(input_tensor).__name__}.")
     if input_shape is not None:
         _check_shape("input_shape", input_shape)
-    if input_tensor is not None and is_channels_first():
+    if input_tensor is not None:
         _check_shape("the shape of input_tensor", input_tensor.shape[1:])
 
 
 def _check_shape(name, shape):
     is_first = is_channels_first()
-    order = "(height, width, channels),"
-    if is_first:
-        order = "(channels, height, width), because Keras is set to image_data_format='channels_first',"
-    error = UserError(f"{name} must be {order} where height and width may be None, received {shape!r}.")
+    order = "(channels, height, width)" if is_first else "(height, width, channels)"
+    reason = f"because Keras is set to image_data_format={keras.config.image_data_format()!r}"
+    error = UserError(f"{name} must be {order}, {reason}, where height and width may be None, received {shape!r}.")
     if not isinstance(shape, list | tuple) or len(shape) != 3:
         raise error
     *sides, channels = (*shape[1:], shape[0]) if is_first else shape
     if not _is_positive(channels) or not all(s is None or _is_positive(s) for s in sides):
         raise error
-    if is_first and channels > 4 and sides[1] in (1, 3):
-        raise error  # (224, 224, 3) would become a network for images of 224 channels
+    if channels > 4 and shape[2 if is_first else 0] in (1, 3):
+        raise error  # The other order would give a network for images of 224 channels.
 
 
 def _is_positive(value):

@@ -350,6 +350,7 @@ def test_training_step_changes_every_weight(b0):
         ({"channels": 0}, ["channels must be an int >= 1, received 0"]),
         ({"pooling": "sum"}, ["pooling must be None, 'avg' or 'max', received 'sum'"]),
         ({"input_shape": (32, 32)}, ["input_shape must be (height, width, channels)", "received (32, 32)"]),
+        ({"input_shape": (3, 32, 32)}, ["must be (height, width, channels), because", "received (3, 32, 32)"]),
         ({"input_shape": (0, 32, 3)}, ["input_shape must be", "received (0, 32, 3)"]),
         ({"input_shape": (32, 32, None)}, ["input_shape must be", "received (32, 32, None)"]),
         ({"input_shape": 32}, ["input_shape must be", "received 32"]),
