@@ -26,7 +26,7 @@ class InitialWeights:
     """The weights that a run starts from.
 
     Attributes:
-        values: {path of a variable: array}, without those of the classifier if a new one is trained.
+        values: {path of a variable: array}. Those of a new classifier are zeros.
         message: Where they come from and what happened to the classifier, for the user.
     """
 
@@ -85,7 +85,11 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
                 f"{path}: these weights need model.{key}={list(needed)}, but the config has {list(given)}. Leave "
                 f"model.{key} out to use what they need."
             )
-    values = {name: np.asarray(v) for name, v in model_variables(model).items() if keep or name not in HEAD}
+    values = {name: np.asarray(v) for name, v in model_variables(model).items()}
+    if not keep:
+        # The initializer's range is for many classes. With 10 classes and the features of pretrained weights its logits
+        # have a standard deviation of 8, which a short run spends most of its steps to unlearn.
+        values |= {name: np.zeros_like(values[name]) for name in HEAD}
     if keep:
         head = "The classifier is kept because the classes are the same."
     elif theirs:
