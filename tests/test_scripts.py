@@ -3,6 +3,9 @@
 import json
 import os
 import runpy
+
+
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,3 +181,13 @@ def test_the_gpu_benchmark_checks_its_flags():
 def test_the_page_of_variants_is_what_its_script_writes():
     page = runpy.run_path(str(SCRIPTS / "variants_table.py"))["format_page"]()
     assert (SCRIPTS.parent / "docs" / "variants.md").read_text() == page
+
+
+def test_the_page_of_real_weights_is_written_from_its_files(tmp_path):
+    """Writing it again changes nothing, so that its figures are those of the committed files."""
+    docs = SCRIPTS.parent / "docs"
+    shutil.copytree(docs / "real_weights", tmp_path / "real_weights")
+    code = "import sys, pathlib, real_weights; real_weights.write_page(pathlib.Path(sys.argv[1]))"
+    words = [sys.executable, "-c", code, tmp_path / "real_weights"]
+    subprocess.run(words, cwd=SCRIPTS, check=True)
+    assert (tmp_path / "real_weights.md").read_text() == (docs / "real_weights.md").read_text()

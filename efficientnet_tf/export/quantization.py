@@ -73,7 +73,8 @@ def measure_quantization_errors(
     for name in names:
         layer = probe.get_layer(name)
         kernel = layer.kernel.numpy()
-        layer.kernel.assign(_round_kernel(kernel, layer))
+        step = kernel_step(layer)
+        layer.kernel.assign(np.round(kernel / step) * step)
         for rounding in roundings[name]:
             rounding.enabled.assign(1.0)
         errors[name] = float(np.sqrt(np.mean((compute_logits() - exact) ** 2)) / exact.std())
@@ -97,12 +98,15 @@ def _calibrate(probe, roundings, calibration):
         rounding.high.assign(high)
 
 
-def _round_kernel(kernel, layer):
-    """Round weights to 255 evenly spaced values around zero, with a scale per output channel."""
+def kernel_step(layer: keras.layers.Layer) -> np.ndarray:
+    """Return the distance between two int8 values of a kernel, per output channel. The shape broadcasts to the kernel.
+
+    The 255 values are evenly spaced around zero, and the largest weight of a channel is one of them.
+    """
+    kernel = layer.kernel.numpy()
     channel = 2 if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.ndim - 1
     others = tuple(axis for axis in range(kernel.ndim) if axis != channel)
-    step = np.maximum(np.abs(kernel).max(axis=others, keepdims=True) / 127, 1e-12)
-    return np.round(kernel / step) * step
+    return np.maximum(np.abs(kernel).max(axis=others, keepdims=True) / 127, 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- layers kept in float

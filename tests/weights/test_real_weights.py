@@ -1,16 +1,21 @@
 """Published weights give the logits of the library that they come from, and name what is in photographs."""
 
-import importlib.util
-from pathlib import Path
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import real_lite0
+import real_pictures
+from PIL import Image
 
-from efficientnet_tf import build_model, load_weights, predict_images
+from efficientnet_tf import build_model, export_model, load_model, load_weights
 from efficientnet_tf.weights.convert import convert_weights
 
-PALACE, DAISY, ESPRESSO, TIGER_CAT = "n03877845", "n11939491", "n07920052", "n02123159"  # ImageNet's synsets
+# ImageNet's synsets
+PALACE, DAISY, ESPRESSO, TIGER_CAT = "n03877845", "n11939491", "n07920052", "n02123159"
+TRIPOD, MOPED = "n04485082", "n03785016"
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +44,37 @@ def test_logits_of_lite0_equal_those_of_efficientnet_lite_pytorch(weights):
     np.testing.assert_allclose(model(pixels), golden["logits"], atol=1e-4)
 
 
-def find_folder(module, distribution):
-    """Return the folder of a module without importing it."""
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        pytest.skip(f"{distribution} is not installed")
-    return Path(spec.submodule_search_locations[0])
+def find_photos(*names):
+    """Return the paths of photographs, or skip the test if scikit-image is not installed."""
+    photos = real_pictures.find_photos()
+    if set(names) - set(photos):
+        pytest.skip("scikit-image is not installed")
+    return [str(photos[name]) for name in names]
 
 
 @pytest.mark.slow
-def test_lite0_names_what_is_in_photographs_of_scikit_learn(model_dir):
-    images = find_folder("sklearn", "scikit-learn") / "datasets" / "images"
-    answers = predict_images(model_dir, [str(images / "china.jpg"), str(images / "flower.jpg")], top=1)
-    assert [answer[0][0] for answer in answers] == [PALACE, DAISY]
+def test_the_command_predict_names_what_is_in_photographs(model_dir):
+    paths = find_photos("china", "flower", "coffee", "chelsea", "camera", "motorcycle_left")
+    command = [sys.executable, "-m", "efficientnet_tf.predict", f"--model_dir={model_dir}", "--json", "--top=1", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answers = {(line["path"], line["labels"][0]["label"]) for line in map(json.loads, done.stdout.splitlines())}
+    assert answers == set(zip(paths, (PALACE, DAISY, ESPRESSO, TIGER_CAT, TRIPOD, MOPED), strict=True))
 
 
 @pytest.mark.slow
-def test_lite0_names_what_is_in_photographs_of_scikit_image(model_dir):
-    images = find_folder("skimage", "scikit-image") / "data"
-    answers = predict_images(model_dir, [str(images / "coffee.png"), str(images / "chelsea.png")], top=1)
-    assert [answer[0][0] for answer in answers] == [ESPRESSO, TIGER_CAT]
+def test_int8_in_litert_agrees_on_real_crops(model_dir, tmp_path):
+    """These are the crops to which the Keras model gives a class with at least 30 %."""
+    find_photos("coffee")
+    rng, model = np.random.default_rng(0), load_model(model_dir)
+    for name, path in real_pictures.find_photos().items():
+        for split, count in (("train", 5), ("val", 24)):
+            crops = np.stack(real_pictures.crop_photo(path, count, 256, rng))
+            answers = model.predict(list(crops[:, 16:-16, 16:-16]), top=1)
+            for i, (crop, [(_, probability)]) in enumerate(zip(crops, answers, strict=True)):
+                if split == "train" or probability >= 0.3:
+                    file = tmp_path / "crops" / split / f"class{i % 2}" / f"{name}_{i}.png"  # labels are not used
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(crop).save(file)
+    data = ["data.source=folder", f"data.dir={tmp_path / 'crops'}", "data.eval_split=val"]
+    result = export_model(model_dir, tmp_path / "lite0.tflite", "int8", overrides=data)
+    assert result["images"] >= 120 and result["agreement"] >= 0.98
