@@ -1,6 +1,7 @@
 """Rounds weights for int8 so that what a layer computes changes least, not so that each weight changes least."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,7 +31,7 @@ def round_weights(model: keras.Model, calibration: Iterable[np.ndarray], keep_fl
     """
     names = [name for name in list_kernel_layers(model) if name not in keep_float]
     for name, (means, products) in zip(names, _measure_inputs(model, names, calibration), strict=True):
-        layer = model.get_layer(name)
+        layer: Any = model.get_layer(name)
         kernel = layer.kernel.numpy().astype(np.float64)
         weights, steps = _to_rows(layer, kernel), _to_rows(layer, np.broadcast_to(kernel_step(layer), kernel.shape))
         if layer.use_bias:  # which takes the mean error, so that only deviations from the mean count
@@ -75,22 +76,24 @@ def _from_rows(layer, rows, shape):
     return rows[0].T.reshape(shape)
 
 
-def _measure_inputs(model, names, calibration):
+def _measure_inputs(model, names, calibration) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return, for each layer, the means [G, in] of its inputs and the means of their products [G, in, in]."""
     layers = [model.get_layer(name) for name in names]
     tensors = keras.Model(model.inputs, [layer.input for layer in layers])
 
     @tf.function
     def measure(image):
-        samples = [_sample(layer, x) for layer, x in zip(layers, tensors(image, training=False), strict=True)]
-        return [(tf.reduce_mean(s, axis=1), tf.matmul(s, s, transpose_a=True) / s.shape[1]) for s in samples]
+        samples: list[Any] = [
+            _sample(layer, x) for layer, x in zip(layers, tensors(image, training=False), strict=True)
+        ]
+        return [(tf.reduce_mean(s, axis=1), tf.matmul(s, s, transpose_a=True) / float(s.shape[1])) for s in samples]
 
-    count, totals = 0, None
+    count, totals = 0, []
     for image in calibration:
         count += 1
-        measured = [np.float64(part) for pair in measure(image) for part in pair]
-        totals = measured if totals is None else [a + b for a, b in zip(totals, measured, strict=True)]
-    means = [total / count for total in totals or []]
+        measured = [part.numpy().astype(np.float64) for pair in measure(image) for part in pair]
+        totals = [a + b for a, b in zip(totals, measured, strict=True)] if totals else measured
+    means = [total / count for total in totals]
     return list(zip(means[::2], means[1::2], strict=True))
 
 
@@ -100,7 +103,7 @@ def _sample(layer, x):
         return x[None]
     sides, strides = layer.kernel_size, layer.strides
     patches = tf.image.extract_patches(x, [1, *sides, 1], [1, *strides, 1], [1, 1, 1, 1], layer.padding.upper())
-    rows = tf.reshape(patches, [-1, sides[0] * sides[1], x.shape[-1]])
+    rows: Any = tf.reshape(patches, [-1, sides[0] * sides[1], x.shape[-1]])
     rows = rows[:: max(1, rows.shape[0] // POSITIONS)]
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return tf.transpose(rows, [2, 0, 1])
