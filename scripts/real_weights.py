@@ -14,6 +14,7 @@ an hour on two cores. When you start the script again, it continues. Delete a fi
 import argparse
 import importlib.util
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ PHOTOS = {
     "flower": ("a dahlia", ()),
     "chelsea": ("a ginger tabby cat", ("tabby", "tiger cat")),
     "coffee": ("a cup of espresso", ("espresso", "cup")),
-    "rocket": ("a rocket at its launch", ("missile", "projectile")),
+    "rocket": ("a rocket on its launch pad", ("missile", "projectile")),
     "motorcycle_left": ("a motorcycle in a garage", ("moped",)),
     "astronaut": ("an astronaut in front of a shuttle", ("space shuttle",)),
     "camera": ("a man with a camera on a tripod", ("tripod",)),
@@ -195,6 +196,8 @@ def format_finetuning(report):
                 margin = f"{100 * (statistics.mean(scores) - statistics.mean(scratch)):+.1f} points"
             seen = 10 * count * real_finetune.EPOCHS[kind, count]
             rows.append(f"| {count} | {start} | {seen:,} | {len(scores)} | {mean} | {deviation} | {margin} |")
+    if not is_complete("finetune"):
+        rows += ["", f"The seeds are {', '.join(map(str, real_finetune.SEEDS))}. Some have not been run yet."]
     return "\n".join(rows)
 
 
@@ -209,7 +212,7 @@ def format_page(reports):
         f"- {part}: {', '.join(f'{key} {value}' for key, value in environment.items())}"
         for part, environment in environments.items()
     )
-    commands = {title: " ".join(row["command"]) for title, row in exports["rows"].items()}
+    commands = {title: shlex.join(row["command"]) for title, row in exports["rows"].items()}
     return PAGE.format(
         pictures=logits["pictures"],
         difference=f"{logits['difference']:.1e}",
@@ -223,8 +226,8 @@ def format_page(reports):
         exports=format_exports(exports),
         export_command=commands["LiteRT int8"],
         tuning=format_finetuning(tuning),
-        finetune_command=" ".join(tuning["commands"]["finetune 20"]),
-        scratch_command=" ".join(tuning["commands"]["scratch 20"]),
+        finetune_command=shlex.join(tuning["commands"]["finetune 20"]),
+        scratch_command=shlex.join(tuning["commands"]["scratch 20"]),
         versions=versions,
     )
 
@@ -265,8 +268,8 @@ which the Keras model gives a class with at least 30 % and 50 %. int8 is calibra
 {exports}
 
 The difference is that of a logit. The logits have a standard deviation of {deviation}, and the largest is {largest}.
-`export` compares files with the Keras model, too, and refuses those below 98 %. Here it does so on the crops of at
-least 30 %. On all crops it would refuse the int8 files.
+`export` compares files with the Keras model, too, and refuses those below 98 %. Here it does so on the crops to which
+the Keras model gives a class with at least 30 %, and refuses none. On all crops it would refuse int8 in LiteRT.
 
     python -m {export_command}
 
