@@ -119,7 +119,7 @@ def complete(path, archive, work, environment):
         command = [sys.executable, "-m", *make_command(title, work)]
         done = file.exists() or subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done is not True and done.returncode:
-            row["error"] = done.stderr.rpartition("error: ")[2].splitlines()[0]
+            row["error"] = done.stderr.rpartition("error: ")[2].splitlines()[0].replace(f"{work}/", "")
         else:
             row |= compare(expected, compute_logits(open_export(str(file)).compute_logits, pixels), names)
         print(title, json.dumps(row), flush=True)
