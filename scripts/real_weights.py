@@ -177,8 +177,8 @@ def format_exports(report):
 
 
 def list_scores(runs, kind, count):
-    """Return the top-1 accuracies of a kind of run."""
-    return [run["top1"] for run in runs if (run["kind"], run["count"]) == (kind, count)]
+    """Return the top-1 accuracies of a kind of run by seed."""
+    return {run["seed"]: run["top1"] for run in runs if (run["kind"], run["count"]) == (kind, count)}
 
 
 def format_finetuning(report):
@@ -189,11 +189,10 @@ def format_finetuning(report):
         scratch = list_scores(report["runs"], "scratch", count)
         for kind, start in (("finetune", "published weights"), ("scratch", "random weights")):
             scores = list_scores(report["runs"], kind, count)
-            mean = f"{statistics.mean(scores):.1%}" if scores else "not run yet"
-            deviation = f"{100 * statistics.stdev(scores):.1f} points" if len(scores) > 1 else ""
-            margin = ""
-            if kind == "finetune" and scores and scratch:
-                margin = f"{100 * (statistics.mean(scores) - statistics.mean(scratch)):+.1f} points"
+            mean = f"{statistics.mean(scores.values()):.1%}" if scores else "not run yet"
+            deviation = f"{100 * statistics.stdev(scores.values()):.1f} points" if len(scores) > 1 else ""
+            margins = [scores[seed] - scratch[seed] for seed in scores if seed in scratch]
+            margin = f"{100 * statistics.mean(margins):+.1f} points" if kind == "finetune" and margins else ""
             seen = 10 * count * real_finetune.EPOCHS[kind, count]
             rows.append(f"| {count} | {start} | {seen:,} | {len(scores)} | {mean} | {deviation} | {margin} |")
     if not is_complete("finetune"):
@@ -270,7 +269,7 @@ which the Keras model gives a class with at least 30 % and 50 %. int8 is calibra
 The difference is that of a logit. The logits have a standard deviation of {deviation}, and the largest is {largest}.
 `export` compares files with the Keras model, too, and refuses those below 98 %. Here it does so on the crops to which
 the Keras model gives a class with at least 30 %. For a file that it refuses, the table has its message. On all crops it
-would refuse int8 in LiteRT, too. Most of what is left of the error comes from rounding activations to 256 values.
+would refuse the other int8 files, too. Most of what is left of the error comes from rounding activations to 256 values.
 
     python -m {export_command}
 
@@ -278,7 +277,8 @@ would refuse int8 in LiteRT, too. Most of what is left of the error comes from r
 
 Lite0 at 96 pixels on CIFAR-10 images, with 20 and with 100 training images a class. The accuracy is that of the EMA of
 the weights on the same 1,000 test images in all runs. Each seed chooses other training images. Training from scratch
-sees more images than fine-tuning, has a higher learning rate, and batch-norm statistics that adapt quickly.
+sees more images than fine-tuning, has a higher learning rate, and batch-norm statistics that adapt quickly. The margin
+is the mean over the seeds that have both runs.
 
 {tuning}
 
