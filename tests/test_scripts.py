@@ -3,8 +3,6 @@
 import json
 import os
 import runpy
-
-
 import shutil
 import signal
 import subprocess
