@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import change_spec, load_variant
 from efficientnet_tf.config.fields import MOST_BLOCKS
+from efficientnet_tf.config.load import change_spec, load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.scaling.budget import fit_budget
 from efficientnet_tf.scaling.complexity import count_cost
