@@ -103,7 +103,9 @@ class ModelSpec(Section):
     stem_channels: Channels = 32
     """Channels of the first convolution at width 1."""
     stem_kernel: Literal[3, 7] = 3
-    """Kernel size of the first convolution, which has stride 2."""
+    """Kernel size of the first convolution."""
+    stem_stride: Literal[1, 2] = 2
+    """Stride of the first convolution. 1 keeps small images, of 32 pixels for example, large enough for the stages."""
     stem_pool: bool = False
     """Whether a 3x3 max pooling with stride 2 follows the first convolution (ResNet)."""
     head_channels: Annotated[int, Field(ge=0, le=10**6)] = 1280

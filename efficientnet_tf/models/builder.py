@@ -80,9 +80,9 @@ def build_model(
 
 def _stem_and_blocks(x, spec: ModelSpec, network: Network, keras_layers: bool):
     """Return the last features, and {stride: the last features with this stride}."""
-    by_stride, stride = {}, 2
-    x, padding = pad(x, spec.stem_kernel, 2, spec, "stem_conv", keras_layers)
-    x = conv(x, network.stem_channels, spec.stem_kernel, "stem_conv", stride=2, padding=padding)
+    by_stride, stride = {}, spec.stem_stride
+    x, padding = pad(x, spec.stem_kernel, stride, spec, "stem_conv", keras_layers)
+    x = conv(x, network.stem_channels, spec.stem_kernel, "stem_conv", stride=stride, padding=padding)
     x = batch_norm(x, spec, "stem_bn")
     if spec.stem_pool:
         by_stride[stride], stride = x, stride * 2

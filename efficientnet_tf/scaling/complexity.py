@@ -161,7 +161,7 @@ def compute_receptive_fields(spec: ModelSpec) -> dict[str, tuple[int, int]]:
         A dict from "stem", "stage1", ... to `(receptive field, stride)`, both in pixels of the input.
     """
     network = scale_network(spec)
-    kernels = {"stem": [(spec.stem_kernel, 2)] + [(3, 2)] * spec.stem_pool}
+    kernels = {"stem": [(spec.stem_kernel, spec.stem_stride)] + [(3, 2)] * spec.stem_pool}
     for number, stage in enumerate(network.stages, 1):
         kernels[f"stage{number}"] = [(block.kernel, block.stride) for block in stage]
     field, total_stride, fields = 1, 1, {}

@@ -163,7 +163,7 @@ def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1
     network = scale_network(spec)
     trace = _Trace(spec, resolution or spec.resolution, channels)
     trace.add("normalization", "normalization")
-    trace.conv("stem_conv", network.stem_channels, spec.stem_kernel, 2)
+    trace.conv("stem_conv", network.stem_channels, spec.stem_kernel, spec.stem_stride)
     trace.batch_norm("stem_bn")
     if spec.stem_pool:
         trace.side = _output_side(trace.side)

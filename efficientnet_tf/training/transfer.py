@@ -37,8 +37,8 @@ class InitialWeights:
 def adopt_needs(config: Config, model_dir: str | None, overrides: Sequence[str] = ()) -> Config:
     """Return the config with what the weights of `train.init_from` require of the model.
 
-    Normalization of the pixels, epsilon of batch norm and padding belong to the weights. Image size and crop belong to
-    the new task.
+    Normalization of the pixels, epsilon of batch norm, padding and the stem's stride belong to the weights. Image size
+    and crop belong to the new task.
 
     Args:
         config: The config of the run, with `train.init_from`.

@@ -62,7 +62,8 @@ class LoadSummary:
 
 def needs_of(config: Config) -> dict[str, Any]:
     """Return {"section.key": value} of the config keys that determine predictions, apart from the weights."""
-    model = {f"model.{key}": getattr(config.model, key) for key in ("mean", "std", "batch_norm_epsilon", "padding")}
+    keys = ("mean", "std", "batch_norm_epsilon", "padding", "stem_stride")
+    model = {f"model.{key}": getattr(config.model, key) for key in keys}
     keys = ("channels", "crop_padding", "interpolation", "background")
     data = {f"data.{key}": getattr(config.data, key) for key in keys}
     return model | data | {"data.image_size": config.image_size}

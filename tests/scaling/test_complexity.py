@@ -250,6 +250,7 @@ specs = st.builds(
     dropout=st.just(0.0),
     stem_channels=st.integers(1, 40),
     stem_kernel=st.sampled_from([3, 7]),
+    stem_stride=st.sampled_from([1, 2]),
     stem_pool=st.booleans(),
     head_channels=st.integers(0, 80),
     activation=st.sampled_from(["swish", "relu", "relu6"]),
