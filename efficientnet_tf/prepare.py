@@ -45,7 +45,7 @@ def make_parser():
         "again: it continues with the first missing file.",
     )
     parser.add_argument(
-        "--source", default="folder", help="Source to read: folder, table, digits, synthetic or tfds:<name>."
+        "--source", default="folder", help="Source to read: folder, table, arrays, digits, synthetic or tfds:<name>."
     )
     parser.add_argument("--output", type=cli.path, required=True, help="Folder for the record files, local or gs://.")
     parser.add_argument(

@@ -54,20 +54,25 @@ class DataConfig(Section):
         'tfds:imagenette/320px-v2'
     """
 
-    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|synthetic|tfds:[\w./:+-]+)$")] = "digits"
+    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|arrays|synthetic|tfds:[\w./:+-]+)$")] = (
+        "digits"
+    )
     """Where the images come from. `digits`: the handwritten digits of scikit-learn. `folder`: one folder per class.
     `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
-    `<split>-00000-of-00128` and so on, in the format of the official tools. `synthetic`: generated images.
-    `tfds:<name>`: a data set of TensorFlow Datasets."""
+    `<split>-00000-of-00128` and so on, in the format of the official tools. `arrays`: `.npz` files of NumPy with images
+    and labels, or the idx files of MNIST. `synthetic`: generated images. `tfds:<name>`: a data set of TensorFlow
+    Datasets."""
     dir: Path | None = None
-    """Folder that holds the images, or the data directory of TensorFlow Datasets."""
+    """Folder that holds the images, or the data directory of TensorFlow Datasets. For `arrays`, this can also be the
+    `.npz` file."""
     train_split: str = "train"
     """Name of the training split. For `folder` this is the name of a subfolder."""
     eval_split: str = "val"
     """Name of the evaluation split. For `folder` this is the name of a subfolder. If the default `val` is missing,
     `valid` or `validation` is used."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """`folder` without split subfolders: fraction of every class that is held out for evaluation."""
+    """`folder` without split subfolders, or `arrays`: fraction of every class that is held out for evaluation. Of
+    `arrays`, the training split is divided, and others are not used."""
     image_size: Side | None = None
     """Side of the images in pixels. The default is the resolution of the model."""
     channels: Literal[1, 3] = 3
@@ -82,6 +87,9 @@ class DataConfig(Section):
     """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
     classes: Annotated[int, Field(ge=2, le=10**6)] | None = None
     """`records` without a `classes.txt` file: number of classes."""
+    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
+    """`arrays` without names of the classes in `classes.txt` or in an array `classes`: the names of the labels 0, 1 and
+    so on. The default is the numbers."""
     cache: Path = "none"
     """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
     service: Address | None = None
@@ -196,10 +204,13 @@ class Config(Section):
                 f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
                 "Set train.init_from=PATH."
             )
-        if data.source in ("folder", "table", "records") and data.dir is None:
+        if data.source in ("folder", "table", "records", "arrays") and data.dir is None:
             raise ValueError(f"data.source={data.source} needs data.dir, the folder of the images. Set data.dir=PATH.")
-        if data.val_fraction is not None and data.source != "folder":
-            raise ValueError(f"data.val_fraction is only for data.source=folder, received source {data.source!r}")
+        if data.val_fraction is not None and data.source not in ("folder", "arrays"):
+            raise ValueError(
+                "data.val_fraction is only for data.source=folder and data.source=arrays, received source "
+                f"{data.source!r}"
+            )
         if schedule.warmup_epochs > train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than train.epochs={train.epochs:g}"

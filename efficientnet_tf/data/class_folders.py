@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from efficientnet_tf.runtime.files import is_remote
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
+_Item = TypeVar("_Item", str, int)
 _TRAIN_NAMES = ("train", "training")
 _EVAL_NAMES = ("val", "valid", "validation")
 _SPLIT_WORDS = re.compile(r"(?<![a-z])(train|training|trainval|val|valid|validation|test|testing|dev|eval)(?![a-z])")
@@ -61,7 +62,10 @@ def list_class_folders(
         remarks.append(f"'{escape(root)}': {what} not used: {show(loose, 3)}.")
     _check_depth(data, root, groups, images, remarks)
     if data.val_fraction is not None:
-        images = {name: _split_files(paths, data.val_fraction, training) for name, paths in images.items()}
+        images = {
+            name: hold_out(paths, data.val_fraction, training, f"'{escape(os.path.dirname(paths[0]))}'")
+            for name, paths in images.items()
+        }
     number = {name: i for i, name in enumerate(class_names)}
     paths = [path for files in images.values() for path in files]
     return paths, [number[name] for name, files in images.items() for _ in files], class_names, remarks
@@ -262,13 +266,23 @@ def _check_depth(data, root, groups, images, remarks):
     )
 
 
-def _split_files(paths, fraction, training):
-    """Return the training or the validation files of a class. The split depends only on the sorted names."""
-    held_out = max(1, round(len(paths) * fraction))
-    if held_out >= len(paths):
+def hold_out(items: Sequence[_Item], fraction: float, training: bool, where: str) -> list[_Item]:
+    """Return the training or the validation items of a class, sorted.
+
+    Args:
+        items: All items of the class, sorted. Which ones are held out depends only on their number.
+        fraction: Share of the items to hold out for validation, from 0 to 1.
+        training: Which part to return.
+        where: Name of the class in messages.
+
+    Raises:
+        UserError: If no item would be left for training.
+    """
+    held_out = max(1, round(len(items) * fraction))
+    if held_out >= len(items):
         raise UserError(
-            f"data.val_fraction={fraction} leaves no training image in '{escape(os.path.dirname(paths[0]))}', "
-            f"which has {len(paths)}. Use a smaller fraction or add images."
+            f"data.val_fraction={fraction} leaves no training image in {where}, which has {len(items)}. Use a smaller "
+            "fraction or add images."
         )
-    shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+    shuffled = [items[i] for i in np.random.default_rng(0).permutation(len(items))]
     return sorted(shuffled[held_out:] if training else shuffled[:held_out])

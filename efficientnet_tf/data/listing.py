@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape
+from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.class_folders import find_alias, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
 from efficientnet_tf.data.record_files import find_record_files, read_record_classes
@@ -41,7 +42,7 @@ class Listing:
 
 
 def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> None:
-    """Check the data of a run, as far as this is possible without TensorFlow: local folders, tables and record files.
+    """Check the data of a run, as far as possible without TensorFlow: local folders, tables, arrays and records.
 
     Args:
         data: The section `data` of the configuration.
@@ -63,6 +64,8 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> None:
         elif data.source in ("folder", "table") and not is_remote(str(data.dir)):
             listing = list_split(data, split, split == data.train_split)
             check_classes(data.source, listing.class_names)
+        elif data.source == "arrays":
+            check_classes(data.source, list_arrays(data, split, split == data.train_split).class_names)
         elif data.source == "records" and not is_remote(str(data.dir)):
             find_record_files(str(data.dir), split)
             check_classes(data.source, read_record_classes(data))

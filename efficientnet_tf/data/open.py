@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.folders import open_files
 from efficientnet_tf.data.listing import check_classes, check_split
-from efficientnet_tf.data.source import Order, Source, cache_in_memory, cache_on_disk, source_from_bytes
+from efficientnet_tf.data.source import (
+    Order,
+    Source,
+    cache_in_memory,
+    cache_on_disk,
+    source_from_bytes,
+    source_from_pixels,
+)
 from efficientnet_tf.data.tfrecord import open_records, open_tfds
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
 __all__ = ["Order", "Source", "open_source"]
+
+_logger = logging.getLogger(__name__)
 
 
 def open_source(data: DataConfig, split: str, training: bool) -> Source:
@@ -38,6 +51,8 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         source = _open_digits(split)
     elif kind == "synthetic":
         source = _make_synthetic(data, split)
+    elif kind == "arrays":
+        source = _open_arrays(data, split, training)
     elif kind in ("folder", "table"):
         source = open_files(data, split, training)
     elif kind == "records":
@@ -63,8 +78,26 @@ def _open_digits(split):
     train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
     chosen = train if split == "train" else test
     pixels = np.round(images[chosen].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    encoded = [tf.io.encode_png(image).numpy() for image in pixels]
-    return source_from_bytes(encoded, labels[chosen], [str(digit) for digit in range(10)], f"digit {split}")
+    return source_from_pixels(pixels, labels[chosen], [str(digit) for digit in range(10)], f"digit {split}")
+
+
+def _open_arrays(data, split, training):
+    """Open the images and labels of a split that `arrays.list_arrays` lists. All of its pixels are kept in memory."""
+    listing = list_arrays(data, split, training)
+    for remark in listing.remarks:
+        _logger.warning("%s", remark)
+    rows, name = listing.rows, listing.images.name
+    pixels = listing.images.read()
+    if len(rows) < len(pixels):
+        pixels = pixels[rows]
+    pixels = pixels.reshape(*pixels.shape[:3], -1)
+    digest = hashlib.sha256("\n".join(listing.class_names).encode())
+    digest.update(listing.labels.tobytes())
+    digest.update(pixels.data)
+    source = source_from_pixels(pixels, listing.labels, listing.class_names, name)
+    return dataclasses.replace(
+        source, describe=lambda index: f"{name}, image {rows[index]}", fingerprint=digest.hexdigest()
+    )
 
 
 def _make_synthetic(data, split):

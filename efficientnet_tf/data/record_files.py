@@ -64,6 +64,17 @@ def find_record_files(folder: str, split: str) -> list[str]:
     return paths
 
 
+def read_class_file(path: str) -> list[str]:
+    """Return the class names of a `classes.txt`, which has one per line, in the order of the labels.
+
+    Raises:
+        UserError: If the file cannot be read, or a name cannot be a class name.
+    """
+    lines = [line.strip(" \t") for line in read_text(path).rstrip("\n\t ").split("\n")]
+    check_class_names(lines, escape(path))
+    return [normalize_name(line) for line in lines]
+
+
 def read_record_classes(data: DataConfig) -> list[str]:
     """Return the class names of record files, from DIR/classes.txt, or else numbers up to `data.classes`.
 
@@ -72,9 +83,7 @@ def read_record_classes(data: DataConfig) -> list[str]:
     """
     path = os.path.join(str(data.dir), "classes.txt")
     if exists(path):
-        lines = [line.strip(" \t") for line in read_text(path).rstrip("\n\t ").split("\n")]
-        check_class_names(lines, escape(path))
-        class_names = [normalize_name(line) for line in lines]
+        class_names = read_class_file(path)
         if data.classes not in (None, len(class_names)):
             raise UserError(
                 f"data.classes={data.classes}, but {escape(path)} names {len(class_names)} classes. Leave data.classes "

@@ -136,6 +136,29 @@ def source_from_bytes(
     )
 
 
+def source_from_pixels(
+    pixels: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str], name: str
+) -> Source:
+    """Return a source of images in memory that are not encoded.
+
+    An image is encoded when it is loaded, as PNG without compression, which is faster than to compress it. All images
+    are therefore decoded in the same way, wherever they come from.
+
+    Args:
+        pixels: uint8 [N, H, W, C] with 1 or 3 channels.
+        labels: Label of each image, [N].
+        class_names: Names of the labels 0, 1, ...
+        name: Start of the names of the images in messages.
+    """
+    with tf.device("CPU:0"):
+        pixel_tensor, label_tensor = tf.constant(pixels), tf.constant(labels, tf.int32)
+
+    def load(index):
+        return tf.io.encode_png(tf.gather(pixel_tensor, index), compression=0), tf.gather(label_tensor, index)
+
+    return indexed_source(len(labels), class_names, load, describe=lambda index: f"{name} {index}")
+
+
 def map_with_fallback(stream: tf.data.Dataset, convert: Callable, fallback: tuple) -> tf.data.Dataset:
     """Convert the images of a stream, and replace those that fail by a fallback. The order and the count stay the same.
 

@@ -75,7 +75,7 @@ def _copy_if_remote(path, scratch):
 
 def _unpack(file, path, weights, weights_limit):
     """Return config.json and {name: text} of this package's entries in an archive, and write its weights to a file."""
-    from efficientnet_tf.weights.archives import open_archive, open_member, read_member
+    from efficientnet_tf.runtime.archives import open_archive, open_member, read_member
 
     try:
         with open_archive(file) as archive:

@@ -167,7 +167,7 @@ def _decode(path, name, data):
 
 def _read_tflite(path):
     """Read the zip archive after the network."""
-    from efficientnet_tf.weights.archives import open_archive, read_member
+    from efficientnet_tf.runtime.archives import open_archive, read_member
 
     if not zipfile.is_zipfile(path):  # reads the end of the file only
         return Metadata({}, os.path.getsize(path), ())

@@ -138,7 +138,7 @@ def _choose_file_reader(path):
 
 
 def _has_member(path, name):
-    from efficientnet_tf.weights.archives import open_archive
+    from efficientnet_tf.runtime.archives import open_archive
 
     try:
         with open_archive(path) as archive:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from efficientnet_tf.weights.archives import open_archive, open_member, read_member
+from efficientnet_tf.runtime.archives import open_archive, open_member, read_member
 from efficientnet_tf.weights.hdf5 import H5Content
 from efficientnet_tf.weights.keras_config import NetworkConfig, describe_network, read_numbers
 from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, SETTINGS_ATTRIBUTE, LoadedWeights, needs_of

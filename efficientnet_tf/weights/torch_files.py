@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from efficientnet_tf.weights.archives import data_offset, open_archive, read_member
+from efficientnet_tf.runtime.archives import data_offset, open_archive, read_member
 from efficientnet_tf.weights.tensors import MAX_TENSORS, StoredTensor
 
 MAX_PICKLE = 64 * 2**20  # bytes of the description of all tensors

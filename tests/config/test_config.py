@@ -27,13 +27,15 @@ RECIPES = [
     "imagenet_lite",
     "imagenette",
     "cifar10",
+    "cifar100",
+    "fashion_mnist",
     "folder",
     "finetune",
     "digits",
     "smoke",
 ]
 RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
-NO_DATA = {"folder", "finetune", "transfer_birdsnap", "transfer_aircraft"}  # recipes for your own folder of images
+NO_DATA = {"folder", "finetune", "cifar10", "fashion_mnist", "transfer_birdsnap", "transfer_aircraft"}  # need data.dir
 PACKAGE = load_lib.PACKAGE_DIR
 DIGITS = str(load_lib.CONFIG_DIR / "recipes" / "digits.yaml")
 
@@ -245,7 +247,7 @@ MISTAKES = [
     (
         "data.source=imagnet",
         "overrides: data.source:",
-        ["digits|folder|table|records|synthetic|tfds:", "received 'imagnet'"],
+        ["digits|folder|table|records|arrays|synthetic|tfds:", "received 'imagnet'"],
     ),
     ("model.stages=[]", "overrides: model.stages:", ["at least 1 item", "received []"]),
     # contradictions within the overrides, or between an override and the recipe
@@ -394,7 +396,7 @@ def test_errors_name_files_that_cannot_be_read(tmp_path):
             {"variant": "b9"},
             ["unknown variant 'b9'", "Allowed are b0, b1", "wide_resnet50_2, or a path", "Did you mean 'b8'?"],
         ),
-        ({"recipe": "digit"}, ["unknown recipe 'digit'", "cifar10, digits", "Did you mean 'digits'?"]),
+        ({"recipe": "digit"}, ["unknown recipe 'digit'", "cifar10, cifar100, digits", "Did you mean 'digits'?"]),
         ({"variant": "recipes/digits"}, ["unknown variant 'recipes/digits'"]),
         ({"recipe": ""}, ["unknown recipe ''"]),
     ],

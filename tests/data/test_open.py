@@ -124,6 +124,37 @@ def test_synthetic_images_depend_on_their_class():
     assert read_examples(again)[1].tolist() == read_examples(train)[1].tolist()
 
 
+# ---------------------------------------------------------------------------------------------------- arrays
+
+
+@pytest.mark.parametrize("shape", [(30, 9, 7), (30, 5, 8, 3)])
+def test_arrays_are_read_bit_for_bit(tmp_path, shape):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, shape, np.uint8), rng.permutation(30) % 3
+    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels, classes=["cat", "dog", "owl"])
+    path = str(tmp_path / "own.npz")
+    source = open_source("arrays", dir=path)
+    names, encoded, found = read_examples(source)
+    assert source.class_names == ("cat", "dog", "owl") and source.size == 30
+    assert names == [f"{path}, array x_train, image {i}" for i in range(30)]
+    np.testing.assert_array_equal([decode(image) for image in encoded], pixels)
+    np.testing.assert_array_equal(found, labels)
+    # In the shuffled order, each id is the index in the array.
+    stream = source.stream(Order(batch=10, shuffle=True, seed=1)).map(
+        lambda _, id_, payload: (id_, source.load(payload))
+    )
+    for id_, (image, label) in stream.take(60):
+        np.testing.assert_array_equal(decode(image.numpy()), pixels[id_])
+        assert label == labels[id_]
+    held = open_source("arrays", "val", False, dir=path, val_fraction=0.2)
+    names, encoded, found = read_examples(held)
+    rows = [int(name.rpartition(" ")[2]) for name in names]
+    assert np.bincount(found).tolist() == [2, 2, 2]
+    np.testing.assert_array_equal([decode(image) for image in encoded], pixels[rows])
+    np.testing.assert_array_equal(found, labels[rows])
+    assert held.fingerprint != source.fingerprint == open_source("arrays", dir=path).fingerprint
+
+
 # ---------------------------------------------------------------------------------------------------- folder
 
 

@@ -88,6 +88,20 @@ def test_records_of_a_folder_have_the_same_bytes(folder, tmp_path):
         assert examples(back) == expected and back.size == sum(expected.values())
 
 
+def test_records_of_arrays_hold_the_same_images(tmp_path):
+    """Files that were written from other pixels are refused."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 7), np.uint8)
+    path, output = tmp_path / "own.npz", tmp_path / "records"
+    np.savez(path, x_train=pixels, y_train=np.arange(12) % 2, classes=["cat", "dog"])
+    data = data_config("arrays", dir=str(path))
+    summary = write(data, "train", output)
+    assert summary["examples_per_class"] == {"cat": 6, "dog": 6} and not summary["unreadable"]
+    assert examples(read_back(output, "train")) == examples(open_source(data, "train", True))
+    np.savez(path, x_train=pixels[::-1], y_train=np.arange(12) % 2, classes=["cat", "dog"])
+    with pytest.raises(UserError, match="has files of 'train' from other images"):
+        write(data, "train", output)
+
+
 def test_records_are_in_the_official_layout(folder, tmp_path):
     write(data_config("folder", dir=str(folder)), "train", tmp_path, 1)
     kinds = collections.Counter()

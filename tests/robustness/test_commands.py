@@ -1,7 +1,7 @@
 """Hostile and odd images, tables, disks and locales, given to every command in one process."""
 
 import pytest
-from robustness import data, images, models
+from robustness import array_files, data, images, models
 from robustness.harness import Writer, report, run_cases
 
 KINDS = [
@@ -12,6 +12,7 @@ KINDS = [
     data.layouts,
     data.tables,
     data.bad_images,
+    array_files.arrays,
     models.full_disks,
     models.locale,
 ]
@@ -23,7 +24,7 @@ def test_commands(kind, trained):
     writer = Writer(trained.root, kind.__name__, trained.kit)
     kind(writer)
     # test_light.py runs the others of these kinds.
-    shared = kind in (data.layouts, data.tables)
+    shared = kind in (data.layouts, data.tables, array_files.arrays)
     cases = [case for case in writer.cases if not (shared and case.light)]
     assert cases
     wrong = run_cases(trained, cases)

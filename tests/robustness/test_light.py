@@ -1,11 +1,12 @@
 """Hostile flags, paths, configs, folders and tables are refused without TensorFlow."""
 
 import pytest
-from robustness import data, words
+from robustness import array_files, data, words
 from robustness.harness import Harness, Writer, report, run_cases
 from robustness.kit import Kit
 
-KINDS = [words.paths, words.words, words.numbers, words.configs, words.clusters, data.layouts, data.tables]
+KINDS = [words.paths, words.words, words.numbers, words.configs, words.clusters]
+KINDS += [data.layouts, data.tables, array_files.arrays]
 
 
 @pytest.fixture(scope="module")

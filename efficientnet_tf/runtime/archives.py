@@ -7,10 +7,10 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 MAX_DIRECTORY = 16 * 2**20  # bytes of an archive's list of members
-MAX_RATIO = 10  # of a compressed member: weights hardly compress
+MAX_RATIO = 10  # of a compressed member that holds weights, which hardly compress
 
 
 @contextlib.contextmanager
@@ -51,32 +51,55 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 @contextlib.contextmanager
+def stream_member(
+    archive: zipfile.ZipFile, name: str, max_ratio: int = MAX_RATIO, small: int = 0
+) -> Iterator[IO[bytes]]:
+    """Open a large member for reading from its start to its end, where its checksum is checked.
+
+    Args:
+        archive: From `open_archive`.
+        name: Name of the member.
+        max_ratio: How many times its size a compressed member may expand to.
+        small: Number of bytes that a member may expand to in any case.
+
+    Raises:
+        ValueError: If it is damaged, is not compressed as usual, or expands to more than that.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"its member {name} is compressed in an unusual way, not by deflate")
+    is_stored = member.compress_type == zipfile.ZIP_STORED
+    if not is_stored and member.file_size > max(small, max_ratio * member.compress_size):
+        raise ValueError(
+            f"its member {name} expands from {member.compress_size:,} to {member.file_size:,} bytes, more than the "
+            f"{max_ratio} times allowed"
+        )
+    try:
+        with archive.open(member) as file:
+            yield file
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        raise ValueError(f"its member {name} is damaged ({error})") from None
+
+
+@contextlib.contextmanager
 def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[BinaryIO]:
     """Open a large member for reading at any position, after a check of its checksum.
 
     A member that is stored as it is, is read in place. A compressed one is written to a temporary file first.
 
     Raises:
-        ValueError: If it is damaged, or expands to many times its size.
+        ValueError: As for `stream_member`.
     """
     member = archive.getinfo(name)
     is_stored = member.compress_type == zipfile.ZIP_STORED
-    if not is_stored and member.file_size > MAX_RATIO * member.compress_size:
-        raise ValueError(
-            f"its member {name} expands from {member.compress_size:,} to {member.file_size:,} bytes, which weights do "
-            "not do"
-        )
     with contextlib.ExitStack() as stack:
         copy = None if is_stored else stack.enter_context(tempfile.TemporaryFile())
         copied = 0
-        try:
-            with archive.open(member) as file:
-                while part := file.read(2**20):
-                    copied += len(part)
-                    if copy is not None:
-                        copy.write(part)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
-            raise ValueError(f"its member {name} is damaged ({error})") from None
+        with stream_member(archive, name) as file:
+            while part := file.read(2**20):
+                copied += len(part)
+                if copy is not None:
+                    copy.write(part)
         if copied != member.file_size:
             raise ValueError(f"its member {name} is damaged: it has another size than it declares")
         yield cast(BinaryIO, copy or _Slice(cast(BinaryIO, archive.fp), data_offset(archive, name), member.file_size))
