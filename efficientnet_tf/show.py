@@ -45,6 +45,7 @@ def describe_augmentation(config: Config) -> str:
     """Describe what happens to training images. Mixing happens on the device, and is not drawn."""
     augment = config.augment
     text = f"{config.data.source}, {config.image_size} pixels, policy {augment.policy}"
+    text += f", color jitter {augment.color_jitter:g}" if augment.color_jitter else ""
     mixing = [f"{name} {getattr(augment, name):g}" for name in ("mixup", "cutmix") if getattr(augment, name)]
     return text + (f", then {' and '.join(mixing)} (not shown)" if mixing else "")
 
@@ -77,7 +78,7 @@ def _describe_operations(policy, seed):
 
     operations, levels = choose_operations(policy, seed)
     applied = [
-        f"{OPERATION_NAMES[operation]} {level:g}"
+        f"{OPERATION_NAMES[operation]} {level:.3g}"
         for operation, level in zip(operations.numpy(), levels.numpy(), strict=True)
         if operation != IDENTITY
     ]

@@ -176,7 +176,8 @@ def test_saved_model_serves_pixels_and_files(photos, photos_run, tmp_path):
 # Everything that could depend on where a run is interrupted: a policy, mixing, and phases of other sizes and batches.
 PHASES = (
     "[{until: 0.5, set: {data.image_size: 24, train.batch_size: 96, model.dropout: 0.1, augment.mixup: 0.2}},"
-    " {until: 1.0, set: {augment.cutmix: 1.0, augment.randaugment_level: 4}}]"
+    " {until: 1.0, set: {augment.cutmix: 1.0, augment.randaugment_level: 4, augment.randaugment_std: 101,"
+    " augment.randaugment_increasing: true, augment.color_jitter: 0.4, augment.flip_vertical: true}}]"
 )
 KILLED = [
     *(*DIGITS, "--set", "train.epochs=8", "--set", "train.steps_per_loop=3", "--set", "eval.every_epochs=2"),

@@ -119,12 +119,27 @@ class AugmentConfig(Section):
     """Range of the aspect ratio (width / height) of the random crop."""
     flip: bool = True
     """Whether to mirror half of the images horizontally."""
+    flip_vertical: bool = False
+    """Whether to mirror half of the images vertically."""
     policy: Literal["none", "autoaugment", "randaugment"] = "none"
     """Augmentation policy that is applied after the crop."""
     randaugment_count: Annotated[int, Field(ge=1, le=16)] = 2
     """RandAugment: number of operations per image."""
     randaugment_level: Annotated[float, Field(ge=0, le=30)] = 10.0
     """RandAugment: strength of the operations."""
+    randaugment_std: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """RandAugment: standard deviation of the strength. Each operation then has a strength of its own, from a normal
+    distribution around randaugment_level, limited to 0 and to the larger of 10 and randaugment_level. With 100 or more,
+    the strength is uniform between 0 and randaugment_level."""
+    randaugment_increasing: bool = False
+    """RandAugment: whether a higher strength always changes an image more, as with timm's `inc1`. Color, contrast,
+    brightness and sharpness are then raised or lowered at random. By default, as in the official code, strength 5 does
+    not change these four, and Posterize and Solarize change least at strength 10."""
+    randaugment_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """RandAugment: probability that an operation is applied. In timm it is 0.5."""
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Change brightness, contrast and saturation after the policy, in random order, each by a factor between
+    1 - color_jitter and 1 + color_jitter, but at least 0. 0 disables it."""
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a random rectangle of the image is replaced by noise."""
     mixup: Annotated[float, Field(ge=0, le=1e6)] = 0.0

@@ -29,8 +29,8 @@ def image_seed(source: Source, config: Config, position: tf.Tensor, id_: tf.Tens
 
 
 def split_seed(seed: tf.Tensor) -> list[tf.Tensor]:
-    """Return the seeds of an image for its crop, flip, policy and erasing, int64 [2] each."""
-    return tf.unstack(tf.random.split(seed, 4))
+    """Return the seeds of an image, int64 [2] each: crop, flip, policy, erasing, vertical flip, color jitter."""
+    return tf.unstack(tf.random.split(seed, 6))
 
 
 def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tensor:
@@ -48,7 +48,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     Deviates: Bicubic interpolation uses half-pixel centers (`tf.image.resize`), the official code used TensorFlow 1's.
     Values are rounded to uint8 instead of truncated.
     """
-    crop_seed, flip_seed, policy_seed, erase_seed = split_seed(seed)
+    crop_seed, flip_seed, policy_seed, erase_seed, vertical_seed, jitter_seed = split_seed(seed)
     size, channels = config.image_size, config.data.channels
 
     def choose_window(shape):
@@ -61,9 +61,13 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
     if config.augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    if config.augment.flip_vertical:
+        image = tf.image.stateless_random_flip_up_down(image, vertical_seed)
     policy = make_policy(config.augment)
     if policy:
         image = apply_policy(policy, image, policy_seed)
+    if config.augment.color_jitter:
+        image = image_ops.color_jitter(image, jitter_seed, config.augment.color_jitter)
     if config.augment.erase:
         image = image_ops.random_erase(image, erase_seed, config.augment.erase)
     return image

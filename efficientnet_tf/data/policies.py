@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,43 +22,67 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------------------------------------------ operations
 
 
-def _enhancement_factor(level):
-    return tf.cast(level / 10 * 1.8 + 0.1, tf.float32)
+class Arguments(NamedTuple):
+    """What the effect of an operation may depend on.
+
+    Attributes:
+        level: Strength in [0, 10] or more, float64 scalar, as in the official code.
+        sign: Direction, -1 or 1, float64 scalar.
+        seed: int64 [2].
+        policy: The policy that applies the operation.
+    """
+
+    level: tf.Tensor
+    sign: tf.Tensor
+    seed: tf.Tensor
+    policy: Policy
 
 
 def _to_integer(level, at_ten, maximum=10**6):
     return tf.minimum(tf.cast(level / 10 * at_ten, tf.int32), maximum)
 
 
-# The meaning of a level for each operation (official code, `level_to_arg`). Arguments: image, level in [0, 10] or more,
-# sign -1 or 1 (both float64, as in the official code), seed, and the policy's `translate` and `cutout`.
+def _make_enhancements(factor):
+    """Return the operations that enhance an image by a factor, given as a function of Arguments."""
+
+    def make(operation):
+        return lambda image, a: operation(image, tf.cast(factor(a), tf.float32))
+
+    return {
+        "Color": make(image_ops.color),
+        "Contrast": make(image_ops.contrast),
+        "Brightness": make(image_ops.brightness),
+        "Sharpness": make(image_ops.sharpness),
+    }
+
+
+# The meaning of a level for each operation (official code, `level_to_arg`), as functions of an image and Arguments.
 OPERATIONS = {
-    "AutoContrast": lambda image, *rest: image_ops.autocontrast(image),
-    "Equalize": lambda image, *rest: image_ops.equalize(image),
-    "Invert": lambda image, *rest: image_ops.invert(image),
-    "Rotate": lambda image, level, sign, *rest: image_ops.rotate(image, sign * level / 10 * 30),
-    "Posterize": lambda image, level, *rest: image_ops.posterize(image, _to_integer(level, 4, maximum=8)),
-    "Solarize": lambda image, level, *rest: image_ops.solarize(image, _to_integer(level, 256, maximum=256)),
-    "Color": lambda image, level, *rest: image_ops.color(image, _enhancement_factor(level)),
-    "Contrast": lambda image, level, *rest: image_ops.contrast(image, _enhancement_factor(level)),
-    "Brightness": lambda image, level, *rest: image_ops.brightness(image, _enhancement_factor(level)),
-    "Sharpness": lambda image, level, *rest: image_ops.sharpness(image, _enhancement_factor(level)),
-    "ShearX": lambda image, level, sign, *rest: image_ops.shear_x(image, sign * level / 10 * 0.3),
-    "ShearY": lambda image, level, sign, *rest: image_ops.shear_y(image, sign * level / 10 * 0.3),
-    "TranslateX": lambda image, level, sign, seed, translate, cutout: image_ops.translate_x(
-        image, sign * level / 10 * translate
-    ),
-    "TranslateY": lambda image, level, sign, seed, translate, cutout: image_ops.translate_y(
-        image, sign * level / 10 * translate
-    ),
-    "Cutout": lambda image, level, sign, seed, translate, cutout: image_ops.cutout(
-        image, _to_integer(level, cutout), seed
-    ),
-    "SolarizeAdd": lambda image, level, *rest: image_ops.solarize_add(image, _to_integer(level, 110, maximum=127)),
-    "Identity": lambda image, *rest: image,  # an operation of AutoAugment that was skipped by its probability
+    "AutoContrast": lambda image, a: image_ops.autocontrast(image),
+    "Equalize": lambda image, a: image_ops.equalize(image),
+    "Invert": lambda image, a: image_ops.invert(image),
+    "Rotate": lambda image, a: image_ops.rotate(image, a.sign * a.level / 10 * 30),
+    "Posterize": lambda image, a: image_ops.posterize(image, _to_integer(a.level, 4, maximum=8)),
+    "Solarize": lambda image, a: image_ops.solarize(image, _to_integer(a.level, 256, maximum=256)),
+    **_make_enhancements(lambda a: a.level / 10 * 1.8 + 0.1),
+    "ShearX": lambda image, a: image_ops.shear_x(image, a.sign * a.level / 10 * 0.3),
+    "ShearY": lambda image, a: image_ops.shear_y(image, a.sign * a.level / 10 * 0.3),
+    "TranslateX": lambda image, a: image_ops.translate_x(image, a.sign * a.level / 10 * a.policy.translate),
+    "TranslateY": lambda image, a: image_ops.translate_y(image, a.sign * a.level / 10 * a.policy.translate),
+    "Cutout": lambda image, a: image_ops.cutout(image, _to_integer(a.level, a.policy.cutout), a.seed),
+    "SolarizeAdd": lambda image, a: image_ops.solarize_add(image, _to_integer(a.level, 110, maximum=127)),
+    "Identity": lambda image, a: image,  # an operation that was skipped by its probability
 }
 OPERATION_NAMES = tuple(OPERATIONS)
 IDENTITY = OPERATION_NAMES.index("Identity")
+
+# The same operations, but a higher level always changes the image more (timm, RandAugment with `inc1`).
+INCREASING_OPERATIONS = OPERATIONS | {
+    "Posterize": lambda image, a: image_ops.posterize(image, 4 - _to_integer(a.level, 4, maximum=4)),
+    "Solarize": lambda image, a: image_ops.solarize(image, 256 - _to_integer(a.level, 256, maximum=256)),
+    **_make_enhancements(lambda a: tf.maximum(1 + a.sign * a.level / 10 * 0.9, 0.1)),
+}
+UNIFORM_STD = 100  # RandAugment: the standard deviation from which on a level is uniform instead of normal
 
 # AutoAugment's policy v0: 25 pairs of (operation, probability, level). Source: official code, `policy_v0`.
 AUTOAUGMENT_V0 = """
@@ -83,11 +107,13 @@ class Policy:
             their levels, float32 [N].
         translate: Shift of TranslateX and TranslateY at level 10, in pixels.
         cutout: Half the side of Cutout's square at level 10, in pixels.
+        increasing: Whether the operations are those of INCREASING_OPERATIONS instead of OPERATIONS.
     """
 
     choose: Callable
     translate: int
     cutout: int
+    increasing: bool = False
 
 
 def autoaugment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -115,19 +141,34 @@ def autoaugment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return apply_policy(autoaugment_policy(), tf.convert_to_tensor(image), tf.cast(seed, tf.int64))
 
 
-def randaugment(image: tf.Tensor, seed: tf.Tensor, count: int = 2, level: float = 10.0) -> tf.Tensor:
-    """Augment an image by RandAugment: a few random operations, all of the same strength.
+def randaugment(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    count: int = 2,
+    level: float = 10.0,
+    std: float = 0.0,
+    increasing: bool = False,
+    probability: float = 1.0,
+) -> tf.Tensor:
+    """Augment an image by RandAugment: a few random operations of about the same strength.
 
     Args:
         image: uint8 [H, W, C] with C = 1 or 3.
         seed: Two integers, int64 [2]. The same seed always gives the same result.
         count: Number of operations, chosen independently out of 16, >= 1.
         level: Strength of the operations, 0 to 10 or more.
+        std: Standard deviation of the strength, >= 0. With 100 or more, the strength is uniform between 0 and `level`.
+        increasing: Whether a higher strength always changes the image more.
+        probability: Probability that an operation is applied, in [0, 1].
 
     Returns:
         uint8 [H, W, C].
 
-    Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space".
+    Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space"; official
+    code, `distort_image_with_randaugment`; timm, `rand_augment_transform`, for the last three arguments.
+    Deviates: timm's `rand-m9-mstd0.5-inc1` is level=9, std=0.5, increasing=True, probability=0.5. It has no Cutout,
+    translates by a share of the side instead of pixels, fills with the mean color instead of gray, and limits every
+    strength to 10. Here a strength that varies is limited to 10 or to `level`, whichever is larger.
 
     Example:
         >>> import tensorflow as tf
@@ -137,7 +178,8 @@ def randaugment(image: tf.Tensor, seed: tf.Tensor, count: int = 2, level: float 
         >>> augmented.shape, augmented.dtype
         (TensorShape([32, 32, 3]), tf.uint8)
     """
-    return apply_policy(randaugment_policy(count, level), tf.convert_to_tensor(image), tf.cast(seed, tf.int64))
+    policy = randaugment_policy(count, level, std, increasing, probability)
+    return apply_policy(policy, tf.convert_to_tensor(image), tf.cast(seed, tf.int64))
 
 
 def autoaugment_policy() -> Policy:
@@ -156,14 +198,23 @@ def autoaugment_policy() -> Policy:
     return Policy(choose, translate=250, cutout=100)
 
 
-def randaugment_policy(count: int, level: float) -> Policy:
-    """Return RandAugment: `count` operations out of 16 with equal probability, all at `level`, 0 to 10 or more."""
+def randaugment_policy(
+    count: int, level: float, std: float = 0.0, increasing: bool = False, probability: float = 1.0
+) -> Policy:
+    """Return RandAugment: `count` operations out of 16 with equal probability. See `randaugment` for the arguments."""
 
     def choose(seed):
         operations = tf.random.stateless_uniform([count], seed, 0, IDENTITY, tf.int32)
-        return operations, tf.fill([count], float(level))
+        level_seed, chance_seed = tf.unstack(tf.random.split(seed, 2))
+        if std >= UNIFORM_STD:
+            levels = tf.random.stateless_uniform([count], level_seed, 0, float(level))
+        else:
+            levels = tf.random.stateless_normal([count], level_seed, float(level), std)
+            levels = tf.clip_by_value(levels, 0, max(10, level))
+        applied = tf.random.stateless_uniform([count], chance_seed) < probability
+        return tf.where(applied, operations, IDENTITY), levels
 
-    return Policy(choose, translate=100, cutout=40)
+    return Policy(choose, translate=100, cutout=40, increasing=increasing)
 
 
 def make_policy(settings: AugmentConfig) -> Policy | None:
@@ -171,7 +222,13 @@ def make_policy(settings: AugmentConfig) -> Policy | None:
     if settings.policy == "autoaugment":
         return autoaugment_policy()
     if settings.policy == "randaugment":
-        return randaugment_policy(settings.randaugment_count, settings.randaugment_level)
+        return randaugment_policy(
+            settings.randaugment_count,
+            settings.randaugment_level,
+            settings.randaugment_std,
+            settings.randaugment_increasing,
+            settings.randaugment_probability,
+        )
     return None
 
 
@@ -201,11 +258,12 @@ def apply_policy(policy: Policy, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor
     """
     operations, levels = choose_operations(policy, seed)
     count: Any = operations.shape[0]
+    table = INCREASING_OPERATIONS if policy.increasing else OPERATIONS
     seed = tf.random.split(seed, 2)[1]
     signs = tf.random.stateless_uniform([count], seed, 0, 2, tf.int32) * 2 - 1
     for i in range(count):
         level, sign = tf.cast(levels[i], tf.float64), tf.cast(signs[i], tf.float64)
-        arguments = image, level, sign, seed + [i, 1], policy.translate, policy.cutout
-        branches = [functools.partial(operation, *arguments) for operation in OPERATIONS.values()]
+        arguments = Arguments(level, sign, seed + [i, 1], policy)
+        branches = [functools.partial(operation, image, arguments) for operation in table.values()]
         image = tf.ensure_shape(tf.switch_case(operations[i], branches), image.shape)
     return image

@@ -4,6 +4,7 @@ Elementwise work is compiled for the CPU by XLA, two to six times faster than se
 of TensorFlow has no such compiler, the results are the same.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -159,6 +160,29 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     inner = _sharpen(rows, factor, channels)
     middle = tf.concat([rows[1:-1, :channels], inner, rows[1:-1, -channels:]], axis=1)
     return tf.reshape(tf.concat([rows[:1], middle, rows[-1:]], axis=0), tf.shape(image))
+
+
+def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Change the brightness, the contrast and the saturation of an image by random factors, in random order.
+
+    Args:
+        image: uint8 [H, W, C] with C = 1 or 3.
+        seed: Two integers, int64 [2]. The same seed always gives the same result.
+        strength: The factors are uniform between 1 - strength, but at least 0, and 1 + strength. float >= 0.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Source: torchvision, `ColorJitter`, with one value for the three, as timm's `color_jitter` gives it.
+    Deviates: `ColorJitter` can also shift the hue, which timm does not do with one value.
+    """
+    numbers = tf.random.stateless_uniform([6], seed)
+    low = max(1 - strength, 0)
+    factors, order = low + (1 + strength - low) * numbers[:3], tf.argsort(numbers[3:])
+    for i in tf.unstack(order):
+        branches = [functools.partial(operation, image, factors[i]) for operation in (brightness, contrast, color)]
+        image = tf.ensure_shape(tf.switch_case(i, branches), image.shape)
+    return image
 
 
 # --------------------------------------------------------------------------------------------------------- geometry

@@ -10,6 +10,7 @@ import pytest
 import sklearn.datasets
 import sklearn.model_selection
 import tensorflow as tf
+from pillow import check_frequencies
 
 from efficientnet_tf.config import load, schema
 from efficientnet_tf.config.errors import UserError
@@ -22,9 +23,11 @@ from efficientnet_tf.data.pipeline import (
     eval_dataset,
     eval_image,
     eval_steps,
+    split_seed,
     train_dataset,
     train_image,
 )
+from efficientnet_tf.ops import image as image_ops
 
 # Crop fractions of the published checkpoints (three digits, some cut, some rounded).
 CROP_FRACTIONS = {
@@ -293,6 +296,29 @@ def test_half_of_all_images_are_flipped(augment):
     mirrored = np.all(images == unflipped[0, :, ::-1], axis=(1, 2, 3))
     assert np.all(plain ^ mirrored)
     assert 160 < np.count_nonzero(mirrored) < 240  # 4 standard deviations
+
+
+def test_vertical_and_horizontal_flips_are_independent(augment):
+    whole = ("augment.crop_area=[1.0, 1.0]", "augment.crop_aspect=[0.1, 10.0]")
+    image = augment(seeds(1), *whole, "augment.flip=false")[0]
+    images = augment(seeds(400), *whole, "augment.flip_vertical=true")
+    outcomes = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
+    check_frequencies([np.all(images == outcome, axis=(1, 2, 3)).sum() for outcome in outcomes], np.full(4, 1 / 4))
+
+
+def test_color_jitter_follows_the_policy_and_precedes_erasing(photo):
+    encoded = tf.constant(encode(photo[::8, ::8], "PNG"))
+    keys = ("augment.policy=randaugment", "augment.color_jitter=0.4", "augment.erase=1.0")
+    plain, changed = load_config(*keys[:1]), load_config(*keys)
+    for seed in seeds(3):
+        expected = image_ops.color_jitter(train_image(encoded, seed, plain), split_seed(seed)[5], 0.4)
+        expected = image_ops.random_erase(expected, split_seed(seed)[3], 1.0)
+        np.testing.assert_array_equal(train_image(encoded, seed, changed), expected)
+
+
+def test_seeds_of_crop_flip_policy_and_erasing_are_those_of_older_versions():
+    seed = tf.constant([3, 5], tf.int64)
+    np.testing.assert_array_equal(split_seed(seed)[:4], tf.random.split(seed, 4))
 
 
 def test_flip_and_crop_are_independent():

@@ -1,7 +1,13 @@
 """Compare the policies with the published table and formulas, and mixing with its distributions."""
 
+import importlib.util
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,22 +104,113 @@ LEVELS = {
 }
 
 
+INCREASING_LEVELS = {
+    "Posterize": ("posterize", lambda level, _: 4 - min(int(level / 10 * 4), 4)),
+    "Solarize": ("solarize", lambda level, _: 256 - min(int(level / 10 * 256), 256)),
+    "Color": ("color", lambda level, sign: max(1 + sign * level / 10 * 0.9, 0.1)),
+    "Contrast": ("contrast", lambda level, sign: max(1 + sign * level / 10 * 0.9, 0.1)),
+    "Brightness": ("brightness", lambda level, sign: max(1 + sign * level / 10 * 0.9, 0.1)),
+    "Sharpness": ("sharpness", lambda level, sign: max(1 + sign * level / 10 * 0.9, 0.1)),
+}
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
 
 
-@pytest.mark.parametrize("name", LEVELS)
-def test_levels_have_the_meaning_of_the_official_code(name):
-    function, expected = LEVELS[name]
+@pytest.mark.parametrize(
+    ("operations", "name", "function", "expected"),
+    [
+        *((policies.OPERATIONS, name, *level) for name, level in LEVELS.items()),
+        *((policies.INCREASING_OPERATIONS, name, *level) for name, level in INCREASING_LEVELS.items()),
+    ],
+)
+def test_levels_have_the_meaning_of_the_official_code_or_of_timm(operations, name, function, expected):
     image = tf.constant(make_images(np.random.default_rng(0), 1, 3, (16, 24))[0])
     seed = tf.constant([1, 2], tf.int64)
     for level, sign in itertools.product([*range(11), 13, 20, 30], [-1, 1]):
         argument = expected(level, sign)
         dtype = tf.int32 if isinstance(argument, int) else tf.float32 if name in ENHANCEMENTS else tf.float64
-        arguments = tf.constant(level, tf.float64), tf.constant(sign, tf.float64), seed, 250, 100
-        actual = policies.OPERATIONS[name](image, *arguments)
+        level_, sign_ = tf.constant(level, tf.float64), tf.constant(sign, tf.float64)
+        actual = operations[name](image, policies.Arguments(level_, sign_, seed, policies.autoaugment_policy()))
         more = [seed] if name == "Cutout" else []
         wanted = getattr(image_ops, function)(image, tf.constant(argument, dtype), *more)
         np.testing.assert_array_equal(actual, wanted, f"{name} {level} {sign}")
+
+
+TIMM_RANDAUGMENT = """
+import json
+import timm_reference
+timm_reference.import_timm()
+from timm.data import auto_augment as aa
+
+hparams = {"translate_const": 250}
+names = [name for name in (*aa._RAND_TRANSFORMS, *aa._RAND_INCREASING_TRANSFORMS) if aa.LEVEL_TO_ARG[name]]
+arguments = {}
+for sign in (-1, 1):
+    aa._randomly_negate = lambda value: sign * value
+    for name in names:
+        arguments[f"{name} {sign}"] = [aa.LEVEL_TO_ARG[name.removesuffix("Rel")](m, hparams)[0] for m in range(11)]
+
+def sample(text):
+    operation = aa.rand_augment_transform(text, {}).ops[0]
+    operation.prob, operation.level_fn, operation.aug_fn = 1, lambda level, _: [level], lambda _, level, **kwargs: level
+    return [operation(None) for _ in range(4000)]
+
+print(json.dumps({
+    "names": aa._RAND_INCREASING_TRANSFORMS,
+    "arguments": arguments,
+    "levels": {text: sample(text) for text in ("rand-m8-mstd1.0-inc1", "rand-m4-mstd6", "rand-m3-mstd101")},
+    "probability": aa.rand_augment_transform("rand-m9", {}).ops[0].prob,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_randaugment_has_the_operations_and_strengths_of_timm():
+    for library in ("torch", "timm"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "weights")}
+    command = [sys.executable, "-c", TIMM_RANDAUGMENT]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    timm = json.loads(result.stdout)
+    names = {name.removesuffix("Increasing").removesuffix("Rel") for name in timm["names"]}
+    assert names == set(policies.OPERATION_NAMES) - {"Identity", "Cutout"}
+    for key, expected in timm["arguments"].items():
+        name, sign = key.split()
+        formulas = INCREASING_LEVELS if name.endswith("Increasing") else LEVELS
+        _, formula = formulas[name.removesuffix("Increasing").removesuffix("Rel")]
+        assert [formula(level, int(sign)) for level in range(11)] == pytest.approx(expected), key
+    for text, expected in timm["levels"].items():
+        level, std = re.match(r"rand-m(\d+)-mstd(\d+)", text).groups()
+        _, levels = choose_many(policies.randaugment_policy(1, float(level), float(std)), 4000)
+        assert scipy.stats.ks_2samp(levels[:, 0], expected).pvalue > 1e-4, text
+    assert timm["probability"] == 0.5
+
+
+def choose_many(policy, count):
+    return call_many(lambda seed: policies.choose_operations(policy, seed), make_seeds(count))
+
+
+def test_each_operation_has_a_strength_of_its_own():
+    count, normal = 4000, scipy.stats.norm(9, 2)
+    operations, levels = choose_many(policies.randaugment_policy(2, 9.0, std=2.0), count)
+    below = levels < 10
+    check_frequencies([below.sum(), (levels == 10).sum()], [normal.cdf(10), normal.sf(10)])
+    assert scipy.stats.kstest(levels[below], lambda level: normal.cdf(level) / normal.cdf(10)).pvalue > 1e-4
+    assert abs(np.corrcoef(levels.T)[0, 1]) < 4 / count**0.5
+    assert scipy.stats.f_oneway(*(levels[operations == i] for i in range(16))).pvalue > 1e-4
+    _, uniform = choose_many(policies.randaugment_policy(2, 3.0, std=101.0), count)
+    assert scipy.stats.kstest(uniform.ravel() / 3, "uniform").pvalue > 1e-4
+    _, high = choose_many(policies.randaugment_policy(2, 15.0, std=2.0), count)
+    assert high.max() == 15
+    constant, _ = choose_many(policies.randaugment_policy(2, 9.0), count)
+    np.testing.assert_array_equal(operations, constant)
+
+
+def test_each_operation_is_applied_with_its_probability():
+    operations, _ = choose_many(policies.randaugment_policy(2, 9.0, probability=0.3), 4000)
+    applied = operations != policies.IDENTITY
+    check_frequencies(np.bincount(applied @ [2, 1], minlength=4), [0.49, 0.21, 0.21, 0.09])
+    check_frequencies(np.bincount(operations[applied], minlength=16), np.full(16, 1 / 16))
 
 
 def test_policies_have_their_own_ranges_of_translate_and_cutout():
@@ -211,6 +308,12 @@ def test_policy_of_a_config():
     operations, levels = policies.choose_operations(policy, tf.constant([0, 0], tf.int64))
     assert (operations.shape, levels.numpy().tolist()) == ((3,), [7, 7, 7])
     assert policies.make_policy(schema.AugmentConfig(policy="autoaugment")).translate == 250
+    keys = {"randaugment_std": 2, "randaugment_increasing": True, "randaugment_probability": 0.5}
+    policy = policies.make_policy(schema.AugmentConfig(policy="randaugment", randaugment_level=7, **keys))
+    wanted = policies.randaugment_policy(2, 7.0, std=2.0, increasing=True, probability=0.5)
+    assert policy.increasing
+    for actual, expected in zip(choose_many(policy, 20), choose_many(wanted, 20), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 # ------------------------------------------------------------------------------------------------ pairs of images

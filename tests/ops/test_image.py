@@ -87,6 +87,34 @@ def test_cutout_covers_a_square_with_a_uniform_center(half):
     np.testing.assert_array_equal(covered > 0, (rows[:, :, None] & columns[:, None, :])[..., None].repeat(3, axis=3))
 
 
+def test_color_jitter_is_a_chain_of_pillow_operations_in_random_order():
+    image, seeds = make_images(np.random.default_rng(0), 1, 3, (20, 30))[0], make_seeds(150)
+    numbers = call_many(lambda seed: tf.random.stateless_uniform([6], seed), seeds)
+    names = "Brightness", "Contrast", "Color"
+    orders = {order: 0 for order in itertools.permutations(names)}
+    jittered = call_many(lambda seed: image_ops.color_jitter(tf.constant(image), seed, 0.4), seeds)
+    for result, row in zip(jittered, numbers, strict=True):
+        factors = dict(zip(names, np.float32(0.6) + np.float32(0.8) * row[:3], strict=True))
+        for order in orders:
+            expected = image
+            for name in order:
+                expected = run_pillow(OPERATIONS[name][1], expected, float(factors[name]))
+            if np.array_equal(result, expected):
+                orders[order] += 1
+                break
+        else:
+            raise AssertionError(f"no order gives the result for {factors}")
+    check_frequencies(list(orders.values()), np.full(6, 1 / 6))
+
+
+def test_factors_of_color_jitter_are_uniform_and_not_negative():
+    """Of a uniform gray image only the brightness changes."""
+    gray = tf.fill([4, 4, 3], tf.constant(80, tf.uint8))
+    for strength, low, high in ((0.4, 0.6, 1.4), (2.0, 0.0, 3.0)):
+        values = call_many(lambda seed, s=strength: image_ops.color_jitter(gray, seed, s), make_seeds(2000))[:, 0, 0, 0]
+        assert scipy.stats.kstest((values + 0.5) / 80, scipy.stats.uniform(low, high - low).cdf).statistic < 0.05
+
+
 def test_random_erase_fills_a_rectangle_with_noise():
     size, count = 256, 600
     image = np.full((size, size, 1), 7, np.uint8)
