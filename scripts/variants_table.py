@@ -58,6 +58,7 @@ RECIPES = """
 | `imagenet_lite` | Lite, EdgeTPU | the same, with bilinear resizing |
 | `imagenet_v2` | V2, tiny | google/automl: progressive learning in four phases, with values for each variant |
 | `imagenet_v2_finetune` | V2 with weights of ImageNet-21k | google/automl |
+| `imagenet_modern` | B0, B1 | timm's `ra4` weights: AdamW, 3,600 epochs. The recipe names the source of each value |
 
 Where they differ from the published code:
 

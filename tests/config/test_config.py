@@ -25,6 +25,7 @@ RECIPES = [
     "imagenet_v2",
     "imagenet_v2_finetune",
     "imagenet_lite",
+    "imagenet_modern",
     "imagenette",
     "cifar10",
     "cifar100",

@@ -1,5 +1,12 @@
 """Recipes that differ by variant, compared with the numbers of the published code, and how they are composed."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -114,6 +121,40 @@ def test_imagenet_lite_is_the_recipe_imagenet_with_the_published_differences(var
     assert lite["data"].pop("interpolation") == "bilinear" and base["data"].pop("interpolation") == "bicubic"
     del lite["model"], base["model"]
     assert lite == base
+
+
+TIMM_CONSTANTS = """
+import json
+import timm_reference
+model = timm_reference.import_timm().create_model("efficientnet_b0.ra4_e3600_r224_in1k")
+config, stem = model.pretrained_cfg, model.bn1
+print(json.dumps({
+    "mean": [255 * value for value in config["mean"]],
+    "std": [255 * value for value in config["std"]],
+    "crop": config["crop_pct"],
+    "size": config["input_size"][-1],
+    "batch_norm_epsilon": stem.eps,
+    "batch_norm_momentum": 1 - stem.momentum,
+    "padding": model.conv_stem.padding,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_imagenet_modern_has_the_constants_of_the_weights_in_timm():
+    for library in ("torch", "timm"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "weights")}
+    command = [sys.executable, "-c", TIMM_CONSTANTS]
+    timm = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    config = load_lib.load_config("b0", "imagenet_modern")
+    model, side = config.model, config.image_size
+    assert set(timm["mean"]) == set(model.mean) and set(timm["std"]) == set(model.std)
+    assert timm["batch_norm_epsilon"] == model.batch_norm_epsilon
+    assert timm["batch_norm_momentum"] == pytest.approx(model.batch_norm_momentum)
+    assert (timm["padding"], model.padding) == ([1, 1], "symmetric")
+    assert side == timm["size"] and side / (side + config.data.crop_padding) == pytest.approx(timm["crop"], abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ composition
