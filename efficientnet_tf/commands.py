@@ -12,7 +12,7 @@ COMMANDS = {
     "weights": "Convert weights of Keras, timm or the official checkpoints.",
     "summary": "Show the size, cost and memory of a network.",
     "scale": "Find the network that fits a budget.",
-    "search": "Search the scaling coefficients on a grid.",
+    "search": "Search for scaling coefficients or for a baseline network.",
     "study": "Run a scaling study.",
     "show": "Draw the images that a network is trained on.",
     "prepare": "Write images as TFRecord files.",

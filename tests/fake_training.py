@@ -1,6 +1,7 @@
 """A replacement for the command `train` that takes its flags and writes its files without TensorFlow.
 
-It trains for `train.epochs` seconds. A learning rate above 100 makes it fail, and one above 1000 kills it.
+It trains for `train.epochs` seconds. A learning rate above 100 makes it fail, and one above 1000 kills it. The networks
+of a search for a baseline, trial000 and so on, are better the more of their kernels are large, at each evaluation.
 """
 
 import json
@@ -22,6 +23,20 @@ def make_failing_command(text):
     return (*COMMAND[:2], program)
 
 
+def measure(config):
+    """Return the top-1 accuracy at each of the four evaluations."""
+    if config.model.name.startswith("trial"):
+        kernels = [stage.kernel for stage in config.model.stages]
+        return [(0.2 + 0.7 * kernels.count(5) / len(kernels)) * step / 4 for step in (1, 2, 3, 4)]
+    return [1 / config.model.width + config.train.seed / 1000 - (4 - step) for step in (1, 2, 3, 4)]
+
+
+def wait(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def train(variant, recipe, overrides, model_dir):
     config = load_config(variant, recipe, overrides)
     os.makedirs(model_dir, exist_ok=True)
@@ -36,16 +51,14 @@ def train(variant, recipe, overrides, model_dir):
     if config.optimizer.learning_rate > 100:
         print("  1%|bar\r  2%|bar", file=sys.stderr)
         sys.exit("error: the loss is nan after step 2")
-    end = time.monotonic() + config.train.epochs
-    while time.monotonic() < end:
-        time.sleep(0.05)
-    accuracy = 1 / config.model.width + config.train.seed / 1000
-    with open(f"{model_dir}/metrics.jsonl", "w") as file:
-        for step, rate in enumerate([1.0, 30.0, 10.0, 20.0], 1):
+    wait(config.train.epochs / 2)
+    with open(f"{model_dir}/metrics.jsonl", "w", buffering=1) as file:
+        for step, (rate, accuracy) in enumerate(zip([1.0, 30.0, 10.0, 20.0], measure(config), strict=True), 1):
+            wait(config.train.epochs / 8)
             line = {"step": step, "kind": "train", "top1": 0.0, "seconds": 0.5, "images_per_second": rate}
             file.write(json.dumps(line) + "\n")
             for kind, shift in (("raw", -0.1), ("ema", 0.0)):
-                line = {"top1": accuracy + shift - (4 - step), "top5": 0.9 + shift, "loss": 2.0 + shift}
+                line = {"top1": accuracy + shift, "top5": 0.9 + shift, "loss": 2.0 + shift}
                 file.write(json.dumps({"step": step, "kind": f"eval/{kind}", **line}) + "\n")
 
 

@@ -21,7 +21,7 @@ from efficientnet_tf.study.inference import add_inference, measure_inference
 from efficientnet_tf.study.report import write_report
 from efficientnet_tf.study.results import read_rows, read_states
 from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
-from efficientnet_tf.study.runs import Run, make_runs
+from efficientnet_tf.study.runs import Plan, Run, make_runs
 
 LARGEST_SIDE = 10_000  # pixels
 _PACKAGES = ("optuna", "plotly", "matplotlib")
@@ -168,7 +168,9 @@ def check_output_dir(
             check_output("--output_dir", os.path.join(folder, name), [""])
 
 
-def train_runs(args: argparse.Namespace, runs: Sequence[Run], study_name: str, train_command: Sequence[str]) -> bool:
+def train_runs(
+    args: argparse.Namespace, runs: Sequence[Run] | Plan, study_name: str, train_command: Sequence[str]
+) -> bool:
     """Call `run_jobs` with the flags of `add_run_arguments`."""
     return run_jobs(
         runs,

@@ -2,6 +2,7 @@
 
 A run is an Optuna trial that carries the name of the run. Processes that start at the same moment may each add a trial
 for the same run. Of those, the one with the lowest number that has not failed owns the run, and the others are pruned.
+A run that was stopped early is pruned, too, but has a result.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import importlib.util
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.config.errors import UserError
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 class JobQueue:
     """The queue. Use it as a context manager.
 
-    The attributes of a trial are "run", its name, "config", the text of its config, "beats", the number of heartbeats,
-    and finally "result" or "error". A trial that failed without an error was interrupted.
+    The attributes of a trial are "run", its name, "config", the text of its config, "labels", those of the run,
+    "beats", the number of heartbeats, and finally "result" or "error". A trial that failed without an error was
+    interrupted.
 
     Args:
         output_dir: Folder of the default database. It is created if it is missing.
@@ -121,14 +123,16 @@ class JobQueue:
             if trial.state.name == "WAITING" and trial is not owners[trial.user_attrs["run"]] and self.claim(trial):
                 self._finish(trial, "PRUNED")
 
-    def enqueue(self, name: str, config: str) -> None:
+    def enqueue(self, name: str, config: str, labels: Mapping[str, Any] | None = None) -> None:
         """Add a trial for a run.
 
         Args:
             name: Name of the run.
             config: Text of its config.
+            labels: The labels of the run.
         """
-        self._wait_for(lambda: self._study.enqueue_trial({}, user_attrs={"run": name, "config": config}))
+        attributes = {"run": name, "config": config, "labels": dict(labels or {})}
+        self._wait_for(lambda: self._study.enqueue_trial({}, user_attrs=attributes))
 
     def claim(self, trial: "FrozenTrial") -> bool:
         """Try to claim a waiting trial for this process. Return whether that worked."""
@@ -161,6 +165,10 @@ class JobQueue:
     def complete(self, trial: "FrozenTrial", result: dict[str, Any]) -> None:
         """Record the result of a trial. Its "top1" becomes the value of the trial."""
         self._finish(trial, "COMPLETE", [result["top1"]], result=result)
+
+    def prune(self, trial: "FrozenTrial", result: dict[str, Any]) -> None:
+        """Record that a run was stopped early, and its result so far."""
+        self._finish(trial, "PRUNED", result=result)
 
     def fail(self, trial: "FrozenTrial", error: str | None = None) -> None:
         """Record that a trial failed with an error, or that it was interrupted if `error` is None."""
@@ -196,7 +204,8 @@ def find_owners(trials: "Sequence[FrozenTrial]") -> "dict[str, FrozenTrial]":
     owners = {}
     for trial in trials:
         name = trial.user_attrs["run"]
-        if trial.state.name != "PRUNED" and (name not in owners or owners[name].state.name == "FAIL"):
+        is_surplus = trial.state.name == "PRUNED" and "result" not in trial.user_attrs
+        if not is_surplus and (name not in owners or owners[name].state.name == "FAIL"):
             owners[name] = trial
     return owners
 
@@ -208,13 +217,13 @@ def run_state(trial: "FrozenTrial | None") -> str:
         trial: The trial that owns the run, or None if the run is not in the queue.
 
     Returns:
-        "missing", "waiting", "running", "done", "failed" or "interrupted".
+        "missing", "waiting", "running", "done", "pruned", "failed" or "interrupted".
     """
     if trial is None:
         return "missing"
     if trial.state.name == "FAIL":
         return "failed" if "error" in trial.user_attrs else "interrupted"
-    return {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done"}[trial.state.name]
+    return {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned"}[trial.state.name]
 
 
 def read_owners(output_dir: str, storage: str | None, study_name: str) -> "dict[str, FrozenTrial]":

@@ -68,14 +68,15 @@ def _is_result(result: Any) -> TypeGuard[dict[str, Any]]:
     """Return whether a value from the database has all numbers of `read_result`."""
     return (
         isinstance(result, dict)
-        and all(_is_number(result.get(key)) or (key in _OPTIONAL and result.get(key) is None) for key in _MEASURED)
+        and all(is_number(result.get(key)) or (key in _OPTIONAL and result.get(key) is None) for key in _MEASURED)
         and isinstance(result["classes"], int)
         and math.isfinite(result["top1"])
         and result["classes"] > 0
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value from a file or a database is a number that can be computed with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and not 1e100 < abs(value) < math.inf
 
 
@@ -115,8 +116,8 @@ def read_result(model_dir: str) -> Row:
     last = {line["kind"]: line for line in lines}
     raw = last.get("eval/raw", {})
     best = last.get("eval/ema", raw)
-    loops = [line for line in lines if line["kind"] == "train" and _is_number(line.get("seconds"))]
-    rates = [line["images_per_second"] for line in loops[1:] if _is_number(line.get("images_per_second"))]
+    loops = [line for line in lines if line["kind"] == "train" and is_number(line.get("seconds"))]
+    rates = [line["images_per_second"] for line in loops[1:] if is_number(line.get("images_per_second"))]
     result = {
         "classes": len(read_class_names(model_dir)),
         **{key: best.get(key) for key in ("top1", "top5", "loss")},
@@ -129,13 +130,26 @@ def read_result(model_dir: str) -> Row:
     return result
 
 
+def read_accuracies(model_dir: str) -> dict[int, float]:
+    """Return the top-1 accuracy at each step that was evaluated so far, of the EMA weights if there are any."""
+    try:
+        lines, _ = _read_metrics(model_dir)
+    except UserError:
+        return {}
+    found: dict[str, dict[int, float]] = {"eval/raw": {}, "eval/ema": {}}
+    for line in lines:
+        if line["kind"] in found and isinstance(line.get("step"), int) and is_number(line.get("top1")):
+            found[line["kind"]][line["step"]] = line["top1"]
+    return found["eval/ema"] or found["eval/raw"]
+
+
 def read_accuracy(model_dir: str) -> float | None:
     """Return the top-1 accuracy of the last evaluation so far, or None if there is none that can be read."""
     try:
         lines, _ = _read_metrics(model_dir)
     except UserError:
         return None
-    found = [line["top1"] for line in lines if line["kind"].startswith("eval/") and _is_number(line.get("top1"))]
+    found = [line["top1"] for line in lines if line["kind"].startswith("eval/") and is_number(line.get("top1"))]
     return found[-1] if found else None
 
 

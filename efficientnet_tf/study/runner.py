@@ -25,21 +25,22 @@ from efficientnet_tf.runtime.files import check_file, write_text
 from efficientnet_tf.runtime.signals import EXIT_RESTART, StopFlag
 from efficientnet_tf.runtime.terminal import ProgressBar
 from efficientnet_tf.study.job_queue import JobQueue, run_state
-from efficientnet_tf.study.results import read_accuracy, read_result
-from efficientnet_tf.study.runs import Run, list_overrides, load_configs
+from efficientnet_tf.study.results import read_accuracies, read_accuracy, read_result
+from efficientnet_tf.study.runs import Owners, Plan, Run, list_overrides, load_configs
 from efficientnet_tf.study.storage import StorageError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POLL_SECONDS = 0.2
+CHECK_SECONDS = 1.0  # between looks at the evaluations of a running process
 STOP_SECONDS = 120.0  # for saving after a stop signal. Then the process is killed, which loses what is not saved.
 LOG_LINES, LONGEST_LINE = 8, 500  # of a failed run, which are recorded as its error
 TRAIN_COMMAND = module_command("efficientnet_tf.train")
 
 
 def run_jobs(
-    runs: Sequence[Run],
+    runs: Sequence[Run] | Plan,
     output_dir: str,
     *,
     recipe: str,
@@ -57,7 +58,7 @@ def run_jobs(
     recorded with the last lines of its log. The next call of this function tries it again.
 
     Args:
-        runs: The runs. The list may have grown since an earlier call.
+        runs: The runs, or a plan that chooses them. The list may have grown since an earlier call.
         output_dir: Folder that all processes share. Variants are written to variants/<name>.yaml, model directories to
             runs/<name>, and logs to runs/<name>.log.
         recipe: Name of a recipe, or path of its YAML file.
@@ -78,33 +79,37 @@ def run_jobs(
             another config, the database cannot be used, the folder is deleted, or Optuna is not installed. What is
             trained is kept, and the next call continues from there.
     """
-    configs = load_configs(runs, recipe, overrides)
-    for data in {repr(config.data): config.data for config in configs.values()}.values():
-        check_data(data)  # Otherwise every run would fail for the same reason, one after the other.
+    plan = runs if isinstance(runs, Plan) else Plan(runs)
+    loaded = _Configs(recipe, overrides)
+    loaded.load(plan.list_runs({}))
     retried = {"missing", "interrupted", "failed"}
     with (
         StopFlag(signal.SIGTERM, signal.SIGINT, once=True) as stop,
         JobQueue(output_dir, storage, study_name, heartbeat_seconds, lambda: stop.asked) as queue,
-        ProgressBar(len(runs), study_name, "runs") as bar,
+        ProgressBar(plan.total, study_name, "runs") as bar,
     ):
-        trainer = _RunTrainer(output_dir, [*train_command, f"--recipe={recipe}"], train_arguments, queue, bar, stop)
+        command = [*train_command, f"--recipe={recipe}"]
+        trainer = _RunTrainer(plan, output_dir, command, train_arguments, queue, bar, stop)
         os.makedirs(output_dir, exist_ok=True)
         while not stop.asked:
             _check_exists(output_dir)
             queue.clean_up()
             owners = queue.owners()
+            runs = plan.list_runs(owners)
+            configs = loaded.load(runs)
             _check_unchanged(configs, owners)
             states = {name: run_state(owners.get(name)) for name in configs}
             missing = [name for name, state in states.items() if state in retried]
-            for name in missing:
-                queue.enqueue(name, dump_config(configs[name]))
+            for run in runs:
+                if run.name in missing:
+                    queue.enqueue(run.name, dump_config(configs[run.name]), run.labels)
             retried = {"missing", "interrupted"}  # A run that fails from here on waits for the next call.
             if missing:
                 continue  # Another process may have been faster, so look again which trial owns which run.
-            bar.advance(sum(state in ("done", "failed") for state in states.values()) - bar.completed)
+            bar.advance(sum(state in ("done", "pruned", "failed") for state in states.values()) - bar.completed)
             run = next((run for run in runs if states[run.name] == "waiting" and queue.claim(owners[run.name])), None)
             if run:
-                trainer.train(run, owners[run.name], list_overrides(run, overrides))
+                trainer.train(run, owners, list_overrides(run, overrides))
             elif {"waiting", "running"} & set(states.values()):
                 bar.set_status("the remaining runs are in other processes")
                 time.sleep(1)
@@ -113,6 +118,29 @@ def run_jobs(
     if stop.asked:
         logging.getLogger(__name__).warning("Stopped by a signal. Run the same command again to continue.")
     return not stop.asked
+
+
+class _Configs:
+    """The configs of the runs of a study. Each of them is loaded and checked once."""
+
+    def __init__(self, recipe: str, overrides: Sequence[str]):
+        self._recipe, self._overrides = recipe, overrides
+        self._runs: dict[str, Run] = {}
+        self._configs: dict[str, Config] = {}
+        self._checked: set[str] = set()
+
+    def load(self, runs: Sequence[Run]) -> dict[str, Config]:
+        """Return the configs of runs by their names."""
+        # Another process may have been faster to choose a run, which then is another one of the same name.
+        new = [run for run in runs if self._runs.get(run.name) != run]
+        configs = load_configs(new, self._recipe, self._overrides)
+        for config in configs.values():
+            if repr(config.data) not in self._checked:
+                check_data(config.data)  # Otherwise every run would fail for the same reason, one after the other.
+                self._checked.add(repr(config.data))
+        self._runs |= {run.name: run for run in new}
+        self._configs |= configs
+        return {run.name: self._configs[run.name] for run in runs}
 
 
 def _check_exists(output_dir: str) -> None:
@@ -139,6 +167,7 @@ class _RunTrainer:
 
     def __init__(
         self,
+        plan: Plan,
         output_dir: str,
         command: Sequence[str],
         arguments: Sequence[str],
@@ -146,11 +175,12 @@ class _RunTrainer:
         bar: ProgressBar,
         stop: StopFlag,
     ):
-        self._output_dir, self._command, self._arguments = output_dir, command, arguments
+        self._plan, self._output_dir, self._command, self._arguments = plan, output_dir, command, arguments
         self._queue, self._bar, self._stop = queue, bar, stop
 
-    def train(self, run: Run, trial: "FrozenTrial", overrides: Sequence[str]) -> None:
-        """Train a run whose trial this process has claimed."""
+    def train(self, run: Run, owners: Owners, overrides: Sequence[str]) -> None:
+        """Train a run that this process has claimed, until its end or until the plan stops it early."""
+        trial = owners[run.name]
         variant = os.path.join(self._output_dir, "variants", f"{run.name}.yaml")
         model_dir = os.path.join(self._output_dir, "runs", run.name)
         log = f"{model_dir}.log"
@@ -166,8 +196,20 @@ class _RunTrainer:
             self._bar.advance(0)  # In a log file, only this prints a line.
             return self._beat(trial, next(beats))
 
-        status, peak_bytes = _run_process(command, log, on_heartbeat, self._queue.heartbeat_seconds, self._stop)
-        if status == 0:
+        def find_stop() -> int | None:
+            return self._plan.find_stop(run, read_accuracies(model_dir), owners) if self._plan.stops_early else None
+
+        def is_behind() -> bool:
+            return find_stop() is not None
+
+        status, peak_bytes = _run_process(
+            command, log, on_heartbeat, self._queue.heartbeat_seconds, self._stop, is_behind
+        )
+        # Found again, because how far a process gets until it is stopped is a matter of chance, and it may have ended.
+        step = None if status is None else find_stop()
+        if step is not None:
+            self._record_stop(run, trial, step)
+        elif status == 0:
             self._record(run, trial, peak_bytes)
         elif status == EXIT_RESTART or self._stop.asked or status is None:
             self._queue.fail(trial)
@@ -189,8 +231,16 @@ class _RunTrainer:
         except UserError as error:
             self._record_failure(run, trial, str(error))
             return
-        self._queue.complete(trial, result | {"peak_bytes": peak_bytes})
+        accuracies = read_accuracies(os.path.join(self._output_dir, "runs", run.name))
+        self._queue.complete(trial, result | {"peak_bytes": peak_bytes, "accuracies": sorted(accuracies.items())})
         self._bar.print(f"{run.name}: top-1 {result['top1']:.2%}, trained for {result['train_seconds']:.0f} s")
+
+    def _record_stop(self, run: Run, trial: "FrozenTrial", step: int) -> None:
+        _check_exists(self._output_dir)
+        found = read_accuracies(os.path.join(self._output_dir, "runs", run.name))
+        accuracies = sorted((at, top1) for at, top1 in found.items() if at <= step)
+        self._queue.prune(trial, {"top1": accuracies[-1][1], "accuracies": accuracies})
+        self._bar.print(f"{run.name}: top-1 {accuracies[-1][1]:.2%} at step {step}, stopped because it is behind")
 
     def _record_failure(self, run: Run, trial: "FrozenTrial", reason: str) -> None:
         log = os.path.join(self._output_dir, "runs", f"{run.name}.log")
@@ -209,12 +259,17 @@ def _read_last_lines(log: str) -> str:
 
 
 def _run_process(
-    command: Sequence[str], log: str, on_heartbeat: Callable[[], bool], heartbeat_seconds: int, stop: StopFlag
+    command: Sequence[str],
+    log: str,
+    on_heartbeat: Callable[[], bool],
+    heartbeat_seconds: int,
+    stop: StopFlag,
+    is_behind: Callable[[], bool] = lambda: False,
 ) -> tuple[int | None, int | None]:
     """Run a command until it ends.
 
-    Pass a stop signal on to it, and kill it if it has not ended `STOP_SECONDS` later, or when `on_heartbeat()` returns
-    False.
+    Pass a stop signal on to it, or send one when `is_behind()` returns True, and kill it if it has not ended
+    `STOP_SECONDS` later. Kill it when `on_heartbeat()` returns False.
 
     Returns:
         The exit status, or None if another process has taken over the run. The peak resident memory in bytes, or None
@@ -226,12 +281,15 @@ def _run_process(
     with open(log, "ab") as output:
         # In a new session, so that Ctrl-C reaches only this process, which passes it on as SIGTERM.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
-    killed_at, next_heartbeat, peak_bytes = float("inf"), 0.0, None
+    killed_at, next_heartbeat, next_check, peak_bytes = float("inf"), 0.0, 0.0, None
     try:
         while process.poll() is None:
             # Read while it runs: after its end, the system also counts the memory of the process that started it.
             peak_bytes = hardware.peak_bytes(process.pid) or peak_bytes
-            if stop.asked and killed_at == float("inf"):
+            is_stopping = stop.asked
+            if not is_stopping and time.monotonic() > next_check:
+                is_stopping, next_check = is_behind(), time.monotonic() + CHECK_SECONDS
+            if is_stopping and killed_at == float("inf"):
                 killed_at = time.monotonic() + STOP_SECONDS
                 os.kill(process.pid, signal.SIGTERM)
             if time.monotonic() > killed_at:

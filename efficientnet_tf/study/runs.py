@@ -3,8 +3,9 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import dump_variant, load_config
@@ -12,10 +13,14 @@ from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime.files import write_text
 
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
 MOST_RUNS = 100_000
 LONGEST_NAME = 150  # bytes. Names of files have at most 255, with their endings.
 
 Labels = dict[str, str | int | float]  # values that distinguish the networks of a study
+Owners = Mapping[str, "FrozenTrial"]  # the trial that owns each run of the queue, by the name of the run
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,45 @@ class Run:
     spec: ModelSpec
     labels: Labels
     overrides: tuple[str, ...] = ()
+
+
+class Plan:
+    """The runs of a study. `run_jobs` asks for them again and again, so that a subclass can choose runs by results.
+
+    Args:
+        runs: The runs.
+
+    Attributes:
+        stops_early: Whether `find_stop` may return a step. Otherwise nobody asks it.
+    """
+
+    stops_early = False
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = runs
+
+    @property
+    def total(self) -> int:
+        """The number of runs in the end."""
+        return len(self._runs)
+
+    def list_runs(self, owners: Owners) -> Sequence[Run]:
+        """Return all runs that are known by now.
+
+        Args:
+            owners: The content of the queue. Nothing else that changes may matter.
+        """
+        return self._runs
+
+    def find_stop(self, run: Run, accuracies: dict[int, float], owners: Owners) -> int | None:
+        """Return the step at which a run is to be stopped early, or None if it should go on.
+
+        Args:
+            run: A run that is being trained, or has just ended.
+            accuracies: Its top-1 accuracy at each step so far at which it was evaluated.
+            owners: The content of the queue when the run started.
+        """
+        return None
 
 
 def make_runs(networks: Iterable[StudyNetwork], seeds: int) -> list[Run]:
