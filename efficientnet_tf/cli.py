@@ -132,6 +132,15 @@ def training_arguments(args: argparse.Namespace) -> list[str]:
     return [f"--device={args.device}", *tpu, f"--replicas={args.replicas}", f"--tracker={args.tracker}"]
 
 
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that chooses the checkpoint of a model directory."""
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|newest|STEP",
+        help="Checkpoint of a model directory. The default is the best if eval.best chooses one, else the newest.",
+    )
+
+
 def add_tracker_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that chooses where metrics are sent."""
     parser.add_argument(
@@ -174,8 +183,7 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
 
 def path(text: str) -> str:
     """Parse the value of a flag that is a path, local or on gs://. There does not have to be anything at it."""
-    problem = find_problem(text)
-    if problem is not None:
+    if problem := find_problem(text):
         raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
     return text
 
@@ -296,7 +304,9 @@ def run(
     def parse_and_call() -> int | str | None:
         try:
             args = parser.parse_args(words[1:])
-            with _log_messages() if args.verbose else _quiet():
+            if args.verbose:
+                absl_logging.use_absl_handler()  # shows the messages of all libraries
+            with contextlib.nullcontext() if args.verbose else _quiet():
                 try:
                     return main(args)
                 except Exception as error:
@@ -305,13 +315,6 @@ def run(
             return stopped.code
 
     sys.exit(failures.guard(parse_and_call, words))
-
-
-@contextlib.contextmanager
-def _log_messages() -> Iterator[None]:
-    """Show the log messages of all libraries."""
-    absl_logging.use_absl_handler()
-    yield
 
 
 class _WarningFormatter(logging.Formatter):

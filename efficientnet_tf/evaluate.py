@@ -28,6 +28,7 @@ def evaluate_model(
     folder: _Path | None = None,
     strategy: tf.distribute.Strategy | None = None,
     raw: bool = False,
+    checkpoint: str | int | None = None,
     real_labels: _Path | None = None,
     per_class: _Path | None = None,
     confusion: _Path | None = None,
@@ -46,6 +47,8 @@ def evaluate_model(
             model, or class numbers.
         strategy: Where to run. The default uses all GPUs, or the CPU if there is none.
         raw: Whether to evaluate the weights without EMA.
+        checkpoint: Checkpoint of a model directory: "best", "newest" or the number of a step. The default is the best
+            one if `eval.best` chooses one, else the newest.
         real_labels: Path of ImageNet-ReaL's labels, real.json, for images named ILSVRC2012_val_<number>.
         per_class: Path of a .csv or .json file to write the accuracy of each class to.
         confusion: Path of a .png file to draw the confusion matrix to, for up to 100 classes.
@@ -78,7 +81,7 @@ def evaluate_model(
     overrides = [*_locate_data(data_dir, folder), *overrides]
     _check_outputs(per_class, confusion, [real_labels, model if isinstance(model, str | os.PathLike) else None])
     strategy = strategy or create_strategy()
-    loaded = _open(model, raw, strategy)
+    loaded = _open(model, raw, checkpoint, strategy)
     data = _EvaluationData(loaded, overrides, real_labels, confusion)
     evaluator = make_evaluator(data.select_logits, data.source, data.config, strategy, bool(per_class or confusion))
     with report_lost_workers(strategy):
@@ -94,19 +97,14 @@ def check_evaluation(
     model: str,
     overrides: Sequence[str] = (),
     raw: bool = False,
+    checkpoint: str | None = None,
     real_labels: str | None = None,
     per_class: str | None = None,
     confusion: str | None = None,
 ) -> None:
     """Refuse what can be refused before TensorFlow is imported. Arguments and errors are those of `evaluate_model`.
 
-    Args:
-        model: A path that `load_model` takes. On gs://, only the outputs are checked.
-        overrides: As for `evaluate_model`, with those for `data_dir` and `folder`.
-        raw: As for `evaluate_model`.
-        real_labels: As for `evaluate_model`.
-        per_class: As for `evaluate_model`.
-        confusion: As for `evaluate_model`.
+    `overrides` includes those for `data_dir` and `folder`. If `model` is on gs://, only the outputs are checked.
     """
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
@@ -125,7 +123,7 @@ def check_evaluation(
             f"model_dir={escape(model)} contains one set of weights only. Pass the model directory to evaluate the raw "
             "weights."
         )
-    check_model(model)
+    check_model(model, checkpoint=checkpoint)
     config = override_data(read_model_config(model), overrides)
     check_data(config.data, [config.data.eval_split])
 
@@ -169,13 +167,15 @@ def _check_outputs(per_class, confusion, inputs=()):
         require_matplotlib("confusion")
 
 
-def _open(model, raw, strategy):
+def _open(model, raw, checkpoint, strategy):
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.export.load import LoadedModel, load_model
 
     if not isinstance(model, LoadedModel):
         with strategy.scope():
-            return load_model(model, raw)
+            return load_model(model, raw, checkpoint)
+    if checkpoint is not None:
+        raise UserError("The model is loaded already. Load it with load_model(path, checkpoint=...).")
     if raw and model.weights != "raw":
         raise UserError("The model was loaded without its raw weights. Load it with load_model(path, raw=True).")
     return model
@@ -276,7 +276,7 @@ def main(args: argparse.Namespace) -> int:
     overrides = [*_locate_data(args.data_dir, args.folder), *args.overrides]
     files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
     check_devices(args.device, args.tpu, args.replicas)
-    check_evaluation(args.model_dir, overrides, args.raw, **files)
+    check_evaluation(args.model_dir, overrides, args.raw, args.checkpoint, **files)
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
     from efficientnet_tf.runtime.strategy import create_strategy
@@ -290,6 +290,7 @@ def main(args: argparse.Namespace) -> int:
         folder=args.folder,
         strategy=strategy,
         raw=args.raw,
+        checkpoint=args.checkpoint,
         **files,
     )
     if not is_chief(strategy):
@@ -310,6 +311,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
     )
     parser.add_argument("--raw", action="store_true", help="Evaluate the weights without EMA.")
+    cli.add_checkpoint_argument(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
         "--folder",

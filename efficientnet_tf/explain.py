@@ -23,7 +23,12 @@ LAST_LAYER = "top_activation"  # its mean is the input of the classifier
 
 
 def explain_photos(
-    model_dir: str, paths: Sequence[str], method: str = "cam", layer: str = LAST_LAYER, label: str | None = None
+    model_dir: str,
+    paths: Sequence[str],
+    method: str = "cam",
+    layer: str = LAST_LAYER,
+    label: str | None = None,
+    checkpoint: str | int | None = None,
 ) -> tuple[str, list[Cell]]:
     """Compute where a trained model sees a class in photos.
 
@@ -33,6 +38,7 @@ def explain_photos(
         method: "cam" or "grad_cam".
         layer: Name of the layer, for Grad-CAM.
         label: Name or number of the class. The default is the most likely class of each photo.
+        checkpoint: The checkpoint, as for `restore_model`.
 
     Returns:
         The name and the image size of the model, for display, and a cell for each path.
@@ -45,7 +51,7 @@ def explain_photos(
     from efficientnet_tf.models.model_dir import restore_model
     from efficientnet_tf.runtime.terminal import track
 
-    model, config, class_names = restore_model(model_dir)
+    model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
     number = None if label is None else find_class(label, class_names, model_dir)
     read = make_image_reader(lambda encoded: eval_image(encoded, config))
     cells = []
@@ -101,7 +107,7 @@ def main(args):
 
     photos, errors = _read_photos(paths)
     columns = [
-        Column(title, *explain_photos(model_dir, list(photos), args.method, args.layer, args.label))
+        Column(title, *explain_photos(model_dir, list(photos), args.method, args.layer, args.label, args.checkpoint))
         for title, model_dir in zip(column_titles(args.model_dir), args.model_dir, strict=True)
     ]
     note = "class activation maps" if args.method == "cam" else f"Grad-CAM of {escape(args.layer)}"
@@ -129,7 +135,7 @@ def _check(args):
     require_matplotlib("explain")
     check_output("--output", args.output, (".png", ".jpg", ".jpeg"))
     for model_dir in args.model_dir:
-        if check_model(model_dir) != "model_dir":
+        if check_model(model_dir, checkpoint=args.checkpoint) != "model_dir":
             raise UserError(
                 f"model_dir={escape(model_dir)} is not a model directory. Explanations need the layers of the network, "
                 "which only the directory of a run has."
@@ -180,6 +186,7 @@ def make_parser():
         action="append",
         help="Model directory of a run. Can be given several times, for a column each.",
     )
+    cli.add_checkpoint_argument(parser)
     parser.add_argument("--output", type=cli.path, default="explain.png", help="PNG or JPEG file to write.")
     parser.add_argument(
         "--method",

@@ -57,11 +57,11 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.export.check import check_model
 
     # Everything that can be refused is refused before TensorFlow is imported, which takes seconds.
-    check_model(args.model_dir)
+    check_model(args.model_dir, checkpoint=args.checkpoint)
     paths = find_images(args.images)
     from efficientnet_tf.export.load import load_model
 
-    model = load_model(args.model_dir)
+    model = load_model(args.model_dir, checkpoint=args.checkpoint)
     failed = 0
     for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
         if isinstance(answer, UserError):
@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
     )
+    cli.add_checkpoint_argument(parser)
     parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes to print per image.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     return parser

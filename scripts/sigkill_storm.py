@@ -2,7 +2,8 @@
 
 A tiny network is trained once without a disturbance, and once with SIGKILLs: at random times, and as soon as a file of
 a checkpoint, of the model or of the metrics appears under its temporary or its final name. Then all tensors of the last
-checkpoint, the lines of metrics.jsonl and the weights in model.keras are compared. At last, `export` is killed in the
+and of the best checkpoint, the lines of metrics.jsonl and the weights in model.keras are compared. The run has
+`eval.best` and `eval.patience`, and ends early. At last, `export` is killed in the
 same way. A file that has its final name must then be complete.
 
 Prints the number of kills and of differing bits, and exits with status 1 if there is a difference.
@@ -41,7 +42,9 @@ SETTINGS = [
     "eval.batch_size=32",
     "train.steps_per_loop=2",
     "train.checkpoint_every_epochs=0.5",
-    "eval.every_epochs=4.25",
+    "eval.every_epochs=0.75",
+    "eval.best=loss",
+    "eval.patience=5",
     "schedule.warmup_epochs=0",
 ]
 # Where something is written: the storm waits for one of these, then strikes within a few milliseconds.
@@ -187,12 +190,16 @@ def compare(one: Path, other: Path) -> tuple[int, int, int]:
     import tensorflow as tf  # Only now: forks must not inherit its threads.
 
     from efficientnet_tf.models.run_directory import list_checkpoints
+    from efficientnet_tf.models.stored import find_step
 
     def tensors(model_dir):
-        reader = tf.train.load_checkpoint(next(iter(list_checkpoints(str(model_dir)).values())))
-        names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+        prefixes, found = list_checkpoints(str(model_dir)), {}
+        for kind, step in ("last", max(prefixes)), ("best", find_step(str(model_dir), "best")):
+            found[f"step of the {kind}"] = np.asarray(step)
+            reader = tf.train.load_checkpoint(prefixes[step])
+            names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+            found |= {f"{kind}/{name}": np.asarray(reader.get_tensor(name)) for name in names}
         model: Any = keras.saving.load_model(model_dir / "model.keras", compile=False)
-        found = {name: np.asarray(reader.get_tensor(name)) for name in names}
         return found | {f"model.keras/{v.path}": v.numpy() for v in model.weights}
 
     def lines(model_dir):

@@ -169,6 +169,13 @@ class EvalConfig(Section):
     """Images per step, summed over all replicas."""
     every_epochs: Epochs = 1.0
     """Epochs between two evaluations during training."""
+    best: Literal["none", "top1", "top5", "loss"] = "none"
+    """Metric that chooses the best checkpoint. It is compared at each evaluation, that of the EMA if the run keeps one.
+    The best checkpoint is kept beside the newest ones. `model.keras` holds its weights, and other commands use them
+    unless `--checkpoint` names another one."""
+    patience: Count | None = None
+    """Number of evaluations in a row without a better value of `eval.best` after which the run ends. The default is to
+    train for all of `train.epochs`."""
 
 
 class Config(Section):
@@ -229,6 +236,11 @@ class Config(Section):
         if schedule.warmup_epochs > train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than train.epochs={train.epochs:g}"
+            )
+        if self.eval.patience is not None and self.eval.best == "none":
+            raise ValueError(
+                f"eval.patience={self.eval.patience} needs eval.best, the metric that must improve. Set eval.best=top1 "
+                "or eval.best=loss."
             )
         if len(data.background) == 2:
             raise ValueError(f"data.background has one value or three, received {list(data.background)}")

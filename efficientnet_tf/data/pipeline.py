@@ -14,7 +14,7 @@ from efficientnet_tf.data.decode import center_window, decode_center_crop, decod
 from efficientnet_tf.data.failures import Failures, read_file
 from efficientnet_tf.data.pillow_decoder import explain_failure
 from efficientnet_tf.data.policies import apply_policy, make_policy
-from efficientnet_tf.data.source import Order, Source, map_with_fallback
+from efficientnet_tf.data.source import Order, Source, map_with_fallback, without_tuning
 from efficientnet_tf.ops import image as image_ops
 
 if TYPE_CHECKING:
@@ -291,11 +291,5 @@ def _distribute_to_service(batches, address):
 
 
 def _prefetch(dataset):
-    """Prefetch in a deterministic order, with all cores from the start."""
-    options = tf.data.Options()
-    options.deterministic = True
-    # Autotuning is off: in TensorFlow 2.21 its thread is woken before the end of an iterator is marked, and may then
-    # sleep for up to a minute. It is not needed, because the pipeline has a single parallel step.
-    options.autotune.enabled = False
-    options.autotune.initial_parallelism = 2**31 - 1  # limited to the number of cores
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    """Prefetch in a deterministic order."""
+    return without_tuning(dataset.prefetch(tf.data.AUTOTUNE))

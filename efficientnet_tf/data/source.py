@@ -188,10 +188,24 @@ def map_with_fallback(stream: tf.data.Dataset, convert: Callable, fallback: tupl
     return groups.map(convert_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
 
 
+def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return a dataset that is read in a deterministic order, with all cores from the start, and ends at once.
+
+    In TensorFlow 2.21, the thread that tunes a pipeline is woken before the end of an iterator is marked, and may then
+    sleep for up to a minute. It is not needed, because the pipelines have a single parallel step.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.autotune.initial_parallelism = 2**31 - 1  # limited to the number of cores
+    return dataset.with_options(options)
+
+
 def _read_all(source, what):
     """Yield (id, encoded, label) of every image. An image that cannot be read is empty, which fails to decode later."""
     stream = source.stream(Order(batch=1, steps=source.size))
     images = map_with_fallback(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
+    images = without_tuning(images)
     for _, id_, encoded, label, _ in track(images.as_numpy_iterator(), source.size, f"reading {what}", "images"):
         yield int(id_), encoded, int(label)
 

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,9 +15,12 @@ from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.metrics import read_sums, sum_metrics
 from efficientnet_tf.runtime.strategy import distribute_batches
 
+Classifier = Callable[[tf.Tensor], tf.Tensor]
+"""Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]."""
+
 
 def make_eval_loop(
-    logits_of: Callable[[tf.Tensor], tf.Tensor],
+    classifiers: Sequence[Classifier],
     classes: int,
     strategy: tf.distribute.Strategy,
     has_real_labels: bool = False,
@@ -26,8 +29,7 @@ def make_eval_loop(
     """Make the function that evaluates for some steps without coming back to the host.
 
     Args:
-        logits_of: Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]. It is called in
-            a replica.
+        classifiers: The classifiers, which are called in a replica.
         classes: Number of classes, int >= 2.
         strategy: Where to run.
         has_real_labels: Whether images have several labels that count as correct.
@@ -36,17 +38,21 @@ def make_eval_loop(
     Returns:
         A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels int32 [B] or
         [B, 1 + K], weights float32 [B]) and a number of steps, int32 scalar. It returns the sums of `sum_metrics`
-        over all images.
+        over all images, float32 [classifiers, sums].
     """
 
     @tf.autograph.experimental.do_not_convert
     def replica_step(images, labels, weights):
-        logits = tf.cast(logits_of(images), tf.float32)
-        return sum_metrics(logits, labels, weights, classes, has_real_labels, confusion)
+        rows = []
+        for logits_of in classifiers:
+            with tf.control_dependencies(rows[-1:]):  # One after the other, so that they take the memory of one.
+                logits = tf.cast(logits_of(images), tf.float32)
+                rows.append(sum_metrics(logits, labels, weights, classes, has_real_labels, confusion))
+        return tf.stack(rows)
 
     @tf.function
     def loop(iterator, steps):
-        sums = tf.zeros([4 + 2 * has_real_labels + confusion * classes**2])
+        sums = tf.zeros([len(classifiers), 4 + 2 * has_real_labels + confusion * classes**2])
         for _ in tf.range(steps):
             sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
         return sums
@@ -55,7 +61,7 @@ def make_eval_loop(
 
 
 def make_evaluator(
-    logits_of: Callable[[tf.Tensor], tf.Tensor],
+    logits_of: Classifier,
     source: Source,
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -64,8 +70,7 @@ def make_evaluator(
     """Make a function that evaluates a classifier on a source.
 
     Args:
-        logits_of: Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]. It is called in
-            a replica.
+        logits_of: The classifier, which is called in a replica.
         source: The images. Each has one label, or several that count as correct (`Source.label_shape`).
         config: The config that says how images are cropped and batched. A batch size that is no multiple of the number
             of replicas is rounded up to one, which changes no result.
@@ -84,8 +89,31 @@ def make_evaluator(
 
     Deviates: the official code drops the last, partial batch. Here it is padded, and the padding has weight 0.
     """
+    evaluate = make_joint_evaluator({"": logits_of}, source, config, strategy, confusion)
+    return lambda: evaluate()[""]
+
+
+def make_joint_evaluator(
+    classifiers: Mapping[str, Classifier],
+    source: Source,
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    confusion: bool = False,
+) -> Callable[[], dict[str, dict[str, Any]]]:
+    """Make a function that evaluates several classifiers on the same images, which are read and decoded once.
+
+    Args:
+        classifiers: The classifiers by name.
+        source: As for `make_evaluator`, like the other arguments.
+        config: As for `make_evaluator`.
+        strategy: As for `make_evaluator`.
+        confusion: As for `make_evaluator`.
+
+    Returns:
+        A function without arguments that returns {name: result}. The results are those of `make_evaluator`.
+    """
     classes, has_real_labels = len(source.class_names), bool(source.label_shape)
-    loop = make_eval_loop(logits_of, classes, strategy, has_real_labels, confusion)
+    loop = make_eval_loop(list(classifiers.values()), classes, strategy, has_real_labels, confusion)
     failures, reported = Failures(source), set()
     config = _fit_batch(config, strategy.num_replicas_in_sync)
 
@@ -97,7 +125,7 @@ def make_evaluator(
         failures.clear()
         steps = tf.constant(eval_steps(source, config))
         sums = loop(iter(batches()), steps).numpy().astype(float)
-        bad = source.size - int(sums[0])  # on all hosts, so that all raise the error or none
+        bad = source.size - int(sums[0, 0])  # on all hosts, so that all raise the error or none
         failures.check_count(bad, config.data.max_bad_fraction)
         if bad and not reported.issuperset(names := failures.names()):
             reported.update(names)
@@ -105,7 +133,8 @@ def make_evaluator(
                 "%d of %d evaluation images could not be read and were left out: %s.",
                 bad, source.size, failures.describe(),
             )  # fmt: skip
-        return read_sums(sums, source.size, classes, has_real_labels, confusion)
+        results = (read_sums(row, source.size, classes, has_real_labels, confusion) for row in sums)
+        return dict(zip(classifiers, results, strict=True))
 
     return evaluate
 

@@ -20,6 +20,7 @@ def main(args: argparse.Namespace) -> int:
         keep_float=args.keep_float,
         images=args.images,
         overrides=cli.overrides(args),
+        checkpoint=args.checkpoint,
     )
     if args.json:
         print(json.dumps(result))
@@ -45,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         "export", "Write a trained model as a SavedModel, or as a file for LiteRT, ONNX Runtime or OpenVINO."
     )
     parser.add_argument("--model_dir", type=cli.path, required=True, help="Model directory of a run.")
+    cli.add_checkpoint_argument(parser)
     parser.add_argument(
         "--output",
         type=cli.path,

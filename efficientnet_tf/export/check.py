@@ -7,9 +7,9 @@ import os
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.config.text import escape
+from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.export.metadata import read_metadata
-from efficientnet_tf.models.run_directory import list_checkpoints, read_class_names, read_config
+from efficientnet_tf.models.run_directory import check_checkpoint, list_checkpoints, read_class_names, read_config
 from efficientnet_tf.runtime import files
 from efficientnet_tf.runtime.files import check_path
 
@@ -31,12 +31,15 @@ def find_kind(path: str) -> str:
     return "saved_model" if files.exists(os.path.join(path, "saved_model.pb")) else "model_dir"
 
 
-def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> str:
+def check_model(
+    path: str | os.PathLike[str], argument: str = "model_dir", checkpoint: str | int | None = None
+) -> str:
     """Check that there is a model that `load_model` can open, as far as this can be known without its runtime.
 
     Args:
         path: What `load_model` takes. On gs:// only the kind is found out, which imports TensorFlow.
         argument: Name of the argument that holds the path, for error messages.
+        checkpoint: The checkpoint that is asked for, as for `load_model`. Only a model directory has several.
 
     Returns:
         The kind, as `find_kind`.
@@ -46,6 +49,11 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
     """
     path = clean_path(path, argument)
     kind = find_kind(path)
+    if checkpoint is not None and kind != "model_dir":
+        raise UserError(
+            f"checkpoint={shorten(escape(str(checkpoint)))}: {escape(path)} contains one model only. Pass the model "
+            "directory to choose a checkpoint."
+        )
     if files.is_remote(path):
         return kind
     if kind == "file":
@@ -71,6 +79,7 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir") -> st
     _check_side_files(path, path)
     if not list_checkpoints(path):
         raise UserError(f"{argument}={escape(path)} has no checkpoint yet.")
+    check_checkpoint(path, checkpoint)
     return kind
 
 

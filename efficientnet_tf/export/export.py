@@ -42,6 +42,7 @@ def export_model(
     keep_float: Sequence[str] = (),
     images: int = 1000,
     overrides: Sequence[str] = (),
+    checkpoint: str | int | None = None,
 ) -> dict[str, Any]:
     """Write the model of a model directory for deployment, with EMA weights if the run has them.
 
@@ -59,6 +60,8 @@ def export_model(
         images: Largest number of images of the evaluation split to compare on, at least 1.
         overrides: Changes of the run's config as `section.key=value`, in the sections data and eval, for example where
             the images are now.
+        checkpoint: "best", "newest" or the number of a step. The default is the best one if `eval.best` chooses one,
+            else the newest.
 
     Returns:
         A dict with "output", "precision" and "difference", the largest difference of a logit. For files also "images",
@@ -79,15 +82,17 @@ def export_model(
     """
     model_dir = clean_path(model_dir)
     output = os.fspath(output)
-    kind = check_export(model_dir, output, precision, keep_float, overrides)
+    kind = check_export(model_dir, output, precision, keep_float, overrides, checkpoint)
     if kind is None:
         from efficientnet_tf.export.saved_model import export_saved_model
 
-        return {"output": output, "precision": precision, "difference": export_saved_model(model_dir, output)}
+        difference = export_saved_model(model_dir, output, checkpoint)
+        return {"output": output, "precision": precision, "difference": difference}
     from efficientnet_tf.models.data_format import channels_last_scope
 
     with channels_last_scope():  # for Rescaling, which looks up the data format whenever it is called
-        result = _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides)
+        settings = precision, calibration_images, keep_float, images, overrides, checkpoint
+        result = _export_file(kind, model_dir, output, *settings)
     return {"output": output, "precision": precision, **result}
 
 
@@ -97,6 +102,7 @@ def check_export(
     precision: str = "float32",
     keep_float: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    checkpoint: str | int | None = None,
 ) -> Format | None:
     """Refuse what can be refused before TensorFlow is imported. Arguments and errors are those of `export_model`.
 
@@ -119,7 +125,7 @@ def check_export(
         raise UserError(
             f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
         )
-    if check_model(model_dir) != "model_dir":
+    if check_model(model_dir, checkpoint=checkpoint) != "model_dir":
         raise UserError(
             f"model_dir={escape(model_dir)} is not a model directory but a single model. Pass the directory that a run "
             "wrote."
@@ -143,7 +149,7 @@ def _check_data(data, calibrates):
         ) from None
 
 
-def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides):
+def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides, checkpoint):
     """Write a file for another runtime; see `export_model`."""
     import keras
 
@@ -151,7 +157,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     from efficientnet_tf.models.model_dir import restore_model
 
     require_packages(kind, precision)
-    model, config, class_names = restore_model(model_dir)
+    model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
     folded = fold_batch_norm(model)
     _check_layers(folded, keep_float)
     texts = {"config.yaml": read_text(os.path.join(model_dir, "config.yaml"))}

@@ -22,13 +22,17 @@ __all__ = ["LoadedModel", "check_model", "find_kind", "find_weights", "load_cach
 CACHED_MODELS = 2  # models that `load_cached` keeps in memory
 
 
-def load_model(path: str | os.PathLike[str], raw: bool = False) -> LoadedModel:
+def load_model(
+    path: str | os.PathLike[str], raw: bool = False, checkpoint: str | int | None = None
+) -> LoadedModel:
     """Load a trained or exported model with its class names and its preprocessing.
 
     Args:
         path: A model directory, its `model.keras`, or an export of this package: the folder of a SavedModel, or a
             `.tflite`, `.onnx` or `.xml` file, which its own runtime then runs on the CPU.
         raw: Whether to load the weights without EMA. Only a model directory has them.
+        checkpoint: Checkpoint of a model directory: "best", "newest" or the number of a step. The default is the best
+            one if `eval.best` chooses one, else the newest.
 
     Returns:
         The model.
@@ -44,13 +48,13 @@ def load_model(path: str | os.PathLike[str], raw: bool = False) -> LoadedModel:
         '7'
     """
     path = clean_path(path, "path")
-    kind = check_model(path, "path")
+    kind = check_model(path, "path", checkpoint)
     if raw and kind != "model_dir":
         raise UserError(
             f"{escape(path)} contains one set of weights only. Pass the model directory to load the raw weights."
         )
     openers = {"file": _open_file, "saved_model": _open_saved_model, "keras": _open_keras_file}
-    return openers[kind](path) if kind in openers else _open_model_dir(path, raw)
+    return openers[kind](path) if kind in openers else _open_model_dir(path, raw, checkpoint)
 
 
 def find_weights(path: str | os.PathLike[str], raw: bool = False) -> str:
@@ -125,10 +129,10 @@ def _find_version_of_file(path):
     return path, stat.mtime_nsec, stat.length
 
 
-def _open_model_dir(path, raw):
+def _open_model_dir(path, raw, checkpoint):
     from efficientnet_tf.models.model_dir import restore_model
 
-    model, config, class_names = restore_model(path, raw)
+    model, config, class_names = restore_model(path, raw, checkpoint)
     return _wrap_keras_model(model, config, class_names, find_weights(path, raw))
 
 

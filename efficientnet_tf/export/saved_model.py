@@ -49,7 +49,7 @@ assert "efficientnet_tf" not in sys.modules, "a server would need this package"
 """
 
 
-def export_saved_model(model_dir: str, output: str) -> float:
+def export_saved_model(model_dir: str, output: str, checkpoint: str | int | None = None) -> float:
     """Write the model of a model directory as a SavedModel, with EMA weights if the run has them.
 
     Before the folder gets its name, a process without this package loads it, and its logits are compared with those of
@@ -58,6 +58,7 @@ def export_saved_model(model_dir: str, output: str) -> float:
     Args:
         model_dir: A model directory.
         output: A folder that does not exist yet, or is empty.
+        checkpoint: The checkpoint, as for `restore_model`.
 
     Returns:
         The largest difference of a logit over all signatures.
@@ -66,7 +67,7 @@ def export_saved_model(model_dir: str, output: str) -> float:
         UserError: If `output` exists or cannot be written, or if logits differ by more than 1e-5 of the largest logit.
     """
     with unfinished_output(output) as unfinished:
-        model, config, class_names = restore_model(model_dir)
+        model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
         _write(model, config, model_dir, unfinished)
         record = make_record(config, class_names, _hash_graph(unfinished))
         write_text(os.path.join(unfinished, _RECORD), record)

@@ -3,11 +3,12 @@
 - `config.yaml`: The complete config, with the versions of the libraries and the git commit.
 - `classes.txt`: The class names, one per line, in the order of the labels.
 - `config_history.yaml`: The deliberate changes of the config, if there were any.
-- `checkpoints/`: `step-N.index` and `step-N.data-*` hold weights, EMA, optimizer slot variables, step, config and class
-  names.
+- `checkpoints/`: `step-N.index` and `step-N.data-*` hold weights, EMA, optimizer slot variables, step, config, class
+  names and, with `eval.best`, the step of the best one.
 - `metrics.jsonl`: One JSON object per line, for each training loop and each evaluation.
 - `wandb.json`: With the W&B tracker, the id of the run and how much of it was sent.
-- `model.keras`: The trained model (the EMA, if the run keeps one), written when training has ended.
+- `model.keras`: The trained model (the EMA, if the run keeps one), of the best checkpoint if the run chooses one. It is
+  written when training has ended.
 - `lock`: While a process trains there, its name.
 """
 
@@ -45,6 +46,7 @@ from efficientnet_tf.models.run_directory import (
 from efficientnet_tf.models.stored import (
     Stored,
     check_class_names,
+    find_step,
     read_newest_stored,
     read_run,
     read_stored,
@@ -190,13 +192,7 @@ def read_newest_checkpoint(
     while prefixes := {s: p for s, p in list_checkpoints(model_dir).items() if p not in damaged}:
         step, prefix = next(iter(prefixes.items()))
         try:
-            stored = read_stored(prefix)
-            check(stored)
-            status = checkpoint.read(prefix)
-            status.assert_existing_objects_matched()
-            status.expect_partial()  # a model alone does not read the state of the optimizer
-            if stored.step not in (None, step):
-                raise ValueError(f"it holds step {stored.step}")
+            _read_checkpoint(prefix, step, checkpoint, check)
             return step
         except UserError:
             raise
@@ -209,6 +205,37 @@ def read_newest_checkpoint(
     return None
 
 
+def _read_checkpoint(prefix, step, checkpoint, check):
+    stored = read_stored(prefix)
+    check(stored)
+    status = checkpoint.read(prefix)
+    status.assert_existing_objects_matched()
+    status.expect_partial()  # a model alone does not read the state of the optimizer
+    if stored.step not in (None, step):
+        raise ValueError(f"it holds step {stored.step}")
+
+
+def _read_chosen_checkpoint(model_dir, chosen, checkpoint, check):
+    """Restore the checkpoint that an argument names, as `find_step` says, and return its step, or None."""
+    step = find_step(model_dir, chosen)
+    if step is None:
+        return read_newest_checkpoint(model_dir, checkpoint, check)
+    prefix = os.path.join(model_dir, "checkpoints", f"step-{step}")
+    try:
+        _read_checkpoint(prefix, step, checkpoint, check)
+        return step
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error)[:200]
+    if find_step(model_dir, chosen) != step:  # A running training has just found a better one.
+        return _read_chosen_checkpoint(model_dir, chosen, checkpoint, check)
+    if chosen is not None:
+        raise UserError(f"checkpoint={chosen}: {prefix} cannot be read ({reason}). Choose another checkpoint.")
+    _LOGGER.warning("The best checkpoint, %s, cannot be read (%s). Using the newest one.", prefix, reason)
+    return read_newest_checkpoint(model_dir, checkpoint, check)
+
+
 def build_from_config(config: Config, classes: int) -> keras.Model:
     """Build the model that a config describes, with random weights and `classes` logits.
 
@@ -218,12 +245,16 @@ def build_from_config(config: Config, classes: int) -> keras.Model:
         return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
 
 
-def restore_model(model_dir: str, raw: bool = False) -> tuple[keras.Model, Config, list[str]]:
-    """Load the model of a model directory from its newest intact checkpoint.
+def restore_model(
+    model_dir: str, raw: bool = False, checkpoint: str | int | None = None
+) -> tuple[keras.Model, Config, list[str]]:
+    """Load the model of a model directory from one of its checkpoints.
 
     Args:
         model_dir: Path of the model directory, local or gs://.
         raw: True loads the weights as they were at that step. False loads their EMA, if the run keeps one.
+        checkpoint: "best", "newest", or the number of a step, as for `find_step`. None means the best one if the run
+            chooses one, and else the newest one that is intact.
 
     Returns:
         The model, its config, and the class names in the order of the logits.
@@ -240,7 +271,7 @@ def restore_model(model_dir: str, raw: bool = False) -> tuple[keras.Model, Confi
     def check(stored):
         read_run(model_dir, stored)
 
-    if read_newest_checkpoint(model_dir, tf.train.Checkpoint(**{part: weights}), check) is None:
+    if _read_chosen_checkpoint(model_dir, checkpoint, tf.train.Checkpoint(**{part: weights}), check) is None:
         raise UserError(f"model_dir={model_dir} has no checkpoint yet.")
     return model, config, class_names
 

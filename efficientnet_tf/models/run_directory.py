@@ -15,7 +15,7 @@ import yaml
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.load import diff_config, parse_config
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.config.text import escape, find_invisible
+from efficientnet_tf.config.text import escape, find_invisible, shorten
 from efficientnet_tf.config.yaml12 import Dumper, parse_yaml
 from efficientnet_tf.runtime import files
 
@@ -127,6 +127,19 @@ def list_checkpoints(model_dir: str) -> dict[int, str]:
     names = files.list_folder(folder) if files.is_folder(folder) else []
     steps = [int(name[len("step-") : -len(".index")]) for name in names if re.fullmatch(r"step-[0-9]+\.index", name)]
     return {step: os.path.join(folder, f"step-{step}") for step in sorted(steps, reverse=True)}
+
+
+def check_checkpoint(model_dir: str, checkpoint: str | int | None) -> None:
+    """Raise UserError unless an argument names a checkpoint: None, "best", "newest", or the number of a step."""
+    if checkpoint in (None, "best", "newest"):
+        return
+    steps = list_checkpoints(model_dir)
+    if not re.fullmatch("[0-9]{1,18}", str(checkpoint)) or int(checkpoint) not in steps:
+        known = ", ".join(map(str, sorted(steps)))
+        raise UserError(
+            f"checkpoint={shorten(escape(str(checkpoint)))} is not a checkpoint of {escape(model_dir)}. Use best, "
+            f"newest, or the step of one that is there: {known or 'there is none yet'}."
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- checks

@@ -12,6 +12,7 @@ from efficientnet_tf.config.load import dump_config, parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape, normalize_name
 from efficientnet_tf.models.run_directory import (
+    check_checkpoint,
     decides_predictions,
     find_unexplained,
     list_checkpoints,
@@ -19,6 +20,7 @@ from efficientnet_tf.models.run_directory import (
     read_config,
     read_history,
 )
+from efficientnet_tf.models.selection import Selection, parse_selection
 
 _LOGGER = logging.getLogger(__name__)
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -34,6 +36,7 @@ class Stored:
         class_names: The class names, in the order of the labels.
         classes: Number of outputs of the stored model.
         step: Number of steps that the stored optimizer has done.
+        selection: Which evaluation was the best so far.
     """
 
     prefix: str
@@ -41,13 +44,21 @@ class Stored:
     class_names: list[str] | None
     classes: int | None
     step: int | None
+    selection: Selection | None = None
 
 
-def text_variables(config: Config, class_names: Sequence[str]) -> dict[str, tf.Variable]:
-    """Return the variables that put a config and class names into a checkpoint. No names are not stored."""
+def text_variables(
+    config: Config, class_names: Sequence[str], selection: Selection | None = None
+) -> dict[str, tf.Variable]:
+    """Return the variables that put a config and class names into a checkpoint, and which evaluation was the best.
+
+    No names are not stored, and no selection that is not used.
+    """
     texts = {"config": dump_config(config)}
     if class_names:
         texts["classes"] = json.dumps(list(class_names))
+    if selection and selection.is_used:
+        texts["selection"] = selection.to_text()
     return {name: tf.Variable(tf.constant(text), trainable=False) for name, text in texts.items()}
 
 
@@ -63,7 +74,8 @@ def read_stored(prefix: str) -> Stored:
     def read(name):
         return reader.get_tensor(name + _VALUE) if name + _VALUE in shapes else None
 
-    config, class_names, step = read("config"), read("classes"), read("optimizer/iteration")
+    config, class_names, selection = read("config"), read("classes"), read("selection")
+    step = read("optimizer/iteration")
     bias = shapes.get(f"model/predictions.Sbias{_VALUE}")
     return Stored(
         prefix,
@@ -71,6 +83,7 @@ def read_stored(prefix: str) -> Stored:
         None if class_names is None else json.loads(class_names),
         bias[0] if bias else None,
         None if step is None else int(step),
+        None if selection is None else parse_selection(selection),
     )
 
 
@@ -84,6 +97,32 @@ def read_newest_stored(model_dir: str) -> Stored | None:
         except Exception as error:  # Restoring it warns.
             _LOGGER.debug("%s: %s", prefix, error)
     return None
+
+
+def find_step(model_dir: str, checkpoint: str | int | None = None) -> int | None:
+    """Return the step of the checkpoint that an argument names, or None for the newest one that is intact.
+
+    Args:
+        model_dir: Path of the model directory, local or gs://.
+        checkpoint: "best", "newest", or the number of a step. None means the best one if the run chooses one
+            (`eval.best`) and has evaluated, and else the newest one.
+
+    Raises:
+        UserError: If there is no such checkpoint.
+    """
+    check_checkpoint(model_dir, checkpoint)
+    if checkpoint == "newest":
+        return None
+    if checkpoint is not None and checkpoint != "best":
+        return int(checkpoint)
+    stored = read_newest_stored(model_dir)
+    step = stored.selection.best_step if stored and stored.selection else None
+    if checkpoint == "best" and step is None:
+        raise UserError(
+            f"checkpoint=best: no evaluation of {escape(model_dir)} is recorded as the best. A run chooses its best "
+            "checkpoint if eval.best names a metric. Use checkpoint=newest or the number of a step."
+        )
+    return step
 
 
 def read_run(model_dir: str, stored: Stored | None = None) -> tuple[Config, list[str]]:

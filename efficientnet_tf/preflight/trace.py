@@ -198,7 +198,7 @@ def trace_eval(
         return eval_dataset(source, config, failures, context)
 
     return {
-        kind: trace_loop(make_eval_loop(logits_of, classes, strategy), make_dataset, strategy, state)
+        kind: trace_loop(make_eval_loop([logits_of], classes, strategy), make_dataset, strategy, state)
         for kind, logits_of in make_classifiers(state).items()
     }
 

@@ -4,7 +4,7 @@ Only this package names devices. All other code takes a strategy.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import keras
@@ -133,10 +133,31 @@ def distribute_batches(
         An iterable. Each element holds one batch for every replica, as `strategy.run` takes it.
     """
     if isinstance(strategy, tf.distribute.OneDeviceStrategy) and device_type(strategy) == "CPU":
-        # A distributed iterator is not needed here, and it can take a minute to shut down: TensorFlow wakes its tuning
-        # thread before it marks the end, and if the thread looks too early, it goes back to sleep.
-        return make_dataset(tf.distribute.InputContext())
-    return strategy.distribute_datasets_from_function(make_dataset)
+        return make_dataset(tf.distribute.InputContext())  # A distributed iterator is not needed here.
+    batches = strategy.distribute_datasets_from_function(make_dataset)
+    return batches if device_type(strategy) == "TPU" else _UntunedBatches(batches)
+
+
+class _UntunedBatches:
+    """Batches of several replicas whose iterators end at once.
+
+    For each replica, `tf.distribute` iterates over a dataset of its own, whose options cannot be set. TensorFlow tunes
+    it in a thread. It wakes this thread before it marks the end of an iterator. A thread that looks too early sleeps
+    again, for up to a minute, and whoever drops the iterator waits for it. So iterators are made without this thread.
+    """
+
+    def __init__(self, batches: Iterable):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator:
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        make_iterator = tf.data.Dataset.__iter__
+        tf.data.Dataset.__iter__ = lambda dataset: make_iterator(dataset.with_options(options))
+        try:
+            return iter(self._batches)
+        finally:
+            tf.data.Dataset.__iter__ = make_iterator
 
 
 def replica_count(strategy: tf.distribute.Strategy) -> int:

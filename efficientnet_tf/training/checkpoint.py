@@ -26,7 +26,8 @@ from efficientnet_tf.models.model_dir import (
     precision_scope,
     read_newest_checkpoint,
 )
-from efficientnet_tf.models.stored import text_variables
+from efficientnet_tf.models.selection import Selection
+from efficientnet_tf.models.stored import Stored, text_variables
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.files import is_remote, sync, write_text
 from efficientnet_tf.runtime.strategy import on_host
@@ -38,11 +39,15 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class State:
-    """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA."""
+    """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA.
+
+    Also which evaluation was the best so far, because a resumed run must know it as an undisturbed one does.
+    """
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     ema: ModelEMA | None
+    selection: Selection = Selection()
 
     @property
     def step(self) -> int:
@@ -77,7 +82,7 @@ def create_state(
             variables[name].assign(value)
         optimizer = create_optimizer(config, model, size)
         ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
-        return State(model, optimizer, ema)
+        return State(model, optimizer, ema, Selection(config.eval.best))
 
 
 def _name_variables(state: State) -> dict[str, dict[str, Any]]:
@@ -124,7 +129,7 @@ class Checkpointer:
         self.state = state
         self._keep = config.train.keep_checkpoints
         self._parts = _name_variables(state)
-        self._texts = text_variables(config, class_names)
+        self._config, self._class_names = config, class_names
         self._check = check
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing = None
@@ -145,13 +150,22 @@ class Checkpointer:
     def restore(self) -> int:
         """Restore the newest checkpoint that can be read, and return its step, or 0 if there is none.
 
+        What it says about the best evaluation counts if that was chosen by the same metric.
+
         Raises:
             UserError: If there are checkpoints and all are damaged.
         """
-        return read_newest_checkpoint(self.model_dir, tf.train.Checkpoint(**self._parts)) or 0
+        found: list[Stored] = []
+        step = read_newest_checkpoint(self.model_dir, tf.train.Checkpoint(**self._parts), found.append) or 0
+        selection = found[-1].selection if step else None
+        if selection and selection.metric == self.state.selection.metric:
+            self.state.selection = selection
+        return step
 
     def save(self, background: bool = False) -> int:
         """Write a checkpoint of the current step, then delete the oldest ones beyond `train.keep_checkpoints`.
+
+        The best one is not deleted.
 
         Args:
             background: Return at once, and write the current values while training changes the variables. `wait`
@@ -167,8 +181,9 @@ class Checkpointer:
         with on_host():
             # Reading a variable gives a tensor of its own, which later changes of the variable do not touch.
             values = tf.nest.map_structure(lambda v: tf.Variable(tf.identity(v), trainable=False), self._parts)
-        step = self.state.step
-        self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values, **self._texts))
+            texts = text_variables(self._config, self._class_names, self.state.selection)
+        step, best = self.state.step, self.state.selection.best_step
+        self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values, **texts), best)
         if not background:
             self.wait()
         return step
@@ -186,7 +201,7 @@ class Checkpointer:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, step: int, values: tf.train.Checkpoint) -> None:
+    def _write(self, step: int, values: tf.train.Checkpoint, best: int | None) -> None:
         folder = os.path.join(self.model_dir, "checkpoints")
         temporary = os.path.join(folder, f"step-{step}.tmp")
         self._check()
@@ -205,14 +220,14 @@ class Checkpointer:
         try:
             # For `tf.train.latest_checkpoint`. This package does not read it.
             write_text(os.path.join(folder, "checkpoint"), f'model_checkpoint_path: "step-{step}"\n')
-            self._delete_old(folder)
+            self._delete_old(folder, best)
         except (tf.errors.OpError, OSError) as error:
             self._check()
             _LOGGER.warning("Old checkpoints in %s cannot be deleted: %s", folder, str(error)[:300])
 
-    def _delete_old(self, folder: str) -> None:
-        """Delete all but the newest checkpoints and what a killed process left."""
-        kept = list(list_checkpoints(self.model_dir))[: self._keep]
+    def _delete_old(self, folder: str, best: int | None) -> None:
+        """Delete all but the newest checkpoints and the best one, and what a killed process left."""
+        kept = [*list(list_checkpoints(self.model_dir))[: self._keep], best]
 
         def is_old(name):
             match = re.match(r"step-([0-9]+)[._]", name)

@@ -38,9 +38,10 @@ class RunLog:
         tracker: "tensorboard", or "wandb" for Weights & Biases as well.
         stuck_seconds: How long nothing may happen before a warning, in seconds.
         check: Raises UserError if nothing may be written any more, because the directory is gone.
+        repeats: Whether `step` is evaluated again in any case, so that lines about it are dropped.
 
     Attributes:
-        lacks_evaluation: Whether the files that exist have no complete evaluation of `step`.
+        lacks_evaluation: Whether `step` is evaluated again, or the files that exist have no complete evaluation of it.
 
     Raises:
         UserError: If a file cannot be written, or a tracker cannot start.
@@ -55,13 +56,14 @@ class RunLog:
         tracker: str = "tensorboard",
         stuck_seconds: float = STUCK_SECONDS,
         check: Callable[[], None] = lambda: None,
+        repeats: bool = False,
     ):
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._stuck_seconds, self._check = stuck_seconds, check
         kinds = {"eval/raw", "eval/ema"} if config.train.ema_decay else {"eval/raw"}
         with self._writing():
             kept = [line for line in _read_lines(self._path) if line["step"] <= step]
-            self.lacks_evaluation = not kinds <= {line.get("kind") for line in kept if line["step"] == step}
+            self.lacks_evaluation = repeats or not kinds <= {line.get("kind") for line in kept if line["step"] == step}
             if self.lacks_evaluation:  # It is evaluated again.
                 kept = [line for line in kept if line["step"] < step or line.get("kind") not in kinds]
             write_text(self._path, "".join(map(_format_line, kept)))
@@ -114,11 +116,11 @@ class RunLog:
         )
         self._bar.advance(step - self._bar.completed)
 
-    def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record the results of an evaluation, {"raw": {...}, "ema": {...}}, and print them in one line."""
+    def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
+        """Record the results of an evaluation, {"raw": {...}, "ema": {...}}, and print them in one line with a note."""
         for kind, values in results.items():
             self.write(step, f"eval/{kind}", values)
-        self.print(f"step {step}: {format_evaluation(results)}")
+        self.print(f"step {step}: {format_evaluation(results)}{note}")
 
     def print(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -162,7 +164,7 @@ class SilentLog(contextlib.nullcontext):
     def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Any]]) -> None:
+    def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Any]], note: str = "") -> None:
         """Do nothing."""
 
     def print(self, line: str) -> None:

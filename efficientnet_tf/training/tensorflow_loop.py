@@ -5,6 +5,7 @@ back to the host between steps.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.source import Source
-from efficientnet_tf.evaluation.loop import make_evaluator
+from efficientnet_tf.evaluation.loop import make_joint_evaluator
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.strategy import replica_count, should_jit
@@ -165,8 +166,11 @@ def make_classifiers(state: State) -> dict[str, Any]:
     return classifiers
 
 
-def make_evaluators(state: State, source: Source, config: Config, strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return {"raw": ..., "ema": ...}: the evaluators (`make_evaluator`) of a state's weights and of their EMA."""
-    return {
-        kind: make_evaluator(logits_of, source, config, strategy) for kind, logits_of in make_classifiers(state).items()
-    }
+def make_state_evaluator(
+    state: State, source: Source, config: Config, strategy: tf.distribute.Strategy
+) -> Callable[[], dict[str, dict[str, Any]]]:
+    """Return the function that evaluates a state's weights and their EMA in one pass over the images.
+
+    It returns {"raw": ..., "ema": ...}, as `make_joint_evaluator` with the classifiers of `make_classifiers`.
+    """
+    return make_joint_evaluator(make_classifiers(state), source, config, strategy)

@@ -1,9 +1,7 @@
 """A training run from top to bottom: open the data, create or restore the state, train the phases, save the model."""
 
 import contextlib
-import math
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,18 +11,20 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.data.open import open_source
-from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
+from efficientnet_tf.data.pipeline import Failures, check_batches
 from efficientnet_tf.models.model_dir import list_checkpoints, save_keras_model
+from efficientnet_tf.models.selection import check_metric
 from efficientnet_tf.runtime.signals import StopFlag, StopLimit
-from efficientnet_tf.runtime.strategy import create_strategy, describe_devices, distribute_batches
+from efficientnet_tf.runtime.strategy import create_strategy, describe_devices
 from efficientnet_tf.runtime.workers import LostWorkerError, is_chief, make_gather, report_lost_workers
 from efficientnet_tf.training.callback import Callback
 from efficientnet_tf.training.checkpoint import Checkpointer, State, create_state
 from efficientnet_tf.training.directory import RunDirectory
-from efficientnet_tf.training.graph import batch_norm_group_size, build_phase_graph
+from efficientnet_tf.training.graph import batch_norm_group_size
 from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
+from efficientnet_tf.training.phase_loop import PhaseLoop
 from efficientnet_tf.training.schedule import Phase, plan_phases, to_steps
-from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_state_evaluator
 from efficientnet_tf.training.transfer import read_initial_weights
 from efficientnet_tf.training.wandb import require_tracker
 
@@ -57,7 +57,8 @@ def train_model(
             from what it was. The change is recorded in config_history.yaml.
 
     Returns:
-        {"step": int, "finished": bool} and, if the run is finished, the last evaluation, {"raw": {...}, "ema": {...}}.
+        {"step": int, "finished": bool} and, if the run is finished, the last evaluation, {"raw": {...}, "ema": {...}},
+        and with `eval.best` the "best_step", whose weights are in model.keras.
         A run that was stopped by SIGTERM or a callback is saved but not finished.
 
     Raises:
@@ -102,8 +103,7 @@ class Trainer:
         self._strategy, self._tracker, self._callbacks = strategy, tracker, callbacks
         self._is_chief, self._gather = is_chief(strategy), make_gather(strategy)
         self._directory = RunDirectory(model_dir, config, allow_change, self._is_chief, self._gather)
-        self._is_stopping = False
-        self._saved_step, self._last_loop = 0, None
+        self._is_stopping, self._saved_step = False, 0
         self._doing, self._stop_seconds = "opening the data", QUICK_SECONDS
 
     def run(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Trainer:
             for phase in self._phases:
                 self._train_phase(phase)
                 if self.step < phase.end_step:
-                    return self._leave()
+                    return self._finish() if self._is_exhausted else self._leave()
             return self._finish()
 
     def stop(self) -> None:
@@ -140,6 +140,7 @@ class Trainer:
         self._eval_source = open_source(config.data, config.data.eval_split, training=False)
         if self._eval_source.class_names != self._train_source.class_names:
             raise UserError("The training and the evaluation split have different classes.")
+        check_metric(config.eval.best, len(self._train_source.class_names))
         check_batches(config, self._strategy.num_replicas_in_sync)
         batch_norm_group_size(config, self._strategy)
         self._initial = None
@@ -153,12 +154,13 @@ class Trainer:
         initial = self._initial.values if self._initial else None
         self.state = create_state(config, len(class_names), size, self._strategy, initial)
         self._checkpointer = Checkpointer(self.model_dir, self.state, config, class_names, self._directory.check)
-        self.step = self._saved_step = self._checkpointer.restore()
+        self.step = self._checkpointer.restore()
         if set(self._gather(self.step)) != {self.step}:
             raise UserError(
                 f"model_dir={self.model_dir}: the workers find checkpoints of different steps there, this one of step "
                 f"{self.step}. Use a directory that all workers share."
             )
+        self._saved_step, self._saved_selection = self.step, self.state.selection
         self._phases = plan_phases(config, size)
         self.total_steps = self._phases[-1].end_step
         if self.step > self.total_steps:
@@ -167,7 +169,7 @@ class Trainer:
         self._directory.record_changes(self.step)
         self._checkpoint_every = to_steps(config.train.checkpoint_every_epochs, config, size)
         self._eval_every = to_steps(config.eval.every_epochs, config, size)
-        self._evaluators = make_evaluators(self.state, self._eval_source, config, self._strategy)
+        self._evaluator = make_state_evaluator(self.state, self._eval_source, config, self._strategy)
         self._failures = Failures(self._train_source)
         self._results: dict[str, Any] | None = None
 
@@ -175,7 +177,10 @@ class Trainer:
         if not self._is_chief:
             return SilentLog()
         check = self._directory.check
-        return RunLog(self.model_dir, self.config, self.step, self.total_steps, self._tracker, check=check)
+        # The checkpoint may have been written before the evaluation of its step.
+        repeats = self._has_evaluation and self.state.selection.lacks(self.step)
+        steps = self.step, self.total_steps
+        return RunLog(self.model_dir, self.config, *steps, self._tracker, check=check, repeats=repeats)
 
     def _print_essentials(self) -> None:
         model, sizes = self.state.model, (self._train_source.size, self._eval_source.size)
@@ -191,84 +196,71 @@ class Trainer:
 
     def _train_phase(self, phase: Phase) -> None:
         """Train to the end of a phase, or until the run is asked to stop."""
-        loop = batches = None
-        while self.step < phase.end_step and not self._is_asked_to_stop():
+        loop = None
+        while self.step < phase.end_step and not self._is_exhausted and not self._is_asked_to_stop():
             if loop is None:  # Only now: building it takes long, and a run that stops does not need it.
-                batches, loop = self._start_phase(phase)
+                loop = PhaseLoop(phase, self.config, self.state, self.step, self._failures, self._strategy)
             until = [every - self.step % every for every in (self._checkpoint_every, self._eval_every)]
             steps = min(self.config.train.steps_per_loop, phase.end_step - self.step, *until)
-            metrics = self._run_steps(phase, loop, batches, steps)
+            # The first loop compiles, which can take long, and nothing is lost yet.
+            is_quick = not loop.is_compiled and self._saved_step == self.step
+            with self._while_doing("training", QUICK_SECONDS if is_quick else LOOP_SECONDS):
+                metrics = loop.run(self.step, steps)
             self._checkpointer.wait(only_if_done=True)
             self.step += steps
             self._log.log_training(self.step, metrics)
             for callback in self._callbacks:
                 callback.after_loop(self, metrics)
-            # After the lines up to this step, because a killed run logs everything after its newest checkpoint again.
-            # Before the evaluation, because that can fail. A run that continues here repeats it if it was not logged.
-            if self.step % self._checkpoint_every == 0 or self.step == self.total_steps:
+            self._save_and_evaluate()
+
+    def _save_and_evaluate(self) -> None:
+        """Write a checkpoint and evaluate, if either is due at this step."""
+        is_due = self._is_evaluation_due()
+        must_save = self.step % self._checkpoint_every == 0 or self.step == self.total_steps
+        # After the lines up to this step, because a killed run logs everything after its newest checkpoint again.
+        # Before the evaluation, because that can fail. A run that continues here repeats it if it was not logged.
+        # But a checkpoint that says which one is the best comes after it, so that both appear in the same moment.
+        if must_save and not (is_due and self.state.selection.is_used):
+            self._save_now(background=True)
+        if is_due:
+            self._evaluate()
+            is_best = self.state.selection.best_step == self.step
+            if (must_save or is_best) and not self._is_saved:
                 self._save_now(background=True)
-            if self._is_evaluation_due():
-                self._evaluate()
 
     def _is_evaluation_due(self) -> bool:
         """Return whether to evaluate now. A run that was sent a signal does it when it continues."""
-        is_due = self.step % self._eval_every == 0 and not any(self._gather(int(self._stop_flag.asked)))
-        return is_due or self.step == self.total_steps
+        if not self._has_evaluation:
+            return False
+        return self.step == self.total_steps or not any(self._gather(int(self._stop_flag.asked)))
+
+    @property
+    def _has_evaluation(self) -> bool:
+        """Whether an undisturbed run evaluates at this step."""
+        return self.step > 0 and (self.step % self._eval_every == 0 or self.step == self.total_steps)
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether the run ends because no evaluation has been better for so long."""
+        return self.state.selection.is_exhausted(self.config.eval.patience)
 
     def _repeat_evaluation(self) -> None:
         """Evaluate at the restored step if the run was ended there before it had logged this."""
-        if self.step and self._is_evaluation_due() and any(self._gather(int(self._log.lacks_evaluation))):
+        if self._is_evaluation_due() and any(self._gather(int(self._log.lacks_evaluation))):
             self._evaluate()
 
     def _is_asked_to_stop(self) -> bool:
         """Return whether any worker was asked to stop. All workers get the same answer."""
         return any(self._gather(int(self._stop_flag.asked or self._is_stopping)))
 
-    def _start_phase(self, phase: Phase) -> tuple[Any, Any]:
-        """Return the batches of a phase from the current step on, and the loop that trains on them."""
-        first = self.step - phase.first_step
-        batches = distribute_batches(
-            self._strategy,
-            lambda context: train_dataset(
-                self._train_source, phase.config, self._failures, first, context, phase.first_position
-            ),
-        )
-        graph = build_phase_graph(phase.config, self.config, self.state.model, self._strategy)
-        return iter(batches), make_train_loop(self.state, phase.config, self._strategy, graph)
-
-    def _run_steps(self, phase: Phase, loop: Any, batches: Any, steps: int) -> dict[str, float]:
-        """Train some steps on the device, and return their metrics."""
-        started = time.perf_counter()
-        # The first loop compiles, which can take long, and nothing is lost yet.
-        is_quick = loop is not self._last_loop and self._saved_step == self.step
-        try:
-            with (
-                self._while_doing("training", QUICK_SECONDS if is_quick else LOOP_SECONDS),
-                report_lost_workers(self._strategy),
-            ):
-                loss, accuracy = loop(batches, tf.constant(steps)).numpy().tolist()
-        except tf.errors.OpError as error:
-            self._failures.check(self.config.data.max_bad_fraction)
-            raise UserError(f"Training failed after step {self.step}: {find_reason(error)}") from error
-        self._last_loop = loop
-        seconds = time.perf_counter() - started
-        self._failures.check(self.config.data.max_bad_fraction)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} after step {self.step + steps}. Earlier checkpoints are intact. A lower "
-                "optimizer.learning_rate or a longer schedule.warmup_epochs usually helps."
-            )
-        return {
-            "loss": loss,
-            "top1": accuracy,
-            "learning_rate": float(self.state.optimizer.learning_rate),
-            "seconds": seconds,
-            "images_per_second": steps * phase.batch_size / seconds,
-        }
-
     def _evaluate(self) -> None:
         self._results = self._compute_results()
-        self._log.log_evaluation(self.step, self._results)
+        selection = self.state.selection
+        if selection.is_used:  # The chief decides, so that all workers do the same.
+            is_best = bool(self._gather(int(selection.improves(self._results)))[0])
+            self.state.selection = selection.add(self.step, self._results, is_best)
+        note = ", the best so far" if self.state.selection.best_step == self.step else ""
+        self._log.log_evaluation(self.step, self._results, note)
         for callback in self._callbacks:
             callback.after_evaluation(self, self._results)
 
@@ -276,7 +268,7 @@ class Trainer:
         """Evaluate. If that fails, the steps done so far are saved."""
         try:
             with self._while_doing("evaluating", QUICK_SECONDS), report_lost_workers(self._strategy):
-                return {kind: evaluate() for kind, evaluate in self._evaluators.items()}
+                return self._evaluator()
         except LostWorkerError:
             raise
         except (UserError, tf.errors.OpError) as error:
@@ -312,12 +304,16 @@ class Trainer:
         if self._is_chief:
             self._log.sync()
             self._checkpointer.save(background)
-        self._saved_step = self.step
+        self._saved_step, self._saved_selection = self.step, self.state.selection
+
+    @property
+    def _is_saved(self) -> bool:
+        return self._saved_step == self.step and self._saved_selection == self.state.selection
 
     def _save(self) -> None:
         """Finish writing checkpoints, and name the images that could not be read."""
         with self._while_doing("writing a checkpoint", LOOP_SECONDS):
-            if self._saved_step < self.step:
+            if not self._is_saved:
                 self._save_now()
             self._checkpointer.wait()
         failed = self._failures.names()
@@ -335,15 +331,20 @@ class Trainer:
         return {"step": self.step, "finished": False}
 
     def _finish(self) -> dict[str, Any]:
-        """Save a run that has done all its steps, and write its model."""
+        """Save a run that has done all its steps or gets no better, and write its model."""
         self._save()
+        selection = self.state.selection
+        if self.step < self.total_steps:
+            self._log.print(f"Stopped early after step {self.step} of {self.total_steps}: {selection.describe_end()}")
         if self._is_chief:
             with self._while_doing("writing the model", LOOP_SECONDS):
                 self._directory.check()
                 path = save_keras_model(self.model_dir)
                 self._directory.check()
-            self._log.print(f"Finished: {path}")
+            best = selection.describe()
+            self._log.print(f"Finished: {path}" + (f", from the best checkpoint, {best}" if best else ""))
         if self._results is None:  # The run was finished before.
             self._results = self._compute_results()
         self._gather(self.step)
-        return {"step": self.step, "finished": True, **self._results}
+        best = {"best_step": selection.best_step} if selection.best_step is not None else {}
+        return {"step": self.step, "finished": True, **best, **self._results}

@@ -66,13 +66,13 @@ def find_tf1_prefix(path: str) -> str:
 def read_model_dir(
     path: str, variables: Sequence[str], shapes: Shapes, average: bool = True, **_: Any
 ) -> LoadedWeights:
-    """Read the newest intact checkpoint of a model directory."""
-    from efficientnet_tf.models.model_dir import list_checkpoints, read_config
+    """Read a checkpoint of a model directory: the best one if it has chosen one, or else the newest intact one."""
+    from efficientnet_tf.models.model_dir import read_config
 
     config = read_config(path)
     part = "average" if average and config.train.ema_decay else "model"
     reason = "there is none yet"
-    for prefix in list_checkpoints(path).values():
+    for prefix in _list_best_first(path):
         try:
             stored = list_checkpoint(prefix)
             tensors = {}
@@ -87,6 +87,24 @@ def read_model_dir(
             continue
         return LoadedWeights("a model directory", values, needs_of(config))
     raise UserError(f"{escape(path)} has no checkpoint that can be read: {reason}.")
+
+
+def _list_best_first(path: str) -> list[str]:
+    """Return the prefixes of the checkpoints of a model directory: the best one, then the others from the newest on."""
+    from efficientnet_tf.models.model_dir import list_checkpoints
+    from efficientnet_tf.models.stored import read_stored
+
+    prefixes = list_checkpoints(path)
+    for prefix in prefixes.values():
+        try:
+            stored = list_checkpoint(prefix)  # Only what this accepts is opened by TensorFlow.
+            selection = read_stored(prefix).selection if f"selection{_VALUE}" in stored else None
+        except Exception as error:  # Reading it warns.
+            _LOGGER.debug("%s: %s", prefix, error)
+            continue
+        best = selection.best_step if selection else None
+        return [prefixes[step] for step in sorted(prefixes, key=lambda step: (step != best, -step))]
+    return list(prefixes.values())
 
 
 def read_export(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) -> LoadedWeights:

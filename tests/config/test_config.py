@@ -485,6 +485,7 @@ VALUES = {
     "train.jit_compile": st.sampled_from(["auto", "on", "off"]),
     "eval.batch_size": counts,
     "eval.every_epochs": st.floats(1e-9, 1e7),
+    "eval.best": st.sampled_from(["none", "top1", "top5", "loss"]),
 }
 some_overrides = st.fixed_dictionaries({}, optional=VALUES)
 

@@ -1,5 +1,6 @@
 """Evaluation, compared with scipy and scikit-learn, on one replica and on several."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -18,7 +19,7 @@ from efficientnet_tf.evaluation.metrics import format_evaluation
 from efficientnet_tf.models.model_dir import build_from_config
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.training.checkpoint import create_state
-from efficientnet_tf.training.tensorflow_loop import make_evaluators
+from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_state_evaluator
 
 SIZE = 1437  # Training images, from which the schedule computes epochs.
 
@@ -180,7 +181,18 @@ def test_broken_images_are_left_out_up_to_the_limit(tmp_path, caplog):
 
 @pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_raw_and_ema_weights_are_evaluated_as_by_keras(test_digits, replicas):
+    """Each image is loaded once for both."""
     source, images, labels = test_digits
+    loads = []
+
+    def count(index):
+        loads.append(int(index))
+        return index
+
+    def load(index):
+        return source.load(tf.ensure_shape(tf.numpy_function(count, [index], tf.int64), []))
+
+    counted = dataclasses.replace(source, load=load)
     config = tiny.load_config(tiny.SHORT)
     strategy = tiny.make_strategy(replicas)
     state = create_state(config, 10, SIZE, strategy)
@@ -190,9 +202,9 @@ def test_raw_and_ema_weights_are_evaluated_as_by_keras(test_digits, replicas):
     for variable, name in zip((*weights, *emas), 2 * [v.name for v in weights], strict=True):
         noise = 0 if name == "moving_variance" else rng.normal(0, 0.3, variable.shape)
         variable.assign(tiny.replica_values(variable)[0] * rng.uniform(0.5, 1.5, variable.shape) + noise)
-    evaluators = make_evaluators(state, source, config, strategy)
-    assert list(evaluators) == ["raw", "ema"]
-    results = {kind: evaluator() for kind, evaluator in evaluators.items()}
+    results = make_state_evaluator(state, counted, config, strategy)()
+    assert list(results) == ["raw", "ema"]
+    assert sorted(set(loads)) == list(range(360)) and len(loads) <= 360 + config.eval.batch_size  # padding
     plain = build_from_config(config, 10)
     by_path = {v.path: v for v in plain.variables}
     for kind, values in (("raw", weights), ("ema", emas)):
@@ -203,11 +215,13 @@ def test_raw_and_ema_weights_are_evaluated_as_by_keras(test_digits, replicas):
         for key in ("top1", "top5"):
             assert results[kind][key] == pytest.approx(expected[key], abs=1.5 / 360)  # One close call.
     assert results["raw"]["loss"] != pytest.approx(results["ema"]["loss"], rel=1e-2)
+    if replicas == 1:  # Together as alone, to the bit.
+        for kind, logits_of in make_classifiers(state).items():
+            assert make_evaluator(logits_of, source, config, strategy)() == results[kind]
 
 
-def test_without_ema_there_is_one_evaluator():
+def test_without_ema_only_the_raw_weights_are_evaluated():
     config = tiny.load_config(tiny.SHORT, "train.ema_decay=0")
     state = create_state(config, 10, SIZE, tiny.make_strategy(1))
     assert state.ema is None
-    source = open_source(config.data, "test", training=False)
-    assert list(make_evaluators(state, source, config, tiny.make_strategy(1))) == ["raw"]
+    assert list(make_classifiers(state)) == ["raw"]

@@ -9,6 +9,7 @@ import pytest
 from efficientnet_tf import evaluate, explain
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
+from efficientnet_tf.export.check import check_model
 from efficientnet_tf.export.export import check_export
 from efficientnet_tf.export.overrides import override_data
 from efficientnet_tf.models.run_directory import read_config
@@ -77,6 +78,21 @@ def test_raw_weights_of_an_export():
         with pytest.raises(UserError, match="contains one set of weights only"):
             evaluate.check_evaluation(model, raw=True)
     evaluate.check_evaluation(RUN, raw=True)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_tensorflow_starts(tmp_path):
+    for check in (
+        lambda model, checkpoint: evaluate.check_evaluation(model, checkpoint=checkpoint),
+        lambda model, checkpoint: check_export(model, str(tmp_path / "net.onnx"), checkpoint=checkpoint),
+        lambda model, checkpoint: check_model(model, checkpoint=checkpoint),
+    ):
+        for checkpoint in ("7", "bset", "45 ", "x\x1b"):
+            with pytest.raises(UserError, match=r"^checkpoint=.* is not a checkpoint of .*: 22, 45\.$"):
+                check(RUN, checkpoint)
+        for checkpoint in ("best", "newest", "22"):
+            check(RUN, checkpoint)
+        with pytest.raises(UserError, match="checkpoint=22: .*contains one model only"):
+            check(f"{RUN}/model.keras", "22")
 
 
 def test_exports_cannot_be_exported(tmp_path):

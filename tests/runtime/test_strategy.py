@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import keras
 import pytest
 import tensorflow as tf
+import tiny
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.source import without_tuning
 from efficientnet_tf.runtime.strategy import create_strategy, device_type, dtype_policy, should_jit
 from efficientnet_tf.runtime.tpu import check_address
 
@@ -218,3 +221,16 @@ def test_precision_and_xla_follow_the_device():
         assert dtype_policy("mixed_bfloat16", strategy) == "mixed_bfloat16"
         assert not should_jit("auto", strategy)
         assert should_jit("on", strategy) and not should_jit("off", strategy)
+
+
+@pytest.mark.slow
+def test_dropping_an_iterator_of_several_replicas_does_not_wait():
+    """TensorFlow would tune it after 10, 20, 40 ... ms, so that its thread sleeps from 2.55 s to 5.11 s."""
+    strategy = tiny.make_strategy(2)
+    iterator = tiny.distribute(strategy, lambda context: without_tuning(tf.data.Dataset.range(10**9).batch(2)))
+    begun = time.monotonic()
+    while time.monotonic() - begun < 2.8:
+        next(iterator)
+    ended = time.monotonic()
+    del iterator
+    assert time.monotonic() - ended < 1

@@ -19,6 +19,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.yaml12 import parse_yaml
 from efficientnet_tf.models.model_dir import (
+    build_from_config,
     list_checkpoints,
     open_model_dir,
     read_class_names,
@@ -26,8 +27,10 @@ from efficientnet_tf.models.model_dir import (
     restore_model,
     save_keras_model,
 )
+from efficientnet_tf.models.selection import Selection
 from efficientnet_tf.runtime.files import write_text
 from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+from efficientnet_tf.weights.load import load_weights
 
 CLASSES = [str(i) for i in range(10)]
 
@@ -541,3 +544,63 @@ def test_the_saved_model_is_replaced_atomically(two_checkpoints, tmp_path):
     assert Path(path).read_bytes() == whole
     save_keras_model(str(copy))
     assert sorted(os.listdir(copy)) == ["checkpoints", "classes.txt", "config.yaml", "model.keras"]
+
+
+# ------------------------------------------------------------------------------------------------- the best one
+
+
+@pytest.fixture(scope="module")
+def with_best(tmp_path_factory):
+    """Return a directory with the newest checkpoints 4 and 5 and the best one, 2, the state, and {step: values}."""
+    model_dir, config = tmp_path_factory.mktemp("best"), make_config("train.keep_checkpoints=2", "eval.best=loss")
+    open_model_dir(str(model_dir), config, CLASSES)
+    state = make_state(config)
+    checkpointer = Checkpointer(str(model_dir), state, config, CLASSES)
+    saved = {}
+    for step, loss in enumerate((3.0, 1.0, 2.0, 2.0, 1.0), 1):
+        fill(state, step, seed=step)
+        saved[step] = values(state)
+        results = {"raw": {"loss": loss}}
+        state.selection = state.selection.add(step, results, state.selection.improves(results))
+        checkpointer.save()
+    return model_dir, state, saved
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(with_best):
+    model_dir, state, saved = with_best
+    assert steps_in(model_dir) == [2, 4, 5]
+    expected, state.selection = state.selection, Selection("loss")
+    assert Checkpointer(str(model_dir), state, make_config()).restore() == 5
+    assert state.selection == expected
+    state.selection = Selection("top1")  # Another metric cannot be compared with it.
+    Checkpointer(str(model_dir), state, make_config()).restore()
+    assert state.selection == Selection("top1")
+
+
+def test_every_reader_takes_the_checkpoint_that_is_asked_for(with_best):
+    model_dir, _, saved = with_best
+    for checkpoint, step in ((None, 2), ("best", 2), ("newest", 5), ("4", 4), (4, 4)):
+        kernel = restore_model(str(model_dir), checkpoint=checkpoint)[0].get_layer("stem_conv").kernel.numpy()
+        np.testing.assert_array_equal(kernel, saved[step]["average/stem_conv/kernel"])
+    model = build_from_config(make_config(), len(CLASSES))
+    load_weights(model, str(model_dir))
+    np.testing.assert_array_equal(model.get_layer("stem_conv").kernel.numpy(), saved[2]["average/stem_conv/kernel"])
+    for checkpoint in ("3", "bset", 2.0, "-1", "9" * 5000):
+        with pytest.raises(UserError, match=r"is not a checkpoint of .*newest, or the step of one.*: 2, 4, 5\."):
+            restore_model(str(model_dir), checkpoint=checkpoint)
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named(with_best, tmp_path, caplog):
+    copy, saved = shutil.copytree(with_best[0], tmp_path / "copy"), with_best[2]
+    path = folder_of(copy) / "step-2.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint=best: .*step-2 cannot be read"):
+        restore_model(str(copy), checkpoint="best")
+    kernel = restore_model(str(copy))[0].get_layer("stem_conv").kernel.numpy()
+    np.testing.assert_array_equal(kernel, saved[5]["average/stem_conv/kernel"])
+    assert "The best checkpoint, " in caplog.text and "Using the newest one" in caplog.text
+
+
+def test_a_run_without_a_best_checkpoint_says_so(two_checkpoints):
+    with pytest.raises(UserError, match="checkpoint=best: no evaluation of .* is recorded as the best"):
+        restore_model(str(two_checkpoints[0]), checkpoint="best")

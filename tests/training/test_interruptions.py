@@ -75,7 +75,7 @@ class Break(Callback):
 
     def after_loop(self, trainer, metrics):
         if trainer.step == self.step:
-            trainer._evaluators = {"raw": self.fail}
+            trainer._evaluator = self.fail
 
     def fail(self):
         raise self.error
@@ -158,7 +158,7 @@ from test_interruptions import train
 class Hang(trainer.Callback):
     def after_loop(self, trainer, metrics):
         if trainer.step == 3:
-            trainer._evaluators = {"raw": self.hang}
+            trainer._evaluator = self.hang
     def hang(self):
         tiny.send_sigterm()
         time.sleep(1000)

@@ -22,7 +22,7 @@ from efficientnet_tf.train import main, make_parser
 from efficientnet_tf.training import checkpoint
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import create_schedule, plan_phases
-from efficientnet_tf.training.tensorflow_loop import make_evaluators, make_train_loop
+from efficientnet_tf.training.tensorflow_loop import make_state_evaluator, make_train_loop
 from efficientnet_tf.training.trainer import train_model
 from efficientnet_tf.training.transfer import read_initial_weights
 
@@ -359,7 +359,7 @@ def test_few_images_do_not_collapse(digits, trained):
     )
     state, steps = start(config, tiny.make_strategy(1))
     source = open_source(config.data, "val", training=False)
-    evaluate_raw = make_evaluators(state, source, config, tiny.make_strategy(1))["raw"]
+    evaluate = make_state_evaluator(state, source, config, tiny.make_strategy(1))
     for phase in plan_phases(config, 50):
         steps(phase.end_step - phase.first_step, phase)
-    assert evaluate_raw()["top1"] > 0.6
+    assert evaluate()["raw"]["top1"] > 0.6

@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from efficientnet_tf.models.stored import find_step
+
 # Batch norm over all replicas and no random masks, so that two workers compute what one does.
 SETTINGS = (
     tiny.SHORT,
@@ -140,6 +142,16 @@ def test_signal_to_one_worker_stops_both_at_the_same_step(tmp_path):
     step = int(re.search(r"Stopped. Step (\d+) of \d+ is saved", out)[1])
     assert (model_dir / "checkpoints" / f"step-{step}.index").exists()
 
+
+@pytest.mark.slow
+def test_two_workers_choose_the_same_checkpoint_and_end_early_together(tmp_path):
+    """A rate of almost 0 changes nothing, so that the first evaluation stays the best."""
+    settings = ("optimizer.learning_rate=1e-30", "train.ema_decay=0", "eval.every_epochs=0.1")
+    workers = start(tmp_path, *settings, "model.batch_norm_momentum=0.999999", "eval.best=top1", "eval.patience=2")
+    (status, out, err), (other, *_) = [finish(worker) for worker in workers]
+    assert (status, other) == (0, 0), err
+    assert "Stopped early after step 6 of 22: no better top-1 in 2 evaluations" in out
+    assert find_step(str(tmp_path), "best") == 2
 
 @pytest.mark.slow
 def test_workers_with_different_configs_both_refuse(tmp_path):
