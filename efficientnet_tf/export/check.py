@@ -31,9 +31,7 @@ def find_kind(path: str) -> str:
     return "saved_model" if files.exists(os.path.join(path, "saved_model.pb")) else "model_dir"
 
 
-def check_model(
-    path: str | os.PathLike[str], argument: str = "model_dir", checkpoint: str | int | None = None
-) -> str:
+def check_model(path: str | os.PathLike[str], argument: str = "model_dir", checkpoint: str | int | None = None) -> str:
     """Check that there is a model that `load_model` can open, as far as this can be known without its runtime.
 
     Args:

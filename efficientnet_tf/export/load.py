@@ -22,9 +22,7 @@ __all__ = ["LoadedModel", "check_model", "find_kind", "find_weights", "load_cach
 CACHED_MODELS = 2  # models that `load_cached` keeps in memory
 
 
-def load_model(
-    path: str | os.PathLike[str], raw: bool = False, checkpoint: str | int | None = None
-) -> LoadedModel:
+def load_model(path: str | os.PathLike[str], raw: bool = False, checkpoint: str | int | None = None) -> LoadedModel:
     """Load a trained or exported model with its class names and its preprocessing.
 
     Args:

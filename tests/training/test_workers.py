@@ -153,6 +153,7 @@ def test_two_workers_choose_the_same_checkpoint_and_end_early_together(tmp_path)
     assert "Stopped early after step 6 of 22: no better top-1 in 2 evaluations" in out
     assert find_step(str(tmp_path), "best") == 2
 
+
 @pytest.mark.slow
 def test_workers_with_different_configs_both_refuse(tmp_path):
     """Each worker names the section that differs, and nothing is saved."""
