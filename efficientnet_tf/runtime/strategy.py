@@ -153,7 +153,7 @@ class _UntunedBatches:
         options = tf.data.Options()
         options.autotune.enabled = False
         make_iterator = tf.data.Dataset.__iter__
-        tf.data.Dataset.__iter__ = lambda dataset: make_iterator(dataset.with_options(options))
+        tf.data.Dataset.__iter__ = lambda self: make_iterator(self.with_options(options))
         try:
             return iter(self._batches)
         finally:
