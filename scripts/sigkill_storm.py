@@ -2,9 +2,8 @@
 
 A tiny network is trained once without a disturbance, and once with SIGKILLs: at random times, and as soon as a file of
 a checkpoint, of the model or of the metrics appears under its temporary or its final name. Then all tensors of the last
-and of the best checkpoint, the lines of metrics.jsonl and the weights in model.keras are compared. The run has
-`eval.best` and `eval.patience`, and ends early. At last, `export` is killed in the
-same way. A file that has its final name must then be complete.
+and of the best checkpoint, the lines of metrics.jsonl and the weights in model.keras are compared. The run ends early,
+by `eval.patience`. At last, `export` is killed in the same way. A file that has its final name must then be complete.
 
 Prints the number of kills and of differing bits, and exits with status 1 if there is a difference.
 """

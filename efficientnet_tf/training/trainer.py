@@ -154,13 +154,13 @@ class Trainer:
         initial = self._initial.values if self._initial else None
         self.state = create_state(config, len(class_names), size, self._strategy, initial)
         self._checkpointer = Checkpointer(self.model_dir, self.state, config, class_names, self._directory.check)
-        self.step = self._checkpointer.restore()
+        self.step = self._saved_step = self._checkpointer.restore()
         if set(self._gather(self.step)) != {self.step}:
             raise UserError(
                 f"model_dir={self.model_dir}: the workers find checkpoints of different steps there, this one of step "
                 f"{self.step}. Use a directory that all workers share."
             )
-        self._saved_step, self._saved_selection = self.step, self.state.selection
+        self._saved_selection = self.state.selection
         self._phases = plan_phases(config, size)
         self.total_steps = self._phases[-1].end_step
         if self.step > self.total_steps:

@@ -123,8 +123,11 @@ def test_a_disturbed_run_chooses_the_same_checkpoint_and_ends_at_the_same_step_b
 
 @pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_with_more_patience(tmp_path):
-    train(tmp_path, callbacks=[Losses(1.0, 2.0, 2.0, 2.0)])
-    longer = tiny.load_config(*CONFIG, "eval.patience=5")
+    """It ends within its first phase, and the second one is not begun."""
+    phases = "train.phases=[{until: 0.75, set: {augment.flip: false}}, {until: 1.0, set: {}}]"
+    result = train(tmp_path, phases, callbacks=[Losses(1.0, 2.0, 2.0, 2.0)])
+    assert (result["step"], result["finished"], result["best_step"]) == (12, True, 3)
+    longer = tiny.load_config(*CONFIG, phases, "eval.patience=5")
     callbacks = [Losses(0, 0, 0, 0, 0.5, 0.7, 0.7, 0.7)]
     result = train_model(
         longer, str(tmp_path), tiny.make_strategy(1), callbacks=callbacks, allow_change=["eval.patience"]
