@@ -135,6 +135,7 @@ def test_a_mistake_is_a_sentence_before_tensorflow_is_imported(answers, line):
 
 # Flags that take names, addresses and settings rather than paths. Variants and recipes can be paths of YAML files.
 NO_PATHS = {"variant", "recipe", "baseline", "tpu", "topology", "overrides", "storage", "source", "layer", "label"}
+NO_PATHS |= {"checkpoint"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
