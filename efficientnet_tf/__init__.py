@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.scaling.budget import fit_budget
     from efficientnet_tf.scaling.complexity import count_cost
     from efficientnet_tf.scaling.compound import Coefficients, compound, scale_by_phi
+    from efficientnet_tf.training.learning_rate_finder import find_learning_rate
     from efficientnet_tf.training.trainer import Callback, train_model
     from efficientnet_tf.weights.load import load_weights
 
@@ -114,6 +115,7 @@ __all__ = [
     "decode_predictions",
     "evaluate_model",
     "export_model",
+    "find_learning_rate",
     "fit_budget",
     "grad_cam",
     "list_variants",
@@ -149,6 +151,7 @@ _MODULES = {
     "decode_predictions": "applications",
     "evaluate_model": "evaluate",
     "export_model": "export.export",
+    "find_learning_rate": "training.learning_rate_finder",
     "fit_budget": "scaling.budget",
     "grad_cam": "evaluation.attribution",
     "list_variants": "config.load",

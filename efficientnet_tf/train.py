@@ -28,6 +28,9 @@ def main(args: argparse.Namespace) -> int:
         if args.print_config:
             print(dump_config(config), end="")
             return 0
+        if args.find_learning_rate:
+            _find_learning_rate(args, config, strategy)
+            return 0
         from efficientnet_tf.training.trainer import train_model
 
     result = train_model(config, args.model_dir, strategy, args.tracker, allow_change=args.allow_change)
@@ -42,19 +45,71 @@ def _check(args, config):
     from efficientnet_tf.runtime.cluster import read_cluster
     from efficientnet_tf.runtime.hardware import check_devices
     from efficientnet_tf.runtime.lock import check_unlocked
+    from efficientnet_tf.visualization.figures import require_matplotlib
 
+    if args.steps and not args.find_learning_rate:
+        raise UserError(
+            f"steps={args.steps} is only for --find_learning_rate. The length of a run is --set train.epochs=..."
+        )
     if args.model_dir is None:
         raise UserError("--model_dir is missing. Name the directory of the run, for example --model_dir=runs/digits.")
     check_devices(args.device, args.tpu, args.replicas)
-    # The weights of init_from can change the config, so it can only be compared with that of the run afterwards.
-    check_run(args.model_dir, None if config.train.init_from else config, args.allow_change)
-    if not read_cluster(os.environ.get("TF_CONFIG", "")):  # Otherwise the chief may hold the lock already.
+    if args.find_learning_rate:
+        require_matplotlib("--find_learning_rate")
+    # The weights of init_from can change the config, so it can only be compared with that of the run afterwards. A range
+    # test does not depend on a run that is in the directory.
+    is_other = config.train.init_from or args.find_learning_rate
+    check_run(args.model_dir, None if is_other else config, args.allow_change)
+    # With several workers, the chief may hold the lock already.
+    if not (args.find_learning_rate or read_cluster(os.environ.get("TF_CONFIG", ""))):
         check_unlocked(args.model_dir)
     # A run that has begun does not need the weights any more. On gs:// this cannot be known yet.
     if config.train.init_from and not is_remote(args.model_dir):
         if not os.path.exists(os.path.join(args.model_dir, "config.yaml")):
             check_weights_path("train.init_from", config.train.init_from)
     check_data(config.data)
+
+
+def _find_learning_rate(args, config, strategy):
+    """Run a range test, write its curve and its plot, and print the suggested rate with the command that uses it."""
+    from efficientnet_tf.runtime.files import write_text
+    from efficientnet_tf.runtime.workers import is_chief
+    from efficientnet_tf.training.learning_rate_finder import STEPS, find_learning_rate
+    from efficientnet_tf.visualization.figures import save_figure
+    from efficientnet_tf.visualization.learning_rates import draw_range_test
+
+    result = find_learning_rate(config, strategy, args.steps or STEPS)
+    if not is_chief(strategy):
+        return
+    # `train` does not look for these files, so a run can begin in the same directory.
+    path = os.path.join(args.model_dir, "learning_rate_test")
+    write_text(f"{path}.json", json.dumps(result, indent=1) + "\n")
+    title = f"Learning-rate range test: {config.model.name}, {config.data.source}, {config.optimizer.name}"
+    save_figure(draw_range_test(result, title), f"{path}.png", "model_dir")
+    for line in _describe_test(args, config, result):
+        print(line)
+    print(f"Plot and numbers: {path}.png, {path}.json")
+
+
+def _describe_test(args, config, result):
+    """Yield the lines that say what a range test has found."""
+    rates, smoothed = result["learning_rates"], result["smoothed"]
+    end = "where it diverged" if result["diverged"] else "without diverging"
+    yield (
+        f"The smoothed loss was lowest, {min(smoothed):.3f}, at the rate {rates[smoothed.index(min(smoothed))]:.2g}. It "
+        f"began at {smoothed[0]:.3f} and ended with {smoothed[-1]:.3f} at the rate {rates[-1]:.2g}, {end}."
+    )
+    if result["suggestion"] is None:
+        yield "The loss has hardly fallen, so no rate is suggested. Use more --steps or a larger train.batch_size."
+        return
+    setting = f"optimizer.learning_rate={result['suggestion']:.2g}"
+    yield f"Suggested: {setting}, a tenth of the rate with the lowest loss."
+    if config.train.phases and all("optimizer.learning_rate" in phase.set for phase in config.train.phases):
+        yield "The first phase was tested. All phases of this config set the rate in train.phases."
+        return
+    others = [text for text in args.overrides if not text.startswith("optimizer.learning_rate=")]
+    chosen = argparse.Namespace(**vars(args) | {"overrides": [*others, setting]})
+    yield f"Train with it: {cli.format_command(make_parser(), chosen, omitted=('find_learning_rate', 'steps'))}"
 
 
 def _say_last_words() -> None:
@@ -95,6 +150,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECTION.KEY,...",
         help="Continue the run although these keys of the config have changed, for example train.epochs,data.dir. The "
         "change is recorded in config_history.yaml.",
+    )
+    parser.add_argument(
+        "--find_learning_rate",
+        action="store_true",
+        help="Do not train. Run a learning-rate range test with a copy of the network, and write its plot and its "
+        "numbers to learning_rate_test.png and .json in model_dir. It prints the suggested rate.",
+    )
+    parser.add_argument(
+        "--steps", type=cli.positive_int, help="Most steps of --find_learning_rate. 300 unless this is given."
     )
     cli.add_device_arguments(parser)
     cli.add_tracker_argument(parser)

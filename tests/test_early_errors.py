@@ -44,6 +44,7 @@ MISTAKES = {
     "train --model_dir=run --init_from=nope": (1, "train.init_from=nope: no such file or folder"),
     "train --model_dir=run --variant=nope.yaml": (1, "variant file 'nope.yaml' does not exist"),
     "train --model_dir=run --recipe=digts": (1, "Did you mean 'digits'?"),
+    "train --model_dir=run --steps=50": (1, "--steps=50 is only for --find_learning_rate"),
     "evaluate --model_dir=nope --device=cpu --tpu=local": (1, "contradict each other"),
     "weights --variant=b0 --input=nope --output=out": (1, "--input=nope: no such file or folder"),
     "weights --variant=b99 --input=note.txt --output=out": (1, "unknown variant 'b99'"),

@@ -254,7 +254,7 @@ class Config(Section):
         if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
             raise _phases_error(f"must end one after the other, the last at 1, received {ends}")
         allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
-        allowed |= {"optimizer.learning_rate"}
+        allowed |= {f"optimizer.{key}" for key in ("learning_rate", "clip_norm", "clip_value", "agc")}
         allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
         for key in (key for phase in phases for key in phase.set):
             if key not in allowed:

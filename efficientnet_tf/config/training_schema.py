@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
 from efficientnet_tf.config.fields import Count, Epochs, Fraction, NonNegative, Path, Positive, Section
@@ -19,7 +20,9 @@ class OptimizerConfig(Section):
     name: Literal["rmsprop", "sgd", "adamw", "lamb"] = "rmsprop"
     """The optimizer."""
     learning_rate: Positive = 0.016
-    """Peak learning rate for batches of 256 images. It is scaled in proportion to the batch size."""
+    """Peak learning rate for batches of 256 images. `rate_scaling` says how it grows with the batch size."""
+    rate_scaling: Literal["linear", "sqrt"] = "linear"
+    """Factor of the learning rate for other batch sizes. `linear`: batch size / 256. `sqrt`: its square root."""
     momentum: Fraction = 0.9
     """RMSProp and SGD: momentum. AdamW and LAMB: beta 1."""
     rho: Fraction = 0.9
@@ -31,6 +34,22 @@ class OptimizerConfig(Section):
     variables of batch norm do not decay."""
     decay_bias: bool = True
     """Whether biases decay, those of squeeze-and-excitation and of the classifier. EfficientNetV2 spares them."""
+    clip_norm: NonNegative = 0.0
+    """Largest L2 norm of the gradient. A longer gradient is scaled down to it. The norm is that of all trained weights
+    together and of the mean over the whole batch, weight decay in the loss included. 0 disables it."""
+    clip_value: NonNegative = 0.0
+    """Largest absolute value of each number of the gradient. 0 disables it."""
+    agc: NonNegative = 0.0
+    """Adaptive gradient clipping: largest ratio between the norm of a gradient and the norm of its weights, for each
+    output channel of a layer. The classifier is not clipped. A common value is 0.01. 0 disables it."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        given = {"clip_norm": self.clip_norm, "clip_value": self.clip_value, "agc": self.agc}
+        chosen = [f"{key}={value:g}" for key, value in given.items() if value]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} are different ways to clip gradients. Use only one of them.")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -67,7 +86,8 @@ class Phase(Section):
     """Fraction of `train.epochs` at which the phase ends."""
     set: dict[str, int | float | bool | str]
     """Values for this phase, as `section.key: value`. Allowed are data.image_size, train.batch_size, train.freeze,
-    model.dropout, model.drop_connect, optimizer.learning_rate and every key of the section augment."""
+    model.dropout, model.drop_connect, optimizer.learning_rate, optimizer.clip_norm, optimizer.clip_value, optimizer.agc
+    and every key of the section augment."""
 
 
 class TrainConfig(Section):
@@ -103,6 +123,9 @@ class TrainConfig(Section):
     freeze: Literal["none", "batch_norm", "body"] = "none"
     """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
     stored. `body`: everything except the classifier, with stochastic depth turned off."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Training loss of the classifier. `cross_entropy`: of the softmax over the classes. `bce`: binary cross-entropy of
+    the sigmoid of every class, averaged over the classes. Evaluation reports the cross-entropy in either case."""
     label_smoothing: Fraction = 0.1
     """Fraction of the target probability that is spread over all classes."""
     ema_decay: Fraction = 0.9999

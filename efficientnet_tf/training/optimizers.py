@@ -47,6 +47,11 @@ class RMSprop(keras.optimizers.RMSprop):
         )
 
 
+def _take_sums(kind: type[keras.optimizers.Optimizer]) -> Any:
+    """Return an optimizer class that does not sum gradients over replicas. `ReplicaStep` does so, and then clips them."""
+    return type(kind.__name__, (kind,), {"_all_reduce_sum_gradients": lambda self, pairs: pairs})
+
+
 _DECOUPLED = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}
 
 
@@ -59,19 +64,19 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
         size: Number of training images. The schedule counts in epochs.
 
     Returns:
-        A built optimizer. AdamW and LAMB decay weights by themselves. For the others, weight decay is a term of the
-        loss: see `weight_penalty`.
+        A built optimizer. It takes gradients that are already summed over the replicas. AdamW and LAMB decay weights by
+        themselves. For the others, weight decay is a term of the loss: see `weight_penalty`.
 
     Source: You et al., "Large batch optimization for deep learning", ICLR 2020, for LAMB.
     Deviates there, like Keras: the decay is added to the update instead of being scaled by a layer's trust ratio.
     """
     settings, rate = config.optimizer, create_schedule(config, size)
     if settings.name == "rmsprop":
-        optimizer = RMSprop(rate, rho=settings.rho, momentum=settings.momentum, epsilon=settings.epsilon)
+        optimizer = _take_sums(RMSprop)(rate, rho=settings.rho, momentum=settings.momentum, epsilon=settings.epsilon)
     elif settings.name == "sgd":
-        optimizer = keras.optimizers.SGD(rate, momentum=settings.momentum)
+        optimizer = _take_sums(keras.optimizers.SGD)(rate, momentum=settings.momentum)
     else:
-        optimizer = _DECOUPLED[settings.name](
+        optimizer = _take_sums(_DECOUPLED[settings.name])(
             rate,
             weight_decay=settings.weight_decay,
             beta_1=settings.momentum,

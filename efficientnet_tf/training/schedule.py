@@ -15,6 +15,21 @@ def steps_per_epoch(config: Config, size: int) -> float:
     return size / config.train.batch_size
 
 
+def scale_rate(rate: float, config: Config) -> float:
+    """Return a learning rate for the batches of a config.
+
+    Args:
+        rate: The rate for batches of 256 images, which is the unit of `optimizer.learning_rate`.
+        config: The config of a run or of a phase.
+
+    Source: official code, `build_learning_rate`, for `optimizer.rate_scaling=linear`. You et al., "Large batch
+    optimization for deep learning", ICLR 2020, for `sqrt`.
+    """
+    if config.optimizer.rate_scaling == "sqrt":
+        return rate * math.sqrt(config.train.batch_size / 256)
+    return rate * config.train.batch_size / 256
+
+
 def to_steps(epochs: float, config: Config, size: int) -> int:
     """Convert a duration in epochs of `size` images into whole steps, at least one."""
     return max(1, round(epochs * steps_per_epoch(config, size)))
@@ -115,7 +130,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def create_schedule(config: Config, size: int) -> LearningRate:
-    """Create the schedule of a run over `size` training images. The peak rate of a phase is scaled by batch size / 256.
+    """Create the schedule of a run over `size` training images. The peak rate of a phase is scaled by its batch.
 
     Source: official code, `build_learning_rate`.
     """
@@ -127,7 +142,7 @@ def create_schedule(config: Config, size: int) -> LearningRate:
                 phase.first_step,
                 phase.first_epoch,
                 steps_per_epoch(phase.config, size),
-                phase.config.optimizer.learning_rate * phase.batch_size / 256,
+                scale_rate(phase.config.optimizer.learning_rate, phase.config),
             ]
             for phase in plan_phases(config, size)
         ],

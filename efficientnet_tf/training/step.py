@@ -1,4 +1,4 @@
-"""What one training step computes: the loss of a batch, new batch-norm statistics, and metrics.
+"""What one training step computes: the loss of a batch, new batch-norm statistics, metrics, and clipped gradients.
 
 Two models take part in training. The *model* owns every variable. It is the one that is saved, evaluated and exported.
 The *graph* is a second model of the same structure that only lends its layers: it is called as a pure function of the
@@ -13,15 +13,17 @@ Calling the graph as a pure function also leaves gradients, statistics and seeds
 How a step runs on devices is the engine's part: see `tensorflow_loop`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.schema import Config, TrainConfig
 from efficientnet_tf.data.mixing import mix_images
 from efficientnet_tf.models.variables import batch_norm_statistics, decayed_variables, trained_statistics
 from efficientnet_tf.ops import random
+from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
 from efficientnet_tf.training.optimizers import weight_penalty
 
 Tensors = list[tf.Tensor]
@@ -53,6 +55,8 @@ class TrainStep:
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]
         self.inputs = {v.path: owned[v.path] for v in graph.non_trainable_variables if v.path in owned}
         self._is_decayed = [v.path in decayed for v in self.trainable]
+        unit_axes = find_unit_axes(model)
+        self._unit_axes = [unit_axes.get(v.path) for v in self.trainable]
         self._graph = graph
         self._config = config
 
@@ -76,14 +80,25 @@ class TrainStep:
         targets = tf.one_hot(labels, self._graph.output_shape[-1])
         images, targets = mix_images(tf.cast(images, tf.float32), targets, seed, config.augment)
         logits, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
-        losses = keras.losses.categorical_crossentropy(
-            targets, logits, from_logits=True, label_smoothing=config.train.label_smoothing
-        )
+        losses = classification_losses(targets, logits, config.train)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
         loss = tf.reduce_mean(losses) + weight_penalty(config, decayed)
         new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
         is_correct = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
         return loss, [new[v.path] for v in self.statistics], tf.stack([loss, tf.reduce_mean(is_correct)])
+
+    def clip(self, gradients: Sequence[tf.Tensor], weights: Tensors) -> Tensors:
+        """Clip the gradients of the whole batch. This is a pure function of its arguments.
+
+        Args:
+            gradients: Gradients of the loss of `compute_loss`, summed over parts and replicas, in the order of
+                `trainable`.
+            weights: Values of `trainable` before the step.
+
+        Returns:
+            The gradients that the optimizer takes: see `clip_gradients`.
+        """
+        return clip_gradients(gradients, weights, self._unit_axes, self._config.optimizer)
 
     def _others(self, inputs: dict[str, tf.Tensor], seed: tf.Tensor) -> list[Any]:
         """Return values of the graph's non-trainable variables. Those that are no `inputs` are seeds of layers."""
@@ -91,3 +106,28 @@ class TrainStep:
             inputs[v.path] if v.path in inputs else random.derive_seed(seed, 1 + i)
             for i, v in enumerate(self._graph.non_trainable_variables)
         ]
+
+
+def classification_losses(targets: tf.Tensor, logits: tf.Tensor, settings: TrainConfig) -> tf.Tensor:
+    """Return the loss of each image.
+
+    Args:
+        targets: Class probabilities, float32 [B, classes]: one class, or the shares of a mixture.
+        logits: float32 [B, classes].
+        settings: `loss` and `label_smoothing`.
+
+    Returns:
+        float32 [B]. The binary cross-entropy is the mean over the classes. Its gradient with respect to the logits is
+        therefore smaller than that of the cross-entropy, by about the number of classes.
+
+    Source: Wightman et al., "ResNet strikes back", 2021, and timm's `BinaryCrossEntropy`, for "bce".
+    Deviates: The paper gives both classes of a mixture the target 1. Here they keep their shares, as in timm without a
+    threshold. Keras's `BinaryCrossentropy` smooths the target of every class toward 1/2. Here smoothing is that of the
+    cross-entropy: a fraction of the target probability is spread evenly over the classes.
+    """
+    if settings.loss == "cross_entropy":
+        return keras.losses.categorical_crossentropy(
+            targets, logits, from_logits=True, label_smoothing=settings.label_smoothing
+        )
+    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / targets.shape[-1]
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), axis=-1)

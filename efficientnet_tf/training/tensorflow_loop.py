@@ -87,10 +87,11 @@ class ReplicaStep:
         """Train on one replica's images and return their metrics."""
         if images.shape[0] is None:  # The iterators of several workers do not know it.
             images, labels = (tf.ensure_shape(x, [self._batch_size, *x.shape[1:]]) for x in (images, labels))
-        # The value now: a cast would keep a reference to the variable, which the optimizer increments.
+        # The values now: a cast would keep a reference to the variable, which the optimizer increments.
         number = tf.convert_to_tensor(self._state.optimizer.iterations.value)
-        gradients, statistics, metrics = self._accumulate(number, images, labels)
-        self._update(number, gradients, statistics)
+        weights = read_values(self._step.trainable)
+        gradients, statistics, metrics = self._accumulate(number, weights, images, labels)
+        self._update(number, weights, gradients, statistics)
         return metrics
 
     def _differentiate(self, weights, inputs, seed, images, labels):
@@ -98,12 +99,11 @@ class ReplicaStep:
         with tf.GradientTape() as tape:
             tape.watch(weights)
             loss, statistics, metrics = self._step.compute_loss(weights, inputs, seed, images, labels)
-            share = loss / self._replicas  # The optimizer sums gradients over replicas.
+            share = loss / self._replicas  # Gradients are summed over replicas.
         return tape.gradient(share, weights), statistics, metrics
 
-    def _accumulate(self, number, images, labels):
+    def _accumulate(self, number, weights, images, labels):
         """Return the means of `_differentiate` over the parts of a batch, each treated like a replica's batch."""
-        weights = read_values(self._step.trainable)
         inputs = dict(zip(self._step.inputs, read_values(self._step.inputs.values()), strict=True))
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
         first = replica * images.shape[0]
@@ -125,13 +125,15 @@ class ReplicaStep:
         sums = tf.foldl(add, (tf.range(self._parts, dtype=tf.int64), *parts), zeros, parallel_iterations=1)
         return tf.nest.map_structure(lambda total: total / self._parts, sums)
 
-    def _update(self, number, gradients, statistics):
+    def _update(self, number, weights, gradients, statistics):
         """Update weights, statistics and EMA."""
-        trainable, moving = self._step.trainable, self._step.statistics
+        trainable, moving, context = self._step.trainable, self._step.statistics, tf.distribute.get_replica_context()
+        # Clipping needs the gradient of the whole batch, so the sum is made here and not by the optimizer.
+        gradients = self._step.clip(context.all_reduce("SUM", gradients), weights)
         self._state.optimizer.apply(gradients, trainable)
         if self._replicas > 1 and moving:
             # Each replica has seen its own images. Their mean, in a single reduction, keeps all replicas equal.
-            joined = tf.distribute.get_replica_context().all_reduce("MEAN", tf.concat(statistics, axis=0))
+            joined = context.all_reduce("MEAN", tf.concat(statistics, axis=0))
             statistics = tf.split(joined, [math.prod(v.shape) for v in moving])
         for variable, value in zip(moving, statistics, strict=True):
             variable.assign(value)

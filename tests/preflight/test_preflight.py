@@ -125,6 +125,19 @@ def test_with_more_than_eight_replicas_batch_norm_uses_groups():
     assert [4, 2, 8] in [each["shape"] for each in sums]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["optimizer.clip_norm=1.0", "optimizer.clip_value=0.1", "optimizer.agc=0.01"])
+def test_clipping_adds_no_sum_over_replicas(setting):
+    """The summed gradients are clipped on each replica. The step has nothing that a TPU cannot run, and lowers to XLA."""
+    config, strategy = tiny.load_config(ONE_BLOCK, "train.loss=bce", setting), make_tracing_strategy(8)
+    state = create_state(config, CLASSES, 1000, strategy)
+    trace = trace_train(config, state, CLASSES, strategy, BATCH)
+    found = inspect_trace(trace)
+    assert len(found["all_reduces"]) == len(state.model.trainable_variables) + 1
+    assert found["host_operations"] == found["string_operations"] == found["dynamic_shapes"] == []
+    assert lower(trace, 8)
+
+
 @pytest.fixture
 def unsupported(traced):
     """The trace of a loop with an operation that XLA does not have."""

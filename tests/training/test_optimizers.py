@@ -183,6 +183,13 @@ def test_peak_rate_grows_with_the_batch_size():
     assert 0.016 * 4096 / 256 == 0.256  # As in the paper.
 
 
+def test_peak_rate_can_grow_with_the_square_root_of_the_batch_size():
+    for batch, factor in ((64, 0.5), (256, 1), (4096, 4)):
+        settings = ("optimizer.rate_scaling=sqrt", "schedule.name=constant", "schedule.warmup_epochs=0")
+        schedule = make_schedule(*settings, batch=batch)
+        assert rates(schedule, [0, 10**6]) == [pytest.approx(0.016 * factor, rel=1e-6)] * 2
+
+
 @pytest.mark.parametrize("name", ["exponential", "cosine", "constant"])
 def test_warmup_is_linear_from_zero(name):
     """5 epochs of 10 steps are 50 steps."""
