@@ -56,8 +56,8 @@ def _check(args, config):
     check_devices(args.device, args.tpu, args.replicas)
     if args.find_learning_rate:
         require_matplotlib("--find_learning_rate")
-    # The weights of init_from can change the config, so it can only be compared with that of the run afterwards. A range
-    # test does not depend on a run that is in the directory.
+    # The weights of init_from can change the config, so it can only be compared with that of the run afterwards. A
+    # range test does not depend on a run that is in the directory.
     is_other = config.train.init_from or args.find_learning_rate
     check_run(args.model_dir, None if is_other else config, args.allow_change)
     # With several workers, the chief may hold the lock already.
@@ -96,8 +96,8 @@ def _describe_test(args, config, result):
     rates, smoothed = result["learning_rates"], result["smoothed"]
     end = "where it diverged" if result["diverged"] else "without diverging"
     yield (
-        f"The smoothed loss was lowest, {min(smoothed):.3f}, at the rate {rates[smoothed.index(min(smoothed))]:.2g}. It "
-        f"began at {smoothed[0]:.3f} and ended with {smoothed[-1]:.3f} at the rate {rates[-1]:.2g}, {end}."
+        f"The smoothed loss was lowest, {min(smoothed):.3f}, at the rate {rates[smoothed.index(min(smoothed))]:.2g}. "
+        f"It began at {smoothed[0]:.3f} and ended with {smoothed[-1]:.3f} at the rate {rates[-1]:.2g}, {end}."
     )
     if result["suggestion"] is None:
         yield "The loss has hardly fallen, so no rate is suggested. Use more --steps or a larger train.batch_size."

@@ -49,11 +49,11 @@ def find_learning_rate(
         highest: Learning rate of the last step, in the same unit, greater than `lowest`.
 
     Returns:
-        {"suggestion": ..., "diverged": ..., "learning_rates": [...], "losses": [...], "smoothed": [...]}. The lists have
-        one float per step, as far as the loss is finite. "smoothed" is an exponential moving average of the losses over
-        a twentieth of the test. "diverged" says whether it has exceeded four times its minimum, or the loss was not
-        finite. "suggestion" is a tenth of the rate at which it is lowest, in the unit of `optimizer.learning_rate`, or
-        None if it has fallen by less than 2 %.
+        {"suggestion": ..., "diverged": ..., "learning_rates": [...], "losses": [...], "smoothed": [...]}. The lists
+        have one float per step, as far as the loss is finite. "smoothed" is an exponential moving average of the losses
+        over a twentieth of the test. "diverged" says whether it has exceeded four times its minimum, or the loss was
+        not finite. "suggestion" is a tenth of the rate at which it is lowest, in the unit of `optimizer.learning_rate`,
+        or None if it has fallen by less than 2 %.
 
     Raises:
         UserError: If data, weights or device do not fit the config, or an argument is out of range.

@@ -48,7 +48,7 @@ class RMSprop(keras.optimizers.RMSprop):
 
 
 def _take_sums(kind: type[keras.optimizers.Optimizer]) -> Any:
-    """Return an optimizer class that does not sum gradients over replicas. `ReplicaStep` does so, and then clips them."""
+    """Return an optimizer class that does not sum gradients over replicas. `ReplicaStep` sums and clips them."""
     return type(kind.__name__, (kind,), {"_all_reduce_sum_gradients": lambda self, pairs: pairs})
 
 

@@ -128,7 +128,7 @@ def test_with_more_than_eight_replicas_batch_norm_uses_groups():
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["optimizer.clip_norm=1.0", "optimizer.clip_value=0.1", "optimizer.agc=0.01"])
 def test_clipping_adds_no_sum_over_replicas(setting):
-    """The summed gradients are clipped on each replica. The step has nothing that a TPU cannot run, and lowers to XLA."""
+    """Each replica clips the summed gradients. The step has nothing that a TPU cannot run, and lowers to XLA."""
     config, strategy = tiny.load_config(ONE_BLOCK, "train.loss=bce", setting), make_tracing_strategy(8)
     state = create_state(config, CLASSES, 1000, strategy)
     trace = trace_train(config, state, CLASSES, strategy, BATCH)

@@ -26,7 +26,13 @@ PLAIN_SGD = (
     "train.label_smoothing=0.0",
 )
 # The axes that a norm is taken over, by hand. The classifier has none.
-UNITS = {"conv/kernel": (0, 1, 2), "conv/bias": (0,), "depthwise/kernel": (0, 1), "dense/kernel": (0,), "dense/bias": (0,)}
+UNITS = {
+    "conv/kernel": (0, 1, 2),
+    "conv/bias": (0,),
+    "depthwise/kernel": (0, 1),
+    "dense/kernel": (0,),
+    "dense/bias": (0,),
+}
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype("uint8")
 LABELS = (np.arange(16) % 10).astype("int32")
 
@@ -62,7 +68,8 @@ def norm(values, axes):
 def clip_in_numpy(gradients, weights, agc):
     """Return the gradients clipped as Brock et al. describe it, and the share of the units that were clipped."""
     clipped, active = dict(gradients), []
-    for path, axes in UNITS.items():
+    for path in gradients.keys() & UNITS.keys():
+        axes = UNITS[path]
         limit = agc * np.maximum(norm(weights[path], axes), 1e-3)
         length = norm(gradients[path], axes)
         clipped[path] = np.where(length > limit, gradients[path] * limit / length, gradients[path])
@@ -130,8 +137,7 @@ def test_a_step_clips_the_gradient_of_the_whole_batch(key, replicas, parts, froz
     else:
         ratios = [norm(gradients[p], UNITS[p]) / norm(weights[p], UNITS[p]) for p in gradients if p == "dense/kernel"]
         limit = float(np.median(ratios))
-        frozen_too = {path: np.zeros_like(w) for path, w in weights.items()} | gradients
-        expected, active = clip_in_numpy(frozen_too, weights, limit)
+        expected, active = clip_in_numpy(gradients, weights, limit)
         assert 0.1 < active < 0.9
     config = tiny.load_config(*PLAIN_SGD, f"train.accumulate={parts}", f"optimizer.{key}={limit!r}")
     for path, (before, after) in train_one_step(config, replicas, frozen).items():
@@ -186,15 +192,11 @@ def test_a_stopped_run_with_clipping_in_phases_and_bce_ends_the_same_bit_for_bit
     config, strategy = tiny.load_config(*settings), tiny.make_strategy(1)
     assert [phase.optimizer.clip_norm for _, phase in config.phases] == [0.05, 0.0]
     assert train_model(config, tmp_path / "whole", strategy)["finished"]
-    for step in (2, 4):
-        stop = tiny.At(**{f"step{step}": tiny.send_sigterm})
-        assert train_model(config, tmp_path / "stopped", strategy, callbacks=[stop])["step"] == step
+    stop = tiny.At(step4=tiny.send_sigterm)
+    assert train_model(config, tmp_path / "stopped", strategy, callbacks=[stop])["step"] == 4
     assert train_model(config, tmp_path / "stopped", strategy)["finished"]
-    free = config.model_copy(update={"train": config.train.model_copy(update={"phases": ()})})
-    assert train_model(free, tmp_path / "free", strategy)["finished"]
-    ends = [tf.train.load_checkpoint(list_checkpoints(str(tmp_path / run))[6]) for run in ("whole", "stopped", "free")]
+    ends = [tf.train.load_checkpoint(list_checkpoints(str(tmp_path / run))[6]) for run in ("whole", "stopped")]
     names = [name for name in ends[0].get_variable_to_shape_map() if name.startswith(("model", "average", "optimizer"))]
     assert len(names) > 20
     for name in names:
         np.testing.assert_array_equal(ends[1].get_tensor(name), ends[0].get_tensor(name), err_msg=name)
-    assert not all(np.array_equal(ends[2].get_tensor(name), ends[0].get_tensor(name)) for name in names)

@@ -26,9 +26,7 @@ def test_bce_is_the_mean_over_the_classes(targets, smoothing):
     probabilities = scipy.special.expit(LOGITS.astype(float))
     expected = -(smoothed * np.log(probabilities) + (1 - smoothed) * np.log(1 - probabilities)).mean(axis=1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        losses, keras.losses.binary_crossentropy(smoothed, LOGITS, from_logits=True), rtol=1e-5
-    )
+    np.testing.assert_allclose(losses, keras.losses.binary_crossentropy(smoothed, LOGITS, from_logits=True), rtol=1e-5)
 
 
 def test_a_step_trains_with_the_loss_of_the_config():
