@@ -3,5 +3,5 @@
 May import `evaluation` and every package below it. Read `trainer` first: it is a run from top to bottom. `step` says
 what one training step computes, and `tensorflow_loop` runs it under `tf.distribute`.
 
-Public names: `trainer.train_model`, `trainer.Trainer`, `trainer.Callback`.
+Public names: `trainer.train_model`, `trainer.Trainer`, `trainer.Callback`, `learning_rate_finder.find_learning_rate`.
 """
