@@ -69,14 +69,14 @@ def test_no_rate_is_suggested_if_the_loss_does_not_fall(losses):
 
 def test_each_step_has_its_rate_in_the_unit_of_the_config(monkeypatch):
     """16 images at a rate for 256: a quarter of it with square-root scaling."""
-    used = []
+    used, losses = [], iter([1.0] * 20 + [math.nan])
 
     def make_train_loop(state, *_):
         def loop(batches, steps):
             assert next(batches)[0].shape == (16, 16, 16, 3)
             used.append(float(state.optimizer.learning_rate))
             state.optimizer.iterations.assign_add(int(steps))
-            return tf.constant([1.0, 0.0])
+            return tf.constant([next(losses), 0.0])
 
         return loop
 
@@ -87,6 +87,8 @@ def test_each_step_has_its_rate_in_the_unit_of_the_config(monkeypatch):
     np.testing.assert_allclose(result["learning_rates"], np.geomspace(1e-4, 1, 20), rtol=1e-6)
     np.testing.assert_allclose(used, np.geomspace(1e-4, 1, 20) / 4, rtol=1e-4)
     assert result["losses"] == [1.0] * 20 and result["suggestion"] is None
+    with pytest.raises(UserError, match="The loss of the first step is not finite"):
+        find_learning_rate(config, tiny.make_strategy(1), steps=20)
 
 
 def test_the_phase_that_uses_the_rate_is_tested():
