@@ -205,6 +205,7 @@ class _RunTrainer:
         status, peak_bytes = _run_process(
             command, log, on_heartbeat, self._queue.heartbeat_seconds, self._stop, is_behind
         )
+        _check_exists(self._output_dir)
         # Found again, because how far a process gets until it is stopped is a matter of chance, and it may have ended.
         step = None if status is None else find_stop()
         if step is not None:
@@ -225,7 +226,6 @@ class _RunTrainer:
             return True
 
     def _record(self, run: Run, trial: "FrozenTrial", peak_bytes: int | None) -> None:
-        _check_exists(self._output_dir)
         try:
             result = read_result(os.path.join(self._output_dir, "runs", run.name))
         except UserError as error:
@@ -236,7 +236,6 @@ class _RunTrainer:
         self._bar.print(f"{run.name}: top-1 {result['top1']:.2%}, trained for {result['train_seconds']:.0f} s")
 
     def _record_stop(self, run: Run, trial: "FrozenTrial", step: int) -> None:
-        _check_exists(self._output_dir)
         found = read_accuracies(os.path.join(self._output_dir, "runs", run.name))
         accuracies = sorted((at, top1) for at, top1 in found.items() if at <= step)
         self._queue.prune(trial, {"top1": accuracies[-1][1], "accuracies": accuracies})

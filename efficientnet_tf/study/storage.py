@@ -195,7 +195,9 @@ def _check_sqlite(url: str, parsed: "URL") -> None:
         if tables and "version_info" not in tables:
             raise StorageError(
                 f"storage={hide_password(url)} is a database of another program, with the tables "
-                f"{shorten(escape(', '.join(sorted(tables))))}. Use another file."
+                f"{shorten(escape(', '.join(sorted(tables))))}. Use another file.",
+                # Optuna creates this table first, so another process may just be creating the others.
+                is_temporary="studies" in tables,
             )
 
 

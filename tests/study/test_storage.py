@@ -45,6 +45,14 @@ def open_queue(folder, url=None, name="list"):
         return queue.owners()
 
 
+def test_a_database_that_another_process_is_creating_is_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "trials.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table studies (study_id integer)")  # the first table that Optuna creates
+    monkeypatch.setattr(time, "sleep", lambda seconds: make_database(path))
+    assert open_queue(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
