@@ -171,7 +171,7 @@ class EvalConfig(Section):
     """Epochs between two evaluations during training."""
     best: Literal["none", "top1", "top5", "loss"] = "none"
     """Metric that chooses the best checkpoint. It is compared at each evaluation, that of the EMA if the run keeps one.
-    The best checkpoint is kept beside the newest ones. `model.keras` holds its weights, and other commands use them
+    The best checkpoint is kept along with the newest ones. `model.keras` holds its weights, and other commands use them
     unless `--checkpoint` names another one."""
     patience: Count | None = None
     """Number of evaluations in a row without a better value of `eval.best` after which the run ends. The default is to

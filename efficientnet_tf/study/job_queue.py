@@ -2,7 +2,7 @@
 
 A run is an Optuna trial that carries the name of the run. Processes that start at the same moment may each add a trial
 for the same run. Of those, the one with the lowest number that has not failed owns the run, and the others are pruned.
-A run that was stopped early is pruned, too, but has a result.
+A run that was stopped early is also pruned, but it has a result.
 """
 
 import contextlib
