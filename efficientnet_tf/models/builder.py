@@ -109,8 +109,11 @@ def _classify(x, spec, classes, activation):
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if spec.dropout:
         x = layers.Dropout(spec.dropout, name="top_dropout")(x)
-    # U(-1/sqrt(classes), 1/sqrt(classes)), as in the official code.
-    initializer: Any = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+    # U(-1/sqrt(classes), 1/sqrt(classes)), as in the official code. For ten classes and the 1280 features of B0 this
+    # would start with logits of several units and a loss far above that of a guess, so the range of a classifier with
+    # few classes is 1/sqrt(features). No variant reaches the limit with ImageNet's 1000 classes.
+    fan = "fan_in" if x.shape[-1] > 6 * classes else "fan_out"
+    initializer: Any = keras.initializers.VarianceScaling(1 / 3, fan, "uniform")
     return layers.Dense(
         classes, activation=activation, kernel_initializer=initializer, dtype="float32", name="predictions"
     )(x)
@@ -165,8 +168,8 @@ def _check_shape(name, shape):
     *sides, channels = (*shape[1:], shape[0]) if is_first else shape
     if not _is_positive(channels) or not all(s is None or _is_positive(s) for s in sides):
         raise error
-    if channels > 4 and shape[2 if is_first else 0] in (1, 3):
-        raise error  # The other order would give a network for images of 224 channels.
+    if channels > 4 and shape[2 if is_first else 0] in (1, 3) and sides[0] != sides[1]:
+        raise error  # (3, 224, 224) would give a network for images of 224 channels. (3, 3, 5) can only mean 5 channels.
 
 
 def _is_positive(value):

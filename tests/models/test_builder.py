@@ -220,6 +220,21 @@ def test_classifier_starts_uniform(fresh_b0):
     assert not bias.any()
 
 
+def test_classifier_of_few_classes_starts_near_a_guess(b0):
+    initializer = b0.get_layer("predictions").kernel_initializer
+    kernel = np.asarray(initializer((1280, 10)))
+    bound = 1 / math.sqrt(1280)
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert kernel.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+@pytest.mark.parametrize("channels", [5, 7])
+@pytest.mark.parametrize("side", [1, 3])
+def test_square_images_of_many_channels_and_few_pixels(side, channels):
+    model = build_model("tiny", 2, (side, side, channels), channels=channels)
+    assert model.input_shape == (None, side, side, channels)
+
+
 def test_batch_norm_and_biases_start_neutral(fresh_b0):
     for layer in fresh_b0.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
