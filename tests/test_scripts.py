@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+TINY = Path(__file__).with_name("tiny.yaml")
 
 
 def until_done(tmp_path, *statuses, **environment):
@@ -157,7 +158,7 @@ def test_the_page_of_speed_is_written_from_its_files(tmp_path):
 def test_the_gpu_benchmark_measures_without_tensorflow(tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('not here')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    words = ["--implementations=jax", "--variants=b0", "--sizes=32", "--batch=2", "--seconds=0.01", "--rounds=1"]
+    words = ["--implementations=jax", f"--variants={TINY}", "--sizes=32", "--batch=2", "--seconds=0.01", "--rounds=1"]
     done = subprocess.run(
         [sys.executable, SCRIPTS / "gpu_benchmark.py", *words, f"--output={tmp_path / 'gpu.json'}"],
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},

@@ -18,6 +18,7 @@ from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.scaling.compound import Coefficients
 from efficientnet_tf.study import designs
 from efficientnet_tf.study.inference import add_inference, measure_inference
+from efficientnet_tf.study.page import PLOTLY
 from efficientnet_tf.study.report import write_report
 from efficientnet_tf.study.results import read_rows, read_states
 from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
@@ -94,7 +95,8 @@ def main(
             f"Networks: {len(study.networks)}, seeds: {args.seeds}, runs: {len(runs)}. Costs are for 1,000 classes.",
         )
         return 0
-    check_output_dir(args, _PACKAGES, _FILES, [args.baseline, *args.variants, args.recipe])
+    files = (*_FILES, os.path.join(os.pardir, PLOTLY)) if args.share_plotly else _FILES
+    check_output_dir(args, _PACKAGES, files, [args.baseline, *args.variants, args.recipe])
     is_finished = args.report or train_runs(args, runs, args.study, train_command)
     status = 0 if is_finished else EXIT_RESTART  # The runs that are done are shown all the same.
     rows = read_rows(runs, args.output_dir, args.storage, args.study)
@@ -118,6 +120,7 @@ def main(
         seeds=args.seeds,
         command=format_command(args),
         failed=failed,
+        shares_plotly=args.share_plotly,
     )
     show(f"Wrote {escape(path)} with {len(rows)} of {len(runs)} runs.")
     if failed and not args.report:
@@ -264,6 +267,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--report", action="store_true", help="Write the page from the finished runs without training anything."
+    )
+    parser.add_argument(
+        "--share_plotly",
+        action="store_true",
+        help="Let the page load plotly.min.js from the folder above --output_dir, and write it there. Several pages "
+        "then share this file of 5 MB. Without this flag, index.html is one file that contains everything.",
     )
     _add_study_arguments(parser)
     return parser

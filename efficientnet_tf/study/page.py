@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+PLOTLY = "plotly.min.js"  # in the folder above the page, if pages share it
 # In the order of the page's SYMBOLS. Each stands out from white and from near-black.
 COLORS = ["#3b82c4", "#d9692b", "#2a9d7a", "#c2619e", "#a8841c", "#7a6fd0", "#5d8a3a", "#b0524e"]
 X_AXES = ["macs", "params", "resolution", "images_per_second", "train_seconds", "inference_seconds", "peak_bytes"]
@@ -59,6 +60,7 @@ def write_page(
     rows: Sequence[Row],
     lines: Lines,
     plots: Sequence[str] = ("macs",),
+    shares_plotly: bool = False,
 ) -> str:
     """Write results.csv, accuracy_<column>.png and index.html. Existing files are replaced.
 
@@ -68,6 +70,8 @@ def write_page(
         rows: The finished runs, as `average_seeds` takes them.
         lines: The points of each line, from `average_seeds`.
         plots: Columns over which the accuracy is plotted. Those without any value are left out.
+        shares_plotly: Whether the page loads plotly.min.js from the folder above `output_dir`, where it is written,
+            instead of containing it. Pages that share this file of 5 MB are small.
 
     Returns:
         The path of index.html.
@@ -82,7 +86,9 @@ def write_page(
             figure = draw_accuracy(info, lines, x, columns)
             save_figure(figure, os.path.join(output_dir, images[-1]), "output", dpi=150)
     path = os.path.join(output_dir, "index.html")
-    write_text(path, make_html(info, rows, lines, columns, ["results.csv", *images]))
+    if shares_plotly:
+        write_text(os.path.join(output_dir, os.pardir, PLOTLY), _read_plotly())
+    write_text(path, make_html(info, rows, lines, columns, ["results.csv", *images], shares_plotly))
     return path
 
 
@@ -148,8 +154,9 @@ def make_html(
     lines: Lines,
     columns: Mapping[str, Column] = COLUMNS,
     files: Sequence[str] = (),
+    shares_plotly: bool = False,
 ) -> str:
-    """Return the page as one HTML text that contains the numbers, its script and plotly, and fetches nothing.
+    """Return the page as one HTML text that contains the numbers and its script, and fetches nothing from the network.
 
     Args:
         info: What the page says apart from its numbers.
@@ -157,9 +164,8 @@ def make_html(
         lines: The points of each line.
         columns: The columns with the units to show.
         files: Names of files in the folder of the page to which it links.
+        shares_plotly: Whether the page loads plotly from the folder above it, instead of containing it.
     """
-    from plotly.offline import get_plotlyjs
-
     content = {
         "info": asdict(info),
         "rows": rows,
@@ -172,7 +178,15 @@ def make_html(
     }
     # Without "<", no text can end the script element.
     data = json.dumps(_clean(content), allow_nan=False).replace("<", "\\u003c")
-    return TEMPLATE.read_text(encoding="utf-8").replace("/*PLOTLY*/", get_plotlyjs()).replace("/*DATA*/null", data)
+    plotly = f'<script src="../{PLOTLY}"></script>' if shares_plotly else f"<script>{_read_plotly()}</script>"
+    return TEMPLATE.read_text(encoding="utf-8").replace("<!--PLOTLY-->", plotly).replace("/*DATA*/null", data)
+
+
+def _read_plotly() -> str:
+    """Return the script of the installed version of plotly."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
 
 
 def _clean(value: Any) -> Any:

@@ -18,6 +18,7 @@ def write_report(
     seeds: int,
     command: str,
     failed: Sequence[str] = (),
+    shares_plotly: bool = False,
 ) -> str:
     """Write results.csv, the plots and index.html of a study from its finished runs.
 
@@ -30,6 +31,7 @@ def write_report(
         seeds: Number of runs of each network.
         command: Command that repeats the study.
         failed: Names of failed runs.
+        shares_plotly: Whether the page loads plotly from the folder above it, see `write_page`.
 
     Returns:
         The path of index.html.
@@ -49,7 +51,7 @@ def write_report(
         point_label=study.point_label,
         is_joined=study.is_joined,
     )
-    return write_page(output_dir, info, rows, lines, study.plots)
+    return write_page(output_dir, info, rows, lines, study.plots, shares_plotly)
 
 
 def list_caveats(points: Sequence[Point], recipe: str, resolution: int, seeds: int) -> Iterable[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import tiny
 from hostile import NAMES
 from outputs import full_disk
 
@@ -168,12 +169,16 @@ def test_networks_are_measured_next_to_keras(mode):
 
 
 @pytest.mark.slow
-def test_exported_files_are_measured():
-    rows, _, _ = measure_networks(Plan("export", ["b0"], [2], rounds=1, seconds=0.01, sizes=[32]))
+def test_exported_files_are_measured(tmp_path):
+    variant = tmp_path / "wide.yaml"
+    variant.write_text(Path(tiny.VARIANT).read_text().replace("width: 1.0", "width: 8.0"))
+    rows, _, _ = measure_networks(Plan("export", [str(variant)], [2], rounds=1, seconds=0.01, sizes=[32]))
     assert [row["implementation"] for row in rows] == ["efficientnet_tf", *EXPORTS]
     sizes = {row["implementation"]: row["file_mib"] for row in rows}
     assert sizes.pop("efficientnet_tf") is None
-    assert all(5 < size < 22 for size in sizes.values()) and sizes["litert:int8"] < 8 < sizes["litert:float16"] < 12
+    whole = sizes["litert:float32"]
+    assert whole > 3 and all(whole / 4 < size < 1.1 * whole for size in sizes.values())
+    assert sizes["litert:int8"] < 0.4 * whole < sizes["litert:float16"] < 0.6 * whole
 
 
 class FakeWorker:

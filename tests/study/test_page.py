@@ -202,23 +202,27 @@ def browser():
 @pytest.fixture
 def visit(browser, tmp_path):
     """Return a function that writes a page and opens it. At the end, check that it made no requests and no errors."""
-    requests, errors, contexts = [], [], []
+    requests, errors, contexts, local = [], [], [], [tmp_path / "study" / "index.html"]
+    local[0].parent.mkdir()
 
-    def open_page(rows, info=INFO, lines=None, **settings):
-        write_page(tmp_path, info, rows, make_lines(rows) if lines is None else lines, plots=())
+    def open_page(rows, info=INFO, lines=None, shares_plotly=False, **settings):
+        lines = make_lines(rows) if lines is None else lines
+        write_page(local[0].parent, info, rows, lines, plots=(), shares_plotly=shares_plotly)
+        if shares_plotly:
+            local.append(tmp_path / "plotly.min.js")
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **settings))
         page = contexts[-1].new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if line.type in ("error", "warning") else None)
-        page.goto((tmp_path / "index.html").as_uri())
+        page.goto(local[0].as_uri())
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     fetched = {url for url in requests if not url.startswith(("data:", "blob:"))}
-    assert fetched == {(tmp_path / "index.html").as_uri()}
+    assert fetched == {path.as_uri() for path in local}
     assert not errors
 
 
@@ -236,6 +240,13 @@ def read_column(page, table, key):
 def click_header(page, table, key):
     page.click(f"#{table} th[data-key={key}]")
     return page.get_attribute(f"#{table} th[data-key={key}]", "aria-sort")
+
+
+def test_pages_that_share_plotly_are_small(visit, tmp_path):
+    page = visit(make_rows(), shares_plotly=True)
+    assert page.locator("#plot .scatterlayer .trace").count() == 4
+    assert (tmp_path / "study" / "index.html").stat().st_size < 50_000
+    assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
 
 
 def test_page_draws_every_mean_and_every_run(visit):

@@ -63,7 +63,7 @@ def trained(digits, tmp_path_factory):
     model_dir = str(tmp_path_factory.mktemp("trained") / "model")
     settings = (tiny.SHORT, *NEEDS, *FOLDER, f"data.dir={digits / 'old'}", "train.batch_size=60", "train.ema_decay=0")
     run = tiny.Run(tiny.load_config(*settings, "schedule.name=constant", "optimizer.learning_rate=0.05"))
-    _, accuracy = run.steps(120)
+    _, accuracy = run.steps(160)
     assert accuracy > 0.7
     model_dir_lib.write_model_dir(model_dir, run.state.model, run.config, run.source.class_names)
     return model_dir
