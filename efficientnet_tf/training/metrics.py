@@ -190,6 +190,13 @@ def describe_run(
     yield f"Device: {devices}, {model.dtype_policy.name}"
     plural = "" if epochs == 1 else "s"
     yield f"Steps: {total_steps:,} of {config.train.batch_size} images each, {epochs:g} epoch{plural}"
+    spec = config.model
+    stride = spec.stem_stride * (1 + spec.stem_pool) * math.prod(stage.stride for stage in spec.stages)
+    if config.image_size <= stride and spec.stem_stride > 1:
+        yield (
+            "Hint: the last feature maps have a single pixel. For images this small, --set model.stem_stride=1 usually "
+            "gives a higher accuracy. Each step then takes longer."
+        )
 
 
 def _format_line(line: Mapping[str, Any]) -> str:

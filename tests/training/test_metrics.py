@@ -18,6 +18,7 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.runtime import terminal
 from efficientnet_tf.runtime.lock import lock_directory
 from efficientnet_tf.train import main, make_parser
@@ -46,6 +47,22 @@ def test_metrics_of_a_run(tmp_path):
         ]
         log.log_training(20, TRAIN)
     assert [line["step"] for line in lines_of(tmp_path)] == [10, 10, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_given"),
+    [
+        (["data.image_size=8"], True),
+        (["data.image_size=9"], False),
+        (["data.image_size=8", "model.stem_stride=1"], False),
+        (["data.image_size=16", "model.stem_pool=true"], True),
+    ],
+)
+def test_hint_for_images_that_shrink_to_one_pixel(settings, is_given):
+    config = tiny.load_config(*settings)
+    model = build_model(config.model, 10, (8, 8, 3))
+    text = "\n".join(metrics.describe_run(config, model, (20, 10), "1 CPU", 40))
+    assert ("--set model.stem_stride=1" in text) == is_given
 
 
 @pytest.mark.parametrize(
