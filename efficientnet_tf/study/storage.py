@@ -192,12 +192,13 @@ def _check_sqlite(url: str, parsed: "URL") -> None:
         return
     with explain_errors(url), contextlib.closing(_open_for_reading(path)) as connection:
         tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+        columns = {column for _, column, *_ in connection.execute("pragma table_info(studies)")}
         if tables and "version_info" not in tables:
             raise StorageError(
                 f"storage={hide_password(url)} is a database of another program, with the tables "
                 f"{shorten(escape(', '.join(sorted(tables))))}. Use another file.",
-                # Optuna creates this table first, so another process may just be creating the others.
-                is_temporary="studies" in tables,
+                # Optuna creates its table of studies first, so another process may just be creating the others.
+                is_temporary="study_id" in columns,
             )
 
 

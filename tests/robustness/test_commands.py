@@ -1,4 +1,4 @@
-"""Hostile and odd images, tables, disks and locales, given to every command in one process."""
+"""Hostile and odd images, tables, disks, locales and databases, given to every command in one process."""
 
 import pytest
 from robustness import array_files, data, images, models
@@ -15,6 +15,7 @@ KINDS = [
     array_files.arrays,
     models.full_disks,
     models.locale,
+    models.storages,
 ]
 
 

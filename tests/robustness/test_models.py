@@ -1,4 +1,4 @@
-"""Hostile and odd model directories, weights, exports, records and databases, given to every command in one process."""
+"""Hostile and odd model directories, weights, exports and records, given to every command in one process."""
 
 import pytest
 from robustness import models
@@ -10,7 +10,6 @@ KINDS = [
     models.weights,
     models.exports,
     models.records,
-    models.storages,
 ]
 
 
