@@ -10,18 +10,17 @@ from collections.abc import Sequence
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.signals import EXIT_RESTART
 from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study import architecture_report, architecture_search, coefficients
-from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, check_overrides, train_runs
+from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, train_runs
 from efficientnet_tf.study.mnasnet_space import Space
 from efficientnet_tf.study.results import read_rows
 from efficientnet_tf.study.runner import TRAIN_COMMAND
-from efficientnet_tf.study.runs import MOST_RUNS, make_runs
+from efficientnet_tf.study.runs import MOST_RUNS, load_network, make_runs
 from efficientnet_tf.study.sampling import FIRST_RANDOM, MOST_TIMES, POPULATION, SAMPLERS, Settings
 
 STUDY_NAME = "search"  # of the search for coefficients, in the database
@@ -44,9 +43,7 @@ def main(args: argparse.Namespace, train_command: Sequence[str] = TRAIN_COMMAND)
         for name in names:
             if space != args.space and getattr(args, name) != getattr(defaults, name):
                 raise UserError(f"--{name} is only for --space={space}, received --space={args.space}. Leave it out.")
-    baseline = load_variant(args.baseline)
-    if args.resolution:
-        baseline = baseline.model_copy(update={"resolution": args.resolution})
+    baseline = load_network(args.baseline, args.recipe, cli.overrides(args), args.resolution)
     searches = {"coefficients": _search_coefficients, "mnasnet": _search_baseline}
     return searches[args.space](args, baseline, train_command)
 
@@ -61,7 +58,6 @@ def _search_coefficients(args: argparse.Namespace, baseline: ModelSpec, train_co
     candidates = coefficients.find_candidates(baseline, points, args.phi)
     runs = make_runs([candidate.network for candidate in candidates], args.seeds)
     if args.list:
-        check_overrides(args)
         show(coefficients.make_point_table(candidates), coefficients.summarize_points(candidates, args.seeds))
         return 0
     check_output_dir(args, ["optuna"], ["search.csv", "coefficients.yaml"], [args.baseline, args.recipe])
@@ -90,7 +86,6 @@ def _search_coefficients(args: argparse.Namespace, baseline: ModelSpec, train_co
 def _search_baseline(args: argparse.Namespace, baseline: ModelSpec, train_command: Sequence[str]) -> int:
     space, settings = Space(baseline), _make_settings(args, baseline)
     if args.list:
-        check_overrides(args)
         show(*architecture_report.describe_space(space, settings))
         return 0
     check_output_dir(args, ["optuna", "matplotlib"], architecture_report.FILES, [args.baseline, args.recipe])

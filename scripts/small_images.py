@@ -49,12 +49,13 @@ class Part:
 
 ABOUT = """# Training from scratch on small photographs
 
-All runs start from random weights. CIFAR-10 has 50,000 training and 10,000 test images of 32x32 pixels in 10 classes, read
-from JPEG files, so chance is 10 %. Fashion-MNIST has 60,000 and 10,000 gray images of 28x28 pixels in 10 classes. The digits
-of scikit-learn are 1,437 and 360 images of 8x8 pixels. The accuracy is that of the averaged weights (EMA) on all test
-images after the last epoch. "Best evaluation" is the highest of all evaluations of a run. It is chosen on the test images, so
-it is too high, and no setting was chosen by it. The times are those of whole processes on two cores of a CPU. Every
-figure comes from a file in `docs/small_images`, which `python scripts/small_images.py` writes."""
+All runs start from random weights. CIFAR-10 has 50,000 training and 10,000 test images of 32x32 pixels in 10 classes,
+read from JPEG files, so chance is 10 %. Fashion-MNIST has 60,000 and 10,000 gray images of 28x28 pixels in 10
+classes. The digits of scikit-learn are 1,437 and 360 images of 8x8 pixels. The accuracy is that of the averaged
+weights (EMA) on all test images after the last epoch. "Best evaluation" is the highest of all evaluations of a run.
+It is chosen on the test images, so it is too high, and no setting was chosen by it. The times are those of whole
+processes on two cores of a CPU. Every figure comes from a file in `docs/small_images`, which `python
+scripts/small_images.py` writes."""
 
 PARTS = {
     "cifar10": Part(
@@ -170,8 +171,10 @@ def format_table(groups):
         finals = [list_evaluations(run)[-1]["top1"] for run in runs]
         best = max(line["top1"] for run in runs for line in list_evaluations(run))
         minutes = [run.get("seconds", run["train_seconds"]) / 60 for run in runs]
-        times = f"{min(minutes):.0f}" if round(min(minutes)) == round(max(minutes)) else (
-            f"{min(minutes):.0f} to {max(minutes):.0f}"
+        times = (
+            f"{min(minutes):.0f}"
+            if round(min(minutes)) == round(max(minutes))
+            else (f"{min(minutes):.0f} to {max(minutes):.0f}")
         )
         each = ", ".join(f"{top1:.2%}" for top1 in finals)
         lines.append(f"| {name} | {each} | {statistics.mean(finals):.2%} | {best:.2%} | {times} min |")

@@ -169,7 +169,7 @@ def _check_shape(name, shape):
     if not _is_positive(channels) or not all(s is None or _is_positive(s) for s in sides):
         raise error
     if channels > 4 and shape[2 if is_first else 0] in (1, 3) and sides[0] != sides[1]:
-        raise error  # (3, 224, 224) would give a network for images of 224 channels. (3, 3, 5) can only mean 5 channels.
+        raise error  # (3, 224, 224) would give a network for 224 channels, but (3, 3, 5) can only mean 5 channels.
 
 
 def _is_positive(value):

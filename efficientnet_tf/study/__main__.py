@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import load_config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import check_output, is_remote
 from efficientnet_tf.runtime.signals import EXIT_RESTART
@@ -33,6 +32,8 @@ def _one_dimension(args: argparse.Namespace) -> designs.Study:
     return designs.one_dimension(
         args.baseline,
         args.resolution,
+        recipe=args.recipe,
+        overrides=cli.overrides(args),
         depths=args.depths,
         widths=args.widths,
         resolutions=args.resolutions,
@@ -42,7 +43,9 @@ def _one_dimension(args: argparse.Namespace) -> designs.Study:
 
 
 def _interaction(args: argparse.Namespace) -> designs.Study:
-    return designs.interaction(args.baseline, args.resolution, widths=args.widths)
+    return designs.interaction(
+        args.baseline, args.resolution, recipe=args.recipe, overrides=cli.overrides(args), widths=args.widths
+    )
 
 
 def _family(args: argparse.Namespace) -> designs.Study:
@@ -57,7 +60,7 @@ def _family(args: argparse.Namespace) -> designs.Study:
 
 
 def _baselines(args: argparse.Namespace) -> designs.Study:
-    return designs.baselines(args.networks, args.resolution)
+    return designs.baselines(args.networks, args.resolution, recipe=args.recipe, overrides=cli.overrides(args))
 
 
 # Each of these functions shows which flags its study uses.
@@ -89,7 +92,6 @@ def main(
     study = make_study(args)
     runs = make_runs(study.networks, args.seeds)
     if args.list:
-        check_overrides(args)
         show(
             designs.make_network_table(study.networks),
             f"Networks: {len(study.networks)}, seeds: {args.seeds}, runs: {len(runs)}. Costs are for 1,000 classes.",
@@ -126,12 +128,6 @@ def main(
     if failed and not args.report:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed. Run the same command again to retry them.")
     return status
-
-
-def check_overrides(args: argparse.Namespace) -> None:
-    """Raise UserError if `--set` is wrong. Only training reads it otherwise, so that `--list` would ignore mistakes."""
-    if args.overrides:
-        load_config(args.baseline, args.recipe, cli.overrides(args))
 
 
 def check_output_dir(

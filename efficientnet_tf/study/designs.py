@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import load_config, load_variant
+from efficientnet_tf.config.load import load_config
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.terminal import make_table
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.scaling.compound import Coefficients, Multipliers, compound, round_resolution, scale_spec
 from efficientnet_tf.study.columns import Lines, Point
-from efficientnet_tf.study.runs import StudyNetwork
+from efficientnet_tf.study.runs import StudyNetwork, load_network
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,6 +87,8 @@ def one_dimension(
     baseline: str,
     resolution: int,
     *,
+    recipe: str,
+    overrides: Sequence[str] = (),
     depths: Sequence[float],
     widths: Sequence[float],
     resolutions: Sequence[float],
@@ -98,6 +100,8 @@ def one_dimension(
     Args:
         baseline: Name of a variant, or path of its YAML file.
         resolution: Image side of the baseline in pixels.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
         depths: Depth multipliers.
         widths: Width multipliers.
         resolutions: Resolution multipliers.
@@ -106,7 +110,7 @@ def one_dimension(
 
     Source: paper, figure 3 and table 7.
     """
-    base = _load_base(baseline, resolution)
+    base = load_network(baseline, recipe, overrides, resolution)
     scalings = {
         "depth": {f"d={d:g}": (d, 1, 1) for d in depths},
         "width": {f"w={w:g}": (1, w, 1) for w in widths},
@@ -130,17 +134,21 @@ def one_dimension(
     )
 
 
-def interaction(baseline: str, resolution: int, *, widths: Sequence[float]) -> Study:
+def interaction(
+    baseline: str, resolution: int, *, recipe: str, overrides: Sequence[str] = (), widths: Sequence[float]
+) -> Study:
     """Scale width at several depths and resolutions.
 
     Args:
         baseline: Name of a variant, or path of its YAML file.
         resolution: Image side of the baseline in pixels.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
         widths: Width multipliers.
 
     Source: paper, figure 4.
     """
-    base = _load_base(baseline, resolution)
+    base = load_network(baseline, recipe, overrides, resolution)
     networks = [
         StudyNetwork(
             f"d{d:g}_r{r:g}_w{w:g}",
@@ -184,7 +192,7 @@ def family(
     """
     specs = {}
     for variant in variants:
-        spec = load_variant(variant)
+        spec = load_network(variant, recipe, overrides)
         if spec.name in specs:
             raise UserError(f"variants={escape(','.join(variants))} has two variants named '{escape(spec.name)}'.")
         side = round_resolution(resolution * spec.resolution / PUBLISHED_RESOLUTION)
@@ -266,18 +274,20 @@ def _compare_sizes(lines: Lines) -> Iterable[str]:
             )
 
 
-def baselines(names: Sequence[str], resolution: int) -> Study:
+def baselines(names: Sequence[str], resolution: int, *, recipe: str, overrides: Sequence[str] = ()) -> Study:
     """Scale other networks, along one dimension and along all of them.
 
     Args:
         names: Keys of `PUBLISHED`.
         resolution: Image side of the networks before scaling, in pixels.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
 
     Source: paper, table 3.
     """
     networks = []
     for name in names:
-        base = _load_base(name, resolution)
+        base = load_network(name, recipe, overrides, resolution)
         for scaling, (macs, top1) in PUBLISHED[name].items():
             labels = {"network": name, "scaling": scaling, "paper_macs": macs, "paper_top1": top1}
             spec = scale_spec(base, *SCALINGS[scaling])
@@ -291,10 +301,6 @@ def baselines(names: Sequence[str], resolution: int) -> Study:
         is_joined=False,
         caveats=(f"The paper's numbers are for ImageNet at {PUBLISHED_RESOLUTION} pixels.",),
     )
-
-
-def _load_base(variant: str, resolution: int) -> ModelSpec:
-    return load_variant(variant).model_copy(update={"resolution": resolution})
 
 
 def _group(points: Sequence[Point], label: str) -> Lines:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import parse_config
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.run_directory import read_class_names
 from efficientnet_tf.runtime.files import TEXT_LIMIT_BYTES, read_bytes
@@ -36,7 +38,7 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
 
         - "run": Name of the run.
         - "depth", "width", "resolution": Multipliers and image side of its network.
-        - "params", "macs": Trainable parameters and multiply-adds, counted with the number of classes of the data.
+        - "params", "macs": Trainable parameters and multiply-adds of the network that was trained.
         - "classes": Number of classes.
         - "top1", "top5", "loss": From the last evaluation, of the EMA weights if there are any. "top5" is None for up
           to five classes.
@@ -59,8 +61,9 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
                 )
                 continue
             measured = {key: result.get(key) for key in _MEASURED}
-            config = {"config": f"runs/{run.name}/config.yaml"}
-            rows.append(run.labels | _describe_network(run, result["classes"]) | measured | config)
+            path = f"runs/{run.name}/config.yaml"
+            config = parse_config(trial.user_attrs["config"], f"the config of {run.name} in the database")
+            rows.append(run.labels | _describe_network(run, config, result["classes"]) | measured | {"config": path})
     return rows
 
 
@@ -90,9 +93,9 @@ def read_states(runs: Sequence[Run], output_dir: str, storage: str | None, study
     return {name: "waiting" if state in ("missing", "interrupted") else state for name, state in states.items()}
 
 
-def _describe_network(run: Run, classes: int) -> Row:
-    """Return the part of a row that follows from the spec."""
-    cost = count_cost(run.spec, classes=classes)
+def _describe_network(run: Run, config: Config, classes: int) -> Row:
+    """Return the part of a row that follows from the config."""
+    cost = count_cost(config.model, config.image_size, classes, config.data.channels)
     return {
         "run": run.name,
         "depth": run.spec.depth,

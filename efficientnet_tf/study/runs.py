@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_variant, load_config
+from efficientnet_tf.config.load import dump_variant, load_config, load_variant
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime.files import write_text
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 100_000
 LONGEST_NAME = 150  # bytes. Names of files have at most 255, with their endings.
+# Keys of a network that only matter in training, or that follow from the images. All others are its architecture.
+TRAINING_KEYS = {"dropout", "drop_connect", "batch_norm_momentum", "batch_norm_epsilon", "mean", "std"}
+_ARCHITECTURE_KEYS = [key for key in ModelSpec.model_fields if key not in TRAINING_KEYS | {"name", "resolution"}]
 
 Labels = dict[str, str | int | float]  # values that distinguish the networks of a study
 Owners = Mapping[str, "FrozenTrial"]  # the trial that owns each run of the queue, by the name of the run
@@ -99,6 +102,26 @@ class Plan:
         return None
 
 
+def load_network(variant: str, recipe: str, overrides: Sequence[str] = (), resolution: int | None = None) -> ModelSpec:
+    """Return a network with the architecture that a recipe and overrides give it, for example `model.stem_stride`.
+
+    Scaling starts from this network, and its costs are counted. Keys that only matter in training stay those of the
+    variant, so that a network that a study finds can be trained with any recipe.
+
+    Args:
+        variant: Name of a variant, or path of its YAML file.
+        recipe: Name of a recipe, or path of its YAML file.
+        overrides: "section.key=value" texts for all runs.
+        resolution: Image side in pixels. Defaults to that of the variant.
+
+    Raises:
+        UserError: If the config of a run would be invalid.
+    """
+    spec, model = load_variant(variant), load_config(variant, recipe, overrides).model
+    changes = {key: getattr(model, key) for key in _ARCHITECTURE_KEYS}
+    return spec.model_copy(update=changes | {"resolution": resolution or spec.resolution})
+
+
 def make_runs(networks: Iterable[StudyNetwork], seeds: int) -> list[Run]:
     """Return one run for each network and seed.
 
@@ -158,7 +181,8 @@ def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()
         The configs by the names of the runs.
 
     Raises:
-        UserError: If a config is invalid, or a name is no valid folder name or is used twice.
+        UserError: If a config is invalid or undoes the scaling of a network, or if a name is no valid folder name or is
+            used twice.
     """
     configs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -169,4 +193,17 @@ def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()
             variant = os.path.join(folder, f"{run.name}.yaml")
             write_text(variant, dump_variant(run.spec))
             configs[run.name] = load_config(variant, recipe, list_overrides(run, overrides))
+            _check_architecture(run, configs[run.name])
     return configs
+
+
+def _check_architecture(run: Run, config: Config) -> None:
+    """Raise UserError if the recipe or `--set` would undo what the study has changed in a network."""
+    for key in _ARCHITECTURE_KEYS:
+        wanted, found = getattr(run.spec, key), getattr(config.model, key)
+        if found != wanted:
+            raise UserError(
+                f"The study gives its networks different values of model.{key}, {shorten(str(wanted))} for "
+                f"{run.name}, but the recipe or --set changes it to {shorten(str(found))} for all of them. Change it "
+                "in the YAML file of the baseline instead."
+            )

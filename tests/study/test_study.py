@@ -172,6 +172,21 @@ def test_list_shows_the_cost_of_each_network(capsys):
     assert lines[-1] == "Networks: 21, seeds: 2, runs: 42. Costs are for 1,000 classes."
 
 
+def test_the_architecture_of_the_recipe_is_scaled_and_counted(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    digits = (Path(TINY).parents[1] / "configs/recipes/digits.yaml").read_text()
+    recipe.write_text(digits.replace("model: {", "model: {stem_stride: 1, "))
+    flags = ["--study=one_dimension", "--widths=2", "--depths=1", "--resolutions=1", "--phis=0", "--resolution=64"]
+    assert run(*flags, f"--recipe={recipe}", "--list") == 0
+    rows = {words[0]: words[1:] for words in map(str.split, capsys.readouterr().out.splitlines()) if words}
+    base = load_variant("b0").model_copy(update={"stem_stride": 1, "resolution": 64})
+    wide = count_cost(base.model_copy(update={"width": 2.0}))
+    assert rows["base"][4] == f"{count_cost(base).macs / 1e6:.1f}"
+    assert rows["width2"][4:] == [f"{wide.macs / 1e6:.1f}", f"{wide.macs / count_cost(base).macs:.2f}x"]
+    with pytest.raises(UserError, match=r"model\.width, 1\.0 for width2_seed0, but .* changes it to 0\.5 for all"):
+        run(*flags, "--set=model.width=0.5", f"--output_dir={tmp_path / 'study'}")
+
+
 @pytest.mark.parametrize(
     "flag",
     [
@@ -269,6 +284,7 @@ def test_command_on_the_page_repeats_the_study_and_contains_no_password():
 
 
 FLAGS = ["--study=one_dimension", f"--baseline={TINY}", "--recipe=smoke", "--set=train.epochs=0.1"]
+FLAGS += ["--set=model.stem_stride=1", "--set=data.channels=1"]
 FLAGS += ["--widths=2", "--depths=2", "--resolutions=1.5", "--phis=0", "--seeds=2", "--heartbeat_seconds=1"]
 
 
@@ -310,6 +326,9 @@ def test_study_from_its_runs_to_the_page(measure, tmp_path, capsys):
         "compound": 1,
     }
     assert all((tmp_path / row["config"]).is_file() for row in page["rows"])
+    trained = load_variant(TINY).model_copy(update={"stem_stride": 1})
+    base = next(row for row in page["rows"] if row["scaling"] == "base")
+    assert base["macs"] == count_cost(trained, 32, classes=base["classes"], channels=1).macs
     wide = next(point for point in page["lines"][1]["points"] if point["name"] == "width2")
     assert wide["top1"] == pytest.approx(1 / 2 + 0.0005) and wide["top1_spread"] == pytest.approx(0.001 / 2**0.5)
     assert [name.removesuffix("_seed0") for name in measure.variants] == [
