@@ -262,7 +262,7 @@ def format_command(
             continue
         if isinstance(value, dict):
             value = [f"{key}:{part:g}" for key, part in value.items()]
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             value = ",".join(part if isinstance(part, str) else f"{part:g}" for part in value)
         words.append(f"--{name}={shlex.quote(str(value))}")
     return " ".join(words)

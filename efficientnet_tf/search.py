@@ -16,8 +16,10 @@ from efficientnet_tf.runtime.signals import EXIT_RESTART
 from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study import architecture_report, architecture_search, coefficients
-from efficientnet_tf.study.__main__ import add_run_arguments, check_output_dir, train_runs
+from efficientnet_tf.study.__main__ import PACKAGES, add_run_arguments, check_output_dir, train_runs
+from efficientnet_tf.study.inference import add_inference
 from efficientnet_tf.study.mnasnet_space import Space
+from efficientnet_tf.study.report import add_page_argument, write_search_report
 from efficientnet_tf.study.results import read_rows
 from efficientnet_tf.study.runner import TRAIN_COMMAND
 from efficientnet_tf.study.runs import MOST_RUNS, load_network, make_runs
@@ -26,7 +28,7 @@ from efficientnet_tf.study.sampling import FIRST_RANDOM, MOST_TIMES, POPULATION,
 STUDY_NAME = "search"  # of the search for coefficients, in the database
 # The flags that only one of the spaces has.
 SPACES = {
-    "coefficients": ("alpha", "beta", "gamma", "tolerance", "phi", "seeds"),
+    "coefficients": ("alpha", "beta", "gamma", "tolerance", "phi", "seeds", "share_plotly"),
     "mnasnet": ("sampler", "trials", "target_macs", "exponent", "seed", "pruning", "classes"),
 }
 
@@ -60,7 +62,8 @@ def _search_coefficients(args: argparse.Namespace, baseline: ModelSpec, train_co
     if args.list:
         show(coefficients.make_point_table(candidates), coefficients.summarize_points(candidates, args.seeds))
         return 0
-    check_output_dir(args, ["optuna"], ["search.csv", "coefficients.yaml"], [args.baseline, args.recipe])
+    files = ["search.csv", "coefficients.yaml", "results.csv", "index.html"]
+    check_output_dir(args, PACKAGES, files, [args.baseline, args.recipe])
     if not train_runs(args, runs, STUDY_NAME, train_command):
         return EXIT_RESTART
     rows = read_rows(runs, args.output_dir, args.storage, STUDY_NAME)
@@ -70,12 +73,22 @@ def _search_coefficients(args: argparse.Namespace, baseline: ModelSpec, train_co
     settings = {key: getattr(args, key) for key in ("baseline", "resolution", "recipe", "phi", "seeds", "tolerance")}
     settings["overrides"] = cli.overrides(args)
     coefficients.write_results(args.output_dir, baseline, candidates, rows, scores, settings)
+    write_search_report(
+        candidates,
+        add_inference(rows, runs, args.output_dir, None),
+        scores,
+        args.output_dir,
+        recipe=args.recipe,
+        seeds=args.seeds,
+        command=cli.format_command(make_parser(), args, [], ("list", "verbose", "storage", "heartbeat_seconds")),
+        shares_plotly=args.share_plotly,
+    )
     point = scores[0].candidate.nearest
     show(
         coefficients.make_ranking_table(scores),
         coefficients.summarize_ranking(scores, args.seeds),
         f"Best: alpha {point.alpha:g}, beta {point.beta:g}, gamma {point.gamma:g}, product {point.growth:.3f}. "
-        f"Wrote coefficients.yaml, search.csv and family/ to {escape(args.output_dir)}.",
+        f"Wrote coefficients.yaml, search.csv, index.html and family/ to {escape(args.output_dir)}.",
     )
     if len(rows) < len(runs):
         failed = len(runs) - len(rows)
@@ -191,7 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="Image side of the baseline in pixels. Defaults to that of the variant.",
     )
     add_run_arguments(
-        parser, "search.csv and the best networks", "the points of the grid, or the options of each stage"
+        parser, "search.csv, a page and the best networks", "the points of the grid, or the options of each stage"
     )
     _add_grid_arguments(parser)
     _add_baseline_arguments(parser)
@@ -213,6 +226,7 @@ def _add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--phi", type=cli.positive_number, default=1.0, help="Compound coefficient at which the networks are compared."
     )
+    add_page_argument(group)
 
 
 def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:

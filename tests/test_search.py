@@ -132,6 +132,8 @@ def test_search_from_the_grid_to_the_family(tmp_path, capsys):
         expected = scale_by_phi(baseline, phi, Coefficients(1.05, 1.0, 1.4))
         assert spec == expected.model_copy(update={"name": f"phi{phi}"})
     assert family[7].resolution == 336
+    page = (tmp_path / "index.html").read_text()
+    assert "--alpha=1.06,1.05 --beta=1,1.4" in page and "alpha1.06_beta1_gamma1.4" in page
 
 
 @pytest.mark.slow

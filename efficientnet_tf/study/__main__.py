@@ -18,13 +18,13 @@ from efficientnet_tf.scaling.compound import Coefficients
 from efficientnet_tf.study import designs
 from efficientnet_tf.study.inference import add_inference, measure_inference
 from efficientnet_tf.study.page import PLOTLY
-from efficientnet_tf.study.report import write_report
+from efficientnet_tf.study.report import add_page_argument, write_report
 from efficientnet_tf.study.results import read_rows, read_states
 from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
 from efficientnet_tf.study.runs import Plan, Run, make_runs
 
 LARGEST_SIDE = 10_000  # pixels
-_PACKAGES = ("optuna", "plotly", "matplotlib")
+PACKAGES = ("optuna", "plotly", "matplotlib")
 _FILES = ("results.csv", "index.html", "measured.json")
 
 
@@ -97,8 +97,7 @@ def main(
             f"Networks: {len(study.networks)}, seeds: {args.seeds}, runs: {len(runs)}. Costs are for 1,000 classes.",
         )
         return 0
-    files = (*_FILES, os.path.join(os.pardir, PLOTLY)) if args.share_plotly else _FILES
-    check_output_dir(args, _PACKAGES, files, [args.baseline, *args.variants, args.recipe])
+    check_output_dir(args, PACKAGES, _FILES, [args.baseline, *args.variants, args.recipe])
     is_finished = args.report or train_runs(args, runs, args.study, train_command)
     status = 0 if is_finished else EXIT_RESTART  # The runs that are done are shown all the same.
     rows = read_rows(runs, args.output_dir, args.storage, args.study)
@@ -162,6 +161,8 @@ def check_output_dir(
                     f"--output_dir={escape(folder)} contains {escape(path)}, which would be overwritten. Use another "
                     "folder."
                 )
+    if args.share_plotly:
+        files = [*files, os.path.join(os.pardir, PLOTLY)]
     if os.path.isdir(folder):
         for name in files:
             check_output("--output_dir", os.path.join(folder, name), [""])
@@ -264,12 +265,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report", action="store_true", help="Write the page from the finished runs without training anything."
     )
-    parser.add_argument(
-        "--share_plotly",
-        action="store_true",
-        help="Let the page load plotly.min.js from the folder above --output_dir, and write it there. Several pages "
-        "then share this file of 5 MB. Without this flag, index.html is one file that contains everything.",
-    )
+    add_page_argument(parser)
     _add_study_arguments(parser)
     return parser
 

@@ -1,7 +1,10 @@
-"""Writes what a study shows: its conclusions, its caveats, and the files of `page`."""
+"""Writes what a study or a search shows: its conclusions, its caveats, and the files of `page`."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 
+from efficientnet_tf.scaling.compound import PAPER
+from efficientnet_tf.study.coefficients import Candidate, Score, summarize_ranking
 from efficientnet_tf.study.columns import Point, average_seeds, count_overlaps
 from efficientnet_tf.study.designs import Study
 from efficientnet_tf.study.page import StudyInfo, write_page
@@ -52,6 +55,61 @@ def write_report(
         is_joined=study.is_joined,
     )
     return write_page(output_dir, info, rows, lines, study.plots, shares_plotly)
+
+
+def write_search_report(
+    candidates: Sequence[Candidate],
+    rows: Sequence[Row],
+    scores: Sequence[Score],
+    output_dir: str,
+    *,
+    recipe: str,
+    seeds: int,
+    command: str,
+    shares_plotly: bool = False,
+) -> str:
+    """Write results.csv, a plot and index.html of a search for coefficients.
+
+    Args:
+        candidates: The networks of the search.
+        rows: Rows of `read_rows`, with "inference_seconds".
+        scores: Scores of `rank`.
+        output_dir: A local folder that exists.
+        recipe: Name or path of the recipe.
+        seeds: Number of runs of each network.
+        command: Command that repeats the search.
+        shares_plotly: Whether the page loads plotly from the folder above it, see `write_page`.
+
+    Returns:
+        The path of index.html.
+    """
+    points, baseline = average_seeds(rows), candidates[0].baseline
+    of_paper = {candidate.name for candidate in candidates if PAPER in candidate.specs}
+    name = f"alpha {PAPER.alpha:g}, beta {PAPER.beta:g}, gamma {PAPER.gamma:g}, as in the paper"
+    lines = {"grid": [point for point in points if point["network"] not in of_paper]}
+    lines |= {name: [point for point in points if point["network"] in of_paper]} if of_paper else {}
+    info = StudyInfo(
+        "Scaling coefficients",
+        f"{baseline.name} scaled by points of the grid with alpha * beta^2 * gamma^2 near 2. Because of rounding, the "
+        "networks do not have exactly the same multiply-adds.",
+        caveats=tuple(list_caveats(points, recipe, baseline.resolution, seeds)),
+        command=command,
+        planned_runs=len(candidates) * seeds,
+        conclusions=(summarize_ranking(scores, seeds),),
+        point_label="network",
+        is_joined=False,
+    )
+    return write_page(output_dir, info, rows, lines, ("macs",), shares_plotly)
+
+
+def add_page_argument(parser: argparse._ActionsContainer) -> None:
+    """Add the flag of `shares_plotly`."""
+    parser.add_argument(
+        "--share_plotly",
+        action="store_true",
+        help="Let the page load plotly.min.js from the folder above --output_dir, and write it there. Several pages "
+        "then share this file of 5 MB. Without this flag, index.html is one file that contains everything.",
+    )
 
 
 def list_caveats(points: Sequence[Point], recipe: str, resolution: int, seeds: int) -> Iterable[str]:
