@@ -1,0 +1,218 @@
+"""Run the scaling studies and searches on CIFAR-10, and write docs/studies: `python scripts/studies.py --cifar10=ZIP`.
+
+    python scripts/studies.py --cifar10=cifar10.zip                    # everything, several hours on two cores
+    python scripts/studies.py --cifar10=cifar10.zip --parts=family     # one part
+    python scripts/studies.py --parts=page                             # only the page, from the files
+
+cifar10.zip contains JPEG files `train/<class>/*.jpg` and `test/<class>/*.jpg`. Each part is one command, which is
+started once for each core. When you start the script again, it continues the part that was interrupted. The results are
+copied to docs/studies/<part>, and docs/studies/README.md is written from them.
+"""
+
+import argparse
+import csv
+import io
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs/studies"
+RESTART = 75  # exit status of a command that continues when it is started again
+TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # of each class, the first by name
+RESULTS = ["*.csv", "*.html", "*.yaml", "*.png", "runs/*/config.yaml"]
+HALF = "--baseline=docs/studies/half.yaml"
+SHORT = ["--set", "schedule.warmup_epochs=0.5", "--set", "eval.every_epochs=100"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One study or search.
+
+    Attributes:
+        title: Heading of its section.
+        text: What the section says.
+        command: Words of the command after `python -m`, without the data and the folder.
+    """
+
+    title: str
+    text: str
+    command: list[str]
+
+
+ABOUT = f"""# Scaling studies on photographs
+
+Networks trained from random weights on a part of CIFAR-10: the first {TRAIN_IMAGES:,} training images and the first
+{TEST_IMAGES} test images of each of its 10 classes. Each network was trained with three seeds. The accuracy is that of
+the averaged weights (EMA) on all test images after the last epoch. "±" is the standard deviation over the seeds. Each
+process trained on one core of a CPU. `python scripts/studies.py` repeats everything and writes this page."""
+
+PARTS = {
+    "one_dimension": Part(
+        "One dimension or all three",
+        "",
+        [
+            *("efficientnet_tf.study", "--study=one_dimension", HALF, "--resolution=16", "--recipe=cifar10"),
+            *("--widths=2", "--depths=4", "--resolutions=2", "--phis=1.1"),
+            *("--set", "train.epochs=20", *SHORT),
+        ],
+    ),
+    "coefficients": Part(
+        "Which coefficients",
+        "",
+        [
+            *("efficientnet_tf.search", HALF, "--resolution=24", "--recipe=cifar10"),
+            *("--alpha=1,1.2,1.4,1.7,2", "--beta=1,1.1,1.2,1.3,1.4", "--gamma=1,1.15,1.25,1.4"),
+            *("--set", "train.epochs=12", *SHORT),
+        ],
+    ),
+    "family": Part(
+        "B0 to B3",
+        "",
+        [
+            *("efficientnet_tf.study", "--study=family", "--variants=b0,b1,b2,b3", "--resolution=24"),
+            *("--recipe=cifar10", "--learning_rate_grid=0.002,0.004,0.008", "--set", "train.epochs=6", *SHORT),
+        ],
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------- run
+
+
+def make_data(archive: Path, path: Path) -> None:
+    """Write a part of CIFAR-10 into one .npz file."""
+    import numpy as np
+    from PIL import Image
+
+    if path.exists():
+        return
+    arrays = {}
+    with zipfile.ZipFile(archive) as files:
+        names = sorted(name for name in files.namelist() if name.endswith(".jpg"))
+        classes = sorted({name.split("/")[1] for name in names})
+        for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+            chosen = [
+                (name, label)
+                for label, class_name in enumerate(classes)
+                for name in [name for name in names if name.startswith(f"{split}/{class_name}/")][:count]
+            ]
+            pixels = [np.asarray(Image.open(io.BytesIO(files.read(name)))) for name, _ in chosen]
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = np.stack(pixels), np.array([label for _, label in chosen])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".unfinished.npz")
+    np.savez_compressed(temporary, **arrays)
+    temporary.rename(path)
+
+
+def run(words: list[str], cores: int) -> None:
+    """Run a command once for each core until it is finished."""
+    while True:
+        processes = [
+            subprocess.Popen(
+                ["taskset", "--cpu-list", str(core), sys.executable, "-m", *words],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+            for core in range(cores)
+        ]
+        try:
+            statuses = {process.wait() for process in processes}
+        except KeyboardInterrupt:
+            for process in processes:
+                process.terminate()
+            raise
+        if RESTART not in statuses:
+            break
+    if statuses != {0}:
+        sys.exit(f"{shlex.join(words)} ended with the statuses {sorted(statuses)}.")
+
+
+def complete(name: str, data: Path, work: Path, cores: int) -> None:
+    """Run a part as far as it is not finished, and copy its results."""
+    folder = work / name
+    flags = ["--share_plotly", "--set", "data.source=arrays", f"--data_dir={data}", f"--output_dir={folder}"]
+    run([*PARTS[name].command, *flags], cores)
+    found = [path for pattern in RESULTS for path in folder.glob(pattern)]
+    for path in [*found, work / "plotly.min.js"]:
+        target = FOLDER / path.relative_to(work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+# ---------------------------------------------------------------------------------------------------------- page
+
+
+def read_groups(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each network of a results.csv, in the order of the file."""
+    groups = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            groups.setdefault(row["run"].rpartition("_seed")[0], []).append(row)
+    return groups
+
+
+def format_table(groups: dict[str, list[dict[str, str]]]) -> str:
+    """Return a Markdown table with one line for each network."""
+    lines = [
+        "| network | depth | width | pixels | parameters | multiply-adds | top-1 | seeds | training |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in groups.items():
+        top1 = [100 * float(row["top1"]) for row in rows]
+        spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
+        seconds = statistics.mean(float(row["train_seconds"]) for row in rows)
+        first = rows[0]
+        cells = [
+            *(name, f"{float(first['depth']):g}", f"{float(first['width']):g}", first["resolution"]),
+            *(f"{float(first['params']) / 1e6:.2f} M", f"{float(first['macs']) / 1e6:.1f} M"),
+            *(f"{statistics.mean(top1):.1f}{spread} %", f"{len(rows)}", f"{seconds:.0f} s"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Write README.md from the results of all parts."""
+    sections = [ABOUT]
+    for name, part in PARTS.items():
+        path = FOLDER / name / "results.csv"
+        if not path.exists():
+            sections.append(f"## {part.title}\n\nNot measured yet.")
+            continue
+        sections.append(f"## {part.title}\n\n    python -m {shlex.join(part.command)}")
+        sections += [f"![Top-1 accuracy]({name}/{plot.name})" for plot in sorted((FOLDER / name).glob("*.png"))]
+        sections += [format_table(read_groups(path)), part.text]
+        sections.append(f"[Interactive page]({name}/index.html), [all runs]({name}/results.csv)")
+    (FOLDER / "README.md").write_text("\n\n".join(section for section in sections if section) + "\n")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the parts that were asked for, and write the page."""
+    chosen = args.parts or [*PARTS, "page"]
+    data = args.work / "cifar10.npz"
+    for name in chosen:
+        if name != "page":
+            make_data(args.cifar10, data)
+            complete(name, data.resolve(), args.work.resolve(), args.cores)
+    write_page()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the flags of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="Zip file of CIFAR-10 as JPEG files.")
+    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="Folder of the runs.")
+    parser.add_argument("--cores", type=int, default=2, help="Number of processes, each on one core. (default: 2)")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "page"], help="What to do. Default: everything.")
+    return parser
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())
