@@ -13,6 +13,7 @@ from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.run_directory import read_class_names
+from efficientnet_tf.models.selection import Selection
 from efficientnet_tf.runtime.files import TEXT_LIMIT_BYTES, read_bytes
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import read_owners, run_state
@@ -40,8 +41,8 @@ def read_rows(runs: Sequence[Run], output_dir: str, storage: str | None, study_n
         - "depth", "width", "resolution": Multipliers and image side of its network.
         - "params", "macs": Trainable parameters and multiply-adds of the network that was trained.
         - "classes": Number of classes.
-        - "top1", "top5", "loss": From the last evaluation, of the EMA weights if there are any. "top5" is None for up
-          to five classes.
+        - "top1", "top5", "loss": From the last evaluation, or the best one if `eval.best` chooses one, of the EMA
+          weights if there are any. "top5" is None for up to five classes.
         - "raw_top1": Top-1 accuracy of the raw weights.
         - "images_per_second": Median training rate of all loops but the first, which compiles. None if there is only
           one loop.
@@ -106,8 +107,12 @@ def _describe_network(run: Run, config: Config, classes: int) -> Row:
     }
 
 
-def read_result(model_dir: str) -> Row:
+def read_result(model_dir: str, metric: str = "none") -> Row:
     """Return the part of a row that a finished training has left in its model directory.
+
+    Args:
+        model_dir: The model directory.
+        metric: `eval.best` of the run. "none" takes the last evaluation, others the best one.
 
     Raises:
         UserError: If its files are missing or damaged.
@@ -116,9 +121,9 @@ def read_result(model_dir: str) -> Row:
     where = escape(os.path.join(model_dir, "metrics.jsonl"))
     if damaged:
         logging.getLogger(__name__).warning("%s has %d damaged lines, which were skipped.", where, damaged)
-    last = {line["kind"]: line for line in lines}
-    raw = last.get("eval/raw", {})
-    best = last.get("eval/ema", raw)
+    evaluation = _choose_evaluation(lines, metric)
+    raw = evaluation.get("raw", {})
+    best = evaluation.get("ema", raw)
     loops = [line for line in lines if line["kind"] == "train" and is_number(line.get("seconds"))]
     rates = [line["images_per_second"] for line in loops[1:] if is_number(line.get("images_per_second"))]
     result = {
@@ -131,6 +136,18 @@ def read_result(model_dir: str) -> Row:
     if not _is_result(result):
         raise UserError(f"{where} has no complete evaluation, so the result of the run is unknown.")
     return result
+
+
+def _choose_evaluation(lines: Sequence[Row], metric: str) -> dict[str, Row]:
+    """Return the lines {"raw": ..., "ema": ...} of the evaluation that counts."""
+    evaluations: dict[int, dict[str, Row]] = {}
+    for line in lines:
+        if line["kind"] in ("eval/raw", "eval/ema") and is_number(line.get("top1" if metric == "none" else metric)):
+            evaluations.setdefault(line.get("step", 0), {})[line["kind"].removeprefix("eval/")] = line
+    selection = Selection(metric)
+    for step, results in evaluations.items():
+        selection = selection.add(step, results, selection.improves(results))
+    return evaluations.get(selection.best_step or max(evaluations, default=0), {})
 
 
 def read_accuracies(model_dir: str) -> dict[int, float]:

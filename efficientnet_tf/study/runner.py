@@ -227,7 +227,8 @@ class _RunTrainer:
 
     def _record(self, run: Run, trial: "FrozenTrial", peak_bytes: int | None) -> None:
         try:
-            result = read_result(os.path.join(self._output_dir, "runs", run.name))
+            config = parse_config(trial.user_attrs["config"], f"the config of {run.name} in the database")
+            result = read_result(os.path.join(self._output_dir, "runs", run.name), config.eval.best)
         except UserError as error:
             self._record_failure(run, trial, str(error))
             return

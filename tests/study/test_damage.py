@@ -49,6 +49,18 @@ def test_a_last_line_that_is_being_written_does_not_count(tmp_path, caplog):
     assert read_result(str(tmp_path))["top1"] == 0.5 and not caplog.text
 
 
+@pytest.mark.parametrize(("metric", "top1", "raw_top1"), [("none", 0.6, 0.9), ("top1", 0.8, 0.4), ("loss", 0.7, 0.5)])
+def test_the_evaluation_that_eval_best_chooses_counts(tmp_path, metric, top1, raw_top1):
+    lines = GOOD[:1]
+    for step, (raw, ema, loss) in enumerate([(0.4, 0.8, 2.0), (0.5, 0.7, 1.0), (0.9, 0.6, 1.5)], 1):
+        for kind, value in (("raw", raw), ("ema", ema)):
+            lines += [{"step": step, "kind": f"eval/{kind}", "top1": value, "top5": 1.0, "loss": loss}]
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = read_result(str(tmp_path), metric)
+    assert (result["top1"], result["raw_top1"]) == (top1, raw_top1)
+
+
 @pytest.mark.parametrize(
     "lines",
     [
