@@ -1,8 +1,8 @@
 """Train networks from scratch on small photographs, and write docs/small_images.md: `python scripts/small_images.py`.
 
-    python scripts/small_images.py --cifar10=cifar10.zip --fashion_mnist=DIR   # everything that is missing
-    python scripts/small_images.py --cifar10=cifar10.zip --parts=cifar10       # one part
-    python scripts/small_images.py --parts=page                                # only the page, from the files
+    python scripts/small_images.py --cifar10=cifar10.zip --fashion_mnist=DIR --lite0=runs/lite0   # all that is missing
+    python scripts/small_images.py --cifar10=cifar10.zip --parts=cifar10   # one part
+    python scripts/small_images.py --parts=page                            # only the page, from the files
 
 cifar10.zip contains JPEG files `train/<class>/*.jpg` and `test/<class>/*.jpg`, and DIR has the four files of
 Fashion-MNIST. Each part is a list of training runs. It takes up to several hours on two cores and writes a JSON file
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from real_finetune import write_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/small_images"
@@ -35,7 +36,8 @@ class Part:
     Attributes:
         title: Heading of its section.
         text: What the section says before its table.
-        data: The data set, "cifar10", "fashion_mnist" or "digits".
+        data: The data set: "cifar10", "fashion_mnist", "digits", or "cifar10_100", which is 100 images of each class of
+            CIFAR-10, with other ones for each seed.
         runs: {name: flags of `train`}.
         seeds: Seeds of each run.
     """
@@ -57,6 +59,42 @@ It is chosen on the test images, so it is too high, and no setting was chosen by
 processes on two cores of a CPU. Every figure comes from a file in `docs/small_images`, which `python
 scripts/small_images.py` writes."""
 
+
+def _sets(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def _adamw(rate: float) -> list[str]:
+    more = ("optimizer.rho=0.99", "optimizer.epsilon=1e-8", "optimizer.weight_decay=0.05")
+    return _sets("optimizer.name=adamw", f"optimizer.learning_rate={rate}", *more)
+
+
+def _rmsprop(rate: float) -> list[str]:
+    more = ("optimizer.rho=0.9", "optimizer.epsilon=1e-3", "optimizer.weight_decay=1e-5")
+    return _sets("optimizer.name=rmsprop", f"optimizer.learning_rate={rate}", *more)
+
+
+def _sgd(rate: float) -> list[str]:
+    return _sets("optimizer.name=sgd", f"optimizer.learning_rate={rate}", "optimizer.weight_decay=1e-5")
+
+
+ONE_EPOCH = [
+    "--recipe=folder",
+    *_sets("data.image_size=32", "data.eval_split=test", "train.epochs=1", "schedule.warmup_epochs=0.5"),
+]
+
+
+def _finetune(rate: float, optimizer: list[str]) -> list[str]:
+    """Return flags with four times the rate in the first phase, as in the recipe."""
+    first = f"{{until: 0.25, set: {{train.freeze: body, optimizer.learning_rate: {4 * rate:g}}}}}"
+    phases = f"train.phases=[{first}, {{until: 1.0, set: {{train.freeze: batch_norm}}}}]"
+    size = ("data.image_size=96", "data.crop_padding=0", "augment.crop_area=[0.5, 1.0]", "model.drop_connect=0")
+    return [
+        *("--variant=lite0", "--recipe=finetune", *optimizer),
+        *_sets(*size, "train.epochs=5", "eval.every_epochs=5", phases),
+    ]
+
+
 PARTS = {
     "cifar10": Part(
         "CIFAR-10",
@@ -70,6 +108,49 @@ PARTS = {
         "fashion_mnist",
         {"recipe": ["--variant=b0", "--recipe=fashion_mnist"]},
         (0, 1),
+    ),
+    "optimizers": Part(
+        "The optimizer of a short run",
+        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32.",
+        "cifar10",
+        {
+            "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.016)],
+            "RMSProp 0.004": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.004)],
+            "RMSProp 0.002": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.002)],
+            "SGD 0.1": ["--variant=b0", *ONE_EPOCH, *_sgd(0.1)],
+            "AdamW 0.004": ["--variant=b0", *ONE_EPOCH, *_adamw(0.004)],
+            "AdamW 0.008": ["--variant=b0", *ONE_EPOCH, *_adamw(0.008)],
+        },
+        (0, 1, 2),
+    ),
+    "digits": Part(
+        "The optimizer on digits",
+        "B0 with the recipe `digits`, 20 epochs.",
+        "digits",
+        {
+            "RMSProp 0.004": ["--variant=b0", "--recipe=digits", *_rmsprop(0.004)],
+            "SGD 0.1": ["--variant=b0", "--recipe=digits", *_sgd(0.1)],
+            "AdamW 0.004": ["--variant=b0", "--recipe=digits", *_adamw(0.004)],
+            "AdamW 0.008": ["--variant=b0", "--recipe=digits", *_adamw(0.008)],
+        },
+        (0, 1, 2),
+    ),
+    "variants": Part(
+        "Three variants",
+        "One epoch of CIFAR-10 with the recipe `folder` as it is, at 32 pixels.",
+        "cifar10",
+        {variant: [f"--variant={variant}", *ONE_EPOCH] for variant in ("b0", "lite0", "v2-b0")},
+    ),
+    "finetune": Part(
+        "The optimizer of fine-tuning",
+        "Lite0 with its published weights and the recipe `finetune`, 100 training images of each class.",
+        "cifar10_100",
+        {
+            "RMSProp 0.004": _finetune(0.004, _rmsprop(0.004)),
+            "SGD 0.02": _finetune(0.02, _sgd(0.02)),
+            "AdamW 0.004": _finetune(0.004, _adamw(0.004)),
+        },
+        (0, 1, 2),
     ),
 }
 
@@ -124,13 +205,15 @@ def complete(part_name, args):
     part, path = PARTS[part_name], FOLDER / f"{part_name}.json"
     report = json.loads(path.read_text()) if path.exists() else {"runs": []}
     known = {(run["name"], run["seed"]) for run in report["runs"]}
-    data_dir = find_data(part.data, args)
+    weights = [f"--init_from={args.lite0}"] if part.data == "cifar10_100" else []
     for seed in part.seeds:
+        data_dir = find_data(part.data, seed, args)
         for name, flags in part.runs.items():
             if (name, seed) in known:
                 continue
             print(f"{part_name}: {name}, seed {seed}", flush=True)
-            run = train(f"{part_name}_{name}", flags, seed, args.work, data_dir)
+            folder = f"{part_name}_{name.replace(' ', '_')}"
+            run = train(folder, [*flags, *weights], seed, args.work, data_dir)
             command = make_command(flags, seed, "runs/NAME", "DIR" if data_dir else None)
             environment = describe_environment() | describe_hardware()
             report["runs"].append({"name": name, "command": command, "environment": environment} | run)
@@ -138,8 +221,11 @@ def complete(part_name, args):
             path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def find_data(name, args):
+def find_data(name, seed, args):
     """Return the folder of a data set, or None if it needs none."""
+    if name == "cifar10_100":
+        write_folders(args.cifar10, 100, seed, args.work / f"cifar10_100_{seed}")
+        return args.work / f"cifar10_100_{seed}"
     if name == "cifar10":
         unpack(args.cifar10, args.work / "cifar10")
         return args.work / "cifar10"
@@ -231,6 +317,7 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="Zip file of CIFAR-10 as JPEG files.")
     parser.add_argument("--fashion_mnist", type=Path, help="Folder with the files of Fashion-MNIST.")
+    parser.add_argument("--lite0", help="Model directory with the published weights of Lite0, see real_weights.py.")
     parser.add_argument("--work", type=Path, default=Path("runs/small_images"), help="Folder of the runs.")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, "page"], help="What to do. Default: everything.")
     return parser
