@@ -1,7 +1,7 @@
 """Show the size, cost and memory of a network: `python -m efficientnet_tf.summary --variant=b4`.
 
-Everything is counted without building the network. `--measure` also runs it and shows the measurements next to the
-prediction.
+Everything is counted without building the network. `--picture` draws its stages. `--measure` also runs it and shows the
+measurements next to the prediction.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.terminal import make_table, show
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.scaling.memory import Memory
 
 MIB, GIB = 2**20, 2**30
+PICTURE_DPI = 144  # Two pixels for each one of the layout, so that text is sharp on any screen.
 
 
 def summarize(config: Config, classes: int = 1000, available_bytes: float = 16 * GIB) -> dict[str, Any]:
@@ -217,9 +219,13 @@ def _format_measurements(summary: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Count, measure if asked to, and print."""
+    """Count, measure and draw if asked to, and print."""
     from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.visualization.figures import check_picture, require_matplotlib
 
+    check_picture("picture", args.picture)
+    if args.picture:
+        require_matplotlib("summary --picture")
     config = load_config(args.variant, args.recipe, [f"train.batch_size={args.batch}", *cli.overrides(args)])
     summary = summarize(config, args.classes, args.memory * GIB)
     if args.measure:
@@ -228,6 +234,27 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(summary, indent=1))
     else:
         show(*format_summary(summary))
+    if args.picture:
+        draw_summary(config, summary, args.picture)
+        if not args.json:  # whose output is one JSON object
+            print(f"\nThe stages are drawn in {escape(args.picture)}.")
+
+
+def draw_summary(config: Config, summary: dict[str, Any], path: str) -> None:
+    """Draw the stages of a network to a picture.
+
+    Args:
+        config: The config of the network.
+        summary: What `summarize` returned for it.
+        path: Picture to write. Its ending chooses the format.
+
+    Raises:
+        UserError: If the file cannot be written, or the picture would be too large.
+    """
+    from efficientnet_tf.visualization.figures import save_figure
+    from efficientnet_tf.visualization.stages import draw_stages
+
+    save_figure(draw_stages(config, summary), path, "picture", dpi=PICTURE_DPI)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -243,6 +270,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=cli.positive_number, default=16.0, help="Memory of the device, in GiB.")
     parser.add_argument(
         "--measure", action="store_true", help="Also run the network here, and show its speed and peak memory."
+    )
+    parser.add_argument(
+        "--picture",
+        type=cli.path,
+        help="Also draw the stages, their shapes and their costs to this file, for example .png or .svg.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     return parser

@@ -55,6 +55,7 @@ MISTAKES = {
     "prepare --data_dir=nope --output=out": (1, "data.dir='nope' is not a folder"),
     "prepare --source=digits --output=out --set=data.x=1": (1, "data.x: unknown key"),
     "summary --variant=b99": (1, "unknown variant 'b99'"),
+    "summary --picture=b0.txt": (1, "--picture=b0.txt cannot be written. Use a name that ends in .png or .jpg"),
     "scale --target_macs=1e9 --output=nope/mine.yaml": (1, "'nope' is not a folder"),
     "study --study=family": (1, "--output_dir is missing"),
     "study --study=family --output_dir=out --variants=b0,b99": (1, "unknown variant 'b99'"),

@@ -67,6 +67,13 @@ def test_table_for_people(capsys):
     assert "Largest training batch in 16 GiB: " in output
 
 
+@pytest.mark.parametrize(("name", "start"), [("b0.png", b"\x89PNG"), ("b0.SVG", b"<?xml")])
+def test_picture_is_written_and_named(capsys, tmp_path, name, start):
+    path = tmp_path / name
+    assert run(capsys, f"--picture={path}").endswith(f"\nThe stages are drawn in {path}.\n")
+    assert path.read_bytes().startswith(start)
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow
 def test_measures_on_this_machine(capsys):

@@ -113,7 +113,7 @@ PATHS = {
     "explain": {"model_dir": "folder", "output": "new .png", "": "file"},
     "export": {"model_dir": "folder", "output": "new"},
     "weights": {"input": "file", "output": "new", "variant": "file"},
-    "summary": {"variant": "file", "recipe": "file"},
+    "summary": {"variant": "file", "recipe": "file", "picture": "new .png"},
     "scale": {"baseline": "file", "output": "new .yaml"},
     "search": {"baseline": "file", "output_dir": "new"},
     "study": {"baseline": "file", "output_dir": "new"},
