@@ -14,7 +14,8 @@ setup(
     package_dir={"efficientnet_tf.configs": "configs"},
     package_data={
         "efficientnet_tf": ["py.typed"],
-        "efficientnet_tf.study": ["page.html"],
+        "efficientnet_tf.study": ["page.html", "page.js"],
+        "efficientnet_tf.visualization": ["*.html", "*.css", "*.js"],
         "efficientnet_tf.configs": ["*.yaml"],
         "efficientnet_tf.configs.recipes": ["*.yaml"],
     },

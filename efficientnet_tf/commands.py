@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "Train a classifier, or continue a training run.",
     "evaluate": "Measure the accuracy of a trained or exported model.",
     "predict": "Classify images.",
+    "report": "Show and compare training runs on a page.",
     "explain": "Draw where a model finds its classes.",
     "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",
     "weights": "Convert weights of Keras, timm or the official checkpoints.",

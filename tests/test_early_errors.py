@@ -10,6 +10,7 @@ from efficientnet_tf import cli
 from efficientnet_tf.commands import COMMANDS, load_command
 
 MODELS = {
+    "report": [],
     "evaluate": [],
     "predict": ["note.txt"],
     "explain": ["note.txt"],
@@ -54,6 +55,8 @@ MISTAKES = {
     "show --output=grid.xyz": (1, "grid.xyz"),
     "prepare --data_dir=nope --output=out": (1, "data.dir='nope' is not a folder"),
     "prepare --source=digits --output=out --set=data.x=1": (1, "data.x: unknown key"),
+    "report --model_dir=empty --model_dir=./empty": (1, "--model_dir=empty is given twice"),
+    "report --model_dir=empty --output=report.pdf": (1, "Use a name that ends in .html"),
     "summary --variant=b99": (1, "unknown variant 'b99'"),
     "summary --picture=b0.txt": (1, "--picture=b0.txt cannot be written. Use a name that ends in .png or .jpg"),
     "scale --target_macs=1e9 --output=nope/mine.yaml": (1, "'nope' is not a folder"),

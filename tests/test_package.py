@@ -67,7 +67,8 @@ def test_wheel_contains_the_package_data_and_finds_it(wheel, tmp_path):
         archive.extractall(tmp_path)
     shipped = {p.relative_to(tmp_path / "efficientnet_tf/configs") for p in tmp_path.rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
-    assert (tmp_path / "efficientnet_tf/study/page.html").is_file()
+    pages = [path for path in (ROOT / "efficientnet_tf").rglob("*.*") if path.suffix in (".html", ".css", ".js")]
+    assert pages and all((tmp_path / path.relative_to(ROOT)).is_file() for path in pages)
     assert (tmp_path / "efficientnet_tf/py.typed").is_file()
     code = (
         "import efficientnet_tf.config.load as c; print(c.CONFIG_DIR); "

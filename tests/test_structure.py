@@ -29,11 +29,13 @@ LIGHT = [
     "efficientnet_tf.study.page",
     "efficientnet_tf.study.runner",
     "efficientnet_tf.visualization.scatter",
+    "efficientnet_tf.visualization.stages",
+    "efficientnet_tf.visualization.training_report",
 ]
 COMMANDS = [
     f"efficientnet_tf.{name}"
     for name in (
-        "train evaluate predict explain show summary prepare scale search "
+        "train evaluate predict report explain show summary prepare scale search "
         "weights.__main__ export.__main__ benchmark.__main__ preflight.__main__ study.__main__"
     ).split()
 ]

@@ -17,11 +17,11 @@ from efficientnet_tf.runtime.terminal import show
 from efficientnet_tf.scaling.compound import Coefficients
 from efficientnet_tf.study import designs
 from efficientnet_tf.study.inference import add_inference, measure_inference
-from efficientnet_tf.study.page import PLOTLY
 from efficientnet_tf.study.report import add_page_argument, write_report
 from efficientnet_tf.study.results import read_rows, read_states
 from efficientnet_tf.study.runner import TRAIN_COMMAND, run_jobs
 from efficientnet_tf.study.runs import Plan, Run, make_runs
+from efficientnet_tf.visualization.page import PLOTLY
 
 LARGEST_SIDE = 10_000  # pixels
 PACKAGES = ("optuna", "plotly", "matplotlib")

@@ -9,10 +9,10 @@ from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
+from efficientnet_tf.models.run_metrics import is_number
 from efficientnet_tf.scaling.complexity import NetworkCost, count_cost
 from efficientnet_tf.study.job_queue import read_owners, run_state
 from efficientnet_tf.study.mnasnet_space import Choices, Space
-from efficientnet_tf.study.results import is_number
 from efficientnet_tf.study.runs import Owners, Plan, Run
 from efficientnet_tf.study.sampling import MOST_TIMES, Settings, Trial, find_stop, sample_choices
 

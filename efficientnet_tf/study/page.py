@@ -1,29 +1,24 @@
 """Writes the files of a study: results.csv, the plots, and one interactive HTML page that needs no network."""
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import write_text
 from efficientnet_tf.runtime.tables import format_csv
 from efficientnet_tf.study.columns import COLUMNS, Column, Lines, choose_units
 from efficientnet_tf.study.results import Row
 from efficientnet_tf.visualization.figures import add_legend, legible, save_figure, shorten
+from efficientnet_tf.visualization.page import COLORS, PLOTLY, make_page, read_plotly
 from efficientnet_tf.visualization.scatter import MARKERS, name_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_suffix(".html")
-PLOTLY = "plotly.min.js"  # in the folder above the page, if pages share it
-# In the order of the page's SYMBOLS. Each stands out from white and from near-black.
-COLORS = ["#3b82c4", "#d9692b", "#2a9d7a", "#c2619e", "#a8841c", "#7a6fd0", "#5d8a3a", "#b0524e"]
+CONTENT = Path(__file__).with_suffix(".html")
 X_AXES = ["macs", "params", "resolution", "images_per_second", "train_seconds", "inference_seconds", "peak_bytes"]
 Y_AXES = ["top1", "loss"]
 LONGEST_LABEL = 300  # points, in a legend
@@ -87,7 +82,7 @@ def write_page(
             save_figure(figure, os.path.join(output_dir, images[-1]), "output", dpi=150)
     path = os.path.join(output_dir, "index.html")
     if shares_plotly:
-        write_text(os.path.join(output_dir, os.pardir, PLOTLY), _read_plotly())
+        write_text(os.path.join(output_dir, os.pardir, PLOTLY), read_plotly())
     write_text(path, make_html(info, rows, lines, columns, ["results.csv", *images], shares_plotly))
     return path
 
@@ -173,28 +168,6 @@ def make_html(
         "columns": {key: {"title": column.title, **asdict(column)} for key, column in columns.items()},
         "x": X_AXES,
         "y": Y_AXES,
-        "colors": COLORS,
         "files": list(files),
     }
-    # Without "<", no text can end the script element.
-    data = json.dumps(_clean(content), allow_nan=False).replace("<", "\\u003c")
-    plotly = f'<script src="../{PLOTLY}"></script>' if shares_plotly else f"<script>{_read_plotly()}</script>"
-    return TEMPLATE.read_text(encoding="utf-8").replace("<!--PLOTLY-->", plotly).replace("/*DATA*/null", data)
-
-
-def _read_plotly() -> str:
-    """Return the script of the installed version of plotly."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def _clean(value: Any) -> Any:
-    """Return the value with visible texts, and with None in place of every float that JSON cannot represent."""
-    if isinstance(value, dict):
-        return {_clean(key): _clean(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(part) for part in value]
-    if isinstance(value, str):
-        return escape(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return make_page(CONTENT, content, f"../{PLOTLY}" if shares_plotly else None)

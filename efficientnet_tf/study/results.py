@@ -1,6 +1,5 @@
 """Reads what the runs of a study measured: from the job queue, and from the model directories of the runs."""
 
-import json
 import logging
 import math
 import os
@@ -13,8 +12,7 @@ from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.run_directory import read_class_names
-from efficientnet_tf.models.selection import Selection
-from efficientnet_tf.runtime.files import TEXT_LIMIT_BYTES, read_bytes
+from efficientnet_tf.models.run_metrics import find_best_step, group_evaluations, is_number, read_metrics
 from efficientnet_tf.scaling.complexity import count_cost
 from efficientnet_tf.study.job_queue import read_owners, run_state
 from efficientnet_tf.study.runs import Run
@@ -79,11 +77,6 @@ def _is_result(result: Any) -> TypeGuard[dict[str, Any]]:
     )
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value from a file or a database is a number that can be computed with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not 1e100 < abs(value) < math.inf
-
-
 def read_states(runs: Sequence[Run], output_dir: str, storage: str | None, study_name: str) -> dict[str, str]:
     """Return the state of each run: "waiting", "running", "done" or "failed". Takes the arguments of `read_rows`.
 
@@ -117,7 +110,7 @@ def read_result(model_dir: str, metric: str = "none") -> Row:
     Raises:
         UserError: If its files are missing or damaged.
     """
-    lines, damaged = _read_metrics(model_dir)
+    lines, damaged = read_metrics(model_dir)
     where = escape(os.path.join(model_dir, "metrics.jsonl"))
     if damaged:
         logging.getLogger(__name__).warning("%s has %d damaged lines, which were skipped.", where, damaged)
@@ -140,20 +133,14 @@ def read_result(model_dir: str, metric: str = "none") -> Row:
 
 def _choose_evaluation(lines: Sequence[Row], metric: str) -> dict[str, Row]:
     """Return the lines {"raw": ..., "ema": ...} of the evaluation that counts."""
-    evaluations: dict[int, dict[str, Row]] = {}
-    for line in lines:
-        if line["kind"] in ("eval/raw", "eval/ema") and is_number(line.get("top1" if metric == "none" else metric)):
-            evaluations.setdefault(line.get("step", 0), {})[line["kind"].removeprefix("eval/")] = line
-    selection = Selection(metric)
-    for step, results in evaluations.items():
-        selection = selection.add(step, results, selection.improves(results))
-    return evaluations.get(selection.best_step or max(evaluations, default=0), {})
+    evaluations = group_evaluations(lines, "top1" if metric == "none" else metric)
+    return evaluations.get(find_best_step(evaluations, metric) or max(evaluations, default=0), {})
 
 
 def read_accuracies(model_dir: str) -> dict[int, float]:
     """Return the top-1 accuracy at each step that was evaluated so far, of the EMA weights if there are any."""
     try:
-        lines, _ = _read_metrics(model_dir)
+        lines, _ = read_metrics(model_dir)
     except UserError:
         return {}
     found: dict[str, dict[int, float]] = {"eval/raw": {}, "eval/ema": {}}
@@ -166,27 +153,8 @@ def read_accuracies(model_dir: str) -> dict[int, float]:
 def read_accuracy(model_dir: str) -> float | None:
     """Return the top-1 accuracy of the last evaluation so far, or None if there is none that can be read."""
     try:
-        lines, _ = _read_metrics(model_dir)
+        lines, _ = read_metrics(model_dir)
     except UserError:
         return None
     found = [line["top1"] for line in lines if line["kind"].startswith("eval/") and is_number(line.get("top1"))]
     return found[-1] if found else None
-
-
-def _read_metrics(model_dir: str) -> tuple[list[dict[str, Any]], int]:
-    """Return the valid lines of metrics.jsonl, and the number of others. Training may be writing the last one."""
-    path = os.path.join(model_dir, "metrics.jsonl")
-    if not os.path.exists(path):
-        return [], 0
-    *texts, _ = read_bytes(path, TEXT_LIMIT_BYTES).split(b"\n")
-    lines = [_parse_line(text) for text in texts if text]
-    valid = [line for line in lines if line is not None]
-    return valid, len(lines) - len(valid)
-
-
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("kind"), str) else None

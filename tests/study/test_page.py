@@ -1,14 +1,13 @@
 """Tests of the averages, the files and the page of a study. The page is opened in a real browser."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
-import shutil
 from dataclasses import replace
 
 import pytest
+from browser import launch_browser, read_column, watch_pages
 from hostile import NAMES
 from outputs import full_disk
 
@@ -186,55 +185,29 @@ def test_a_page_without_any_run_is_written(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next((path for path in map(shutil.which, names) if path), None)
-    if chromium is None or importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright and chromium are not installed")
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with launch_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Return a function that writes a page and opens it. At the end, check that it made no requests and no errors."""
-    requests, errors, contexts, local = [], [], [], [tmp_path / "study" / "index.html"]
-    local[0].parent.mkdir()
+    """Return a function that writes a page and opens it."""
+    path = tmp_path / "study" / "index.html"
+    path.parent.mkdir()
+    with watch_pages(browser) as open_page:
 
-    def open_page(rows, info=INFO, lines=None, shares_plotly=False, **settings):
-        lines = make_lines(rows) if lines is None else lines
-        write_page(local[0].parent, info, rows, lines, plots=(), shares_plotly=shares_plotly)
-        if shares_plotly:
-            local.append(tmp_path / "plotly.min.js")
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **settings))
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if line.type in ("error", "warning") else None)
-        page.goto(local[0].as_uri())
-        return page
+        def write_and_open(rows, info=INFO, lines=None, shares_plotly=False, **settings):
+            lines = make_lines(rows) if lines is None else lines
+            write_page(path.parent, info, rows, lines, plots=(), shares_plotly=shares_plotly)
+            return open_page(path, *([tmp_path / "plotly.min.js"] if shares_plotly else []), **settings)
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    fetched = {url for url in requests if not url.startswith(("data:", "blob:"))}
-    assert fetched == {path.as_uri() for path in local}
-    assert not errors
+        yield write_and_open
 
 
 def read_traces(page, key):
     """Return values of the trace of each line's means. Traces of means have error bars, those of single runs do not."""
     js = f"document.getElementById('plot').data.filter(trace => trace.error_y).map(trace => trace.{key})"
     return json.loads(page.evaluate(f"JSON.stringify({js})"))
-
-
-def read_column(page, table, key):
-    index = page.eval_on_selector(f"#{table} th[data-key={key}]", "th => th.cellIndex")
-    return page.eval_on_selector_all(f"#{table} tbody tr", f"trs => trs.map(tr => tr.cells[{index}].textContent)")
 
 
 def click_header(page, table, key):
@@ -257,7 +230,7 @@ def test_page_draws_every_mean_and_every_run(visit):
     assert page.locator("#plot .scatterlayer .trace").count() == 4
     assert page.locator("#plot .scatterlayer .point").count() == 9 + 3 + 6 + 2
     assert page.locator("#plot .xtitle").text_content() == "multiply-adds (M)"
-    assert page.locator("#plot .legendtext").all_text_contents() == ["width", "depth"]
+    assert page.locator("#legend button").all_text_contents() == ["width", "depth"]
     assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "log"
     ticks = page.locator("#plot .xtick").all_text_contents()
     assert {"10", "20", "50", "100"} <= set(ticks)
@@ -318,7 +291,7 @@ def test_runs_link_to_their_configs(visit):
 
 def test_hover_text_describes_the_network(visit):
     page = visit(make_rows())
-    page.locator("#plot .legendtoggle").first.wait_for()
+    page.locator("#plot .scatterlayer .point").first.wait_for()
     box = page.locator("#plot .scatterlayer .trace").first.locator(".point").nth(1).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.locator("#plot .hovertext").wait_for()
@@ -363,23 +336,24 @@ def test_no_name_runs_a_script_or_becomes_markup(visit):
     rows[0]["config"], rows[1]["config"], rows[2]["config"] = "javascript:hacked=1", "//host/a", "a/<b>/$'\"c"
     info = StudyInfo(script, image, tuple(names), anchor, 3, tuple(names))
     page = visit(rows, info, lines={name: [p for p in average_seeds(rows) if p["dimension"] == name] for name in names})
-    page.locator("#plot .legendtext").first.wait_for()
+    page.locator("#plot .scatterlayer .point").first.wait_for()
     shown = [escape(name) for name in names]
     assert read_column(page, "runs", "run") == read_column(page, "networks", "scaling") == shown
     assert page.locator("#caveats li").all_text_contents() == shown
     assert page.title() == page.text_content("h1") == script
 
+    assert page.locator("#legend button").all_text_contents() == shown
+
     def read(texts):  # Plotly writes blanks as no-break spaces, in a few places.
         return ["".join(text.replace("\xa0", " ").split()) for text in texts]
 
-    assert read(page.locator("#plot .legendtext").all_text_contents()) == read(shown)
     points = page.locator("#plot .scatterlayer .trace .point")
     for index in map(names.index, (script, image, anchor)):
         page.evaluate(f"Plotly.Fx.hover('plot', [{{curveNumber: {2 * index}, pointNumber: 0}}])")
         page.wait_for_timeout(100)
         assert read([shown[index]])[0] in read([page.locator("#plot .hovertext").first.text_content()])[0]
     assert points.count() == len(names)
-    assert page.locator("#plot a, #plot img, h1 *, li *, td script, body > img").count() == 0
+    assert page.locator("#plot a, #plot img, #legend a, #legend img, h1 *, li *, td script, body > img").count() == 0
     assert page.evaluate("[typeof hacked, document.scripts.length]") == ["undefined", 2]
     links = page.eval_on_selector_all("#runs td a", "links => links.slice(0, 3).map(a => a.getAttribute('href'))")
     assert links == ["javascript%3Ahacked%3D1", "host/a", "a/%3Cb%3E/%24'%22c"]
@@ -394,11 +368,20 @@ def test_page_follows_the_color_scheme_of_the_system(visit):
     assert page.evaluate(background) == "#fff"
 
 
-def test_page_fits_a_phone(visit):
+def test_lines_are_hidden_and_shown_by_the_legend(visit):
     page = visit(make_rows())
-    page.set_viewport_size({"width": 390, "height": 900})
-    page.reload()
-    page.locator("#plot .legendtext").first.wait_for()
+    page.click("#legend button:has-text('depth')")
+    assert page.locator("#plot .scatterlayer .point").count() == 9 + 3
+    page.click("#legend button:has-text('depth')")
+    assert page.locator("#plot .scatterlayer .point").count() == 9 + 3 + 6 + 2
+
+
+def test_page_fits_a_phone(visit):
+    rows = make_rows()
+    long = "alpha 1.2, beta 1.1, gamma 1.15, as_in_the_paper_and_" + "without_any_blank" * 5
+    info = replace(INFO, title="x" * 100, caveats=("/a/long/path" * 20,))
+    page = visit(rows, info, {long: average_seeds(rows)}, viewport={"width": 390, "height": 900})
     assert page.evaluate("document.scrollingElement.scrollWidth") == 390
-    axis, legend = (page.locator(f"#plot {name}").bounding_box() for name in (".xtitle", ".legend"))
-    assert legend["y"] >= axis["y"] + axis["height"], "the legend is below the plot"
+    legend = page.locator("#legend button").bounding_box()
+    assert legend["x"] >= 0 and legend["x"] + legend["width"] <= 390, "a long name is wrapped, not cut off"
+    assert page.locator("#plot .xtitle").bounding_box()["width"] > 50
