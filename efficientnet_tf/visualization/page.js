@@ -44,9 +44,9 @@ function link(text, target) {
   return a;
 }
 
-// Returns the parts of a text between which a line may break: after each dot, slash and underscore.
+// Returns the parts of a text between which a line may break: after slashes, underscores, and dots that are no point of a number.
 const breakable = node => typeof node === "string"
-  ? node.split(/(?<=[._/])/).flatMap(part => [part, document.createElement("wbr")]).slice(0, -1) : [node];
+  ? node.split(/(?<=[_/]|\.(?!\d))/).flatMap(part => [part, document.createElement("wbr")]).slice(0, -1) : [node];
 
 function small(text) {
   const part = document.createElement("small");
@@ -135,7 +135,7 @@ function tabulate(table, items, keys, title, cell) {
     th.dataset.key = key;
     th.classList.toggle("text", isText(key));
     button.textContent = title(key);
-    button.style.minWidth = `calc(${Math.min(button.textContent.length, 9)}ch + 1.4rem)`;
+    button.style.minWidth = `calc(${Math.min(button.textContent.length, 11)}ch + 1.4rem)`;
     th.append(button);
     head.append(th);
     th.addEventListener("click", () => {

@@ -20,10 +20,11 @@ from efficientnet_tf.models.run_metrics import (
     is_number,
     read_metrics,
 )
-from efficientnet_tf.runtime.files import exists, is_folder, is_remote
+from efficientnet_tf.runtime.files import exists, is_folder, is_remote, list_folder
 from efficientnet_tf.scaling.complexity import Cost, count_cost
 
 TRAIN = "train"
+MOST_HINTS = 3  # folders that an error names
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def read_run(model_dir: str) -> LoggedRun:
         raise UserError(f"model_dir={escape(model_dir)}: no such file or folder.")
     if not is_folder(model_dir):
         raise UserError(f"model_dir={escape(model_dir)} is a file, not the model directory of a run.")
-    config = read_config(model_dir)
+    config = _read_config(model_dir)
     read, damaged = read_metrics(model_dir)
     lines, invalid = _sort_lines(read)
     try:
@@ -134,6 +135,21 @@ def read_run(model_dir: str) -> LoggedRun:
         damaged=damaged + invalid,
         history=read_history(model_dir),
     )
+
+
+def _read_config(model_dir: str) -> Config:
+    """Return the config of a run. If the folder is none but contains some, the error names them."""
+    try:
+        return read_config(model_dir)
+    except UserError as error:
+        if exists(os.path.join(model_dir, "config.yaml")):
+            raise
+        paths = [os.path.join(model_dir, name) for name in list_folder(model_dir)]
+        runs = [escape(path) for path in paths if exists(os.path.join(path, "config.yaml"))]
+        if not runs:
+            raise
+        more = "" if len(runs) <= MOST_HINTS else f" and {len(runs) - MOST_HINTS} more"
+        raise UserError(f"{error} These folders in it are: {', '.join(runs[:MOST_HINTS])}{more}.") from None
 
 
 def _sort_lines(lines: Iterable[Line]) -> tuple[dict[str, dict[int, Line]], int]:

@@ -88,3 +88,9 @@ def test_folders_that_are_no_runs(tmp_path):
     for name, message in (("no", "no such file"), ("empty", "is not a model directory"), ("file", "is a file")):
         with pytest.raises(UserError, match=rf"^model_dir=\S+/{name}:? {message}"):
             read_run(str(tmp_path / name))
+    for number in range(5):
+        write_run(tmp_path / f"empty/run{number}", [])
+    with pytest.raises(
+        UserError, match=r"no config.yaml. These folders in it are: \S+run0, \S+, \S+run2 and 2 more\.$"
+    ):
+        read_run(str(tmp_path / "empty"))
