@@ -1,0 +1,102 @@
+"""Write what the concept pages of the documentation site generate from the source and from measurements, in Markdown.
+
+`docs/site/hooks.py` calls these functions while the site is built. Imports no TensorFlow.
+"""
+
+import ast
+import html
+import json
+import math
+import re
+from pathlib import Path
+
+from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.scaling.complexity import count_cost
+from efficientnet_tf.scaling.compound import PAPER, scale_by_phi, solve_phi
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILY = [f"b{i}" for i in range(8)]
+PHIS = [i / 4 for i in range(33)]  # of the figure
+WIDTH, HEIGHT, MARGIN = 480, 280, 44  # of the figure
+
+
+def format_deviations() -> str:
+    """Return the list of all deviations from published code and papers that docstrings name."""
+    items = []
+    for path in sorted((ROOT / "efficientnet_tf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            found = re.search(r"^Deviates(.+?)(?:\n\n|\Z)", ast.get_docstring(node) or "", re.MULTILINE | re.DOTALL)
+            if found:
+                text = " ".join(found[1].split()).removeprefix(": ")
+                name = getattr(node, "name", path.stem)
+                items.append(f"- `{path.parent.name}.{name}`: {text[:1].upper()}{text[1:]}")
+    return "\n".join(items)
+
+
+def format_phi() -> str:
+    """Return the table of the compound coefficients that the published variants imply."""
+    base, rows = load_variant("b0"), []
+    for name in FAMILY:
+        spec = load_variant(name)
+        factors = (spec.depth / base.depth, spec.width / base.width, spec.resolution / base.resolution)
+        bases = (PAPER.alpha, PAPER.beta, PAPER.gamma)
+        phis = [f"{solve_phi(*pair):.2f}" for pair in zip(factors, bases, strict=True)]
+        rows.append(f"| {name} | {spec.depth:g} | {spec.width:g} | {spec.resolution} | {' | '.join(phis)} |")
+    titles = "| variant | depth | width | pixels | phi of the depth | phi of the width | phi of the pixels |"
+    return "\n".join([titles, "|---|--:|--:|--:|--:|--:|--:|", *rows])
+
+
+def format_memory() -> str:
+    """Return the table of predicted and measured memory, from `docs/memory.json`."""
+    report = json.loads((ROOT / "docs" / "memory.json").read_text(encoding="utf-8"))
+    lines = ["| variant | pixels | batch | predicted | measured | error |", "|---|--:|--:|--:|--:|--:|"]
+    for row in report["rows"]:
+        predicted, measured = (f"{row[f'{name}_bytes'] / 2**30:.2f} GiB" for name in ("predicted", "measured"))
+        cells = (row["variant"], row["size"], row["batch"], predicted, measured, f"{100 * row['error']:+.1f} %")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    return "\n".join([*lines, "", f"Measured with {environment}."])
+
+
+def format_scaling_figure() -> str:
+    """Return a figure of the multiply-adds over phi, with a slider that scales B0. Without a script it stands still."""
+    points = []
+    for phi in PHIS:
+        spec = scale_by_phi("b0", phi)
+        cost = count_cost(spec)
+        points.append([phi, spec.depth, spec.width, spec.resolution, cost.params, cost.macs])
+    names = {name: (load_variant(name), count_cost(name)) for name in FAMILY}
+    family = [
+        (name, solve_phi(spec.resolution / load_variant("b0").resolution, PAPER.gamma), cost.macs)
+        for name, (spec, cost) in names.items()
+    ]
+    low, high = math.log10(min(p[-1] for p in points)), math.log10(max(p[-1] for p in points))
+
+    def place(phi: float, macs: float) -> tuple[float, float]:
+        x = MARGIN + (WIDTH - MARGIN - 20) * phi / PHIS[-1]
+        return round(x, 1), round(HEIGHT - MARGIN - (HEIGHT - MARGIN - 34) * (math.log10(macs) - low) / (high - low), 1)
+
+    places = [place(point[0], point[-1]) for point in points]
+    shapes = [f'<polyline points="{" ".join(f"{x},{y}" for x, y in places)}"/>']
+    for billions in (0.5, 1, 2, 5, 10, 20, 50):
+        _, y = place(0, billions * 1e9)
+        if 20 < y:
+            shapes.append(f'<text class="end" x="{MARGIN - 8}" y="{y + 4}">{billions:g}</text>')
+    for phi in range(int(PHIS[-1]) + 1):
+        shapes.append(f'<text x="{place(phi, 1e9)[0]}" y="{HEIGHT - MARGIN + 20}">{phi}</text>')
+    for name, phi, macs in family:
+        x, y = place(phi, macs)
+        shapes.append(f'<circle cx="{x}" cy="{y}" r="4"/>')
+        x, y = (x - 7, y - 5) if phi else (x + 30, y + 5)
+        shapes.append(f'<text class="end" x="{x:.1f}" y="{y:.1f}">{name.upper()}</text>')
+    shapes.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}">phi</text>')
+    shapes.append('<text class="start" x="0" y="14">billion multiply-adds</text>')
+    shapes.append(f'<circle class="marker" cx="{places[0][0]}" cy="{places[0][1]}" r="6"/>')
+    data = html.escape(json.dumps({"points": points, "places": places}), quote=True)
+    label = "Billions of multiply-adds over phi: B0 scaled by the formula (line), and the published networks (points)"
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(shapes)}</svg>'
+    slider = f'<input type="range" min="0" max="{len(PHIS) - 1}" value="0" aria-label="phi"><output></output>'
+    caption = f"<figcaption>{label}. Move the slider to scale B0.</figcaption>"
+    return f'<figure class="scaling" data-scaling="{data}">{svg}{slider}{caption}</figure>'
