@@ -103,18 +103,19 @@ def describe(title: str) -> str:
         return "One module for each command: flags in, messages and files out."
     path = PACKAGE / title / "__init__.py"
     path = path if path.exists() else PACKAGE / f"{title}.py"
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0].split(": `python")[0]
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.split("\n")[0].split(": `python")[0].rstrip(".") + "."
 
 
 def format_page() -> str:
-    """Return the drawing and the table of all imports, as Markdown."""
+    """Return the drawing and the list of all imports, as Markdown."""
     imports = count_imports()
-    table = ["| package | purpose | imports from |", "|---|---|---|"]
+    drawing = draw_graph(reduce_graph({title: set(counts) for title, counts in imports.items()}))
+    items = [f'<figure class="drawing">{drawing}</figure>']
     for title, counts in imports.items():
         listed = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
-        table.append(f"| `{title}` | {describe(title)} | {listed} |")
-    drawing = draw_graph(reduce_graph({title: set(counts) for title, counts in imports.items()}))
-    return f'<figure class="drawing">{drawing}</figure>\n\n' + "\n".join(table)
+        items.append(f"`{title}`\n:   {describe(title)} {f'Imports from {listed}.' if listed else 'Imports none.'}")
+    return "\n\n".join(items)
 
 
 if __name__ == "__main__":

@@ -148,20 +148,19 @@ def format_command(name: str) -> str:
 
 def _format_action(action: argparse.Action) -> str:
     """Return a flag as an item of a definition list, with an anchor: `commands/train.md#recipe`."""
-    name, value = action.dest, action.metavar or action.dest.upper()
-    if action.choices and action.metavar is None:
-        value = "|".join(map(str, action.choices))
+    value = str(action.metavar or action.dest.upper())
+    name, text = action.dest, f"{value} ..." if action.nargs in ("*", "+") else value
     if action.option_strings:
         flag = action.option_strings[-1]
-        name, text = flag.lstrip("-"), flag if action.nargs == 0 else f"{flag}={value}"
-    else:
-        text = f"{value} ..." if action.nargs in ("*", "+") else str(value)
-    help_text = _escape((action.help or "") % {"default": action.default, "prog": ""} if action.help else "")
+        name, text = flag.lstrip("-"), flag if action.nargs == 0 or action.choices else f"{flag}={value}"
+    sentences = [_escape(action.help or "")]
+    if action.choices:
+        sentences.append(f"*Values:* {', '.join(f'`{choice}`' for choice in action.choices)}.")
     default = action.default
-    if isinstance(default, list | tuple):
-        default = ",".join(map(str, default))
-    shown = "" if default in (None, False, "") or not action.option_strings else f" *Default:* `{default}`."
-    return f'<code id="{name}">{_escape_html(text)}</code>\n:   {help_text}{shown}'
+    if action.option_strings and default not in (None, False, "", []):
+        default = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+        sentences.append(f"*Default:* `{default}`.")
+    return f'<code id="{name}">{_escape_html(text)}</code>\n:   {" ".join(sentences)}'
 
 
 def _escape(text: str) -> str:

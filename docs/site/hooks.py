@@ -65,6 +65,13 @@ def on_page_markdown(markdown, page, config, files):
     return reference_pages.link_config_keys(markdown, os.path.relpath(CONFIG, here))
 
 
+def on_page_content(html, **_):
+    """Keep browsers from breaking the line between the two dashes of a flag and its name."""
+    return re.sub(
+        r"<code>[^<]*</code>", lambda code: re.sub(r"--\w+", r'<span class="flag">\g<0></span>', code[0]), html
+    )
+
+
 def command_page(name):
     """Return the path of a command's page below `docs/`."""
     return f"reference/commands/{name}.md"
