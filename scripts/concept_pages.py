@@ -27,11 +27,14 @@ def format_deviations() -> str:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 continue
-            found = re.search(r"^Deviates(.+?)(?:\n\n|\Z)", ast.get_docstring(node) or "", re.MULTILINE | re.DOTALL)
+            text = ast.get_docstring(node) or ""
+            found = re.search(r"^(Deviates.+?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+            source = re.search(r"^Source: (.+?)(?=\n\n|\nDeviates|\Z)", text, re.MULTILINE | re.DOTALL)
             if found:
-                text = " ".join(found[1].split()).removeprefix(": ")
-                name = getattr(node, "name", path.stem)
-                items.append(f"- `{path.parent.name}.{name}`: {text[:1].upper()}{text[1:]}")
+                name = f"{path.parent.name}.{getattr(node, 'name', path.stem)}"
+                follows = f" *Source:* {' '.join(source[1].split()).rstrip('.')}." if source else ""
+                deviates = re.sub("^Deviates:?", r"*\g<0>*", " ".join(found[1].split()))
+                items.append(f"- `{name}`.{follows} {deviates}")
     return "\n".join(items)
 
 

@@ -78,15 +78,16 @@ def describe_values(field: dict[str, Any]) -> str:
 def _describe(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_describe(part) for part in field["anyOf"] if part.get("type") != "null")
-    if "$ref" in field:
-        return "a section"
     values = field.get("enum", [field["const"]] if "const" in field else [])
     if values:
         return " or ".join(f"`{value}`" for value in values)
     kind = field["type"]
     if kind == "array":
-        parts = [_describe(part) for part in field.get("prefixItems", [field.get("items", {"type": "string"})])]
-        return f"a list of {len(parts)}: {', '.join(parts)}" if "prefixItems" in field else f"a list of: {parts[0]}"
+        items = field.get("prefixItems") or [field.get("items", {"type": "string"})]
+        if "$ref" in items[0]:
+            return "a list of sections, whose keys follow below"
+        count = f" of {len(items)} items" if "prefixItems" in field else ""
+        return f"a list{count}. Each item is {_describe(items[0])}"
     names = {"boolean": "`true` or `false`", "string": "text", "object": "a mapping"}
     return names.get(kind) or f"{'an integer' if kind == 'integer' else 'a number'}{_describe_bounds(field)}"
 
@@ -125,6 +126,12 @@ def format_commands() -> str:
     """Return the table of all commands, with links to their pages."""
     rows = [f"| [`{name}`](commands/{name}.md) | {text} |" for name, text in COMMANDS.items()]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
+def list_used_commands(markdown: str) -> list[str]:
+    """Return the commands that the code blocks of a page run, in the order of `COMMANDS`."""
+    used = set(re.findall(r"^    (?:.* )?efficientnet-tf (\w+)", markdown, re.MULTILINE))
+    return [name for name in COMMANDS if name in used]
 
 
 def format_command(name: str) -> str:

@@ -58,6 +58,11 @@ def test_every_flag_of_a_command_is_on_its_page(command):
     assert f"(commands/{command}.md)" in REFERENCE["format_commands"]()
 
 
+def test_the_commands_of_a_page_are_found():
+    text = "`export`\n\n    A=1 efficientnet-tf train --x\n    efficientnet-tf predict a.jpg\n"
+    assert REFERENCE["list_used_commands"](text) == ["train", "predict"]
+
+
 def test_every_public_name_is_in_the_python_reference():
     names = set(re.findall(r"^::: efficientnet_tf[\w.]*\.(\w+)$", REFERENCE["format_python"](), re.MULTILINE))
     expected = {name for name in efficientnet_tf.__all__ if not name.startswith("EfficientNet")}

@@ -60,6 +60,9 @@ def on_page_markdown(markdown, page, config, files):
         return f"]({target if '://' in target else os.path.relpath(target, here)}{match[2] or ''})"
 
     markdown = re.sub(r"\]\((?![a-z]+:)([^)\s#]+)(#[^)\s]*)?\)", rewrite, markdown)
+    if str(here) == "guides":
+        links = [f"[`{n}`](../{command_page(n)})" for n in reference_pages.list_used_commands(markdown)]
+        markdown += f"\n---\n\nAll flags: {', '.join(links)}\n" if links else ""
     if page.file.src_uri == CONFIG:
         return markdown
     return reference_pages.link_config_keys(markdown, os.path.relpath(CONFIG, here))
