@@ -114,7 +114,7 @@ def link_config_keys(markdown: str, page: str) -> str:
         return f"[{match[0]}]({page}#{match[1]})" if match[1] in keys else match[0]
 
     # Fenced and indented code, and headings, stay as they are.
-    parts = re.split(r"(^```.*?^```$|^    .*$|^#.*$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"(^```.*?^```$|^(?: {4}|#)[^\n]*$)", markdown, flags=re.MULTILINE | re.DOTALL)
     pattern = r"(?<![\[`])`([a-z]+\.[a-z_]+)(?:=[^`\n]*)?`(?![\]`])"
     return "".join(part if i % 2 else re.sub(pattern, link, part) for i, part in enumerate(parts))
 

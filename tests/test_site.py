@@ -43,7 +43,7 @@ def test_every_config_key_has_a_heading_with_its_description_and_default():
 
 
 def test_a_config_key_in_a_page_links_to_its_description():
-    text = "Use `train.epochs=5`, `no.key`\n\n    code `train.epochs`\n"
+    text = "# `train.epochs`\n\n    `train.epochs`\n\n```\n`train.epochs`\n```\n\nUse `train.epochs=5`, `no.key`\n"
     linked = REFERENCE["link_config_keys"](text, "config.md")
     assert linked == text.replace("`train.epochs=5`", "[`train.epochs=5`](config.md#train.epochs)")
 
