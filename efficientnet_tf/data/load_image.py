@@ -8,12 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape
-from efficientnet_tf.data.decode import decode_center_crop
-from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES
+from efficientnet_tf.data import evaluation_crop
+from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES, find_cause
 from efficientnet_tf.data.pillow_decoder import explain_failure
 from efficientnet_tf.runtime.files import check_path, read_bytes
 
@@ -58,6 +57,27 @@ def load_image(
         >>> load_image(encoded, image_size=224).shape
         (224, 224, 3)
     """
+    return _load(_decode_by_tensorflow, source, image_size, channels, crop_padding, interpolation, background)
+
+
+def load_image_by_pillow(
+    source: str | os.PathLike[str] | bytes,
+    image_size: int,
+    *,
+    channels: int,
+    crop_padding: int,
+    interpolation: str,
+    background: Sequence[int],
+) -> np.ndarray:
+    """Return what `load_image` does, up to the differences that `evaluation_crop` lists, without importing TensorFlow.
+
+    Pillow must be installed. Arguments and errors are those of `load_image`.
+    """
+    return _load(_decode_by_pillow, source, image_size, channels, crop_padding, interpolation, background)
+
+
+def _load(decode, source, image_size, channels, crop_padding, interpolation, background):
+    """Check the arguments of `load_image`, read the file and decode it."""
     _check_arguments(image_size, channels, crop_padding, interpolation, background)
     if isinstance(source, bytes | bytearray | memoryview):
         encoded = bytes(source)
@@ -70,11 +90,29 @@ def load_image(
         raise UserError(
             f"source is of type {type(source).__name__}. Pass the path of an image file, or its content as bytes."
         )
+    settings = int(image_size), channels, int(crop_padding), interpolation, tuple(map(int, background))
     try:
-        decode = _make_decoder(int(image_size), channels, int(crop_padding), interpolation, tuple(map(int, background)))
-        return decode(encoded).numpy()
+        return decode(encoded, settings)
+    except UserError as error:
+        raise UserError(f"{name} cannot be decoded: {error}.") from None
+
+
+def _decode_by_tensorflow(encoded, settings):
+    import tensorflow as tf
+
+    try:
+        return _make_decoder(*settings)(encoded).numpy()
     except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
-        raise UserError(f"{name} cannot be decoded: {explain_failure(encoded)}.") from None
+        raise UserError(explain_failure(encoded)) from None
+
+
+def _decode_by_pillow(encoded, settings):
+    try:
+        return evaluation_crop.decode_center_crop(encoded, *settings)
+    except (UserError, MemoryError):
+        raise
+    except Exception:  # Pillow has many types for damaged files.
+        raise UserError(find_cause(encoded)) from None
 
 
 def _check_arguments(image_size, channels, crop_padding, interpolation, background):
@@ -101,8 +139,11 @@ def _check_arguments(image_size, channels, crop_padding, interpolation, backgrou
 @functools.lru_cache(maxsize=32)
 def _make_decoder(image_size, channels, crop_padding, interpolation, background):
     """Return a traced function of the bytes of an image file. It is cached because tracing takes most of the time."""
+    import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    from efficientnet_tf.data.decode import decode_center_crop
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def decode(encoded):
         return decode_center_crop(encoded, image_size, channels, crop_padding, interpolation, background)
 

@@ -1,6 +1,6 @@
 """The file formats of LiteRT, ONNX Runtime and OpenVINO: what each can hold, and how it is written and opened.
 
-Only writing and opening files imports TensorFlow.
+Only writing files imports TensorFlow.
 
 Every exported network takes `image`, float32 [N, S, S, C] with pixels in [0, 255] and any N, and returns `logits`,
 float32 [N, classes]. Each file also holds the texts config.yaml, classes.txt and precision, from which `load_model` and
@@ -23,6 +23,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import decode_text, escape
+from efficientnet_tf.export import runtimes
 from efficientnet_tf.export.metadata import RECORD, check_size, read_metadata
 from efficientnet_tf.export.record import check_record
 from efficientnet_tf.models.run_directory import parse_class_names
@@ -40,7 +41,8 @@ class Format:
         write_modules: Modules that writing needs.
         quantize_modules: Modules that writing in int8 needs in addition.
         run_module: Module of the runtime.
-        functions: Module of this package with the functions `write` and `open_file`. It imports TensorFlow.
+        writer: Module of this package with the function `write`. It imports TensorFlow.
+        open: Opens a file, see `runtimes`.
     """
 
     name: str
@@ -49,17 +51,13 @@ class Format:
     write_modules: tuple[str, ...]
     quantize_modules: tuple[str, ...]
     run_module: str
-    functions: str
+    writer: str
+    open: Callable[[str, str], runtimes.Runner]
 
     @property
     def write(self) -> Callable:
         """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts)."""
-        return importlib.import_module(self.functions).write
-
-    @property
-    def open(self) -> Callable:
-        """Opens a file, given its path and precision. Returns a function from pixels to logits, and the image shape."""
-        return importlib.import_module(self.functions).open_file
+        return importlib.import_module(self.writer).write
 
 
 def find_format(path: str) -> Format | None:
@@ -135,11 +133,9 @@ def open_export(path: str) -> Export:
 
 
 def _import(kind, *modules):
-    from efficientnet_tf.export.openvino import disable_telemetry
-
     for name in modules:
         try:
-            with disable_telemetry():
+            with runtimes.disable_telemetry():
                 importlib.import_module(name)
         except ImportError as error:
             raise UserError(
@@ -155,7 +151,8 @@ FORMATS = {
         write_modules=("ai_edge_litert.interpreter",),
         quantize_modules=(),
         run_module="ai_edge_litert.interpreter",
-        functions="efficientnet_tf.export.litert",
+        writer="efficientnet_tf.export.litert",
+        open=runtimes.open_litert,
     ),
     ".onnx": Format(
         name="ONNX Runtime",
@@ -164,7 +161,8 @@ FORMATS = {
         write_modules=("onnx", "tf2onnx", "onnxruntime"),
         quantize_modules=(),
         run_module="onnxruntime",
-        functions="efficientnet_tf.export.onnx",
+        writer="efficientnet_tf.export.onnx",
+        open=runtimes.open_onnx,
     ),
     ".xml": Format(
         name="OpenVINO",
@@ -173,6 +171,7 @@ FORMATS = {
         write_modules=("openvino",),
         quantize_modules=("nncf",),
         run_module="openvino",
-        functions="efficientnet_tf.export.openvino",
+        writer="efficientnet_tf.export.openvino",
+        open=runtimes.open_openvino,
     ),
 }

@@ -1,4 +1,4 @@
-"""Writes and opens `.tflite` files for LiteRT. The arguments are those of `formats.Format`."""
+"""Writes `.tflite` files for LiteRT. The arguments are those of `formats.Format.write`."""
 
 import tempfile
 import warnings
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
-from efficientnet_tf.runtime.hardware import available_cores
 
 
 def write(model, path, precision, calibration, keep_float, texts):
@@ -73,14 +72,3 @@ def list_operations(content: bytes, layer_of: dict[bytes, str]) -> dict[str, tup
         return next((layer_of[f] for f in map(fingerprint, kernels) if f in layer_of), None)
 
     return {name(o): ([name(maker[i]) for i in o.inputs if i in maker], layer(o)) for o in graph.operators}
-
-
-def open_file(path, precision):
-    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    # The signature runner takes batches of any size. The interpreter would keep a path open, so it gets the content.
-    with open(path, "rb") as file:
-        runner = Interpreter(model_content=file.read(), num_threads=available_cores()).get_signature_runner()
-    shape = runner.get_input_details()["image"]["shape"]
-    return lambda images: runner(image=images)["logits"], list(map(int, shape[1:]))

@@ -1,5 +1,6 @@
 """Opens any model of this package for use: a model directory, a SavedModel, or a file for another runtime.
 
+A file for another runtime is opened and used without importing TensorFlow.
 Only what `check` and `record` have accepted reaches TensorFlow or another runtime.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.export.check import SIDE_FILES, check_model, clean_path, find_kind
-from efficientnet_tf.export.loaded import LoadedModel
+from efficientnet_tf.export.loaded import LoadedFile, LoadedModel
 from efficientnet_tf.export.metadata import list_files
 from efficientnet_tf.runtime import files
 
@@ -145,17 +146,9 @@ def _wrap_keras_model(model, config, class_names, weights):
 
 
 def _open_file(path):
-    import tensorflow as tf
-
     from efficientnet_tf.export.formats import open_export
 
-    export = open_export(path)
-
-    def compute_logits(images):
-        logits = tf.numpy_function(export.compute_logits, [images], tf.float32)
-        return tf.ensure_shape(logits, [None, len(export.class_names)])
-
-    return LoadedModel(compute_logits, export.config, export.class_names, "exported")
+    return LoadedFile(open_export(path))
 
 
 def _open_saved_model(path):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.image_formats import has_pillow
+from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
 from efficientnet_tf.export.pixels import batches, check_count, check_pixels
+from efficientnet_tf.runtime.hardware import available_cores
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
     from efficientnet_tf.config.schema import Config
+    from efficientnet_tf.export.formats import Export
 
 
 class LoadedModel:
@@ -71,7 +76,7 @@ class LoadedModel:
         pixels = check_pixels("pixels", pixels, (None, *self._image_shape))
         if not len(pixels):
             return np.zeros([0, len(self.class_names)], np.float32)
-        return self._forward(pixels).numpy()
+        return self._run(pixels)
 
     def load_image(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
         """Return the pixels of an image file, cropped and resized as the model was evaluated.
@@ -85,10 +90,8 @@ class LoadedModel:
         Raises:
             UserError: If the file cannot be read or decoded.
         """
-        from efficientnet_tf.data.load_image import load_image
-
         data = self.config.data
-        return load_image(
+        return self._load_image(
             source,
             self.image_size,
             channels=data.channels,
@@ -121,23 +124,19 @@ class LoadedModel:
         Yields:
             One list of (class name, probability) per image, or a UserError.
         """
-        import tensorflow as tf
-
         top, batch_size = check_count("top", top), check_count("batch_size", batch_size)
-        for batch in batches(images, batch_size):
-            batch = [self._read(image) for image in batch]
-            pixels = [image for image in batch if not isinstance(image, UserError)]
-            rows = iter(())
-            if pixels:
-                probabilities = tf.nn.softmax(self(np.stack(pixels)))
-                values, indices = tf.math.top_k(probabilities, min(top, len(self.class_names)))
-                rows = zip(indices.numpy(), values.numpy(), strict=True)
-            for image in batch:
-                if isinstance(image, UserError):
-                    yield image
-                else:
-                    classes, values = next(rows)
-                    yield [(self.class_names[i], float(p)) for i, p in zip(classes, values, strict=True)]
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for batch in batches(images, batch_size):
+                batch = list(pool.map(self._read, batch))
+                pixels = [image for image in batch if not isinstance(image, UserError)]
+                rows = iter(_softmax(self(np.stack(pixels)))) if pixels else iter(())
+                for image in batch:
+                    if isinstance(image, UserError):
+                        yield image
+                    else:
+                        probabilities = next(rows)
+                        best = np.argsort(-probabilities, kind="stable")[:top]
+                        yield [(self.class_names[label], float(probabilities[label])) for label in best]
 
     def _read(self, image: Any) -> np.ndarray | UserError:
         if isinstance(image, str | bytes | bytearray | memoryview | os.PathLike):
@@ -151,9 +150,44 @@ class LoadedModel:
     def _image_shape(self):
         return (self.image_size, self.image_size, self.config.data.channels)
 
+    def _load_image(self, source, image_size, **settings):
+        return load_image(source, image_size, **settings)
+
+    def _run(self, pixels):
+        """Return the logits of images that were checked."""
+        return self._forward(pixels).numpy()
+
     @functools.cached_property
     def _forward(self):
         """A graph for batches of any size, traced once."""
         import tensorflow as tf
 
         return tf.function(self.compute_logits, input_signature=[tf.TensorSpec([None, *self._image_shape], tf.float32)])
+
+
+class LoadedFile(LoadedModel):
+    """A `.tflite`, `.onnx` or `.xml` file in its own runtime. Only `compute_logits`, for graphs, imports TensorFlow."""
+
+    def __init__(self, export: Export):
+        super().__init__(self._compute_in_graph, export.config, export.class_names, "exported")
+        self._export = export
+
+    def _compute_in_graph(self, images):
+        import tensorflow as tf
+
+        logits = tf.numpy_function(self._export.compute_logits, [images], tf.float32)
+        return tf.ensure_shape(logits, [None, len(self.class_names)])
+
+    def _run(self, pixels):
+        return self._export.compute_logits(pixels)
+
+    def _load_image(self, source, image_size, **settings):
+        # Without Pillow, TensorFlow decodes the image. The pixels are the same, see `data.evaluation_crop`.
+        load = load_image_by_pillow if has_pillow() else load_image
+        return load(source, image_size, **settings)
+
+
+def _softmax(logits):
+    """Return the probabilities of logits, float32 [N, classes]."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

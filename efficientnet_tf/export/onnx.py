@@ -1,10 +1,9 @@
-"""Writes and opens `.onnx` files for ONNX Runtime. The arguments are those of `formats.Format`."""
+"""Writes `.onnx` files for ONNX Runtime. The arguments are those of `formats.Format.write`."""
 
 import logging
 import warnings
 
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
-from efficientnet_tf.runtime.hardware import available_cores
 
 
 def write(model, path, precision, calibration, keep_float, texts):
@@ -71,14 +70,3 @@ def _list_operations(graph, layer_of):
         return next((layer_of[kernels[i]] for i in node.input if kernels.get(i) in layer_of), None)
 
     return {node.name: ([maker[i] for i in node.input if i in maker], layer(node)) for node in graph.node}
-
-
-def open_file(path, precision):
-    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    options.log_severity_level = 4  # its errors are raised
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"image": images})[0], session.get_inputs()[0].shape[1:]

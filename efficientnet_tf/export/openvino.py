@@ -1,4 +1,4 @@
-"""Writes and opens `.xml` files, each with its `.bin`, for OpenVINO. The arguments are those of `formats.Format`."""
+"""Writes `.xml` files, each with its `.bin`, for OpenVINO. The arguments are those of `formats.Format.write`."""
 
 import contextlib
 import io
@@ -9,29 +9,7 @@ import numpy as np
 
 from efficientnet_tf.export.metadata import SECTION
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
-
-# What the processor computes in. Without a hint, OpenVINO computes float32 networks in bfloat16 where it can.
-HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-
-
-@contextlib.contextmanager
-def disable_telemetry():
-    """Keep OpenVINO's converter and NNCF from reporting their use to Intel within the block.
-
-    Without a network, each report takes seconds. Neither library has an option for this, but both send nothing in a CI
-    job, which they recognize by these variables.
-    """
-    variables = {"CI": "true", "NNCF_CI": "1"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+from efficientnet_tf.export.runtimes import disable_telemetry
 
 
 @contextlib.contextmanager
@@ -85,17 +63,6 @@ def _list_operations(network, layer_of):
         return [name for name in names if name in known]
 
     return {node.get_friendly_name(): (reads(node), layer(node)) for node in nodes}
-
-
-def open_file(path, precision):
-    """Return a function from pixels to logits, and the shape [S, S, C] of an image."""
-    import openvino
-
-    hint = HINTS.get(precision)
-    network = openvino.Core().read_model(path)
-    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
-    shape = [side.get_length() for side in list(network.input(0).partial_shape)[1:]]
-    return lambda images: compiled(images)[0], shape
 
 
 def _quantize(network, calibration, float_operations):
