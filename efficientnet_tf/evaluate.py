@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import os
@@ -32,6 +34,7 @@ def evaluate_model(
     real_labels: _Path | None = None,
     per_class: _Path | None = None,
     confusion: _Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a trained or exported model on the evaluation split of its config, or on other images.
 
@@ -52,6 +55,7 @@ def evaluate_model(
         real_labels: Path of ImageNet-ReaL's labels, real.json, for images named ILSVRC2012_val_<number>.
         per_class: Path of a .csv or .json file to write the accuracy of each class to.
         confusion: Path of a .png file to draw the confusion matrix to, for up to 100 classes.
+        progress: Whether to show on standard error how many images are done, and how many per second.
 
     Returns:
         A dict with "examples", "loss", "top1" and "top5". With `real_labels` also "real", the share of the
@@ -72,19 +76,24 @@ def evaluate_model(
         (360, True)
     """
     from efficientnet_tf.evaluation.loop import make_evaluator
+    from efficientnet_tf.export.evaluation_data import EvaluationData, locate_data
     from efficientnet_tf.runtime.strategy import create_strategy
-    from efficientnet_tf.runtime.workers import report_lost_workers
+    from efficientnet_tf.runtime.terminal import RateBar
+    from efficientnet_tf.runtime.workers import is_chief, report_lost_workers
 
     data_dir, folder, real_labels, per_class, confusion = (
         None if path is None else os.fspath(path) for path in (data_dir, folder, real_labels, per_class, confusion)
     )
-    overrides = [*_locate_data(data_dir, folder), *overrides]
+    overrides = [*locate_data(data_dir, folder), *overrides]
     _check_outputs(per_class, confusion, [real_labels, model if isinstance(model, str | os.PathLike) else None])
     strategy = strategy or create_strategy()
     loaded = _open(model, raw, checkpoint, strategy)
-    data = _EvaluationData(loaded, overrides, real_labels, confusion)
-    evaluator = make_evaluator(data.select_logits, data.source, data.config, strategy, bool(per_class or confusion))
-    with report_lost_workers(strategy):
+    data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
+    bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
+    evaluator = make_evaluator(
+        data.select_logits, data.source, data.config, strategy, bool(per_class or confusion), bar and bar.advance
+    )
+    with report_lost_workers(strategy), bar or contextlib.nullcontext():
         result = evaluator()
     data.check_real_labels()
     if len(data.class_names) < len(loaded.class_names):
@@ -108,9 +117,8 @@ def check_evaluation(
     """
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
-    from efficientnet_tf.data.listing import check_data
-    from efficientnet_tf.export.check import check_model, read_model_config
-    from efficientnet_tf.export.overrides import override_data
+    from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.export.evaluation_data import check_evaluation_data
     from efficientnet_tf.runtime.files import check_file, is_remote
 
     _check_outputs(per_class, confusion, [real_labels, model])
@@ -124,35 +132,7 @@ def check_evaluation(
             "weights."
         )
     check_model(model, checkpoint=checkpoint)
-    config = override_data(read_model_config(model), overrides)
-    check_data(config.data, [config.data.eval_split])
-
-
-def folder_overrides(folder: str) -> list[str]:
-    """Return the overrides that make a folder of class folders the evaluation split, whatever is next to it."""
-    if "://" not in folder:
-        folder = os.path.abspath(folder)
-    parent, name = (json.dumps(part) for part in os.path.split(folder.rstrip("/")))
-    splits = [f"data.train_split={name}", f"data.eval_split={name}"]
-    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null"]
-
-
-def _locate_data(data_dir, folder):
-    """Return the overrides for `data_dir` or `folder`."""
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.config.text import escape
-    from efficientnet_tf.runtime.files import check_path, is_folder
-
-    if folder and data_dir:
-        raise UserError(
-            f"folder={escape(folder)} and data_dir={escape(data_dir)} both say where the images are. Give only one."
-        )
-    if folder:
-        check_path("folder", folder)
-        if not is_folder(folder):
-            raise UserError(f"folder={escape(folder)} is not a folder. Pass one that has a folder of images per class.")
-        return folder_overrides(folder)
-    return [f"data.dir={json.dumps(data_dir)}"] if data_dir is not None else []
+    check_evaluation_data(model, overrides, real_labels, functools.partial(_check_confusion, confusion))
 
 
 def _check_outputs(per_class, confusion, inputs=()):
@@ -167,6 +147,19 @@ def _check_outputs(per_class, confusion, inputs=()):
         require_matplotlib("confusion")
 
 
+def _check_confusion(confusion, classes):
+    """Raise UserError if a file is to be drawn for too many classes."""
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.text import escape
+    from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES
+
+    if confusion and classes > MOST_CLASSES:
+        raise UserError(
+            f"confusion={escape(confusion)} cannot show the data's {classes} classes, at most {MOST_CLASSES}. Use "
+            "per_class=FILE.csv, which takes any number."
+        )
+
+
 def _open(model, raw, checkpoint, strategy):
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.export.load import LoadedModel, load_model
@@ -179,48 +172,6 @@ def _open(model, raw, checkpoint, strategy):
     if raw and model.weights != "raw":
         raise UserError("The model was loaded without its raw weights. Load it with load_model(path, raw=True).")
     return model
-
-
-class _EvaluationData:
-    """The images of an evaluation, and the logits that compete on them.
-
-    Attributes:
-        config: Config of the evaluation.
-        source: The images and labels.
-        class_names: Names of the data's classes, as the model has them.
-    """
-
-    def __init__(self, model, overrides, real_labels, confusion):
-        from efficientnet_tf.config.errors import UserError
-        from efficientnet_tf.config.text import escape
-        from efficientnet_tf.data.open import open_source
-        from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
-        from efficientnet_tf.export.overrides import override_data
-        from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES
-
-        # Copies in a cache do not have the names of the files, which ReaL needs.
-        self.config = override_data(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
-        self.source = open_source(self.config.data, self.config.data.eval_split, training=False)
-        self._columns = match_classes(self.source.class_names, model.class_names)
-        self.class_names = [model.class_names[column] for column in self._columns]
-        self._has_all_classes = self.class_names == model.class_names
-        self._model = model
-        self.check_real_labels = lambda: None
-        if confusion and len(self.class_names) > MOST_CLASSES:
-            raise UserError(
-                f"confusion={escape(confusion)} cannot show the data's {len(self.class_names)} classes, at most "
-                f"{MOST_CLASSES}. Use per_class=FILE.csv, which takes any number."
-            )
-        if real_labels:
-            rows = read_real_labels(real_labels, model.class_names, self._columns)
-            self.source, self.check_real_labels = with_real_labels(self.source, rows)
-
-    def select_logits(self, images):
-        """Return the logits of the data's classes."""
-        import tensorflow as tf
-
-        logits = self._model.compute_logits(images)
-        return logits if self._has_all_classes else tf.gather(logits, self._columns, axis=1)
 
 
 def _write_outputs(result, class_names, strategy, name, per_class, confusion):
@@ -273,7 +224,9 @@ def _without_nan(result):
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate a model and print the results."""
-    overrides = [*_locate_data(args.data_dir, args.folder), *args.overrides]
+    from efficientnet_tf.export.evaluation_data import locate_data
+
+    overrides = [*locate_data(args.data_dir, args.folder), *args.overrides]
     files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
     check_devices(args.device, args.tpu, args.replicas)
     check_evaluation(args.model_dir, overrides, args.raw, args.checkpoint, **files)
@@ -292,6 +245,7 @@ def main(args: argparse.Namespace) -> int:
         raw=args.raw,
         checkpoint=args.checkpoint,
         **files,
+        progress=True,
     )
     if not is_chief(strategy):
         return 0

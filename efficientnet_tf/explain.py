@@ -122,6 +122,7 @@ def main(args):
 
 def _check(args):
     """Refuse what can be refused before TensorFlow is imported, in all models, and return the paths of the photos."""
+    from efficientnet_tf.data.image_formats import find_unreadable
     from efficientnet_tf.data.scan import find_images
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.models.run_directory import read_class_names
@@ -142,11 +143,37 @@ def _check(args):
             )
         if args.label is not None and not is_remote(model_dir):
             find_class(args.label, read_class_names(model_dir), model_dir)
+        if args.layer != LAST_LAYER and not is_remote(model_dir):
+            _check_layer(args.layer, model_dir)
     paths = list(dict.fromkeys(find_images(args.images)))
     if len(paths) > MOST_PHOTOS:
         raise UserError(f"{len(paths)} images do not fit into one picture. Use at most {MOST_PHOTOS}.")
     check_output("--output", args.output, (".png", ".jpg", ".jpeg"), paths)
+    unreadable = find_unreadable(paths)
+    if len(unreadable) == len(paths):
+        raise _explain_unreadable(list(unreadable.values()))
     return paths
+
+
+def _explain_unreadable(sentences):
+    """Return the error for photos of which none can be read, after printing why."""
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
+    return UserError(f"None of {len(sentences)} image(s) can be read.")
+
+
+def _check_layer(layer: str, model_dir: str) -> None:
+    """Raise UserError if a network has no layer of this name."""
+    from efficientnet_tf.models.run_directory import read_config
+    from efficientnet_tf.scaling.layers import list_layers
+
+    # The entries "..._output" are no layers. Dropout, which is one, is not listed.
+    layers = [each for each in list_layers(read_config(model_dir).model) if not each.name.endswith("_output")]
+    if layer not in [each.name for each in layers] and not layer.endswith("_drop"):
+        similar = closest_names(layer, [each.name for each in layers if each.side > 1])
+        raise UserError(
+            f"{escape(model_dir)}: unknown layer={escape(shorten(layer))}. Similar names are {', '.join(similar)}."
+        )
 
 
 def _read_photos(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -162,10 +189,11 @@ def _read_photos(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         return tf.image.resize(image, [SIDE, SIDE], "area")
 
     photos, errors = make_image_reader(read_square)(paths)
-    for path, message in errors.items():
-        print(f"{escape(path)}: cannot be read: {message}", file=sys.stderr)
+    sentences = [f"{escape(path)}: cannot be read: {message}" for path, message in errors.items()]
     if not photos:
-        raise UserError(f"None of {len(paths)} image(s) can be read.")
+        raise _explain_unreadable(sentences)
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
     return {path: photo.numpy() for path, photo in photos.items()}, errors
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 
 if TYPE_CHECKING:
     from efficientnet_tf.export.load import LoadedModel
+    from efficientnet_tf.runtime.terminal import RateBar
+
+LONG_LIST = 32  # images, above which a progress bar is shown
 
 
 def predict_images(
@@ -50,33 +56,112 @@ def predict_images(
 
 
 def main(args: argparse.Namespace) -> int:
-    """Classify images and print the results. The status is 1 if a file could not be read."""
+    """Classify images, and print or write the results. The status is 1 if a file could not be read."""
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.config.text import escape
+    from efficientnet_tf.runtime.terminal import RateBar
+
+    # Everything that can be refused is refused before TensorFlow is imported, which takes seconds.
+    paths = _check(args)
+    if _report_unreadable(paths):
+        return cli.EXIT_ERROR
+    from efficientnet_tf.export.load import load_model
+
+    model = load_model(args.model_dir, checkpoint=args.checkpoint)
+    format_answer = _choose_format(args)
+    failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
+    with _open_output(args.output, bar) as write, bar if is_long else contextlib.nullcontext():
+        if format_answer is _format_csv:
+            write(_csv_header(min(args.top, len(model.class_names))))
+        for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
+            bar.advance()
+            if isinstance(answer, UserError):
+                failed += 1
+                bar.print(escape(str(answer)), sys.stderr)
+            else:
+                write(format_answer(path, answer))
+    if args.output is not None:
+        print(f"{escape(args.output)}: {bar.summarize()}")
+    elif is_long:
+        print(bar.summarize(), file=sys.stderr)
+    if failed:
+        _print_failures(failed)
+    return cli.EXIT_ERROR if failed else 0
+
+
+def _check(args):
+    """Refuse what can be refused without TensorFlow, and return the paths of the images."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
     from efficientnet_tf.data.scan import find_images
     from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.runtime.files import check_output
 
-    # Everything that can be refused is refused before TensorFlow is imported, which takes seconds.
+    if args.json and args.output is not None:
+        raise UserError(
+            f"--json and output={escape(args.output)} exclude each other. Use --output=FILE.jsonl to write the lines "
+            "that --json prints to a file."
+        )
+    check_output("output", args.output, (".csv", ".jsonl"), [args.model_dir, *args.images])
     check_model(args.model_dir, checkpoint=args.checkpoint)
-    paths = find_images(args.images)
-    from efficientnet_tf.export.load import load_model
+    return find_images(args.images)
 
-    model = load_model(args.model_dir, checkpoint=args.checkpoint)
-    failed = 0
-    for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
-        if isinstance(answer, UserError):
-            failed += 1
-            print(escape(str(answer)), file=sys.stderr)
-        elif args.json:
-            labels = [{"label": name, "probability": probability} for name, probability in answer]
-            # A path that is not UTF-8 is written with escapes such as \udcff, from which Python reads the same path.
-            print(json.dumps({"path": path, "labels": labels}), flush=True)
-        else:
-            classes = ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
-            print(f"{escape(path)}: {classes}", flush=True)
-    if failed:
-        print(f"{failed} file(s) could not be read. All others are classified.", file=sys.stderr)
-    return cli.EXIT_ERROR if failed else 0
+
+def _report_unreadable(paths):
+    """Return whether a short list has no image at all, which needs no model, and print why."""
+    from efficientnet_tf.data.image_formats import find_unreadable
+
+    sentences = find_unreadable(paths) if len(paths) <= LONG_LIST else {}
+    if len(sentences) < len(set(paths)):
+        return False
+    for path in paths:
+        print(sentences[path], file=sys.stderr)
+    _print_failures(len(paths))
+    return True
+
+
+def _print_failures(count):
+    print(f"{count} file(s) could not be read. All others are classified.", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _open_output(output: str | None, bar: RateBar) -> Iterator[Callable[[str], Any]]:
+    """Give the block a function that writes a line to a file, or prints it if there is none."""
+    from efficientnet_tf.runtime.files import atomic_writer
+
+    if output is None:
+        yield bar.print
+        return
+    with atomic_writer(output) as file:
+        yield lambda line: file.write(f"{line}\n".encode())
+
+
+def _choose_format(args):
+    """Return the function that formats the predictions of an image as a line."""
+    if args.json or (args.output or "").endswith(".jsonl"):
+        return _format_json
+    return _format_text if args.output is None else _format_csv
+
+
+def _format_text(path, answer):
+    from efficientnet_tf.config.text import escape
+
+    return f"{escape(path)}: " + ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
+
+
+def _format_json(path, answer):
+    # A path that is not UTF-8 is written with escapes such as \udcff, from which Python reads the same path.
+    return json.dumps({"path": path, "labels": [{"label": name, "probability": value} for name, value in answer]})
+
+
+def _format_csv(path, answer):
+    from efficientnet_tf.runtime.tables import format_csv_row
+
+    return format_csv_row([path, *itertools.chain.from_iterable(answer)]).removesuffix("\n")
+
+
+def _csv_header(count):
+    return ",".join(["path", *(f"label_{rank},probability_{rank}" for rank in range(1, count + 1))])
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -87,8 +172,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
     )
     cli.add_checkpoint_argument(parser)
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes to print per image.")
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes per image.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
+    parser.add_argument(
+        "--output",
+        type=cli.path,
+        metavar="FILE.csv|FILE.jsonl",
+        help="Write the results to this file instead: a table with one row per image, or one JSON object per line.",
+    )
     return parser
 
 

@@ -11,6 +11,7 @@ def main(args):
     from efficientnet_tf.config.load import load_config
     from efficientnet_tf.config.text import escape
     from efficientnet_tf.data.listing import check_data
+    from efficientnet_tf.data.record_files import check_new_records
 
     # The first of several splits is the training split, which determines the classes.
     first = [f"data.train_split={args.splits[0]}"] if len(args.splits) > 1 else []
@@ -21,7 +22,10 @@ def main(args):
             f"--shards={','.join(map(str, args.shards))} does not match --splits={','.join(args.splits)}. Give one "
             "number, or one per split."
         )
-    check_data(data, args.splits)
+    checked = check_data(data, args.splits)
+    for split, shards in zip(args.splits, counts, strict=True):
+        images = checked[split].images if split in checked else None
+        check_new_records(data.source, split, args.output, shards, images)
 
     from efficientnet_tf.data.write_tfrecord import write_records  # imports TensorFlow
 

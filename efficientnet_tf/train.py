@@ -40,12 +40,16 @@ def main(args: argparse.Namespace) -> int:
 def _check(args, config):
     """Refuse what can be refused before TensorFlow is imported, which takes seconds."""
     from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.data.batch_sizes import check_batches
     from efficientnet_tf.data.listing import check_data
     from efficientnet_tf.models.run_directory import check_run
     from efficientnet_tf.runtime.cluster import read_cluster
     from efficientnet_tf.runtime.hardware import check_devices
     from efficientnet_tf.runtime.lock import check_unlocked
+    from efficientnet_tf.training.wandb import require_tracker
     from efficientnet_tf.visualization.figures import require_matplotlib
+    from efficientnet_tf.weights.formats import check_weights
+    from efficientnet_tf.weights.names import variable_paths
 
     if args.steps and not args.find_learning_rate:
         raise UserError(
@@ -67,6 +71,9 @@ def _check(args, config):
     if config.train.init_from and not is_remote(args.model_dir):
         if not os.path.exists(os.path.join(args.model_dir, "config.yaml")):
             check_weights_path("train.init_from", config.train.init_from)
+            check_weights(config.train.init_from, variable_paths(config.model))
+    check_batches(config, args.replicas)
+    require_tracker(args.tracker)
     check_data(config.data)
 
 
@@ -118,9 +125,7 @@ def _say_last_words() -> None:
 
 def _create_strategy(args):
     from efficientnet_tf.runtime.strategy import create_strategy
-    from efficientnet_tf.training.wandb import require_tracker
 
-    require_tracker(args.tracker)
     return create_strategy(args.device, args.tpu, args.replicas, cluster=True)
 
 

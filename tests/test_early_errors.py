@@ -1,14 +1,17 @@
 """Mistakes in flags, data and directories are found before TensorFlow is imported, which takes seconds."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from efficientnet_tf import cli
 from efficientnet_tf.commands import COMMANDS, load_command
 
+FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = {
     "report": [],
     "evaluate": [],
@@ -23,6 +26,8 @@ NO_MODELS = {
     "nope.keras": "no such file or folder",
     "nope.tflite": "no such file or folder",
     "broken": "config.yaml: ",
+    "cut": "None of the 2 checkpoints in cut can be read: parts are missing",
+    "cut/model.keras": "is damaged or not a Keras model",
 }
 # Command line -> exit status and a part of the sentence.
 MISTAKES = {
@@ -46,10 +51,31 @@ MISTAKES = {
     "train --model_dir=run --variant=nope.yaml": (1, "variant file 'nope.yaml' does not exist"),
     "train --model_dir=run --recipe=digts": (1, "Did you mean 'digits'?"),
     "train --model_dir=run --steps=50": (1, "--steps=50 is only for --find_learning_rate"),
+    "train --model_dir=run --init_from=note.txt": (1, "note.txt has an unknown format"),
+    "train --model_dir=run --init_from=empty": (1, "empty is not a model directory or an export"),
+    "train --model_dir=run --replicas=3": (1, "train.batch_size=64 is not divisible by 3 replicas"),
     "evaluate --model_dir=nope --device=cpu --tpu=local": (1, "contradict each other"),
+    "evaluate --model_dir=net.onnx --folder=photos": (1, "the model does not have cat, dog"),
+    "evaluate --model_dir=net.onnx --real_labels=real.json": (1, "has the labels 10, which the model does not have"),
+    "evaluate --model_dir=net.onnx --confusion=a.jpg": (1, "--confusion=a.jpg has an unknown file type"),
+    "predict --model_dir=old note.txt": (1, "note.txt cannot be decoded: this is a text file, not an image."),
+    "predict --model_dir=old photos --output=a.txt": (1, "Use a name that ends in .csv or .jsonl"),
+    "predict --model_dir=old photos --output=nope/a.csv": (1, "'nope' is not a folder"),
+    "predict --model_dir=old photos --output=a.csv --json": (1, "exclude each other"),
+    "explain --model_dir=old note.txt": (1, "None of 1 image(s) can be read"),
+    "explain --model_dir=old photos --method=grad_cam --layer=top_bm": (
+        1,
+        "unknown --layer=top_bm. Similar names are top_bn",
+    ),
+    "export --model_dir=old --output=a.onnx --precision=int8 --keep_float=top": (
+        1,
+        "keep_float=top is not a convolution",
+    ),
     "weights --variant=b0 --input=nope --output=out": (1, "--input=nope: no such file or folder"),
     "weights --variant=b99 --input=note.txt --output=out": (1, "unknown variant 'b99'"),
     "weights --variant=b0 --input=note.txt --output=out --set=data.x=1": (1, "data.x: unknown key"),
+    "weights --variant=b0 --input=note.txt --output=out": (1, "note.txt has an unknown format"),
+    "weights --variant=b0 --input=old/model.keras --output=empty": (1, "--output=empty exists"),
     "show --recipe=folder --data_dir=nope": (1, "data.dir='nope' is not a folder"),
     "show --output=nope/grid.png": (1, "'nope' is not a folder"),
     "show --output=grid.xyz": (1, "grid.xyz"),
@@ -57,6 +83,7 @@ MISTAKES = {
     "prepare --source=digits --output=out --set=data.x=1": (1, "data.x: unknown key"),
     "report --model_dir=empty --model_dir=./empty": (1, "--model_dir=empty is given twice"),
     "report --model_dir=empty --output=report.pdf": (1, "Use a name that ends in .html"),
+    "prepare --source=digits --splits=train --output=note.txt": (1, "note.txt: cannot write 'train' to this folder"),
     "summary --variant=b99": (1, "unknown variant 'b99'"),
     "summary --picture=b0.txt": (1, "--picture=b0.txt cannot be written. Use a name that ends in .png or .jpg"),
     "scale --target_macs=1e9 --output=nope/mine.yaml": (1, "'nope' is not a folder"),
@@ -116,6 +143,16 @@ def answers(tmp_path_factory):
     (folder / "broken").mkdir()
     (folder / "broken" / "config.yaml").write_text("[" * 1000)
     (folder / "broken" / "classes.txt").write_text("cat\ndog\n")
+    for name in ("old", "cut"):
+        shutil.copytree(FIXTURES / "old_run", folder / name)
+    for path in (*(folder / "cut" / "checkpoints").glob("*.index"), folder / "cut" / "model.keras"):
+        path.write_bytes(b"")
+    shutil.copy(FIXTURES / "old_exports" / "net.onnx", folder)
+    (folder / "real.json").write_text("[[3], [10]]")
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "0.jpg").write_bytes(b"\xff\xd8\xff")  # begins like an image
+    before = sorted(folder.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         input=json.dumps(list(MISTAKES)),
@@ -126,7 +163,7 @@ def answers(tmp_path_factory):
         timeout=240,
     )
     assert not done.returncode, done.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["broken", "empty", "note.txt"], "nothing is written"
+    assert sorted(folder.iterdir()) == before, "nothing is written"
     return {line: others for line, *others in map(json.loads, done.stdout.splitlines())}
 
 

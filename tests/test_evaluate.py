@@ -21,8 +21,9 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import eval_image
-from efficientnet_tf.evaluate import evaluate_model, folder_overrides, main, make_parser
+from efficientnet_tf.evaluate import evaluate_model, main, make_parser
 from efficientnet_tf.evaluation.loop import make_evaluator
+from efficientnet_tf.export.evaluation_data import folder_overrides
 from efficientnet_tf.export.load import load_model
 from efficientnet_tf.models.model_dir import open_model_dir, read_config, restore_model
 from efficientnet_tf.models.variables import batch_norm_statistics

@@ -136,7 +136,7 @@ def test_invalid_flags(runs, photos, tmp_path, flags, part):
 def test_no_readable_photo(runs, photos, capsys):
     with pytest.raises(UserError, match=r"None of 1 image\(s\) can be read"):
         run(f"--model_dir={runs['color']}", photos / "text.jpg")
-    assert "text.jpg: cannot be read" in capsys.readouterr().err
+    assert "text.jpg cannot be decoded: this is a text file" in capsys.readouterr().err
 
 
 def test_too_many_photos(runs, photos):

@@ -2,8 +2,9 @@
 
 `decode.decode_center_crop` does the same in input pipelines. TensorFlow takes seconds to import, and a model that runs
 without it does not need to wait for this. The pixels are equal, with two exceptions. In a JPEG with color at half the
-size, the outermost columns of the crop differ by up to 8 gray levels, because TensorFlow decodes the crop alone, and
-libjpeg smooths colors less at its edges. In a CMYK JPEG, colors are rounded differently, by one gray level.
+size, the outermost columns of the crop differ by a few gray levels (at most 7 in photographs), because TensorFlow
+decodes the crop alone, and libjpeg smooths colors less at its edges. In a CMYK JPEG, colors are rounded differently, by
+one gray level.
 """
 
 from __future__ import annotations

@@ -9,22 +9,14 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
-from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES
+from efficientnet_tf.data.image_formats import read_file
 from efficientnet_tf.data.pillow_decoder import explain_failure
-from efficientnet_tf.runtime.files import is_remote, read_bytes
+from efficientnet_tf.runtime.files import is_remote
 
 if TYPE_CHECKING:
     from efficientnet_tf.data.source import Source
 
 _MOST_NAMED = 10
-
-
-def read_file(path: str) -> tuple[bytes, str | None]:
-    """Return the content of an image file and None, or why it cannot be read as the end of a sentence."""
-    try:
-        return read_bytes(path, LARGEST_FILE_BYTES), None
-    except UserError as error:
-        return b"", str(error).removeprefix(f"{escape(path)}: ").removesuffix(".")
 
 
 def shorten_error(error: tf.errors.OpError) -> str:

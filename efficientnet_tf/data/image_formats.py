@@ -153,7 +153,29 @@ def _find_gif_frame(data):
         return None
 
 
-# ------------------------------------------------------------------------------------------- before training starts
+# ---------------------------------------------------------------------------------------------- before work starts
+
+
+def read_file(path: str) -> tuple[bytes, str | None]:
+    """Return the content of an image file and None, or why it cannot be read as the end of a sentence."""
+    try:
+        return read_bytes(path, LARGEST_FILE_BYTES), None
+    except UserError as error:
+        return b"", str(error).removeprefix(f"{escape(path)}: ").removesuffix(".")
+
+
+def find_unreadable(paths: Iterable[str]) -> dict[str, str]:
+    """Return which local files cannot be images, judged by their first bytes, each with a sentence that says why."""
+    sentences = {}
+    for path in paths:
+        if is_remote(path):
+            continue
+        encoded, error = read_file(path)
+        if error is not None:
+            sentences[path] = f"{escape(path)}: {error}."
+        elif find_kind(encoded) is None:
+            sentences[path] = f"{escape(path)} cannot be decoded: {find_cause(encoded)}."
+    return sentences
 
 
 def has_pillow() -> bool:

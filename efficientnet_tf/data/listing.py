@@ -41,12 +41,28 @@ class Listing:
     remarks: list[str]
 
 
-def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True)
+class CheckedSplit:
+    """What `check_data` knows about a split.
+
+    Attributes:
+        class_names: Names of the labels 0, 1, ...
+        images: Number of images, or None if it is not known.
+    """
+
+    class_names: Sequence[str]
+    images: int | None
+
+
+def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[str, CheckedSplit]:
     """Check the data of a run, as far as possible without TensorFlow: local folders, tables, arrays and records.
 
     Args:
         data: The section `data` of the configuration.
         splits: The splits that are needed. The default is those for training and evaluation.
+
+    Returns:
+        What is known about each split that was read.
 
     Raises:
         UserError: If the data are missing or malformed, have names that cannot be class names, or only one class.
@@ -58,17 +74,22 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> None:
         allowed = ("train", "val")
     else:
         allowed = ()
+    known: dict[str, CheckedSplit] = {}
     for split in splits:
         if allowed:
             check_split(split, allowed, f"data.source={data.source}")
         elif data.source in ("folder", "table") and not is_remote(str(data.dir)):
             listing = list_split(data, split, split == data.train_split)
-            check_classes(data.source, listing.class_names)
+            known[split] = CheckedSplit(listing.class_names, len(listing.paths))
         elif data.source == "arrays":
-            check_classes(data.source, list_arrays(data, split, split == data.train_split).class_names)
+            arrays = list_arrays(data, split, split == data.train_split)
+            known[split] = CheckedSplit(arrays.class_names, len(arrays.rows))
         elif data.source == "records" and not is_remote(str(data.dir)):
             find_record_files(str(data.dir), split)
-            check_classes(data.source, read_record_classes(data))
+            known[split] = CheckedSplit(read_record_classes(data), None)
+        if split in known:
+            check_classes(data.source, known[split].class_names)
+    return known
 
 
 def check_classes(source: str, class_names: Sequence[str]) -> None:

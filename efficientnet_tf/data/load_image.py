@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _LARGEST_SIDE = 2**13  # pixels. The result then has 800 MB.
+_lock = threading.Lock()
 
 
 def load_image(
@@ -100,8 +102,10 @@ def _load(decode, source, image_size, channels, crop_padding, interpolation, bac
 def _decode_by_tensorflow(encoded, settings):
     import tensorflow as tf
 
+    with _lock:  # Otherwise several threads that begin at the same time would all trace the same decoder.
+        decode = _make_decoder(*settings)
     try:
-        return _make_decoder(*settings)(encoded).numpy()
+        return decode(encoded).numpy()
     except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
         raise UserError(explain_failure(encoded)) from None
 

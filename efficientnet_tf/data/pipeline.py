@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.data.batch_sizes import check_batches as check_batches
 from efficientnet_tf.data.decode import center_window, decode_center_crop, decode_window, random_window
-from efficientnet_tf.data.failures import Failures, read_file
+from efficientnet_tf.data.failures import Failures
+from efficientnet_tf.data.image_formats import read_file
 from efficientnet_tf.data.pillow_decoder import explain_failure
 from efficientnet_tf.data.policies import apply_policy, make_policy
 from efficientnet_tf.data.source import Order, Source, map_with_fallback, without_tuning
@@ -120,29 +122,6 @@ def make_image_reader(
 
 
 # ------------------------------------------------------------------------------------------------------- pipelines
-
-
-def check_batches(config: Config, replicas: int) -> None:
-    """Raise UserError if a batch size is not divisible by the number of replicas, or a replica's share by its parts."""
-    train_sizes = [("train.batch_size", phase.train.batch_size) for _, phase in config.phases]
-    for key, size in (*train_sizes, ("eval.batch_size", config.eval.batch_size)):
-        if size % replicas:
-            raise UserError(
-                f"{key}={size} is not divisible by {replicas} replicas. {_suggest_multiple(size, replicas)}"
-            )
-    parts = config.train.accumulate
-    for key, size in train_sizes:
-        if size % (replicas * parts):
-            raise UserError(
-                f"{key}={size} is not divisible into train.accumulate={parts} parts on each of {replicas} replicas. "
-                + _suggest_multiple(size, replicas * parts)
-            )
-
-
-def _suggest_multiple(size, divisor):
-    lower = size // divisor * divisor
-    nearest = f"{lower} or {lower + divisor}" if lower else f"{divisor}"
-    return f"Use a multiple of {divisor}, for example {nearest}."
 
 
 def train_dataset(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import check_class_names, escape, normalize_name
-from efficientnet_tf.runtime.files import check_file, exists, is_folder, is_remote, list_folder, read_text
+from efficientnet_tf.runtime.files import check_file, check_path, exists, is_folder, is_remote, list_folder, read_text
 from efficientnet_tf.runtime.terminal import track
 
 if TYPE_CHECKING:
@@ -26,6 +26,27 @@ _FILE_NAME = r"-\d{5}-of-\d{5,}"  # what follows the split in the name of a reco
 _HEADER = struct.Struct("<QI")  # the length of a record and its checksum
 _MOST_RECORD_BYTES = 2**28  # of one image. The largest image that is decoded has about as many uncompressed.
 _THREADS = 16
+
+
+def check_new_records(source: str, split: str, folder: str, shards: int, images: int | None) -> None:
+    """Raise UserError if a split cannot be written as record files, as far as this can be known without TensorFlow.
+
+    Args:
+        source: The value of `data.source`.
+        split: Name of the split.
+        folder: Where the files go, local or gs://.
+        shards: Number of files.
+        images: Number of images of the split, or None if it is not known.
+    """
+    check_path("output", folder)
+    if not re.fullmatch(r"[^/\\.\0\[\]][^/\\\0\[\]]*", split) or source == "records":
+        raise UserError(
+            f"data.source={source}, split {split!r}: only whole splits of other sources can be written as records."
+        )
+    if images is not None and shards > images:
+        raise UserError(f"split {split!r} has {images} images, too few for shards={shards}. Use fewer shards.")
+    if not is_remote(folder) and os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{escape(folder)}: cannot write {split!r} to this folder: it is not a folder.")
 
 
 def find_record_files(folder: str, split: str) -> list[str]:

@@ -29,9 +29,9 @@ from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.data.open import Order, Source, open_source
 from efficientnet_tf.data.record_examples import explain_reading, read_example
+from efficientnet_tf.data.record_files import check_new_records
 from efficientnet_tf.runtime.files import (
     check_file,
-    check_path,
     exists,
     is_remote,
     list_folder,
@@ -79,14 +79,9 @@ def write_records(
         UserError: If the source does not exist or has fewer images than `shards`, if the folder cannot be written, or
             if it has files of other data or of another number of shards of this split.
     """
-    check_path("output", folder)
-    if not re.fullmatch(r"[^/\\.\0\[\]][^/\\\0\[\]]*", split) or data.source == "records":
-        raise UserError(
-            f"data.source={data.source}, split {split!r}: only whole splits of other sources can be written as records."
-        )
+    check_new_records(data.source, split, folder, shards, images=None)
     source = _open_split(data, split)
-    if shards > source.size:
-        raise UserError(f"split {split!r} has {source.size} images, too few for shards={shards}. Use fewer shards.")
+    check_new_records(data.source, split, folder, shards, source.size)
     try:
         tf.io.gfile.makedirs(os.path.join(folder, ".progress"))
         _check_folder(folder, data, split, source, shards)

@@ -12,9 +12,10 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.pipeline import eval_dataset, eval_steps
 from efficientnet_tf.data.source import Source
-from efficientnet_tf.evaluation.metrics import read_sums, sum_metrics
+from efficientnet_tf.evaluation.metrics import count_sums, read_sums, sum_metrics
 from efficientnet_tf.runtime.strategy import distribute_batches
 
+_BLOCKS = 100  # of steps, in an evaluation whose progress is reported
 Classifier = Callable[[tf.Tensor], tf.Tensor]
 """Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]."""
 
@@ -37,8 +38,8 @@ def make_eval_loop(
 
     Returns:
         A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels int32 [B] or
-        [B, 1 + K], weights float32 [B]) and a number of steps, int32 scalar. It returns the sums of `sum_metrics`
-        over all images, float32 [classifiers, sums].
+        [B, 1 + K], weights float32 [B]), a number of steps, int32 scalar, and sums to add to, float32
+        [classifiers, sums], or None. It returns the sums of `sum_metrics` over all images, of the same shape.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -51,8 +52,9 @@ def make_eval_loop(
         return tf.stack(rows)
 
     @tf.function
-    def loop(iterator, steps):
-        sums = tf.zeros([len(classifiers), 4 + 2 * has_real_labels + confusion * classes**2])
+    def loop(iterator, steps, sums=None):
+        if sums is None:
+            sums = tf.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
         for _ in tf.range(steps):
             sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
         return sums
@@ -66,6 +68,7 @@ def make_evaluator(
     config: Config,
     strategy: tf.distribute.Strategy,
     confusion: bool = False,
+    report: Callable[[int], Any] | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Make a function that evaluates a classifier on a source.
 
@@ -76,6 +79,7 @@ def make_evaluator(
             of replicas is rounded up to one, which changes no result.
         strategy: Where to run.
         confusion: Whether to count predictions by class.
+        report: Function that is called now and then with the number of images that were evaluated since the last call.
 
     Returns:
         A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}. The
@@ -89,7 +93,7 @@ def make_evaluator(
 
     Deviates: the official code drops the last, partial batch. Here it is padded, and the padding has weight 0.
     """
-    evaluate = make_joint_evaluator({"": logits_of}, source, config, strategy, confusion)
+    evaluate = make_joint_evaluator({"": logits_of}, source, config, strategy, confusion, report)
     return lambda: evaluate()[""]
 
 
@@ -99,6 +103,7 @@ def make_joint_evaluator(
     config: Config,
     strategy: tf.distribute.Strategy,
     confusion: bool = False,
+    report: Callable[[int], Any] | None = None,
 ) -> Callable[[], dict[str, dict[str, Any]]]:
     """Make a function that evaluates several classifiers on the same images, which are read and decoded once.
 
@@ -108,6 +113,7 @@ def make_joint_evaluator(
         config: As for `make_evaluator`.
         strategy: As for `make_evaluator`.
         confusion: As for `make_evaluator`.
+        report: As for `make_evaluator`.
 
     Returns:
         A function without arguments that returns {name: result}. The results are those of `make_evaluator`.
@@ -121,10 +127,22 @@ def make_joint_evaluator(
     def batches():
         return distribute_batches(strategy, lambda context: eval_dataset(source, config, failures, context))
 
+    def sum_up(iterator, steps):
+        if report is None:  # The host does not interrupt the device.
+            return loop(iterator, tf.constant(steps))
+        # Without these zeros, the loop would be traced twice: for no sums, and for those of the first block.
+        sums = tf.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
+        block = max(steps // _BLOCKS, 1)
+        for start in range(0, steps, block):
+            end = min(start + block, steps)
+            sums = loop(iterator, tf.constant(end - start), sums)
+            before, done = (min(step * config.eval.batch_size, source.size) for step in (start, end))
+            report(done - before)
+        return sums
+
     def evaluate():
         failures.clear()
-        steps = tf.constant(eval_steps(source, config))
-        sums = loop(iter(batches()), steps).numpy().astype(float)
+        sums = sum_up(iter(batches()), eval_steps(source, config)).numpy().astype(float)
         bad = source.size - int(sums[0, 0])  # on all hosts, so that all raise the error or none
         failures.check_count(bad, config.data.max_bad_fraction)
         if bad and not reported.issuperset(names := failures.names()):

@@ -55,6 +55,11 @@ def sum_metrics(
     return sums
 
 
+def count_sums(classes: int, has_real_labels: bool, confusion: bool) -> int:
+    """Return how many sums `sum_metrics` returns."""
+    return 4 + 2 * has_real_labels + confusion * classes**2
+
+
 def read_sums(sums: np.ndarray, size: int, classes: int, has_real_labels: bool, confusion: bool) -> dict[str, Any]:
     """Turn the sums of `sum_metrics` over all `size` images of a split into the results that `make_evaluator` returns.
 

@@ -8,8 +8,16 @@ import os
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.export.formats import read_exported
+from efficientnet_tf.export.keras_file import check_archive
 from efficientnet_tf.export.metadata import read_metadata
-from efficientnet_tf.models.run_directory import check_checkpoint, list_checkpoints, read_class_names, read_config
+from efficientnet_tf.models.run_directory import (
+    check_checkpoint,
+    is_complete,
+    list_checkpoints,
+    read_class_names,
+    read_config,
+)
 from efficientnet_tf.runtime import files
 from efficientnet_tf.runtime.files import check_path
 
@@ -60,6 +68,7 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir", check
     if kind == "keras":
         files.check_file(path)
         _check_side_files(os.path.dirname(path), path)
+        check_archive(path)
         return kind
     if not files.is_folder(path):
         files.check_file(path)  # names what is there instead
@@ -75,21 +84,23 @@ def check_model(path: str | os.PathLike[str], argument: str = "model_dir", check
     if not files.exists(os.path.join(path, "config.yaml")):
         read_config(path)  # says what is missing
     _check_side_files(path, path)
-    if not list_checkpoints(path):
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
         raise UserError(f"{argument}={escape(path)} has no checkpoint yet.")
+    if not any(map(is_complete, checkpoints.values())):
+        raise UserError(f"None of the {len(checkpoints)} checkpoints in {escape(path)} can be read: parts are missing.")
     check_checkpoint(path, checkpoint)
     return kind
 
 
-def read_model_config(path: str) -> Config:
-    """Return the config of a local model that `check_model` accepts, without its runtime."""
-    from efficientnet_tf.config.load import parse_config
-
+def read_model(path: str) -> tuple[Config, list[str]]:
+    """Return the config and the class names of a local model that `check_model` accepts, without its runtime."""
     path = clean_path(path)
     kind = find_kind(path)
     if kind == "file":
-        return parse_config(read_metadata(path).texts["config.yaml"], f"{path}, config.yaml")
-    return read_config({"keras": os.path.dirname(path), "saved_model": os.path.join(path, "assets")}.get(kind, path))
+        return read_exported(path)[:2]
+    folder = {"keras": os.path.dirname(path), "saved_model": os.path.join(path, "assets")}.get(kind, path)
+    return read_config(folder), read_class_names(folder)
 
 
 def clean_path(path: str | os.PathLike[str], argument: str = "model_dir") -> str:

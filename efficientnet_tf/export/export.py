@@ -17,13 +17,21 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.listing import check_data
 from efficientnet_tf.export.check import check_model, clean_path
-from efficientnet_tf.export.formats import FORMATS, Format, find_format, open_export, require_packages
+from efficientnet_tf.export.formats import (
+    FORMATS,
+    Format,
+    check_packages,
+    find_format,
+    open_export,
+    require_packages,
+)
 from efficientnet_tf.export.metadata import append_record, check_texts, list_files, read_metadata
 from efficientnet_tf.export.output import UNFINISHED, check_output, unfinished_output
 from efficientnet_tf.export.overrides import override_data
 from efficientnet_tf.export.record import make_record
 from efficientnet_tf.models.run_directory import format_class_names, read_class_names, read_config
 from efficientnet_tf.runtime.files import read_text
+from efficientnet_tf.scaling.layers import list_layers
 
 TOLERANCE = 1e-4  # largest difference of a logit in float32, as a share of the largest logit
 AGREEMENT = 0.98  # smallest share of images with the same top-1 class, in every precision
@@ -131,7 +139,9 @@ def check_export(
             "wrote."
         )
     config = override_data(read_config(model_dir), overrides, FIXED_KEYS)
+    _check_layers(config.model, keep_float)
     if kind is not None:
+        check_packages(kind, precision)
         check_texts(output, {"classes.txt": format_class_names(read_class_names(model_dir))})
         _check_data(config.data, calibrates=precision == "int8")
     return kind
@@ -159,7 +169,6 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     require_packages(kind, precision)
     model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
     folded = fold_batch_norm(model)
-    _check_layers(folded, keep_float)
     texts = {"config.yaml": read_text(os.path.join(model_dir, "config.yaml"))}
     texts |= {"classes.txt": format_class_names(class_names), "precision": precision}
     check_texts(output, texts)  # the config, too
@@ -196,10 +205,9 @@ def _prepare_for_int8(model, calibration, keep_float):
     round_weights(model, images("Measuring inputs of layers"), keep_float)
 
 
-def _check_layers(model, keep_float):
-    from efficientnet_tf.export.quantization import list_kernel_layers
-
-    layers = list_kernel_layers(model)
+def _check_layers(spec, keep_float):
+    """Raise UserError unless all names are those of convolutions and dense layers of a network."""
+    layers = [layer.name for layer in list_layers(spec) if "kernel" in layer.variables]
     for name in keep_float:
         if name not in layers:
             raise UserError(

@@ -12,6 +12,7 @@ float32 [N, classes]. Each file also holds the texts config.yaml, classes.txt an
 """
 
 import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Callable
@@ -65,9 +66,20 @@ def find_format(path: str) -> Format | None:
     return FORMATS.get(os.path.splitext(path)[1])
 
 
+def check_packages(kind: Format, precision: str) -> None:
+    """Raise a UserError if a package that writing in this precision needs is not installed. Nothing is imported."""
+    for name in _list_write_modules(kind, precision):
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise _explain_missing(kind, name, "it is not installed")
+
+
 def require_packages(kind: Format, precision: str) -> None:
-    """Raise a UserError if a package that writing in this precision needs is not installed."""
-    _import(kind, *kind.write_modules, *(kind.quantize_modules if precision == "int8" else ()))
+    """Raise a UserError if a package that writing in this precision needs cannot be imported."""
+    _import(kind, *_list_write_modules(kind, precision))
+
+
+def _list_write_modules(kind, precision):
+    return (*kind.write_modules, *(kind.quantize_modules if precision == "int8" else ()))
 
 
 @dataclass(frozen=True)
@@ -101,13 +113,8 @@ def open_export(path: str) -> Export:
     if kind is None:
         raise UserError(f"{escape(path)} is not an exported file. Its name must end in {', '.join(FORMATS)}.")
     _import(kind, kind.run_module)
-    metadata = read_metadata(path)
-    texts = {name: decode_text(text.encode(), f"{path}, {name}") for name, text in metadata.texts.items()}
-    config = parse_config(texts["config.yaml"], f"{path}, config.yaml")
-    class_names = parse_class_names(texts["classes.txt"], f"{path}, classes.txt")
+    config, class_names, texts = read_exported(path)
     channels, size = config.data.channels, config.image_size
-    check_size(path, metadata, count_cost(config.model, size, len(class_names), channels)["total"].total_params)
-    check_record(path, texts.get(RECORD), config, class_names, metadata.compute_digest())
     try:
         compute_logits, shape = kind.open(path, texts["precision"])
         if shape != [size, size, channels]:
@@ -132,15 +139,36 @@ def open_export(path: str) -> Export:
     return Export(compute_one_by_one, config, class_names, texts)
 
 
+def read_exported(path: str) -> tuple[Config, list[str], dict[str, str]]:
+    """Return the config, the class names and all texts of an exported file, without its runtime.
+
+    Raises:
+        UserError: If the file was not written by this package, or if its network, its config and its class names do not
+            belong together.
+    """
+    metadata = read_metadata(path)
+    texts = {name: decode_text(text.encode(), f"{path}, {name}") for name, text in metadata.texts.items()}
+    config = parse_config(texts["config.yaml"], f"{path}, config.yaml")
+    class_names = parse_class_names(texts["classes.txt"], f"{path}, classes.txt")
+    cost = count_cost(config.model, config.image_size, len(class_names), config.data.channels)
+    check_size(path, metadata, cost["total"].total_params)
+    check_record(path, texts.get(RECORD), config, class_names, metadata.compute_digest())
+    return config, class_names, texts
+
+
 def _import(kind, *modules):
     for name in modules:
         try:
             with runtimes.disable_telemetry():
                 importlib.import_module(name)
         except ImportError as error:
-            raise UserError(
-                f"{kind.name} needs the module {name} ({error}). Run pip install 'efficientnet_tf[{kind.extra}]'."
-            ) from None
+            raise _explain_missing(kind, name, error) from None
+
+
+def _explain_missing(kind, name, reason):
+    return UserError(
+        f"{kind.name} needs the module {name} ({reason}). Run pip install 'efficientnet_tf[{kind.extra}]'."
+    )
 
 
 FORMATS = {

@@ -6,6 +6,7 @@ config.yaml next to the file, checks that the file describes the same network, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -61,6 +62,12 @@ def read_keras_file(path: str) -> tuple[keras.Model, Config, list[str]]:
     return model, config, class_names
 
 
+def check_archive(path: str) -> None:
+    """Raise UserError if a local `.keras` file is damaged, or is none. Imports neither Keras nor TensorFlow."""
+    with _open_archive(path, path):
+        pass
+
+
 def _copy_if_remote(path, scratch):
     from efficientnet_tf.runtime.files import is_remote
 
@@ -75,26 +82,35 @@ def _copy_if_remote(path, scratch):
 
 def _unpack(file, path, weights, weights_limit):
     """Return config.json and {name: text} of this package's entries in an archive, and write its weights to a file."""
-    from efficientnet_tf.runtime.archives import open_archive, open_member, read_member
+    from efficientnet_tf.runtime.archives import open_member, read_member
+
+    with _open_archive(file, path) as archive:
+        size = archive.getinfo(_WEIGHTS).file_size
+        if size > weights_limit:
+            raise ValueError(f"its member {_WEIGHTS} has {size:,} bytes, but its network at most {weights_limit:,}")
+        description = read_member(archive, _DESCRIPTION, _DESCRIPTION_LIMIT_BYTES)
+        recorded = {
+            name: decode_text(read_member(archive, name, _TEXT_LIMIT_BYTES), f"{path}, {name}")
+            for name in (CONFIG_ENTRY, CLASSES_ENTRY)
+            if name in archive.namelist()
+        }
+        with open_member(archive, _WEIGHTS) as source, open(weights, "wb") as target:
+            while block := source.read(2**24):
+                target.write(block)
+    return description, recorded
+
+
+@contextlib.contextmanager
+def _open_archive(file, path):
+    """Open the archive at `file`, which is `path` for the user, and check its members. A ValueError is explained."""
+    from efficientnet_tf.runtime.archives import open_archive
 
     try:
         with open_archive(file) as archive:
-            names = archive.namelist()
-            missing = [name for name in (_DESCRIPTION, _WEIGHTS) if name not in names]
+            missing = [name for name in (_DESCRIPTION, _WEIGHTS) if name not in archive.namelist()]
             if missing:
                 raise ValueError(f"it does not contain {' and '.join(missing)}")
-            size = archive.getinfo(_WEIGHTS).file_size
-            if size > weights_limit:
-                raise ValueError(f"its member {_WEIGHTS} has {size:,} bytes, but its network at most {weights_limit:,}")
-            description = read_member(archive, _DESCRIPTION, _DESCRIPTION_LIMIT_BYTES)
-            recorded = {
-                name: decode_text(read_member(archive, name, _TEXT_LIMIT_BYTES), f"{path}, {name}")
-                for name in (CONFIG_ENTRY, CLASSES_ENTRY)
-                if name in names
-            }
-            with open_member(archive, _WEIGHTS) as source, open(weights, "wb") as target:
-                while block := source.read(2**24):
-                    target.write(block)
+            yield archive
     except UserError:
         raise
     except ValueError as error:
@@ -102,7 +118,6 @@ def _unpack(file, path, weights, weights_limit):
             f"{escape(path)} is damaged or not a Keras model: {escape(str(error))}. Pass the model directory, which "
             "has the checkpoints."
         ) from None
-    return description, recorded
 
 
 def _check_recorded(path, recorded, config, class_names):

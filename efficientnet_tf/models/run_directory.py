@@ -129,6 +129,13 @@ def list_checkpoints(model_dir: str) -> dict[int, str]:
     return {step: os.path.join(folder, f"step-{step}") for step in sorted(steps, reverse=True)}
 
 
+def is_complete(prefix: str) -> bool:
+    """Return whether the index of a local checkpoint has content, and its data are next to it."""
+    folder, name = os.path.split(prefix)
+    has_data = any(other.startswith(f"{name}.data-") for other in files.list_folder(folder))
+    return has_data and os.path.getsize(f"{prefix}.index") > 0
+
+
 def check_checkpoint(model_dir: str, checkpoint: str | int | None) -> None:
     """Raise UserError unless an argument names a checkpoint: None, "best", "newest", or the number of a step."""
     if checkpoint in (None, "best", "newest"):

@@ -8,6 +8,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.local_files import KINDS, check_local_file, check_size, explain_reading, read_local_bytes
@@ -201,15 +202,18 @@ def atomic_output(path: str) -> Iterator[str]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_writer(path: str) -> Iterator[Any]:
+    """Open a file for writing bytes that gets its name at the end of the block, as `atomic_output` does."""
+    with atomic_output(path) as temporary:
+        with _gfile().GFile(temporary, "wb") if is_remote(path) else open(temporary, "wb") as file:
+            yield file
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file in one step, as `atomic_output` does, and create its folder if it is missing."""
-    with atomic_output(path) as temporary:
-        if is_remote(path):
-            with _gfile().GFile(temporary, "wb") as file:
-                file.write(data)
-        else:
-            with open(temporary, "wb") as file:
-                file.write(data)
+    with atomic_writer(path) as file:
+        file.write(data)
 
 
 def write_text(path: str, text: str) -> None:

@@ -22,15 +22,16 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str
         columns: Names of the columns.
         rows: The rows. A missing value and None become an empty cell.
     """
-    lines = [columns, *([row.get(name) for name in columns] for row in rows)]
-    text = "".join(_format_line(map(protect_cell, cells)) for cells in lines)
-    return text.encode("utf-8", "backslashreplace").decode()  # names of files may not be UTF-8
+    return "".join(map(format_csv_row, [columns, *([row.get(name) for name in columns] for row in rows)]))
 
 
-def _format_line(cells):
+def format_csv_row(cells: Iterable[Any]) -> str:
+    r"""Return the cells of a row as a line of CSV that ends in `\n`."""
     line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # with this ending, both of its characters are quoted
-    return line.getvalue().removesuffix("\r\n") + "\n"
+    # With this line ending, both of its characters are quoted.
+    csv.writer(line, lineterminator="\r\n").writerow(map(protect_cell, cells))
+    text = line.getvalue().removesuffix("\r\n") + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # names of files may not be UTF-8
 
 
 def parse_csv(text: str) -> list[dict[str, str]]:

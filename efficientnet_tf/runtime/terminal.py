@@ -131,6 +131,28 @@ class ProgressBar:
         print(f"{line}, {self._status}" if self._status else line, file=sys.stderr, flush=True)
 
 
+class RateBar(ProgressBar):
+    """A progress bar with the units per second behind it, counted from its creation. Arguments as `ProgressBar`."""
+
+    def __init__(self, total, description, unit):
+        super().__init__(total, description, unit)
+        self._start = time.monotonic()
+
+    def advance(self, count=1):
+        """Count `count` more units as done."""
+        self.set_status(self._format_rate(self.completed + count))
+        super().advance(count)
+
+    def summarize(self):
+        """Return how many units were done, in how many seconds, and how many per second, as text."""
+        seconds = time.monotonic() - self._start
+        return f"{self.completed:,} {self._unit}s in {seconds:.1f} s, {self._format_rate(self.completed)}"
+
+    def _format_rate(self, count):
+        rate = count / max(time.monotonic() - self._start, 1e-9)
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}s/s"
+
+
 def track(items, total, description, unit=""):
     """Yield the items of an iterable and show how far it is.
 

@@ -7,10 +7,15 @@ def main(args):
     """Convert the weights, and print what was read and how the model uses it."""
     from efficientnet_tf.config.load import load_config
     from efficientnet_tf.runtime.files import check_weights_path
+    from efficientnet_tf.weights.formats import check_new_weights, check_weights
+    from efficientnet_tf.weights.names import variable_paths
 
     # What can be refused is refused before TensorFlow is imported, which takes seconds.
     check_weights_path("input", args.input)
-    load_config(args.variant, "imagenet", cli.overrides(args))
+    config = load_config(args.variant, "imagenet", cli.overrides(args))
+    check_new_weights(args.output)
+    options = {"average": not args.raw, "normalization": args.normalization, "padding": args.padding}
+    check_weights(args.input, variable_paths(config.model), **options)
     from efficientnet_tf.weights.convert import convert_weights
 
     summary, config = convert_weights(
@@ -21,9 +26,7 @@ def main(args):
         classes=args.classes,
         reset_head=args.reset_head,
         adapt_channels=args.adapt_channels,
-        average=not args.raw,
-        normalization=args.normalization,
-        padding=args.padding,
+        **options,
     )
     settings = {
         "mean": config.model.mean,

@@ -17,8 +17,8 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.data_format import channels_last_scope
-from efficientnet_tf.runtime.files import atomic_output, check_output, check_path
-from efficientnet_tf.weights.formats import read_weights
+from efficientnet_tf.runtime.files import atomic_output
+from efficientnet_tf.weights.formats import check_new_weights, read_weights
 from efficientnet_tf.weights.load import HEAD, load_weights
 from efficientnet_tf.weights.loaded import CONFIG_ATTRIBUTE, CONFIG_ENTRY, LoadSummary
 from efficientnet_tf.weights.names import variable_paths
@@ -55,7 +55,7 @@ def convert_weights(
     Raises:
         UserError: As `load_weights`, and if the output exists or cannot be written.
     """
-    _check_output(output)
+    check_new_weights(output)
     config = load_config(variant, "imagenet", ["train.ema_decay=0"])
     loaded = read_weights(path, variable_paths(config.model), **options)
     needs = [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
@@ -80,15 +80,6 @@ def convert_weights(
         reason = os.strerror(code) if code else " ".join(str(error).split())[:300]
         raise UserError(f"output={escape(output)} cannot be written: {escape(reason).rstrip('.')}.") from None
     return summary, config
-
-
-def _check_output(output: str) -> None:
-    """Raise UserError before the work starts if the output exists or has no place."""
-    check_path("output", output)
-    if os.path.lexists(output):
-        raise UserError(f"output={escape(output)} exists. Choose another path, because nothing is overwritten.")
-    if output.endswith((".h5", ".keras")):
-        check_output("output", output, [".weights.h5", ".keras"])
 
 
 def _write(model: keras.Model, config: Config, output: str) -> None:

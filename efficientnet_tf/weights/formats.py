@@ -10,6 +10,7 @@ name and a shape that the model has are read. Everything that a reader or a libr
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
@@ -67,6 +68,29 @@ def read_weights(
         notes = (*loaded.notes, f"pixel normalization set to {normalization}")
         loaded = replace(loaded, needs=loaded.needs | NORMALIZATIONS[normalization], notes=notes)
     return loaded
+
+
+def check_weights(path: str, variables: Sequence[str], **options: Any) -> None:
+    """Raise UserError if a weight file cannot be read, as far as this can be known without TensorFlow.
+
+    Of checkpoints, model directories and exports, only the names of their files are read. Nothing is checked on gs://.
+
+    Args:
+        path: As for `read_weights`.
+        variables: The paths of the model's variables.
+        **options: As for `read_weights`.
+    """
+    if not files.is_remote(path) and _choose_reader(path) in (read_h5, read_keras, read_safetensors, read_torch):
+        read_weights(path, variables, **options)
+
+
+def check_new_weights(output: str) -> None:
+    """Raise UserError before the work starts if the output exists or has no place."""
+    files.check_path("output", output)
+    if os.path.lexists(output):
+        raise UserError(f"output={escape(output)} exists. Choose another path, because nothing is overwritten.")
+    if output.endswith((".h5", ".keras")):
+        files.check_output("output", output, [".weights.h5", ".keras"])
 
 
 def _describe_error(error: Exception) -> str:

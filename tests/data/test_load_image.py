@@ -8,11 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
+from real_pictures import find_photos
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config
-from efficientnet_tf.data import load_image as load_image_module
-from efficientnet_tf.data.load_image import load_image
+from efficientnet_tf.data import decode as decode_module
+from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
 from efficientnet_tf.data.pipeline import eval_image
 
 
@@ -58,7 +59,7 @@ def test_decoding_is_traced_once_per_setting(monkeypatch):
         traced.append(settings)
         return tf.zeros([8, 8, 3])
 
-    monkeypatch.setattr(load_image_module, "decode_center_crop", decode)
+    monkeypatch.setattr(decode_module, "decode_center_crop", decode)
     for size in (11, 12, 11, 11):
         load_image(encode(kind="PNG"), size)
     assert traced == [(11, 3, 32, "bicubic", (255,)), (12, 3, 32, "bicubic", (255,))]
@@ -129,3 +130,81 @@ def test_transparent_pixels_have_the_color_of_the_background():
         flat = PIL.Image.alpha_composite(PIL.Image.new("RGBA", (8, 8), (*color, 255)), image).convert("RGB")
         pixels = load_image(clear, 8, crop_padding=0, background=background)
         np.testing.assert_allclose(pixels, np.asarray(flat), atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------- without TensorFlow
+
+COLOR = {"channels": 3, "crop_padding": 32, "interpolation": "bicubic", "background": (9, 200, 30)}
+GRAY = {"channels": 1, "crop_padding": 3, "interpolation": "bilinear", "background": (255,)}
+
+
+def picture(mode, shape=(77, 120)):
+    """Return a smooth picture with some noise. In a picture of noise alone, a shift would not be seen."""
+    rng = np.random.default_rng(1)
+    waves = np.sin(np.arange(shape[0])[:, None] / 9 + np.arange(shape[1]) / 5)[..., None] * [90, -80, 70, 120] + 128
+    pixels = np.clip(waves + rng.normal(0, 8, waves.shape), 0, 255).astype(np.uint8)
+    return PIL.Image.fromarray(pixels).convert(mode)
+
+
+def save(mode, kind, **arguments):
+    buffer = io.BytesIO()
+    picture(mode).save(buffer, kind, **arguments)
+    return buffer.getvalue()
+
+
+def turned(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+EXACT = {
+    "png": save("RGB", "PNG"),
+    "png gray": save("L", "PNG"),
+    "png transparent": save("RGBA", "PNG"),
+    "png palette": save("P", "PNG"),
+    "png turned": save("RGB", "PNG", exif=turned(5)),
+    "bmp": save("RGB", "BMP"),
+    "gif": save("P", "GIF"),
+    "webp": save("RGB", "WEBP", lossless=True),
+    "tiff": save("RGB", "TIFF"),
+    "jpeg gray": save("L", "JPEG"),
+    "jpeg with color at full size": save("RGB", "JPEG", subsampling=0),
+    "jpeg turned": save("RGB", "JPEG", subsampling=0, exif=turned(8)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_pixels_without_tensorflow_are_equal(name):
+    for size, settings in ((40, COLOR), (96, GRAY)):
+        with_tensorflow = load_image(EXACT[name], size, **settings)
+        pixels = load_image_by_pillow(EXACT[name], size, **settings)
+        assert pixels.dtype == np.float32 and np.ptp(pixels) > 30
+        # Equal on x86. Processors that multiply and add in one step round differently.
+        np.testing.assert_allclose(pixels, with_tensorflow, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["china", "flower"])
+def test_only_the_outermost_columns_of_a_jpeg_with_reduced_color_differ_without_tensorflow(name):
+    buffer = io.BytesIO()
+    PIL.Image.open(find_photos()[name]).save(buffer, "JPEG", subsampling=2, quality=90)
+    # A crop of 395 pixels. Where images shrink, bicubic interpolation may not read the outermost column at all.
+    with_tensorflow = load_image(buffer.getvalue(), 400, **COLOR)
+    difference = np.abs(load_image_by_pillow(buffer.getvalue(), 400, **COLOR) - with_tensorflow)
+    assert difference[:, 3:-3].max() < 1e-3
+    assert 0 < difference.max() <= 8
+
+
+def test_color_of_a_cmyk_jpeg_differs_by_up_to_one_gray_level_without_tensorflow():
+    encoded = save("CMYK", "JPEG", subsampling=0)
+    difference = load_image_by_pillow(encoded, 40, **COLOR) - load_image(encoded, 40, **COLOR)
+    assert np.abs(difference).max() <= 1.6  # Bicubic interpolation can add to it.
+
+
+@pytest.mark.parametrize("encoded", [b"", b"This is not an image.", EXACT["png"][:500], EXACT["jpeg gray"][:300]])
+def test_the_cause_of_a_failure_is_the_same_without_tensorflow(encoded):
+    with pytest.raises(UserError) as expected:
+        load_image(encoded, 40, **COLOR)
+    with pytest.raises(UserError) as caught:
+        load_image_by_pillow(encoded, 40, **COLOR)
+    assert str(caught.value) == str(expected.value)

@@ -15,11 +15,11 @@ from pillow import check_frequencies
 from efficientnet_tf.config import load, schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.data.batch_sizes import check_batches
 from efficientnet_tf.data.decode import center_window, decode_window, random_window
 from efficientnet_tf.data.open import Order, open_source
 from efficientnet_tf.data.pipeline import (
     Failures,
-    check_batches,
     eval_dataset,
     eval_image,
     eval_steps,

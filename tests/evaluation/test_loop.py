@@ -81,6 +81,17 @@ def test_every_image_counts_once(test_digits, replicas, batch):
         assert traced == replicas * [(batch // replicas, 32, 32, 3)]
 
 
+def test_reported_progress_changes_no_result(test_digits):
+    source, _, _ = test_digits
+    logits_of, _ = linear_classifier(10)
+    config, strategy, traced, reported = tiny.load_config("eval.batch_size=70"), tiny.make_strategy(1), [], []
+    evaluator = make_evaluator(
+        lambda images: traced.append(1) or logits_of(images), source, config, strategy, report=reported.append
+    )
+    assert evaluator() == make_evaluator(logits_of, source, config, strategy)()
+    assert reported == [70, 70, 70, 70, 70, 10] and traced == [1]
+
+
 def test_nan_counts_as_wrong(test_digits):
     source, images, labels = test_digits
     logits_of, logits_by_numpy = linear_classifier(10)

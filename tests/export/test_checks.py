@@ -9,6 +9,7 @@ import pytest
 from efficientnet_tf import evaluate, explain
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
+from efficientnet_tf.export import evaluation_data
 from efficientnet_tf.export.check import check_model
 from efficientnet_tf.export.export import check_export
 from efficientnet_tf.export.overrides import override_data
@@ -114,7 +115,7 @@ def check_explain(*flags):
 def test_explain_refuses_models_outputs_and_classes(tmp_path):
     pytest.importorskip("matplotlib")
     photo = tmp_path / "a.png"
-    photo.write_bytes(b"x")
+    photo.write_bytes(b"\xff\xd8\xff")
     output = f"--output={tmp_path / 'out.png'}"
     assert check_explain(f"--model_dir={RUN}", output, photo, photo) == [str(photo)]
     for model in (f"{RUN}/model.keras", *EXPORTS):
@@ -133,4 +134,4 @@ def test_folder_of_an_evaluation(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("none", "file"):
         with pytest.raises(UserError, match="folder=.* is not a folder. Pass one that has a folder of images"):
-            evaluate._locate_data(None, str(tmp_path / name))
+            evaluation_data.locate_data(None, str(tmp_path / name))

@@ -332,7 +332,8 @@ def test_odd_paths_are_named(tmp_path):
 def write_run(folder, config=None, classes=b"0\n1\n"):
     """Write a folder that looks like a model directory."""
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "step-1.index").write_text("")
+    for name in ("step-1.index", "step-1.data-00000-of-00001"):
+        (folder / "checkpoints" / name).write_text("content")
     if config is None:
         config = (FIXTURES / "old_run" / "config.yaml").read_bytes()
     (folder / "config.yaml").write_bytes(config)

@@ -110,7 +110,7 @@ PATHS = {
         "per_class": "new .csv",
         "confusion": "new .png",
     },
-    "predict": {"model_dir": "folder", "": "file"},
+    "predict": {"model_dir": "folder", "output": "new .csv", "": "file"},
     "report": {"model_dir": "folder", "output": "new .html"},
     "explain": {"model_dir": "folder", "output": "new .png", "": "file"},
     "export": {"model_dir": "folder", "output": "new"},

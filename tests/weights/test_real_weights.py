@@ -1,5 +1,6 @@
 """Published weights give the logits of the library that they come from, and name what is in photographs."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import real_pictures
 from PIL import Image
 
 from efficientnet_tf import build_model, export_model, load_model, load_weights
+from efficientnet_tf.data.load_image import load_image_by_pillow
 from efficientnet_tf.weights.convert import convert_weights
 
 # ImageNet's synsets
@@ -50,6 +52,24 @@ def find_photos(*names):
     if set(names) - set(photos):
         pytest.skip("scikit-image is not installed")
     return [str(photos[name]) for name in names]
+
+
+@pytest.mark.slow
+def test_photographs_decoded_without_tensorflow_have_the_same_classes(model_dir):
+    model, with_tensorflow, without = load_model(model_dir), [], []
+    data, names = model.config.data, ("channels", "crop_padding", "interpolation", "background")
+    for path in real_pictures.find_photos().values():
+        for subsampling in (0, 2):
+            encoded = io.BytesIO()
+            Image.open(path).convert("RGB").save(encoded, "JPEG", subsampling=subsampling)
+            with_tensorflow.append(model.load_image(encoded.getvalue()))
+            settings = {name: getattr(data, name) for name in names}
+            without.append(load_image_by_pillow(encoded.getvalue(), model.image_size, **settings))
+    difference = np.abs(np.stack(without) - np.stack(with_tensorflow))
+    assert difference[::2].max() < 1e-3 and difference[1::2, :, 1:-1].max() < 1e-3, "only the outermost columns differ"
+    assert 0 < difference[1::2].max() < 8
+    expected, logits = model(np.stack(with_tensorflow)), model(np.stack(without))
+    np.testing.assert_array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
 
 
 @pytest.mark.slow
