@@ -13,7 +13,6 @@ from efficientnet_tf.commands import COMMANDS, load_command
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = {
-    "report": [],
     "evaluate": [],
     "predict": ["note.txt"],
     "explain": ["note.txt"],
@@ -35,6 +34,10 @@ MISTAKES = {
     for command, others in MODELS.items()
     for path, part in NO_MODELS.items()
 } | {
+    "report --model_dir=nope": (1, "no such file or folder"),
+    "report --model_dir=empty": (1, "is not a model directory: it has no config.yaml"),
+    "report --model_dir=note.txt": (1, "note.txt is a file"),
+    "report --model_dir=broken": (1, "config.yaml: "),
     "train": (1, "--model_dir is missing"),
     "train --model_dir=run --set=train.epoch=3": (1, "Did you mean 'epochs'?"),
     "train --model_dir=run --set=data.source=folder": (1, "needs data.dir"),
