@@ -88,9 +88,29 @@ def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str
         >>> config.optimizer.name, config.train.epochs, config.train.batch_size
         ('adamw', 3.0, 64)
     """
-    name, model = read_variant(variant)
-    layers = [(name, {"model": model}), *read_recipe(recipe, variant), (OVERRIDES, _parse_overrides(overrides))]
+    layers = _read_layers(variant, recipe, overrides)
     return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
+
+
+def load_recipe_network(variant: str | Path, recipe: str | Path) -> ModelSpec:
+    """Return a variant with the keys of its section `model` that a recipe changes.
+
+    Unlike `load_config`, this needs no other key, such as the folder of the images.
+
+    Args:
+        variant: Name of a variant in `configs/`, or the path of a YAML file.
+        recipe: Name of a recipe in `configs/recipes/`, or the path of a YAML file.
+
+    Raises:
+        UserError: If the network is invalid.
+    """
+    layers = [(name, layer.get("model") or {}) for name, layer in _read_layers(variant, recipe, ())]
+    return _validate(ModelSpec, functools.reduce(merge, (layer for _, layer in layers)), layers)
+
+
+def _read_layers(variant: str | Path, recipe: str | Path, overrides: Iterable[str]) -> Layers:
+    name, model = read_variant(variant)
+    return [(name, {"model": model}), *read_recipe(recipe, variant), (OVERRIDES, _parse_overrides(overrides))]
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:

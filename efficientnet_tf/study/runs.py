@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_variant, load_config, load_variant
+from efficientnet_tf.config.load import dump_variant, load_config, load_recipe_network, load_variant
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime.files import write_text
@@ -115,9 +115,11 @@ def load_network(variant: str, recipe: str, overrides: Sequence[str] = (), resol
         resolution: Image side in pixels. Defaults to that of the variant.
 
     Raises:
-        UserError: If the config of a run would be invalid.
+        UserError: If the network is invalid, or an override is.
     """
-    spec, model = load_variant(variant), load_config(variant, recipe, overrides).model
+    # To list networks, no data is needed.
+    model = load_config(variant, recipe, overrides).model if overrides else load_recipe_network(variant, recipe)
+    spec = load_variant(variant)
     changes = {key: getattr(model, key) for key in _ARCHITECTURE_KEYS}
     return spec.model_copy(update=changes | {"resolution": resolution or spec.resolution})
 
