@@ -1,6 +1,6 @@
 """Show and compare training runs on a page: `python -m efficientnet_tf.report --model_dir=DIR --output=report.html`.
 
-The page has curves, evaluations and configs. It is one file that opens without a network. A run may still be training.
+The page has curves, evaluations and configs. It is one file that works offline. A run may still be training.
 """
 
 import argparse
