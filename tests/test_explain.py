@@ -63,6 +63,7 @@ def find_cell(canvas, column, cell):
     return next((y for y in starts if abs(strip[y : y + SIDE] - cell).max() <= limit), None)
 
 
+@pytest.mark.slow
 def test_row_per_photo_and_column_per_model(runs, photos, tmp_path, capsys):
     output, layer = tmp_path / "explain.png", "block2b_add"
     flags = [f"--output={output}", "--method=grad_cam", f"--layer={layer}", "--class=temple"]

@@ -12,5 +12,4 @@ def trained(tmp_path_factory):
     harness.kit = TrainedKit(root, harness)
     harness.shared = [harness.kit.root]
     yield harness
-    harness.kit.close()
     harness.stop()

@@ -161,7 +161,7 @@ class TrainedKit(Kit):
 
     def __init__(self, root, harness):
         super().__init__(root)
-        self.run, self.records, self.open = self.root / "run", self.root / "records", []
+        self.run, self.records = self.root / "run", self.root / "records"
         self._harness = harness
         self._call(self.train(self.photos, model_dir=self.run))
         self._call(["prepare", f"--data_dir={self.photos}", f"--output={self.records}", "--shards=1"])
@@ -178,8 +178,3 @@ class TrainedKit(Kit):
             if not path.exists():
                 self._call(["export", f"--model_dir={self.model}", f"--output={path}", "--images=8"])
         return paths
-
-    def close(self):
-        """Close the databases that cases have locked."""
-        for connection in self.open:
-            connection.close()

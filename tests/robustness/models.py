@@ -610,7 +610,7 @@ def _nothing_under(name, size):
 
 
 def storages(write):
-    """Databases of studies that cannot be used."""
+    """Databases of studies that cannot be used. tests/study/test_storage.py has a locked one, which takes long."""
     folder = write.folder("databases")
     (folder / "text.db").write_text("no database" * 100)
     (folder / "folder.db").mkdir()
@@ -618,17 +618,12 @@ def storages(write):
     with sqlite3.connect(folder / "other.db") as other:
         other.execute("create table studies (x integer)")
     other.close()
-    locked = sqlite3.connect(folder / "locked.db", isolation_level=None)
-    locked.execute("create table t (x integer)")
-    locked.execute("begin exclusive")
-    write.kit.open.append(locked)
     texts = {
         "text": f"sqlite:///{folder}/text.db",
         "folder": f"sqlite:///{folder}/folder.db",
         "fifo": f"sqlite:///{folder}/fifo.db",
         "missing folder": f"sqlite:///{folder}/none/x.db",
         "other tables": f"sqlite:///{folder}/other.db",
-        "locked": f"sqlite:///{folder}/locked.db",
         "no URL": "trials.db",
         "unknown driver": "nosql://host/x",
         "missing driver": "oracle://host/x",
@@ -640,7 +635,7 @@ def storages(write):
     }
     for name, url in texts.items():
         for command in ("search", "study"):
-            # Both open a database in one place. A locked one takes half a minute.
+            # Both open a database in one place.
             if command == "study" and name not in ("text", "https"):
                 continue
             more = ["--alpha=1.2", "--beta=1.1", "--gamma=1.15"] if command == "search" else ["--study=one_dimension"]
