@@ -9,7 +9,8 @@ from pathlib import Path
 
 from efficientnet_tf import __all__ as public_names
 from efficientnet_tf.config.load import list_variants, load_variant
-from efficientnet_tf.scaling.complexity import count_cost
+from efficientnet_tf.scaling.complexity import count_cost, list_layers
+from efficientnet_tf.scaling.memory import count_training_memory
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "variants.md"
 GROUPS = {  # heading: (variants, source)
@@ -38,12 +39,28 @@ GROUPS = {  # heading: (variants, source)
         "The networks that the paper scales for comparison, from their own papers. Each file names the table.",
     ),
 }
-TITLES = ["variant", "parameters", "multiply-adds", "pixels", "constructor"]
-ALIGNMENT = ["---", "--:", "--:", "--:", "---"]
-INTRODUCTION = """# Variants
+# Top-1 accuracy on ImageNet in percent. B0 to B7: the paper's version 5, table 2. B8: AdvProp. L2: Noisy Student. Lite
+# and EdgeTPU: their README files in tensorflow/tpu. V2: the weights of google/automl, as timm evaluates them; V2-XL is
+# pretrained on ImageNet-21k. tiny: timm. Others: table 2 and 3 of the paper.
+PUBLISHED = (
+    dict(zip((f"b{i}" for i in range(9)), (77.1, 79.1, 80.1, 81.6, 82.9, 83.6, 84.0, 84.3, 85.5), strict=True))
+    | {"l2": 88.4}
+    | dict(zip((f"lite{i}" for i in range(5)), (75.1, 76.7, 77.6, 79.8, 81.5), strict=True))
+    | {"v2-b0": 78.39, "v2-b1": 79.52, "v2-b2": 80.23, "v2-b3": 81.96}
+    | {"v2-s": 83.90, "v2-m": 85.21, "v2-l": 85.66, "v2-xl": 86.75}
+    | {"edgetpu-s": 77.23, "edgetpu-m": 78.69, "edgetpu-l": 80.62}
+    | {"tiny": 46.5, "resnet50": 76.0, "mobilenetv1": 70.6, "mobilenetv2": 72.0}
+)
+BATCH = 32  # of the memory column
+TITLES = ["variant", "parameters", "multiply-adds", "pixels", "published top-1", "training memory", "constructor"]
+ALIGNMENT = ["---", "--:", "--:", "--:", "--:", "--:", "---"]
+INTRODUCTION = f"""# Variants
 
 `python scripts/variants_table.py` writes this page from `configs/*.yaml`. Parameters are the trainable ones, and
-multiply-adds those of one image, both with 1,000 classes and at the default side of the images.
+multiply-adds those of one image, both with 1,000 classes and at the default side of the images. Training memory is
+[predicted](concepts/memory.md) for batches of {BATCH} images in float32 with RMSProp and EMA, at that side. Published
+top-1 is the accuracy on ImageNet of the authors' own weights, for orientation: B8 was trained with AdvProp, L2 with
+Noisy Student, and V2-XL on ImageNet-21k. No network was trained on ImageNet here.
 
     efficientnet-tf summary --variant=v2-s   # stage by stage
 """
@@ -85,7 +102,11 @@ def make_row(variant):
     if variant.startswith("v2-"):
         constructor = constructor.replace("EfficientNet", "EfficientNetV2")
     known = f"`{constructor}`" if constructor in public_names else ""
-    return [f"`{variant}`", f"{cost.params:,}", f"{cost.macs / 1e6:,.0f} M", str(spec.resolution), known]
+    memory = count_training_memory(list_layers(spec), BATCH).total
+    return [
+        *(f"`{variant}`", f"{cost.params:,}", f"{cost.macs / 1e6:,.0f} M", str(spec.resolution)),
+        *(f"{PUBLISHED[variant]:.1f} %" if variant in PUBLISHED else "", f"{memory / 2**30:,.1f} GiB", known),
+    ]
 
 
 def format_page():
