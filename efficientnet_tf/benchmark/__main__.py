@@ -36,8 +36,8 @@ def check_flags(args):
     if args.seconds > LONGEST_SECONDS:
         raise UserError(f"--seconds={args.seconds:g} is too long. Use at most {LONGEST_SECONDS:g} for a measurement.")
     if args.picture:
-        if args.mode == "input":
-            raise UserError("--picture plots networks, not the input. Use --mode=train, infer or export.")
+        if args.mode in ("input", "startup"):
+            raise UserError(f"--picture plots networks, not --mode={args.mode}. Use --mode=train, infer or export.")
         check_picture(args.picture)
     for name in args.compare:
         if name not in OTHERS:
@@ -51,6 +51,11 @@ def measure(args, skipped: list[Row]) -> Iterable[Row]:
 
         sizes, threads = args.sizes or [224, 380, 600], args.threads or [1, 2, 4]
         yield from measure_input(sizes, threads, args.rounds, args.seconds)
+        return
+    if args.mode == "startup":
+        from efficientnet_tf.benchmark.startup import measure_startup
+
+        yield from measure_startup(args.variant, args.compare, args.rounds)
         return
     benchmark = NetworkBenchmark(
         Plan(
@@ -108,15 +113,16 @@ def make_parser():
     """Return the command's flags."""
     parser = cli.make_parser(
         "benchmark",
-        "Measure the speed of the input pipeline, of training or of inference. Everything in one table is measured in "
-        "the same run, in rounds.",
+        "Measure the speed of the input pipeline, of training, of inference, or of starting. Everything in one table "
+        "is measured in the same run, in rounds.",
     )
     parser.add_argument(
         "--mode",
         default="input",
-        choices=["input", "train", "infer", "export"],
+        choices=["input", "train", "infer", "export", "startup"],
         help="What to measure. 'input': decoding and augmentation. 'train': training steps. 'infer': the forward "
-        "pass. 'export': the forward pass of exported files.",
+        "pass. 'export': the forward pass of exported files. 'startup': how long commands take from their start to "
+        "their answer.",
     )
     _add_case_flags(parser)
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import numbers
 import os
 import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _LARGEST_SIDE = 2**13  # pixels. The result then has 800 MB.
+_FEW_IMAGES = 8  # take less time to decode than a decoder takes to be traced
 _lock = threading.Lock()
 
 
@@ -103,7 +105,7 @@ def _decode_by_tensorflow(encoded, settings):
     import tensorflow as tf
 
     with _lock:  # Otherwise several threads that begin at the same time would all trace the same decoder.
-        decode = _make_decoder(*settings)
+        decode = _make_decoder(*settings) if next(_count(*settings)) >= _FEW_IMAGES else _make_eager_decoder(*settings)
     try:
         return decode(encoded).numpy()
     except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
@@ -141,14 +143,21 @@ def _check_arguments(image_size, channels, crop_padding, interpolation, backgrou
 
 
 @functools.lru_cache(maxsize=32)
-def _make_decoder(image_size, channels, crop_padding, interpolation, background):
+def _count(*settings):
+    """Return the counter of the images that were decoded with the same settings."""
+    return itertools.count()
+
+
+@functools.lru_cache(maxsize=32)
+def _make_decoder(*settings):
     """Return a traced function of the bytes of an image file. It is cached because tracing takes most of the time."""
     import tensorflow as tf
 
+    signature = [tf.TensorSpec([], tf.string)]
+    return tf.function(_make_eager_decoder(*settings), input_signature=signature, autograph=False)
+
+
+def _make_eager_decoder(*settings):
     from efficientnet_tf.data.decode import decode_center_crop
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-    def decode(encoded):
-        return decode_center_crop(encoded, image_size, channels, crop_padding, interpolation, background)
-
-    return decode
+    return lambda encoded: decode_center_crop(encoded, *settings)

@@ -14,6 +14,7 @@ from efficientnet_tf.scaling.compound import PAPER, Coefficients, round_resoluti
 
 MAX_DEVIATION = 0.3  # of a neighbor's depth, width and resolution from the compound direction, in units of phi
 MIN_RESOLUTION = 32
+MIN_MULTIPLIER = 0.01  # of depth and width
 MAX_PHI = 20.0
 MEASURED_NEIGHBORS = 5
 
@@ -114,7 +115,7 @@ def fit_budget(
     def along(phi: float) -> ModelSpec:
         return scale_by_phi(baseline, phi, coefficients)
 
-    low = solve_phi(MIN_RESOLUTION / baseline.resolution, coefficients.gamma)
+    low = _lowest_phi(baseline, coefficients)
     _check_smallest(baseline, along(low), low, all_limits)
     high = MAX_PHI if _exists(along, MAX_PHI) else _largest_phi(low, MAX_PHI, lambda phi: _exists(along, phi))
     phi = _largest_phi(low, high, lambda phi: _fits(along(phi), limits)) if limits else high
@@ -146,6 +147,13 @@ def _counted_limits(
     if memory_bytes is not None:
         limits.append(Limit("memory", memory_bytes, count_bytes, "bytes"))
     return limits
+
+
+def _lowest_phi(baseline: ModelSpec, coefficients: Coefficients) -> float:
+    """Return the lowest phi that is tried: depth, width and resolution are at their minimum or above."""
+    lowest = [(MIN_RESOLUTION / baseline.resolution, coefficients.gamma)]
+    lowest += [(MIN_MULTIPLIER, coefficients.alpha), (MIN_MULTIPLIER, coefficients.beta)]
+    return max((solve_phi(multiplier, base) for multiplier, base in lowest if base > 1), default=0.0)
 
 
 def _macs(spec: ModelSpec) -> int:

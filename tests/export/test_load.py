@@ -129,9 +129,10 @@ def test_graph_is_traced_once_for_all_batch_sizes(run):
         return tf.reduce_mean(images, axis=[1, 2])
 
     model = LoadedModel(compute_logits, read_config(str(run)), ["red", "green", "blue"], "raw")
-    for count in (1, 3, 2):
+    # The first images are computed without a graph, because tracing takes longer.
+    for count in (1, 3, 20, 2):
         assert model(np.full([count, 32, 32, 3], 7, np.uint8)).tolist() == [[7.0] * 3] * count
-    assert traces == [(None, 32, 32, 3)]
+    assert traces == [(1, 32, 32, 3), (3, 32, 32, 3), (None, 32, 32, 3)]
 
 
 def test_predict_in_a_loop_loads_once_and_keeps_memory_flat(run, photos):

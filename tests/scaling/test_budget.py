@@ -135,6 +135,27 @@ def test_a_slow_measurement_is_respected_and_rarely_repeated(milliseconds, macs,
     assert max(fit.used.values()) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("coefficients", "changed"),
+    [
+        (Coefficients(2.0, 1.0, 1.0), "depth"),
+        (Coefficients(1.0, 1.4, 1.0), "width"),
+        (Coefficients(1.0, 1.0, 1.4), "resolution"),
+        (Coefficients(1.2, 1.1, 1.0001), "depth"),
+    ],
+)
+def test_a_budget_can_be_spent_on_one_dimension(coefficients, changed):
+    spec = fit_budget("b0", macs=1.5e9, coefficients=coefficients).spec
+    base = load_variant("b0")
+    growth = {key: getattr(spec, key) / getattr(base, key) for key in ("depth", "width", "resolution")}
+    assert max(growth, key=growth.get) == changed
+    assert 1.2e9 < count_cost(spec).macs <= 1.5e9
+
+
+def test_coefficients_that_scale_nothing_leave_the_baseline():
+    assert fit_budget("b0", macs=1.5e9, coefficients=Coefficients(1.0, 1.0, 1.0)).spec.depth == 1.0
+
+
 def test_an_impossible_latency_is_refused():
     with pytest.raises(UserError, match=r"no network fits\. .* too large: it takes 1\.5 times the 2 ms allowed"):
         fit_budget(B0, measured=Limit("latency", 2.0, lambda spec: 3.0, "ms"))
