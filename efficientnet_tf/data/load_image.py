@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _LARGEST_SIDE = 2**13  # pixels. The result then has 800 MB.
-_FEW_IMAGES = 8  # take less time to decode than a decoder takes to be traced
+_FEW_IMAGES = 8  # Up to this many images, decoding without a graph is faster than tracing one.
 _lock = threading.Lock()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.config.schema import Config
     from efficientnet_tf.export.formats import Export
 
-FEW_IMAGES = 8  # take less time one operation after the other than it takes to trace a graph for them
+FEW_IMAGES = 8  # Up to this many images, running operation by operation is faster than tracing a graph.
 
 
 class LoadedModel:
