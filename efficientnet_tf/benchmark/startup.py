@@ -121,7 +121,9 @@ def time_start(start: Start, number: int) -> float:
 def _run(words: Sequence[str], answer: str | None = None) -> float:
     """Run a module until it has answered, or to its end if no answer is expected. Return the seconds."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    text = ""
+    # The output is opened twice, because a process writes at the place to which its file was moved for reading.
+    with tempfile.NamedTemporaryFile() as output, open(output.name, encoding="utf-8", errors="replace") as reader:
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", *words],
@@ -133,8 +135,7 @@ def _run(words: Sequence[str], answer: str | None = None) -> float:
         try:
             while (seconds := time.perf_counter() - started) < LIMIT_SECONDS:
                 status = process.poll()  # before the output is read, so that nothing of it is missed
-                output.seek(0)
-                text = output.read()
+                text += reader.read()
                 if answer and (_has_lines(answer) or re.search(answer, text)):
                     return seconds
                 if status == 0 and answer is None:

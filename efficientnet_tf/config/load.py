@@ -258,7 +258,10 @@ def parse_config(text: str, where: str) -> Config:
 
 
 def diff_config(old: Config, new: Config) -> list[str]:
-    """Return a line `key: old -> new` for every key that differs between two configs."""
+    """Return a line `key: old -> new` for every key that differs between two configs.
+
+    A default that depends on other keys equals its value.
+    """
 
     def flatten(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in section.items():
@@ -267,7 +270,7 @@ def diff_config(old: Config, new: Config) -> list[str]:
             else:
                 yield prefix + key, value
 
-    before, after = dict(flatten(old.model_dump())), dict(flatten(new.model_dump()))
+    before, after = dict(flatten(old.resolve().model_dump())), dict(flatten(new.resolve().model_dump()))
     keys = [key for key in after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 

@@ -40,6 +40,7 @@ __all__ = [
     "Section",
     "Stage",
     "TrainConfig",
+    "default_crop_padding",
     "merge",
     "nest",
 ]
@@ -77,8 +78,10 @@ class DataConfig(Section):
     """Side of the images in pixels. The default is the resolution of the model."""
     channels: Literal[1, 3] = 3
     """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
-    crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 32
-    """The evaluation crop covers size / (size + crop_padding) of the shorter side."""
+    crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] | None = None
+    """The evaluation crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
+    published for images of 224 pixels and more. For smaller images it is a seventh of their size, which is 7/8 of the
+    shorter side, as at 224 pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation used for resizing, without antialiasing."""
     background: Levels = (255,)
@@ -209,6 +212,17 @@ class Config(Section):
         return self.data.image_size or self.model.resolution
 
     @property
+    def crop_padding(self) -> int:
+        """Pixels around the evaluation crop: `data.crop_padding`, or else its default for the size of the images."""
+        padding = self.data.crop_padding
+        return default_crop_padding(self.image_size) if padding is None else padding
+
+    def resolve(self) -> "Config":
+        """Return the same config with values instead of the defaults that depend on other keys."""
+        data = {"image_size": self.image_size, "crop_padding": self.crop_padding}
+        return self.model_copy(update={"data": self.data.model_copy(update=data)})
+
+    @property
     def phases(self) -> "list[tuple[float, Config]]":
         """Phases of the training run, as pairs of the epoch at which a phase ends and the config of that phase."""
         whole = merge(self.model_dump(), {"train": {"phases": ()}})
@@ -266,6 +280,14 @@ class Config(Section):
                 item = error.errors(include_url=False)[0]
                 key, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
                 raise _phases_error(f"cannot set {key}: {message}, received {shorten(repr(item['input']))}") from None
+
+
+def default_crop_padding(image_size: int) -> int:
+    """Return the default of `data.crop_padding` for a size of images in pixels.
+
+    Source: official code, `CROP_PADDING`, for images of at least 224 pixels.
+    """
+    return min(32, round(image_size / 7))
 
 
 def _phases_error(problem: str) -> FieldError:

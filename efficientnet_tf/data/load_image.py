@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.schema import default_crop_padding
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data import evaluation_crop
 from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES, find_cause
@@ -32,7 +33,7 @@ def load_image(
     image_size: int = 224,
     *,
     channels: int = 3,
-    crop_padding: int = 32,
+    crop_padding: int | None = None,
     interpolation: str = "bicubic",
     background: Sequence[int] = (255,),
 ) -> np.ndarray:
@@ -43,7 +44,8 @@ def load_image(
             WebP (first frame) and TIFF (first page) are supported; TIFF and a few other forms need Pillow.
         image_size: Side S of the network's input in pixels.
         channels: 3 for color, 1 for gray.
-        crop_padding: The crop covers image_size / (image_size + crop_padding) of the shorter side.
+        crop_padding: The crop covers image_size / (image_size + crop_padding) of the shorter side. The default is 32,
+            or a seventh of the image size below 224 pixels.
         interpolation: "bicubic" or "bilinear".
         background: Color behind transparent pixels, in [0, 255]: one gray level, or red, green and blue.
 
@@ -83,6 +85,8 @@ def load_image_by_pillow(
 def _load(decode, source, image_size, channels, crop_padding, interpolation, background):
     """Check the arguments of `load_image`, read the file and decode it."""
     _check_arguments(image_size, channels, crop_padding, interpolation, background)
+    if crop_padding is None:
+        crop_padding = default_crop_padding(image_size)
     if isinstance(source, bytes | bytearray | memoryview):
         encoded = bytes(source)
         name = f"source (image of {len(encoded)} bytes)"
@@ -122,6 +126,7 @@ def _decode_by_pillow(encoded, settings):
 
 
 def _check_arguments(image_size, channels, crop_padding, interpolation, background):
+    crop_padding = 0 if crop_padding is None else crop_padding  # The default is always allowed.
     for name, value in (("image_size", image_size), ("crop_padding", crop_padding)):
         if not isinstance(value, numbers.Integral):
             raise UserError(f"{name}={value!r} is not a whole number.")

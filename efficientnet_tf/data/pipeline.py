@@ -54,7 +54,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     size, channels = config.image_size, config.data.channels
 
     def choose_window(shape):
-        fallback = center_window(shape, size, config.data.crop_padding)
+        fallback = center_window(shape, size, config.crop_padding)
         return random_window(shape, crop_seed, config.augment, fallback)
 
     portable = config.data.service is not None  # Its workers are other processes.
@@ -87,7 +87,7 @@ def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf
         float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_center_crop`.
     """
     data = config.data
-    settings = data.channels, data.crop_padding, data.interpolation, data.background
+    settings = data.channels, config.crop_padding, data.interpolation, data.background
     return decode_center_crop(encoded, config.image_size, *settings, portable)
 
 

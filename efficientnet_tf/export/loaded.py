@@ -98,7 +98,7 @@ class LoadedModel:
             source,
             self.image_size,
             channels=data.channels,
-            crop_padding=data.crop_padding,
+            crop_padding=self.config.crop_padding,
             interpolation=data.interpolation,
             background=data.background,
         )

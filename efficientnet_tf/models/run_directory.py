@@ -319,8 +319,8 @@ def find_unexplained(stored: Config, config: Config, history: Iterable[Mapping[s
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return {"section.key": value} of a config, with values as YAML holds them."""
-    sections = config.model_dump(mode="json").items()
+    """Return {"section.key": value} of a config, with values as YAML holds them instead of defaults by other keys."""
+    sections = config.resolve().model_dump(mode="json").items()
     return {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
 
 

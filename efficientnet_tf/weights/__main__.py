@@ -33,7 +33,7 @@ def main(args):
         "std": config.model.std,
         "padding": config.model.padding,
         "size": config.image_size,
-        "crop padding": config.data.crop_padding,
+        "crop padding": config.crop_padding,
         "interpolation": config.data.interpolation,
     }
     print(f"{args.input}: {summary.format}")

@@ -64,6 +64,6 @@ def needs_of(config: Config) -> dict[str, Any]:
     """Return {"section.key": value} of the config keys that determine predictions, apart from the weights."""
     keys = ("mean", "std", "batch_norm_epsilon", "padding", "stem_stride")
     model = {f"model.{key}": getattr(config.model, key) for key in keys}
-    keys = ("channels", "crop_padding", "interpolation", "background")
-    data = {f"data.{key}": getattr(config.data, key) for key in keys}
-    return model | data | {"data.image_size": config.image_size}
+    keys = ("image_size", "channels", "crop_padding", "interpolation", "background")
+    data = config.resolve().data
+    return model | {f"data.{key}": getattr(data, key) for key in keys}

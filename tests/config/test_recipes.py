@@ -154,7 +154,7 @@ def test_imagenet_modern_has_the_constants_of_the_weights_in_timm():
     assert timm["batch_norm_epsilon"] == model.batch_norm_epsilon
     assert timm["batch_norm_momentum"] == pytest.approx(model.batch_norm_momentum)
     assert (timm["padding"], model.padding) == ([1, 1], "symmetric")
-    assert side == timm["size"] and side / (side + config.data.crop_padding) == pytest.approx(timm["crop"], abs=1e-3)
+    assert side == timm["size"] and side / (side + config.crop_padding) == pytest.approx(timm["crop"], abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ composition

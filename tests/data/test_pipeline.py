@@ -184,6 +184,17 @@ def test_eval_crop_is_exactly_the_center(photo, transposed, size, padding, corne
     np.testing.assert_array_equal(image, pixels[y : y + size, x : x + size])
 
 
+@pytest.mark.parametrize("size", [32, 64, 223])
+def test_the_default_crop_of_small_images_covers_as_much_as_the_published_one(photo, size):
+    """Before, 32 pixels were cut off at any size: half of each side of an image of 32 pixels."""
+    image = eval_image(tf.constant(encode(photo, "PNG")), load_config(f"data.image_size={size}"))
+    side = 427 * size // (size + min(32, round(size / 7)))
+    assert side / 427 == pytest.approx(7 / 8, abs=0.02)
+    y, x = (427 - side + 1) // 2, (640 - side + 1) // 2
+    crop = photo[y : y + side, x : x + side]
+    assert np.abs(image - resize(crop, size, keys_kernel(-0.5))).max() < 0.3
+
+
 @pytest.mark.parametrize("variant", ["b0", "b1"])
 def test_eval_image_resizes_with_the_cubic_kernel_of_keys(photo, variant):
     size = load_variant(variant).resolution

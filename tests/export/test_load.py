@@ -44,7 +44,7 @@ def test_model_directory(run, photos):
     assert model.config == config and isinstance(model.keras_model, keras.Model)
     pixels = np.stack([model.load_image(path) for path in photos])
     assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(pixels[0], load_image(photos[0], 32, crop_padding=config.data.crop_padding))
+    np.testing.assert_array_equal(pixels[0], load_image(photos[0], 32, crop_padding=config.crop_padding))
     np.testing.assert_array_equal(pixels[0], model.load_image(photos[0].read_bytes()))
     np.testing.assert_allclose(model(pixels), expected(pixels).numpy(), rtol=1e-5, atol=1e-5)
     rounded = pixels.round().clip(0, 255)

@@ -146,6 +146,20 @@ def test_a_config_that_was_edited_to_fit_the_flags_is_found(old_run):
         open_model_dir(str(old_run), changed, NAMES)
 
 
+def test_a_default_that_another_key_decides_is_no_change(old_run):
+    """A run of an older version, whose default was a number, can go on."""
+    edit(old_run, lambda content: content["data"].update(crop_padding=5))
+    before = override_config(CONFIG, ["data.crop_padding=5"])
+    for padding in ("5", "null"):
+        assert diff_config(before, override_config(CONFIG, [f"data.crop_padding={padding}"])) == []
+    (line,) = diff_config(before, override_config(CONFIG, ["data.crop_padding=32"]))
+    assert line == "data.crop_padding: 5 -> 32"
+    assert diff_config(before, override_config(CONFIG, ["data.crop_padding=null", "data.image_size=64"])) == [
+        "data.image_size: 32 -> 64",
+        "data.crop_padding: 5 -> 9",
+    ]
+
+
 @pytest.mark.parametrize("config_is_there", [True, False])
 def test_an_allowed_change_is_recorded(old_run, config_is_there):
     model_dir = str(old_run)

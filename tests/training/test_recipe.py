@@ -110,7 +110,7 @@ def test_imagenet_recipe_states_every_published_number():
     assert "model" not in stated and "phases" not in stated["train"]
     assert not {"image_size", "crop_padding", "interpolation"} & set(stated["data"])
     whole = load_config("b4", "imagenet")
-    assert (whole.image_size, whole.data.crop_padding, whole.data.interpolation) == (380, 32, "bicubic")
+    assert (whole.image_size, whole.crop_padding, whole.data.interpolation) == (380, 32, "bicubic")
     assert (whole.augment.mixup, whole.augment.cutmix, whole.augment.erase) == (0, 0, 0)
     assert (whole.augment.randaugment_count, whole.augment.randaugment_level) == (2, 10)
 
