@@ -260,7 +260,7 @@ def parse_config(text: str, where: str) -> Config:
 def diff_config(old: Config, new: Config) -> list[str]:
     """Return a line `key: old -> new` for every key that differs between two configs.
 
-    A default that depends on other keys equals its value.
+    A default that depends on other keys equals its value, and does not count as changed with these.
     """
 
     def flatten(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -270,8 +270,9 @@ def diff_config(old: Config, new: Config) -> list[str]:
             else:
                 yield prefix + key, value
 
-    before, after = dict(flatten(old.resolve().model_dump())), dict(flatten(new.resolve().model_dump()))
-    keys = [key for key in after if before.get(key) != after.get(key)]
+    stated = [dict(flatten(config.model_dump())) for config in (old, new)]
+    before, after = (dict(flatten(config.resolve().model_dump())) for config in (old, new))
+    keys = [key for key in after if before.get(key) != after.get(key) and stated[0].get(key) != stated[1].get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 
 

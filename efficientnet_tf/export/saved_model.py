@@ -161,7 +161,8 @@ def _write(model, config, model_dir, folder):
         return classify(tf.map_fn(lambda one: eval_image(one, config, portable=True), image, fn_output_signature=shape))
 
     def signature(function, dtype, shape):
-        return tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name="image")])
+        specification = tf.TensorSpec(shape, dtype, name="image")
+        return tf.function(function, input_signature=[specification], autograph=False)
 
     module: Any = tf.Module()
     module.weights = [v.value for v in model.variables]
@@ -171,7 +172,13 @@ def _write(model, config, model_dir, folder):
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
         "serving_bytes": signature(classify_bytes, tf.string, [None]),
     }
-    tf.saved_model.save(module, folder, signatures=signatures)
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")  # It would say that the assets are in this folder, which is renamed soon.
+    try:
+        tf.saved_model.save(module, folder, signatures=signatures)
+    finally:
+        logger.setLevel(level)
 
 
 def _compare(model, config, folder):

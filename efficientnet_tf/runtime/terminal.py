@@ -1,6 +1,7 @@
 """What a command shows on the terminal: progress bars, tables, and no log lines of other libraries."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import shutil
@@ -75,7 +76,9 @@ class ProgressBar:
         self.total, self.completed = total, completed
         self._description, self._unit, self._status = escape(description), unit, ""
         self._console = Console(file=sys.stderr, **LITERAL)
-        self._is_live = self._console.is_terminal or self._console.is_jupyter
+        # In Jupyter, rich needs ipywidgets. Otherwise each refresh would be another line of the notebook.
+        has_widgets = importlib.util.find_spec("ipywidgets") is not None
+        self._is_live = has_widgets if self._console.is_jupyter else self._console.is_terminal
         self._last_line = time.monotonic()
         columns = [
             TextColumn("{task.description}", markup=False),

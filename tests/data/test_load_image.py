@@ -66,7 +66,7 @@ def test_decoding_is_traced_once_per_setting(monkeypatch):
             load_image(encoded, size)
     # The first eight are decoded without a graph, because tracing takes longer.
     for size in (11, 12):
-        assert traced.count((size, 3, 32, "bicubic", (255,))) == 8 + 1
+        assert traced.count((size, 3, 2, "bicubic", (255,))) == 8 + 1
 
 
 def test_images_are_the_same_with_and_without_a_graph():

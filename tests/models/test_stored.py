@@ -10,7 +10,7 @@ import tensorflow as tf
 import yaml
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import override_config
+from efficientnet_tf.config.load import diff_config, override_config
 from efficientnet_tf.models.model_dir import (
     change_config,
     open_model_dir,
@@ -146,14 +146,17 @@ def test_a_config_that_was_edited_to_fit_the_flags_is_found(old_run):
         open_model_dir(str(old_run), changed, NAMES)
 
 
-def test_a_default_that_another_key_decides_is_no_change(old_run):
-    """A run of an older version, whose default was a number, can go on."""
-    edit(old_run, lambda content: content["data"].update(crop_padding=5))
+def test_a_default_that_another_key_decides_is_no_change(tmp_path):
+    """A run of an older version, whose default was a number at every size, can go on if the number is the same."""
+    model_dir = tmp_path / "run"
     before = override_config(CONFIG, ["data.crop_padding=5"])
-    for padding in ("5", "null"):
-        assert diff_config(before, override_config(CONFIG, [f"data.crop_padding={padding}"])) == []
-    (line,) = diff_config(before, override_config(CONFIG, ["data.crop_padding=32"]))
-    assert line == "data.crop_padding: 5 -> 32"
+    open_model_dir(str(model_dir), before, NAMES)
+    save(model_dir, 5, before)
+    assert open_model_dir(str(model_dir), override_config(CONFIG, ["data.crop_padding=null"]), NAMES) is None
+    edit(model_dir, lambda content: content["data"].update(crop_padding=None))
+    assert read_run(str(model_dir))[0].crop_padding == 5
+    with pytest.raises(UserError, match="data.crop_padding: 5 -> 32"):
+        open_model_dir(str(model_dir), override_config(CONFIG, ["data.crop_padding=32"]), NAMES)
     assert diff_config(before, override_config(CONFIG, ["data.crop_padding=null", "data.image_size=64"])) == [
         "data.image_size: 32 -> 64",
         "data.crop_padding: 5 -> 9",

@@ -1,0 +1,119 @@
+"""The commands and the Python code of the README and the guides, run one after the other as a reader would.
+
+Each page runs in a folder of its own that has what the pages talk about: `photos`, `runs/photos`, `some.jpg` and so on.
+The networks are replaced by the smallest one, and training takes one epoch.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from commands import run_here
+from foreign import timm_weights
+from safetensors.numpy import save_file
+from test_docs import list_commands
+
+import efficientnet_tf as ef
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/faq.md",
+    *(f"docs/guides/{p.name}" for p in ROOT.glob("docs/guides/*")),
+)
+FAST = ["train.epochs=1", "train.batch_size=8", "eval.batch_size=8", "schedule.warmup_epochs=0", "eval.every_epochs=1"]
+COLORS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
+# What is not run, and why.
+SKIPPED = {
+    r"gs://|--tpu": "needs Google Cloud",
+    r"^benchmark": "takes minutes, see tests/benchmark",
+    r"^preflight": "needs the TPU compiler, see tests/preflight",
+    r"^(study|search)(?!.*--list)": "trains many networks, see tests/study and tests/test_search.py",
+    r"--target_latency_ms": "measures many networks, see tests/scaling",
+    r"imagenet-a|real\.json": "needs ImageNet",
+    r"/usr/share/datasets": "needs a package of Debian",
+    r"keras\.datasets": "downloads CIFAR-10",
+}
+
+
+def photo(color, seed, side=240):
+    noise = np.random.default_rng(seed).integers(-30, 31, [side, side + 20, 3])
+    return PIL.Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with everything that the pages assume."""
+    folder = tmp_path_factory.mktemp("pages")
+    for split, count in (("train", 16), ("val", 4)):
+        for label, (name, color) in enumerate(COLORS.items()):
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for number in range(count):
+                photo(color, 100 * label + number).save(folder / "photos" / split / name / f"{number}.jpg")
+    (folder / "more").mkdir()
+    photo(COLORS["red"], 1).save(folder / "some.jpg")
+    photo(COLORS["green"], 2).save(folder / "more" / "other.jpg")
+    images = np.random.default_rng(0).integers(0, 256, [60, 32, 32, 3], dtype=np.uint8)
+    labels = np.arange(60) % 10
+    np.savez(folder / "cifar10.npz", x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:])
+    network = ef.build_model("tiny")
+    save_file(timm_weights(network), folder / "tf_efficientnet_b4.safetensors")
+    config = ["data.dir=photos", "train.epochs=6", *FAST[1:], "data.image_size=224", "train.ema_decay=0.5"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ef.train_model(ef.load_config("tiny", "folder", config), "runs/photos")
+        ef.train_model(ef.load_config("tiny", "digits", ["train.epochs=2"]), "runs/digits")
+    shutil.copytree(folder / "runs/digits", folder / "runs/photos2")
+    for name in ("wide", "deep", "compound"):
+        shutil.copytree(folder / "runs/photos", folder / "runs" / name)
+    keras.backend.clear_session()
+    return folder
+
+
+def list_parts(text):
+    """Yield (kind, text) of the commands and the blocks of Python code of a page, in their order."""
+    for match in re.finditer(r"^```python\n(.+?)^```|^    (.+)$", text, re.MULTILINE | re.DOTALL):
+        if match[1]:
+            yield "python", match[1]
+        else:
+            yield from (("command", shlex.join([name, *words])) for name, words in list_commands(f"    {match[2]}"))
+
+
+def run_command(words):
+    """Run a command in this process, with the smallest network."""
+    command, *flags = (re.sub(r"(--variant=)b\d|(--baseline=)b\d", r"\1\2tiny", word) for word in words)
+    if command == "train":
+        flags += [word for setting in FAST for word in ("--set", setting)]
+        flags += [] if any(flag.startswith("--variant=") for flag in flags) else ["--variant=tiny"]
+        [model_dir] = (flag.partition("=")[2] for flag in flags if flag.startswith("--model_dir=")) or [None]
+        if model_dir and "--print_config" not in flags:
+            shutil.rmtree(model_dir, ignore_errors=True)
+    assert not run_here(command, *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_reader_can_run_the_page(page, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for kind, text in list_parts((ROOT / page).read_text()):
+        if any(re.search(pattern, text) for pattern in SKIPPED):
+            continue
+        if kind == "command":
+            run_command(shlex.split(text))
+        else:
+            code = text.replace('load_config("b0", "digits")', f'load_config("tiny", "digits", {FAST})')
+            exec(compile(code, page, "exec"), namespace)
+
+
+def test_every_exception_is_needed():
+    parts = [text for page in PAGES for _, text in list_parts((ROOT / page).read_text())]
+    for pattern in SKIPPED:
+        assert any(re.search(pattern, text) for text in parts), pattern
