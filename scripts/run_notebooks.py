@@ -9,6 +9,7 @@ each run, such as times of execution, is left out.
 
 import argparse
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ def run(path):
     import nbformat
     from nbclient import NotebookClient
 
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # The log lines of native libraries differ from machine to machine.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -34,11 +35,22 @@ def run(path):
             resources={"metadata": {"path": folder}},
         )
         client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_log(output)]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def is_log(output):
+    """Return whether an output is progress, or log lines of native libraries. Both differ from run to run."""
+    from efficientnet_tf.runtime.terminal import NATIVE_LOG
+
+    lines = output.text.splitlines() if output.get("name") == "stderr" else [""]
+    return all(re.match(NATIVE_LOG + r"|.+: \d+ of \d+ ", line) for line in lines)
 
 
 def main(names):
@@ -55,5 +67,5 @@ def main(names):
 if __name__ == "__main__":
     known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*known, []], default=known, help="Default: all.")
-    main(parser.parse_args().names)
+    parser.add_argument("names", nargs="*", choices=[*known, []], default=[], help="Default: all.")
+    main(parser.parse_args().names or known)

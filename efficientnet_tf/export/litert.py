@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
+from efficientnet_tf.runtime.terminal import quiet_logger
 
 
 def write(model, path, precision, calibration, keep_float, texts):
     """Write a network and its texts to a file."""
     import tensorflow as tf
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_logger("tensorflow"):
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if precision != "float32":

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 
 import numpy as np
 
@@ -71,7 +72,8 @@ def _quantize(network, calibration, float_operations):
         import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # hides NNCF's progress bars
+    # Hides NNCF's progress bars, and the warning that it gives in Jupyter.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         return nncf.quantize(
             network,
             nncf.Dataset(calibration),

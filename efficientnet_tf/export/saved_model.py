@@ -30,6 +30,7 @@ from efficientnet_tf.export.record import check_record, make_record
 from efficientnet_tf.models.model_dir import restore_model
 from efficientnet_tf.models.run_directory import read_class_names, read_config
 from efficientnet_tf.runtime.files import check_file, exists, is_folder, is_remote, list_folder, read_text, write_text
+from efficientnet_tf.runtime.terminal import quiet_logger
 from efficientnet_tf.scaling.complexity import count_cost
 
 TOLERANCE = 1e-5  # largest difference of a logit, as a share of the largest logit
@@ -172,13 +173,8 @@ def _write(model, config, model_dir, folder):
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
         "serving_bytes": signature(classify_bytes, tf.string, [None]),
     }
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")  # It would say that the assets are in this folder, which is renamed soon.
-    try:
+    with quiet_logger("tensorflow"):  # It would say that the assets are in this folder, which is renamed soon.
         tf.saved_model.save(module, folder, signatures=signatures)
-    finally:
-        logger.setLevel(level)
 
 
 def _compare(model, config, folder):

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -58,6 +59,18 @@ def quiet_native_logs():
         # Child processes that live on keep the filter alive; do not wait for them.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=1)
+
+
+@contextlib.contextmanager
+def quiet_logger(name):
+    """Hide what a logger says below the level of warnings within the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class ProgressBar:

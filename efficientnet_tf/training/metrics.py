@@ -190,6 +190,11 @@ def describe_run(
     yield f"Device: {devices}, {model.dtype_policy.name}"
     plural = "" if epochs == 1 else "s"
     yield f"Steps: {total_steps:,} of {config.train.batch_size} images each, {epochs:g} epoch{plural}"
+    if "CPU" in devices and model.dtype_policy.name == "mixed_bfloat16":
+        yield (
+            "Hint: on a CPU, training in mixed_bfloat16 is usually slower than in float32, because only the products "
+            "are faster. --set train.precision=float32 is usually the better choice."
+        )
     spec = config.model
     stride = spec.stem_stride * (1 + spec.stem_pool) * math.prod(stage.stride for stage in spec.stages)
     if config.image_size <= stride and spec.stem_stride > 1:

@@ -35,6 +35,30 @@ def to_steps(epochs: float, config: Config, size: int) -> int:
     return max(1, round(epochs * steps_per_epoch(config, size)))
 
 
+class Rhythm:
+    """The steps at which something happens every few epochs: the whole steps closest to the multiples of its period.
+
+    Args:
+        epochs: The period in epochs, > 0. It lasts at least one step.
+        config: The config of the run.
+        size: Number of training images.
+    """
+
+    def __init__(self, epochs: float, config: Config, size: int):
+        self._period = max(1.0, epochs * steps_per_epoch(config, size))
+
+    def is_due(self, step: int) -> bool:
+        """Return whether it happens after this number of steps."""
+        return step > 0 and self.next_after(step - 1) == step
+
+    def next_after(self, step: int) -> int:
+        """Return the first step after this one at which it happens."""
+        count = max(1, math.floor(step / self._period))
+        while round(count * self._period) <= step:
+            count += 1
+        return round(count * self._period)
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a run, with a config of its own (`train.phases`).

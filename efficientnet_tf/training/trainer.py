@@ -23,7 +23,7 @@ from efficientnet_tf.training.directory import RunDirectory
 from efficientnet_tf.training.graph import batch_norm_group_size
 from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
 from efficientnet_tf.training.phase_loop import PhaseLoop
-from efficientnet_tf.training.schedule import Phase, plan_phases, to_steps
+from efficientnet_tf.training.schedule import Phase, Rhythm, plan_phases
 from efficientnet_tf.training.tensorflow_loop import make_state_evaluator
 from efficientnet_tf.training.transfer import read_initial_weights
 from efficientnet_tf.training.wandb import require_tracker
@@ -167,8 +167,8 @@ class Trainer:
             needed = f"train.epochs={config.train.epochs:g} means {self.total_steps} steps"
             raise UserError(f"{needed}, but this run has already done {self.step}. Use a larger number.")
         self._directory.record_changes(self.step)
-        self._checkpoint_every = to_steps(config.train.checkpoint_every_epochs, config, size)
-        self._eval_every = to_steps(config.eval.every_epochs, config, size)
+        self._checkpoints = Rhythm(config.train.checkpoint_every_epochs, config, size)
+        self._evaluations = Rhythm(config.eval.every_epochs, config, size)
         self._evaluator = make_state_evaluator(self.state, self._eval_source, config, self._strategy)
         self._failures = Failures(self._train_source)
         self._results: dict[str, Any] | None = None
@@ -200,8 +200,8 @@ class Trainer:
         while self.step < phase.end_step and not self._is_exhausted and not self._is_asked_to_stop():
             if loop is None:  # Only now: building it takes long, and a run that stops does not need it.
                 loop = PhaseLoop(phase, self.config, self.state, self.step, self._failures, self._strategy)
-            until = [every - self.step % every for every in (self._checkpoint_every, self._eval_every)]
-            steps = min(self.config.train.steps_per_loop, phase.end_step - self.step, *until)
+            due = min(rhythm.next_after(self.step) for rhythm in (self._checkpoints, self._evaluations))
+            steps = min(self.config.train.steps_per_loop, phase.end_step - self.step, due - self.step)
             # The first loop compiles, which can take long, and nothing is lost yet.
             is_quick = not loop.is_compiled and self._saved_step == self.step
             with self._while_doing("training", QUICK_SECONDS if is_quick else LOOP_SECONDS):
@@ -216,7 +216,7 @@ class Trainer:
     def _save_and_evaluate(self) -> None:
         """Write a checkpoint and evaluate, if either is due at this step."""
         is_due = self._is_evaluation_due()
-        must_save = self.step % self._checkpoint_every == 0 or self.step == self.total_steps
+        must_save = self._checkpoints.is_due(self.step) or self.step == self.total_steps
         # After the lines up to this step, because a killed run logs everything after its newest checkpoint again.
         # Before the evaluation, because that can fail. A run that continues here repeats it if it was not logged.
         # But a checkpoint that says which one is the best comes after it, so that both appear in the same moment.
@@ -237,7 +237,7 @@ class Trainer:
     @property
     def _has_evaluation(self) -> bool:
         """Whether an undisturbed run evaluates at this step."""
-        return self.step > 0 and (self.step % self._eval_every == 0 or self.step == self.total_steps)
+        return self.step > 0 and (self._evaluations.is_due(self.step) or self.step == self.total_steps)
 
     @property
     def _is_exhausted(self) -> bool:

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 import tiny
@@ -63,6 +64,19 @@ def test_hint_for_images_that_shrink_to_one_pixel(settings, is_given):
     model = build_model(config.model, 10, (8, 8, 3))
     text = "\n".join(metrics.describe_run(config, model, (20, 10), "1 CPU", 40))
     assert ("--set model.stem_stride=1" in text) == is_given
+
+
+@pytest.mark.parametrize(
+    ("precision", "devices", "is_given"),
+    [("mixed_bfloat16", "1 x CPU", True), ("mixed_bfloat16", "8 x TPU", False), ("float32", "1 x CPU", False)],
+)
+def test_hint_for_bfloat16_on_a_cpu(precision, devices, is_given):
+    config, policy = tiny.load_config(), keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    model = build_model(config.model, 10, (8, 8, 3))
+    keras.config.set_dtype_policy(policy)
+    text = "\n".join(metrics.describe_run(config, model, (20, 10), devices, 40))
+    assert ("train.precision=float32" in text) == is_given
 
 
 @pytest.mark.parametrize(

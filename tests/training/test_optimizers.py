@@ -14,7 +14,14 @@ from efficientnet_tf.models.variables import batch_norm_statistics, decayed_vari
 from efficientnet_tf.ops.random import make_seed
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import RMSprop, create_optimizer, weight_penalty
-from efficientnet_tf.training.schedule import LearningRate, create_schedule, plan_phases, steps_per_epoch, to_steps
+from efficientnet_tf.training.schedule import (
+    LearningRate,
+    Rhythm,
+    create_schedule,
+    plan_phases,
+    steps_per_epoch,
+    to_steps,
+)
 from efficientnet_tf.training.step import TrainStep
 
 RHO, MOMENTUM, EPSILON = 0.9, 0.9, 1e-3
@@ -174,6 +181,24 @@ def test_durations_become_steps():
     assert to_steps(20, run, 1437) == 449  # 449.06
     assert to_steps(2, run, 1437) == 45  # 44.9
     assert to_steps(0.001, run, 1437) == 1
+
+
+@pytest.mark.parametrize(("epochs", "batch"), [(1, 64), (5, 64), (0.3, 100), (2, 1437), (1e-6, 64), (1, 5000)])
+def test_what_repeats_every_few_epochs_is_due_at_the_closest_steps(epochs, batch):
+    run = tiny.load_config(f"train.batch_size={batch}")
+    period, rhythm = max(1, epochs * 1437 / batch), Rhythm(epochs, run, 1437)
+    due = [step for step in range(1000) if rhythm.is_due(step)]
+    assert due == [step for step in (round(count * period) for count in range(1, 1001)) if step < 1000]
+    step, reached = 0, []
+    while (step := rhythm.next_after(step)) < 1000:
+        reached.append(step)
+    assert reached == due
+
+
+def test_the_end_of_a_run_coincides_with_its_last_evaluation():
+    """20 epochs are 449 steps. Before, the fourth evaluation of five epochs each was after 4 x 112 = 448 steps."""
+    run = tiny.load_config("train.batch_size=64")
+    assert Rhythm(5, run, 1437).is_due(to_steps(20, run, 1437))
 
 
 def test_peak_rate_grows_with_the_batch_size():
