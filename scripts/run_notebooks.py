@@ -46,11 +46,13 @@ def run(path):
 
 
 def is_log(output):
-    """Return whether an output is progress, or log lines of native libraries. Both differ from run to run."""
+    """Return whether an output is empty, progress, or log lines of native libraries. These differ from run to run."""
     from efficientnet_tf.runtime.terminal import NATIVE_LOG
 
-    lines = output.text.splitlines() if output.get("name") == "stderr" else [""]
-    return all(re.match(NATIVE_LOG + r"|.+: \d+ of \d+ ", line) for line in lines)
+    if output.output_type == "display_data":
+        return not output.data.get("text/plain", "figure").strip()
+    lines = output.text.splitlines() if output.get("name") == "stderr" else ["answer"]
+    return all(re.match(NATIVE_LOG + r"|.+: \d+ of \d+ |fully_quantize: |$", line) for line in lines)
 
 
 def main(names):

@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 def list_parts(text):
     """Yield (kind, text) of the commands and the blocks of Python code of a page, in their order."""
-    for match in re.finditer(r"^```python\n(.+?)^```|^    (.+)$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^```python\n(.+?)^```|^    ([^\n]+)$", text, re.MULTILINE | re.DOTALL):
         if match[1]:
             yield "python", match[1]
         else:

@@ -53,10 +53,10 @@ def finished(tmp_path_factory):
 def test_a_finished_run(finished, capsys):
     model_dir, result = finished
     assert (result["step"], result["finished"]) == (22, True)
-    assert sorted(list_checkpoints(str(model_dir))) == [14, 21, 22]
+    assert sorted(list_checkpoints(str(model_dir))) == [13, 20, 22]
     lines = logged(model_dir)
     steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == [3, 6, 7, 10, 11, 14, 17, 20, 21, 22]
+    assert steps == [3, 6, 7, 10, 11, 13, 16, 19, 20, 22]
     assert [(line["step"], line["kind"]) for line in lines if line["kind"] != "train"] == [
         (11, "eval/raw"),
         (11, "eval/ema"),
