@@ -51,11 +51,13 @@ def photo(color, seed, side=240):
 def folder(tmp_path_factory):
     """Return a folder with everything that the pages assume."""
     folder = tmp_path_factory.mktemp("pages")
-    for split, count in (("train", 16), ("val", 4)):
+    for split, count in (("train", 16), ("val", 4), ("test", 4)):
         for label, (name, color) in enumerate(COLORS.items()):
             (folder / "photos" / split / name).mkdir(parents=True)
             for number in range(count):
                 photo(color, 100 * label + number).save(folder / "photos" / split / name / f"{number}.jpg")
+    (folder / "runs/nas").mkdir(parents=True)
+    shutil.copy(ROOT / "configs/tiny.yaml", folder / "runs/nas/baseline.yaml")
     (folder / "more").mkdir()
     photo(COLORS["red"], 1).save(folder / "some.jpg")
     photo(COLORS["green"], 2).save(folder / "more" / "other.jpg")
@@ -68,7 +70,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         ef.train_model(ef.load_config("tiny", "folder", config), "runs/photos")
-        ef.train_model(ef.load_config("tiny", "digits", ["train.epochs=2"]), "runs/digits")
+        ef.train_model(ef.load_config("tiny", "digits", FAST), "runs/digits")
     shutil.copytree(folder / "runs/digits", folder / "runs/photos2")
     for name in ("wide", "deep", "compound"):
         shutil.copytree(folder / "runs/photos", folder / "runs" / name)
@@ -91,10 +93,14 @@ def run_command(words):
     if command == "train":
         flags += [word for setting in FAST for word in ("--set", setting)]
         flags += [] if any(flag.startswith("--variant=") for flag in flags) else ["--variant=tiny"]
-        [model_dir] = (flag.partition("=")[2] for flag in flags if flag.startswith("--model_dir=")) or [None]
-        if model_dir and "--print_config" not in flags:
-            shutil.rmtree(model_dir, ignore_errors=True)
+    [given] = [Path(f.partition("=")[2]) for f in flags if command == "train" and f.startswith("--model_dir=")] or [
+        None
+    ]
+    kept = given and given.exists() and given.rename(f"{given}.kept")
     assert not run_here(command, *flags)
+    if kept:  # The commands that follow use the run that is trained well.
+        shutil.rmtree(given)
+        kept.rename(given)
 
 
 @pytest.mark.slow
