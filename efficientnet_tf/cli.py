@@ -8,13 +8,10 @@ import contextlib
 import copy
 import itertools
 import json
-import logging
-import os
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 from absl import logging as absl_logging
@@ -23,9 +20,10 @@ from efficientnet_tf.config.errors import suggest
 from efficientnet_tf.config.paths import find_problem
 from efficientnet_tf.config.text import escape, escape_lines, shorten
 from efficientnet_tf.runtime import failures
+from efficientnet_tf.runtime.backend import BACKENDS
 from efficientnet_tf.runtime.failures import EXIT_ERROR as EXIT_ERROR
 from efficientnet_tf.runtime.hardware import DEVICES, check_devices
-from efficientnet_tf.runtime.terminal import quiet_native_logs
+from efficientnet_tf.runtime.terminal import quiet_libraries
 
 LARGEST_COUNT = 10**9
 LARGEST_NUMBER = 1e24
@@ -118,6 +116,13 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tpu", help="TPU to use: 'local', the name of a Cloud TPU, or grpc://address:8470.")
     parser.add_argument(
         "--replicas", type=positive_int, default=1, help="Number of logical devices to split the CPU into."
+    )
+
+
+def add_backend_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that chooses what Keras computes with."""
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="Library to compute with. The default is KERAS_BACKEND, or else tensorflow."
     )
 
 
@@ -306,7 +311,7 @@ def run(
             args = parser.parse_args(words[1:])
             if args.verbose:
                 absl_logging.use_absl_handler()  # shows the messages of all libraries
-            with contextlib.nullcontext() if args.verbose else _quiet():
+            with contextlib.nullcontext() if args.verbose else quiet_libraries():
                 try:
                     return main(args)
                 except Exception as error:
@@ -315,36 +320,3 @@ def run(
             return stopped.code
 
     sys.exit(failures.guard(parse_and_call, words))
-
-
-class _WarningFormatter(logging.Formatter):
-    """Escapes what a name in a message could do to the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return escape_lines(super().format(record))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Show this package's own warnings, and hide the messages of other libraries."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    logger, tensorflow = logging.getLogger("efficientnet_tf"), logging.getLogger("tensorflow")
-    before = absl_logging.get_verbosity(), tensorflow.level, logger.level, logger.propagate
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    tensorflow.setLevel(logging.CRITICAL)
-    with quiet_native_logs(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_WarningFormatter("warning: %(message)s"))
-        # absl raises the level of the root logger, which this one would inherit, and prints what reaches the root.
-        logger.setLevel(logging.WARNING)
-        logger.propagate = False
-        logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            verbosity, tensorflow_level, level, logger.propagate = before
-            logger.setLevel(level)
-            tensorflow.setLevel(tensorflow_level)
-            absl_logging.set_verbosity(verbosity)

@@ -91,7 +91,13 @@ def evaluate_model(
     data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
     bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
     evaluator = make_evaluator(
-        data.select_logits, data.source, data.config, strategy, bool(per_class or confusion), bar and bar.advance
+        data.select_logits,
+        data.source,
+        data.config,
+        strategy,
+        bool(per_class or confusion),
+        bar and bar.advance,
+        loaded.keras_model.variables if loaded.keras_model else (),
     )
     with report_lost_workers(strategy), bar or contextlib.nullcontext():
         result = evaluator()
@@ -225,10 +231,12 @@ def _without_nan(result):
 def main(args: argparse.Namespace) -> int:
     """Evaluate a model and print the results."""
     from efficientnet_tf.export.evaluation_data import locate_data
+    from efficientnet_tf.runtime.backend import BACKENDS, choose_backend
 
+    choose_backend(args.backend)
     overrides = [*locate_data(args.data_dir, args.folder), *args.overrides]
     files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
-    check_devices(args.device, args.tpu, args.replicas)
+    check_devices(args.device, args.tpu, args.replicas, BACKENDS)
     check_evaluation(args.model_dir, overrides, args.raw, args.checkpoint, **files)
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
@@ -293,6 +301,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)
+    cli.add_backend_argument(parser)
     return parser
 
 

@@ -59,8 +59,10 @@ def main(args: argparse.Namespace) -> int:
     """Classify images, and print or write the results. The status is 1 if a file could not be read."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
+    from efficientnet_tf.runtime.backend import choose_backend
     from efficientnet_tf.runtime.terminal import RateBar
 
+    choose_backend(args.backend)
     # Everything that can be refused is refused before TensorFlow is imported, which takes seconds.
     paths = _check(args)
     if _report_unreadable(paths):
@@ -172,6 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
     )
     cli.add_checkpoint_argument(parser)
+    cli.add_backend_argument(parser)
     parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes per image.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     parser.add_argument(

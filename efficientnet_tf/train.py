@@ -12,7 +12,9 @@ from efficientnet_tf.runtime.signals import EXIT_RESTART, StopFlag, StopLimit
 def main(args: argparse.Namespace) -> int:
     """Compose the config, choose the device and train."""
     from efficientnet_tf.config.load import dump_config, load_config
+    from efficientnet_tf.runtime.backend import choose_backend
 
+    choose_backend(args.backend)
     init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
     overrides = init_from + cli.overrides(args)
     config = load_config(args.variant, args.recipe, overrides)
@@ -43,6 +45,7 @@ def _check(args, config):
     from efficientnet_tf.data.batch_sizes import check_batches
     from efficientnet_tf.data.listing import check_data
     from efficientnet_tf.models.run_directory import check_run
+    from efficientnet_tf.runtime.backend import BACKENDS
     from efficientnet_tf.runtime.cluster import read_cluster
     from efficientnet_tf.runtime.hardware import check_devices
     from efficientnet_tf.runtime.lock import check_unlocked
@@ -57,8 +60,10 @@ def _check(args, config):
         )
     if args.model_dir is None:
         raise UserError("--model_dir is missing. Name the directory of the run, for example --model_dir=runs/digits.")
-    check_devices(args.device, args.tpu, args.replicas)
+    check_devices(args.device, args.tpu, args.replicas, BACKENDS)
     if args.find_learning_rate:
+        if os.environ["KERAS_BACKEND"] == "jax":
+            raise UserError("--find_learning_rate needs --backend=tensorflow. What it suggests suits JAX, too.")
         require_matplotlib("--find_learning_rate")
     # The weights of init_from can change the config, so it can only be compared with that of the run afterwards. A
     # range test does not depend on a run that is in the directory.
@@ -166,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps", type=cli.positive_int, help="Most steps of --find_learning_rate. 300 unless this is given."
     )
     cli.add_device_arguments(parser)
+    cli.add_backend_argument(parser)
     cli.add_tracker_argument(parser)
     parser.add_argument("--print_config", action="store_true", help="Print the complete config and exit.")
     return parser

@@ -35,6 +35,7 @@ SKIPPED = {
     r"^benchmark": "takes minutes, see tests/benchmark",
     r"^preflight": "needs the TPU compiler, see tests/preflight",
     r"^(study|search)(?!.*--list)": "trains many networks, see tests/study and tests/test_search.py",
+    r"--backend=jax": "needs a process of its own, see tests/training/test_jax_loop.py",
     r"--target_latency_ms": "measures many networks, see tests/scaling",
     r"imagenet-a|real\.json": "needs ImageNet",
     r"/usr/share/datasets": "needs a package of Debian",

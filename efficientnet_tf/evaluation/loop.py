@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.load import override_config
@@ -13,6 +15,7 @@ from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.pipeline import eval_dataset, eval_steps
 from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.metrics import count_sums, read_sums, sum_metrics
+from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
 
 _BLOCKS = 100  # of steps, in an evaluation whose progress is reported
@@ -26,6 +29,7 @@ def make_eval_loop(
     strategy: tf.distribute.Strategy,
     has_real_labels: bool = False,
     confusion: bool = False,
+    variables: Sequence[keras.Variable] = (),
 ):
     """Make the function that evaluates for some steps without coming back to the host.
 
@@ -35,12 +39,18 @@ def make_eval_loop(
         strategy: Where to run.
         has_real_labels: Whether images have several labels that count as correct.
         confusion: Whether to count predictions by class.
+        variables: With JAX: the variables that the classifiers read.
 
     Returns:
         A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels int32 [B] or
         [B, 1 + K], weights float32 [B]), a number of steps, int32 scalar, and sums to add to, float32
-        [classifiers, sums], or None. It returns the sums of `sum_metrics` over all images, of the same shape.
+        [classifiers, sums], or None. It returns the sums of `sum_metrics` over all images, of the same shape. With
+        JAX, a Python function that does the same.
     """
+    if uses_jax():
+        from efficientnet_tf.evaluation import jax_loop
+
+        return jax_loop.make_eval_loop(classifiers, classes, strategy, has_real_labels, confusion, variables)
 
     @tf.autograph.experimental.do_not_convert
     def replica_step(images, labels, weights):
@@ -69,6 +79,7 @@ def make_evaluator(
     strategy: tf.distribute.Strategy,
     confusion: bool = False,
     report: Callable[[int], Any] | None = None,
+    variables: Sequence[keras.Variable] = (),
 ) -> Callable[[], dict[str, Any]]:
     """Make a function that evaluates a classifier on a source.
 
@@ -80,6 +91,7 @@ def make_evaluator(
         strategy: Where to run.
         confusion: Whether to count predictions by class.
         report: Function that is called now and then with the number of images that were evaluated since the last call.
+        variables: As for `make_eval_loop`.
 
     Returns:
         A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}. The
@@ -93,7 +105,7 @@ def make_evaluator(
 
     Deviates: the official code drops the last, partial batch. Here it is padded, and the padding has weight 0.
     """
-    evaluate = make_joint_evaluator({"": logits_of}, source, config, strategy, confusion, report)
+    evaluate = make_joint_evaluator({"": logits_of}, source, config, strategy, confusion, report, variables)
     return lambda: evaluate()[""]
 
 
@@ -104,6 +116,7 @@ def make_joint_evaluator(
     strategy: tf.distribute.Strategy,
     confusion: bool = False,
     report: Callable[[int], Any] | None = None,
+    variables: Sequence[keras.Variable] = (),
 ) -> Callable[[], dict[str, dict[str, Any]]]:
     """Make a function that evaluates several classifiers on the same images, which are read and decoded once.
 
@@ -114,12 +127,13 @@ def make_joint_evaluator(
         strategy: As for `make_evaluator`.
         confusion: As for `make_evaluator`.
         report: As for `make_evaluator`.
+        variables: As for `make_eval_loop`.
 
     Returns:
         A function without arguments that returns {name: result}. The results are those of `make_evaluator`.
     """
     classes, has_real_labels = len(source.class_names), bool(source.label_shape)
-    loop = make_eval_loop(list(classifiers.values()), classes, strategy, has_real_labels, confusion)
+    loop = make_eval_loop(list(classifiers.values()), classes, strategy, has_real_labels, confusion, variables)
     failures, reported = Failures(source), set()
     config = _fit_batch(config, strategy.num_replicas_in_sync)
 
@@ -131,7 +145,7 @@ def make_joint_evaluator(
         if report is None:  # The host does not interrupt the device.
             return loop(iterator, tf.constant(steps))
         # Without these zeros, the loop would be traced twice: for no sums, and for those of the first block.
-        sums = tf.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
+        sums = np.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)], np.float32)
         block = max(steps // _BLOCKS, 1)
         for start in range(0, steps, block):
             end = min(start + block, steps)
@@ -142,7 +156,7 @@ def make_joint_evaluator(
 
     def evaluate():
         failures.clear()
-        sums = sum_up(iter(batches()), eval_steps(source, config)).numpy().astype(float)
+        sums = np.asarray(sum_up(iter(batches()), eval_steps(source, config))).astype(float)
         bad = source.size - int(sums[0, 0])  # on all hosts, so that all raise the error or none
         failures.check_count(bad, config.data.max_bad_fraction)
         if bad and not reported.issuperset(names := failures.names()):

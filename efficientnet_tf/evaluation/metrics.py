@@ -3,23 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 
+ops: Any = keras.ops  # whose types are too loose
 _LABELS = {"raw": "raw weights", "ema": "EMA", "exported": "exported model"}
 
 
 def sum_metrics(
-    logits: tf.Tensor,
-    labels: tf.Tensor,
-    weights: tf.Tensor,
+    logits: Any,
+    labels: Any,
+    weights: Any,
     classes: int,
     has_real_labels: bool = False,
     confusion: bool = False,
-) -> tf.Tensor:
-    """Sum up the metrics of a batch, each image times its weight.
+) -> Any:
+    """Sum up the metrics of a batch, each image times its weight. Tensors are those of Keras's backend.
 
     Args:
         logits: float32 [B, classes].
@@ -34,24 +35,24 @@ def sum_metrics(
         and hits among these. With `confusion`, classes**2 more. One vector, so that replicas reduce once per step.
     """
     labels, real = (labels[:, 0], labels[:, 1:]) if has_real_labels else (labels, None)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    true = tf.gather(logits, labels, batch_dims=1)[:, None]
+    losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    true = ops.take_along_axis(logits, labels[:, None], axis=1)
     # How many classes rank above the label. Among equal logits the first class wins, as in argmax. No logit ranks
     # below a NaN, so a label whose logits have one is never hit.
-    is_below = tf.where(tf.range(classes) < labels[:, None], logits < true, logits <= true)
-    rank = classes - tf.reduce_sum(tf.cast(is_below, tf.int32), axis=1)
-    values = [tf.ones_like(losses), losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32)]
-    is_nan = tf.reduce_any(tf.math.is_nan(logits), axis=1)
-    predicted = tf.where(is_nan, classes, tf.argmax(logits, axis=1, output_type=tf.int32))
+    is_below = ops.where(ops.arange(classes, dtype="int32") < labels[:, None], logits < true, logits <= true)
+    rank = classes - ops.sum(ops.cast(is_below, "int32"), axis=1)
+    values = [ops.ones_like(losses), losses, ops.cast(rank < 1, "float32"), ops.cast(rank < 5, "float32")]
+    is_nan = ops.any(ops.isnan(logits), axis=1)
+    predicted = ops.where(is_nan, classes, ops.cast(ops.argmax(logits, axis=1), "int32"))
     if real is not None:
-        values.append(tf.cast(tf.reduce_any(real != -1, axis=1), tf.float32))
-        values.append(tf.cast(tf.reduce_any(real == predicted[:, None], axis=1), tf.float32))
-    sums = tf.reduce_sum(tf.where(weights > 0, tf.stack(values), 0.0), axis=1)
+        values.append(ops.cast(ops.any(real != -1, axis=1), "float32"))
+        values.append(ops.cast(ops.any(real == predicted[:, None], axis=1), "float32"))
+    sums = ops.sum(ops.where(weights > 0, ops.stack(values), 0.0), axis=1)
     if confusion:
         # A product of ones and zeros, which is exact on every device, even in bfloat16. The row of a NaN is zero.
-        true = tf.one_hot(labels, classes) * weights[:, None]
-        counts = tf.matmul(true, tf.one_hot(predicted, classes), transpose_a=True)
-        sums = tf.concat([sums, tf.reshape(counts, [-1])], axis=0)
+        true = ops.one_hot(labels, classes, dtype="float32") * weights[:, None]
+        counts = ops.matmul(ops.transpose(true), ops.one_hot(predicted, classes, dtype="float32"))
+        sums = ops.concatenate([sums, ops.reshape(counts, [-1])], axis=0)
     return sums
 
 

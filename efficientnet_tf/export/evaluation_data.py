@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
@@ -16,8 +16,6 @@ from efficientnet_tf.export.overrides import override_data
 from efficientnet_tf.runtime.files import check_path, is_folder
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from efficientnet_tf.export.loaded import LoadedModel
 
 
@@ -108,9 +106,9 @@ class EvaluationData:
             rows = read_real_labels(real_labels, model.class_names, self._columns)
             self.source, self.check_real_labels = with_real_labels(self.source, rows)
 
-    def select_logits(self, images: tf.Tensor) -> tf.Tensor:
+    def select_logits(self, images: Any) -> Any:
         """Return the logits of the data's classes, float32 [N, classes]."""
-        import tensorflow as tf
+        from keras import ops
 
         logits = self._model.compute_logits(images)
-        return logits if self._has_all_classes else tf.gather(logits, self._columns, axis=1)
+        return logits if self._has_all_classes else ops.take(logits, self._columns, axis=1)

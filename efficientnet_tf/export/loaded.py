@@ -14,6 +14,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.image_formats import has_pillow
 from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
 from efficientnet_tf.export.pixels import batches, check_count, check_pixels
+from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.hardware import available_cores
 
 if TYPE_CHECKING:
@@ -164,7 +165,11 @@ class LoadedModel:
 
     @functools.cached_property
     def _forward(self):
-        """A graph for batches of any size, traced once."""
+        """A graph for batches of any size, traced once. With JAX, a program for each size."""
+        if self.keras_model and uses_jax():
+            import jax
+
+            return jax.jit(self.compute_logits)
         import tensorflow as tf
 
         return tf.function(self.compute_logits, input_signature=[tf.TensorSpec([None, *self._image_shape], tf.float32)])

@@ -56,6 +56,7 @@ from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.files import atomic_output, exists, is_remote, write_text
 from efficientnet_tf.runtime.lock import lock_output
 from efficientnet_tf.runtime.strategy import dtype_policy
+from efficientnet_tf.runtime.variables import copy_values, restorable, take_restored
 
 __all__ = [
     "build_from_config",
@@ -266,13 +267,15 @@ def restore_model(
     config, class_names = read_run(model_dir)
     model = build_from_config(config, len(class_names))
     part = "model" if raw or not config.train.ema_decay else "average"
-    weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
+    variables = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}
+    values = restorable(variables)
 
     def check(stored):
         read_run(model_dir, stored)
 
-    if _read_chosen_checkpoint(model_dir, checkpoint, tf.train.Checkpoint(**{part: weights}), check) is None:
+    if _read_chosen_checkpoint(model_dir, checkpoint, tf.train.Checkpoint(**{part: values}), check) is None:
         raise UserError(f"model_dir={model_dir} has no checkpoint yet.")
+    take_restored(variables, values)
     return model, config, class_names
 
 
@@ -321,8 +324,8 @@ def write_model_dir(model_dir: str, model: keras.Model, config: Config, class_na
             if exists(unfinished):
                 tf.io.gfile.rmtree(unfinished)
             open_model_dir(unfinished, config, class_names)
-            weights = {v.path: v.value for v in (*model.trainable_variables, *batch_norm_statistics(model))}
-            contents = tf.train.Checkpoint(model=weights, **text_variables(config, class_names))
+            weights = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}
+            contents = tf.train.Checkpoint(model=copy_values(weights), **text_variables(config, class_names))
             contents.write(os.path.join(unfinished, "checkpoints", "step-0"))
             save_keras_model(unfinished)
             tf.io.gfile.rename(unfinished, model_dir)

@@ -6,7 +6,7 @@ Imports no TensorFlow.
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, shorten
@@ -15,16 +15,17 @@ DEVICES = ("auto", "cpu", "gpu", "tpu")
 MOST_REPLICAS = 256  # that the CPU is split into
 
 
-def check_devices(device: str, tpu: str | None, replicas: int) -> None:
+def check_devices(device: str, tpu: str | None, replicas: int, backends: Sequence[str] = ("tensorflow",)) -> None:
     """Raise UserError if the arguments of `runtime.strategy.create_strategy` contradict each other.
 
     Args:
         device: One of `DEVICES`.
         tpu: "local", or the name or the address of a TPU. None is no TPU.
         replicas: Number of logical devices to split the CPU into.
+        backends: The backends of Keras that can be used.
     """
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
-    if backend != "tensorflow":
+    if backend not in backends:
         raise UserError(
             f"Keras uses the backend '{escape(backend)}', but this needs TensorFlow. Set the environment variable "
             "KERAS_BACKEND=tensorflow."
@@ -37,6 +38,11 @@ def check_devices(device: str, tpu: str | None, replicas: int) -> None:
         raise UserError(f"device={device} and tpu={shorten(escape(tpu))} contradict each other. Use only one of them.")
     if not 1 <= replicas <= MOST_REPLICAS:
         raise UserError(f"replicas={replicas} is out of range. The CPU is split into 1 to {MOST_REPLICAS} devices.")
+    if backend == "jax" and tpu not in (None, "local"):
+        raise UserError(
+            f"tpu={shorten(escape(tpu))} is reached through TensorFlow. With backend=jax, start the command on the TPU "
+            "VM itself, with tpu=local."
+        )
     if replicas > 1 and (tpu is not None or device == "tpu"):
         raise UserError(
             f"replicas={replicas} splits the CPU, but this run uses a TPU or GPUs. Use device=cpu, or replicas=1."

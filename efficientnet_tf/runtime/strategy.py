@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime.backend import BACKENDS, uses_jax
 from efficientnet_tf.runtime.hardware import check_devices
 from efficientnet_tf.runtime.tpu import connect_tpu
 from efficientnet_tf.runtime.workers import join_workers, read_cluster
@@ -35,12 +36,16 @@ def create_strategy(
         UserError: If the arguments contradict each other, a device is missing, or the workers do not connect.
     """
     on_tpu = tpu is not None or device == "tpu"
-    check_devices(device, tpu, replicas)
-    if keras.backend.backend() != "tensorflow":
+    check_devices(device, tpu, replicas, BACKENDS)
+    if keras.backend.backend() not in BACKENDS:
         raise UserError(
             f"Keras uses the backend {keras.backend.backend()!r}, but this needs TensorFlow. "
             "Set the environment variable KERAS_BACKEND=tensorflow."
         )
+    if uses_jax():
+        from efficientnet_tf.runtime.jax_strategy import create_jax_strategy
+
+        return create_jax_strategy("tpu" if on_tpu else device, replicas)
     workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if len(workers) > 1:
         if on_tpu or replicas > 1:
@@ -84,6 +89,8 @@ def _split_cpu(replicas: int) -> tf.distribute.Strategy:
 
 def device_type(strategy: tf.distribute.Strategy) -> str:
     """Return the kind of device that the replicas run on: "TPU", "GPU" or "CPU"."""
+    if uses_jax():
+        return strategy.device_type
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return "TPU"
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
@@ -132,6 +139,9 @@ def distribute_batches(
     Returns:
         An iterable. Each element holds one batch for every replica, as `strategy.run` takes it.
     """
+    if uses_jax():
+        context = tf.distribute.InputContext(strategy.processes, strategy.process, strategy.processes)
+        return strategy.divide_batches(make_dataset(context))
     if isinstance(strategy, tf.distribute.OneDeviceStrategy) and device_type(strategy) == "CPU":
         return make_dataset(tf.distribute.InputContext())  # A distributed iterator is not needed here.
     batches = strategy.distribute_datasets_from_function(make_dataset)

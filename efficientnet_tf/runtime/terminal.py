@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from typing import Any
 
+from absl import logging as absl_logging
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -71,6 +73,39 @@ def quiet_logger(name):
         yield
     finally:
         logger.setLevel(level)
+
+
+class _WarningFormatter(logging.Formatter):
+    """Escapes what a name in a message could do to the terminal."""
+
+    def format(self, record):
+        return escape_lines(super().format(record))
+
+
+@contextlib.contextmanager
+def quiet_libraries():
+    """Show this package's own warnings within the block, and hide the messages of other libraries."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    logger, tensorflow = logging.getLogger("efficientnet_tf"), logging.getLogger("tensorflow")
+    before = absl_logging.get_verbosity(), tensorflow.level, logger.level, logger.propagate
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    tensorflow.setLevel(logging.CRITICAL)
+    with quiet_native_logs(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_WarningFormatter("warning: %(message)s"))
+        # absl raises the level of the root logger, which this one would inherit, and prints what reaches the root.
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            verbosity, tensorflow_level, level, logger.propagate = before
+            logger.setLevel(level)
+            tensorflow.setLevel(tensorflow_level)
+            absl_logging.set_verbosity(verbosity)
 
 
 class ProgressBar:

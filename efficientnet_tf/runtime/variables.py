@@ -1,16 +1,53 @@
-"""Reads Keras variables inside a replica of `tf.distribute`, and finds their resource handles."""
+"""Reads Keras variables inside a replica of `tf.distribute`, finds their resource handles, and copies them.
+
+Checkpoints are TensorFlow's, also if Keras computes with JAX. The variables are then copied to and from TensorFlow's.
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from efficientnet_tf.runtime.backend import uses_jax
 
 
 def read_values(variables: Iterable[keras.Variable]) -> list[tf.Tensor]:
     """Return the current value of each variable, as this replica sees it."""
-    return [tf.convert_to_tensor(variable.value) for variable in variables]
+    return [variable.value if uses_jax() else tf.convert_to_tensor(variable.value) for variable in variables]
 
 
 def resource_handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
     """Return the resource handle of a variable, which TensorFlow's raw operations take."""
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+
+
+def copy_values(variables: Any) -> Any:
+    """Return TensorFlow variables in the host's memory with the current values of a structure of Keras variables."""
+
+    def copy(variable):
+        value: Any = _to_numpy(variable) if uses_jax() else tf.identity(variable.value)
+        return tf.Variable(value, trainable=False)
+
+    with tf.device("CPU:0"):
+        return tf.nest.map_structure(copy, variables)
+
+
+def restorable(variables: Any) -> Any:
+    """Return the TensorFlow variables that restoring a structure of Keras variables writes to.
+
+    With JAX they are copies, and `take_restored` must be called after that.
+    """
+    return copy_values(variables) if uses_jax() else tf.nest.map_structure(lambda variable: variable.value, variables)
+
+
+def take_restored(variables: Any, restored: Any) -> None:
+    """Give Keras variables the values that were restored to `restorable` variables."""
+    if uses_jax():
+        tf.nest.map_structure(lambda variable, value: variable.assign(value.numpy()), variables, restored)
+
+
+def _to_numpy(variable):
+    value = np.asarray(variable.value)
+    return value.astype(np.int64) if value.dtype.kind == "i" else value  # as Keras's own are with TensorFlow

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import find_reason
+from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.cluster import read_cluster
 from efficientnet_tf.runtime.tpu import CONNECT_SECONDS
 
@@ -80,7 +81,7 @@ def _await_workers(addresses, timeout_seconds):
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Return whether this process is the worker that writes files and prints."""
-    return strategy.extended.should_checkpoint
+    return strategy.is_chief if uses_jax() else strategy.extended.should_checkpoint
 
 
 def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:

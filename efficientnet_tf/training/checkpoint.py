@@ -31,6 +31,7 @@ from efficientnet_tf.models.stored import Stored, text_variables
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.files import is_remote, sync, write_text
 from efficientnet_tf.runtime.strategy import on_host
+from efficientnet_tf.runtime.variables import copy_values, restorable, take_restored
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
 
@@ -86,16 +87,16 @@ def create_state(
 
 
 def _name_variables(state: State) -> dict[str, dict[str, Any]]:
-    """Return the variables of a state under the names that checkpoints use: {part: {name: tf.Variable}}."""
+    """Return the variables of a state under the names that checkpoints use: {part: {name: keras.Variable}}."""
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
     parts = {
-        "model": {v.path: v.value for v in weights},
+        "model": {v.path: v for v in weights},
         # Without the first part of the path: Keras numbers the optimizers of a process.
-        "optimizer": {v.path.partition("/")[2] or v.path: v.value for v in state.optimizer.variables},
+        "optimizer": {v.path.partition("/")[2] or v.path: v for v in state.optimizer.variables},
     }
     if state.ema:
         averages = [*state.ema.trainable, *state.ema.statistics]
-        parts["average"] = {v.path: a.value for v, a in zip(weights, averages, strict=True)}
+        parts["average"] = {v.path: a for v, a in zip(weights, averages, strict=True)}
     return parts
 
 
@@ -156,7 +157,9 @@ class Checkpointer:
             UserError: If there are checkpoints and all are damaged.
         """
         found: list[Stored] = []
-        step = read_newest_checkpoint(self.model_dir, tf.train.Checkpoint(**self._parts), found.append) or 0
+        values = restorable(self._parts)
+        step = read_newest_checkpoint(self.model_dir, tf.train.Checkpoint(**values), found.append) or 0
+        take_restored(self._parts, values)
         selection = found[-1].selection if step else None
         if selection and selection.metric == self.state.selection.metric:
             self.state.selection = selection
@@ -179,8 +182,7 @@ class Checkpointer:
         """
         self.wait()
         with on_host():
-            # Reading a variable gives a tensor of its own, which later changes of the variable do not touch.
-            values = tf.nest.map_structure(lambda v: tf.Variable(tf.identity(v), trainable=False), self._parts)
+            values = copy_values(self._parts)  # which later changes of the variables do not touch
             texts = text_variables(self._config, self._class_names, self.state.selection)
         step, best = self.state.step, self.state.selection.best_step
         self._writing = self._writer.submit(self._write, step, tf.train.Checkpoint(**values, **texts), best)

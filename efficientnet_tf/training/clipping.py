@@ -1,21 +1,23 @@
-"""Gradient clipping, as pure functions of gradients and weights."""
+"""Gradient clipping, as pure functions of gradients and weights, which are tensors of Keras's backend."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
-import tensorflow as tf
+import numpy as np
 
 from efficientnet_tf.config.schema import OptimizerConfig
 
+ops: Any = keras.ops  # whose types are too loose
 AGC_EPSILON = 1e-3  # Smaller norms of weights count as this, so that weights that start at zero can grow.
 
 
 def clip_gradients(
-    gradients: Sequence[tf.Tensor],
-    weights: Sequence[tf.Tensor],
+    gradients: Sequence[Any],
+    weights: Sequence[Any],
     axes: Sequence[Sequence[int] | None],
     settings: OptimizerConfig,
-) -> list[tf.Tensor]:
+) -> list[Any]:
     """Clip the gradients of a step by their norm, by their values, or adaptively, as the config says.
 
     Args:
@@ -32,9 +34,11 @@ def clip_gradients(
     et al., "High-performance large-scale image recognition without normalization", ICML 2021, section 4, for `agc`.
     """
     if settings.clip_norm:
-        return tf.clip_by_global_norm(gradients, settings.clip_norm)[0]
+        norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+        scale = ops.where(ops.isfinite(norm), settings.clip_norm / ops.maximum(norm, settings.clip_norm), np.nan)
+        return [gradient * scale for gradient in gradients]
     if settings.clip_value:
-        return [tf.clip_by_value(gradient, -settings.clip_value, settings.clip_value) for gradient in gradients]
+        return [ops.clip(gradient, -settings.clip_value, settings.clip_value) for gradient in gradients]
     if settings.agc:
         return [_clip_adaptively(*each, settings.agc) for each in zip(gradients, weights, axes, strict=True)]
     return list(gradients)
@@ -63,9 +67,9 @@ def _clip_adaptively(gradient, weight, axes, factor):
     """Scale the gradient of each unit down to at most `factor` times the norm of its weights."""
     if axes is None:
         return gradient
-    largest = factor * tf.maximum(_norm(weight, axes), AGC_EPSILON)
-    return gradient * (largest / tf.maximum(_norm(gradient, axes), largest))
+    largest = factor * ops.maximum(_norm(weight, axes), AGC_EPSILON)
+    return gradient * (largest / ops.maximum(_norm(gradient, axes), largest))
 
 
 def _norm(values, axes):
-    return tf.sqrt(tf.reduce_sum(tf.square(values), axes, keepdims=True))
+    return ops.sqrt(ops.sum(ops.square(values), axes, keepdims=True))

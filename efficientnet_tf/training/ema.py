@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.runtime.variables import resource_handle
 
 
 class ModelEMA:
@@ -44,5 +42,16 @@ class ModelEMA:
         share = 1 - ops.minimum(self.decay, (1 + step) / (10 + step))
         for average, value in zip(self.trainable + self.statistics, [*trainable, *statistics], strict=True):
             if value is not None:
-                delta = ops.convert_to_tensor(average) - ops.convert_to_tensor(value)
-                tf.raw_ops.ResourceApplyGradientDescent(var=resource_handle(average), alpha=share, delta=delta)
+                _subtract(average, share, ops.convert_to_tensor(average) - ops.convert_to_tensor(value))
+
+
+def _subtract(variable, factor, delta):
+    """Subtract factor * delta from a variable."""
+    if keras.backend.backend() != "tensorflow":
+        variable.assign(variable - factor * delta)
+        return
+    import tensorflow as tf
+
+    from efficientnet_tf.runtime.variables import resource_handle
+
+    tf.raw_ops.ResourceApplyGradientDescent(var=resource_handle(variable), alpha=factor, delta=delta)  # in place

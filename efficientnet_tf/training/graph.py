@@ -9,12 +9,14 @@ import math
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.model_dir import build_from_config, precision_scope
 from efficientnet_tf.ops import random
+from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import device_type, on_host, replica_count, should_jit
 from efficientnet_tf.training.fused_layers import (
     FUSE_FROM_VALUES,
@@ -76,12 +78,12 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
             f"train.batch_norm_group={asked} does not divide {replicas} replicas into equal groups. Use "
             f"{', '.join(divisors)}."
         )
-    if group > 1 and config.train.accumulate > 1:
+    if group > 1 and config.train.accumulate > 1 and not uses_jax():
         raise UserError(
             f"train.batch_norm_group={asked} shares batch norm between {group} replicas, which does not support "
             f"gradient accumulation (train.accumulate={config.train.accumulate}). Set one of them to 1."
         )
-    if group > 1 and config.train.jit_compile == "on":
+    if group > 1 and config.train.jit_compile == "on" and not uses_jax():
         raise UserError(
             f"train.batch_norm_group={asked} shares batch norm between {group} replicas, which train.jit_compile=on "
             "cannot compile. Set train.jit_compile=auto."
@@ -112,7 +114,7 @@ def make_training_graph(
     if group > 1:
         replacements[keras.layers.BatchNormalization] = GroupBatchNormalization
     # XLA fuses by itself. Other devices have not been measured.
-    if device_type(strategy) == "CPU" and not should_jit(config.train.jit_compile, strategy):
+    if not uses_jax() and device_type(strategy) == "CPU" and not should_jit(config.train.jit_compile, strategy):
         replacements |= {keras.layers.Conv2D: FastConv2D, keras.layers.DepthwiseConv2D: FastDepthwiseConv2D}
         fusible = {} if group > 1 else {layer.name: layers for layers in find_fusible(model) for layer in layers}
     if not fusible and not any(type(layer) in replacements for layer in model.layers):
@@ -141,8 +143,19 @@ def make_training_graph(
         return keras.models.clone_model(model, clone_function=copy, call_function=call)
 
 
-class PositionalDropout(keras.layers.Dropout):
-    """Keras's dropout, except that an image's mask follows from the image's position in the batch."""
+class PositionalDropout(keras.layers.Layer):
+    """Keras's dropout, except that an image's mask follows from the image's position in the batch.
+
+    Its seed is a variable, which the training step replaces by a seed of `ops.random`.
+    """
+
+    def __init__(self, rate, noise_shape=None, seed=None, **options):
+        super().__init__(**options)
+        self.rate, self.noise_shape = rate, noise_shape
+        if rate:
+            self._seed = self.add_weight(
+                name="seed", shape=random.SEED_SHAPE, dtype=random.SEED_DTYPE, initializer="zeros", trainable=False
+            )
 
     def call(self, inputs, training=False):
         """Drop values in training."""
@@ -150,9 +163,9 @@ class PositionalDropout(keras.layers.Dropout):
             return inputs
         sides = zip(self.noise_shape or inputs.shape, inputs.shape, strict=True)
         shape = [whole if side is None else side for side, whole in sides]
-        numbers = random.uniform(self.seed_generator.next(), shape[0], math.prod(shape[1:]))
-        scale = tf.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
-        return inputs * tf.cast(tf.reshape(scale, shape), inputs.dtype)
+        numbers = random.uniform(ops.convert_to_tensor(self._seed), shape[0], math.prod(shape[1:]))
+        scale = ops.where(numbers < self.rate, 0.0, 1 / (1 - self.rate))
+        return inputs * ops.cast(ops.reshape(scale, shape), inputs.dtype)
 
 
 class GroupBatchNormalization(keras.layers.BatchNormalization):
@@ -170,10 +183,17 @@ class GroupBatchNormalization(keras.layers.BatchNormalization):
 
     def _moments(self, inputs, mask):
         mean, variance = super()._moments(inputs, mask)
+        moments = self._average(ops.stack([mean, variance + mean**2]))
+        return moments[0], ops.maximum(moments[1] - moments[0] ** 2, 0.0)
+
+    def _average(self, moments):
+        """Return the mean over the replicas of the group."""
+        if uses_jax():
+            from efficientnet_tf.runtime.jax_strategy import average_in_group
+
+            return average_in_group(moments, self.group)
         context = tf.distribute.get_replica_context()
         own = context.replica_id_in_sync_group // self.group
         # Only a TPU's strategy reduces within groups. Elsewhere each group has a row of its own in a common sum.
         row = tf.one_hot(own, self.groups)[:, None, None] / self.group
-        moments = context.all_reduce("SUM", row * tf.stack([mean, variance + mean**2]))
-        mean, square = tf.unstack(tf.gather(moments, own))
-        return mean, tf.maximum(square - mean**2, 0.0)
+        return tf.gather(context.all_reduce("SUM", row * moments), own)

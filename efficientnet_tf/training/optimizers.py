@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.variables import decayed_variables
-from efficientnet_tf.runtime.variables import resource_handle
 from efficientnet_tf.training.schedule import create_schedule
 
 
@@ -28,12 +26,16 @@ class RMSprop(keras.optimizers.RMSprop):
             return
         super().build(variables)
         for slot in self._velocities:
-            slot.assign(ops.ones_like(slot))
+            slot.assign(ops.ones(slot.shape, slot.dtype))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update a variable and its slots with one TensorFlow operation, where Keras takes fifteen."""
-        if not self.momentum:
+        """Update a variable and its slots. With TensorFlow, this is one operation, where Keras takes fifteen."""
+        if not self.momentum or keras.backend.backend() != "tensorflow":
             return super().update_step(gradient, variable, learning_rate)
+        import tensorflow as tf
+
+        from efficientnet_tf.runtime.variables import resource_handle
+
         index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyRMSProp(
             var=resource_handle(variable),
@@ -89,11 +91,11 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
     return optimizer
 
 
-def weight_penalty(config: Config, values: Sequence[tf.Tensor]) -> tf.Tensor | float:
+def weight_penalty(config: Config, values: Sequence[Any]) -> Any:
     """Return weight_decay / 2 * sum(v^2) over the given values: the weight decay that is part of the loss.
 
     Source: paper, section 5.2; official code: 1e-5 times `tf.nn.l2_loss`, without batch norm.
     """
     if config.optimizer.name in _DECOUPLED or not config.optimizer.weight_decay:
         return 0.0
-    return config.optimizer.weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in values])
+    return config.optimizer.weight_decay * sum(ops.sum(ops.square(v)) / 2 for v in values)

@@ -1,20 +1,29 @@
-"""Trains the steps of a phase with the TensorFlow engine, and explains what can go wrong there."""
+"""Trains the steps of a phase with one of the two engines, and explains what can go wrong there."""
 
+import importlib
 import math
 import time
+from types import ModuleType
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.data.pipeline import Failures, train_dataset
+from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.runtime.workers import report_lost_workers
 from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import Phase
-from efficientnet_tf.training.tensorflow_loop import make_train_loop
+
+
+def choose_engine() -> ModuleType:
+    """Return the module that trains with the backend of Keras: `tensorflow_loop` or `jax_loop`."""
+    name = "jax_loop" if uses_jax() else "tensorflow_loop"
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 class PhaseLoop:
@@ -52,7 +61,7 @@ class PhaseLoop:
             )
         )
         graph = build_phase_graph(phase.config, config, state.model, strategy)
-        self._loop = make_train_loop(state, phase.config, strategy, graph)
+        self._loop = choose_engine().make_train_loop(state, phase.config, strategy, graph)
         self.is_compiled = False
 
     def run(self, step: int, steps: int) -> dict[str, float]:
@@ -71,8 +80,8 @@ class PhaseLoop:
         started = time.perf_counter()
         try:
             with report_lost_workers(self._strategy):
-                loss, accuracy = self._loop(self._batches, tf.constant(steps)).numpy().tolist()
-        except tf.errors.OpError as error:
+                loss, accuracy = np.asarray(self._loop(self._batches, tf.constant(steps))).tolist()
+        except (tf.errors.OpError, *choose_engine().ERRORS) as error:
             self._failures.check(self._max_bad_fraction)
             raise UserError(f"Training failed after step {step}: {find_reason(error)}") from error
         self.is_compiled = True

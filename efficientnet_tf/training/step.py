@@ -10,14 +10,15 @@ Keras model. The variables of the two models correspond by their paths.
 Calling the graph as a pure function also leaves gradients, statistics and seeds to the caller. Keras 3 under
 `tf.distribute` would let the statistics of the replicas drift apart and give every replica the same dropout masks.
 
-How a step runs on devices is the engine's part: see `tensorflow_loop`.
+Everything here computes with Keras's backend. How a step runs on devices is the engine's part: see `tensorflow_loop`
+and `jax_loop`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from efficientnet_tf.config.schema import Config, TrainConfig
 from efficientnet_tf.data.mixing import mix_images
@@ -26,7 +27,8 @@ from efficientnet_tf.ops import random
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
 from efficientnet_tf.training.optimizers import weight_penalty
 
-Tensors = list[tf.Tensor]
+Tensor = Any  # of Keras's backend
+Tensors = list[Tensor]
 
 
 class TrainStep:
@@ -61,14 +63,14 @@ class TrainStep:
         self._config = config
 
     def compute_loss(
-        self, weights: Tensors, inputs: dict[str, tf.Tensor], seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[tf.Tensor, Tensors, tf.Tensor]:
+        self, weights: Tensors, inputs: dict[str, Tensor], seed: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensors, Tensor]:
         """Compute the loss of some images. This is a pure function of its arguments.
 
         Args:
             weights: Values of `trainable`, in its order.
             inputs: {path: value} of `inputs`.
-            seed: int64 [2], from `ops.random.make_seed`. It decides dropout masks and mixtures.
+            seed: Seed from `ops.random.make_seed`. It decides dropout masks and mixtures.
             images: uint8 [B, S, S, C].
             labels: int32 [B].
 
@@ -77,17 +79,17 @@ class TrainStep:
             the share of images that are classified correctly.
         """
         config = self._config
-        targets = tf.one_hot(labels, self._graph.output_shape[-1])
-        images, targets = mix_images(tf.cast(images, tf.float32), targets, seed, config.augment)
+        targets = ops.one_hot(labels, self._graph.output_shape[-1], dtype="float32")
+        images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
         logits, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
         losses = classification_losses(targets, logits, config.train)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
-        loss = tf.reduce_mean(losses) + weight_penalty(config, decayed)
+        loss = ops.mean(losses) + weight_penalty(config, decayed)
         new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
-        is_correct = tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
-        return loss, [new[v.path] for v in self.statistics], tf.stack([loss, tf.reduce_mean(is_correct)])
+        is_correct = ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
+        return loss, [new[v.path] for v in self.statistics], ops.stack([loss, ops.mean(is_correct)])
 
-    def clip(self, gradients: Sequence[tf.Tensor], weights: Tensors) -> Tensors:
+    def clip(self, gradients: Sequence[Tensor], weights: Tensors) -> Tensors:
         """Clip the gradients of the whole batch. This is a pure function of its arguments.
 
         Args:
@@ -100,7 +102,7 @@ class TrainStep:
         """
         return clip_gradients(gradients, weights, self._unit_axes, self._config.optimizer)
 
-    def _others(self, inputs: dict[str, tf.Tensor], seed: tf.Tensor) -> list[Any]:
+    def _others(self, inputs: dict[str, Tensor], seed: Tensor) -> Tensors:
         """Return values of the graph's non-trainable variables. Those that are no `inputs` are seeds of layers."""
         return [
             inputs[v.path] if v.path in inputs else random.derive_seed(seed, 1 + i)
@@ -108,7 +110,7 @@ class TrainStep:
         ]
 
 
-def classification_losses(targets: tf.Tensor, logits: tf.Tensor, settings: TrainConfig) -> tf.Tensor:
+def classification_losses(targets: Tensor, logits: Tensor, settings: TrainConfig) -> Tensor:
     """Return the loss of each image.
 
     Args:
@@ -130,4 +132,4 @@ def classification_losses(targets: tf.Tensor, logits: tf.Tensor, settings: Train
             targets, logits, from_logits=True, label_smoothing=settings.label_smoothing
         )
     targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / targets.shape[-1]
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), axis=-1)
+    return ops.mean(ops.binary_crossentropy(targets, logits, from_logits=True), axis=-1)

@@ -23,6 +23,8 @@ from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.graph import batch_norm_group_size, make_training_graph
 from efficientnet_tf.training.step import TrainStep
 
+ERRORS = ()  # in addition to those of TensorFlow
+
 
 def make_train_loop(
     state: State,
@@ -175,4 +177,6 @@ def make_state_evaluator(
 
     It returns {"raw": ..., "ema": ...}, as `make_joint_evaluator` with the classifiers of `make_classifiers`.
     """
-    return make_joint_evaluator(make_classifiers(state), source, config, strategy)
+    averages = [*state.ema.trainable, *state.ema.statistics] if state.ema else []
+    variables = [*state.model.trainable_variables, *batch_norm_statistics(state.model), *averages]
+    return make_joint_evaluator(make_classifiers(state), source, config, strategy, variables=variables)

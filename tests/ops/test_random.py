@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientnet_tf.ops import random
+from efficientnet_tf.ops import random, random_jax
 
 
 @given(
@@ -43,6 +43,17 @@ def test_numbers_are_those_of_philox():
     words = [philox(5 + 3 * 2**32, 2 * (17 + image) + i + (9 << 64)) for image in range(4) for i in (0, 1)]
     expected = np.array(words).reshape(4, 8)[:, :7] % 2**23 / 2**23
     np.testing.assert_allclose(random.uniform(seed, 4, 7), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "first", "count", "purpose"),
+    [(5, 9, 17, 7, 3), (2**31 - 1, 2**32 - 1, 2**31 - 17, 9, 2**20 + 1), (0, 0, 0, 1, 0), (1, 2, 2**30, 1279, 5)],
+)
+def test_jax_has_the_same_numbers(number, step, first, count, purpose):
+    seeds = [made.derive_seed(made.make_seed(number, np.uint32(step), first), purpose) for made in (random, random_jax)]
+    expected, received = (made.uniform(seed, 16, count) for made, seed in zip((random, random_jax), seeds, strict=True))
+    np.testing.assert_array_equal(received, expected)
+    assert random_jax.uniform_shared(seeds[1]) == random.uniform_shared(seeds[0]).numpy()
 
 
 def sample_before_and_after(change, images=64, count=64):

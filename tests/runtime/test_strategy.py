@@ -205,8 +205,8 @@ def test_replicas_are_not_for_tpus():
 
 
 def test_other_backends_are_refused(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(UserError, match="backend 'jax'.*KERAS_BACKEND=tensorflow"):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(UserError, match="backend 'torch'.*KERAS_BACKEND=tensorflow"):
         create_strategy()
 
 

@@ -1,0 +1,48 @@
+"""Evaluates classifiers with JAX. The counterpart of `loop.make_eval_loop`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from jax import lax
+from keras import ops
+
+from efficientnet_tf.evaluation.metrics import count_sums, sum_metrics
+from efficientnet_tf.runtime.jax_strategy import AXIS, JaxStrategy, StepQueue
+
+
+def make_eval_loop(
+    classifiers: Sequence[Callable[[Any], Any]],
+    classes: int,
+    strategy: JaxStrategy,
+    has_real_labels: bool,
+    confusion: bool,
+    variables: Sequence[keras.Variable],
+):
+    """Make the function that evaluates for some steps. Arguments and result are those of `loop.make_eval_loop`.
+
+    `variables` are those that the classifiers read. Their values are arguments of the compiled program.
+    """
+
+    def device_step(values, sums, images, labels, weights):
+        rows = []
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            for logits_of in classifiers:
+                logits = ops.cast(logits_of(images), "float32")
+                rows.append(sum_metrics(logits, labels, weights, classes, has_real_labels, confusion))
+        return sums + lax.psum(jnp.stack(rows), AXIS)
+
+    step = strategy.compile(device_step, batches=3)
+
+    def loop(batches: Iterator[tuple[jax.Array, ...]], steps: Any, sums: Any = None) -> Any:
+        if sums is None:
+            sums = jnp.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
+        values, queue = strategy.replicate([variable.value for variable in variables]), StepQueue()
+        for _ in range(int(steps)):
+            sums = step(values, sums, *next(batches))
+            queue.add(sums)
+        return sums
+
+    return loop

@@ -1,0 +1,128 @@
+"""The JAX engine trains as the TensorFlow engine does, step by step, from the same weights and the same images."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+SCRIPT = Path(__file__).with_name("engine_run.py")
+STEPS = 20
+
+
+def train(folder, backend, *overrides, devices=1):
+    """Train in a process of its own. Return {name: value}: losses, and what training has changed."""
+    output = folder / f"{backend}{devices}.npz"
+    arguments = {"weights": str(folder / "weights.npz"), "steps": STEPS, "output": str(output)}
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    done = subprocess.run(
+        [sys.executable, SCRIPT, json.dumps(arguments | {"overrides": overrides})],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(output) as values:
+        return dict(values)
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    np.testing.assert_allclose(other.pop("losses"), one.pop("losses"), rtol=1e-5, atol=1e-6)
+    for name, value in one.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("augment.mixup=0.2", "model.dropout=0.2", "optimizer.clip_norm=1.0", "train.ema_decay=0.99"),
+        (
+            *("augment.mixup=0.2", "augment.cutmix=1.0", "optimizer.name=adamw", "optimizer.epsilon=1e-6"),
+            *("optimizer.agc=0.01", "train.accumulate=2", "train.loss=bce", "train.ema_decay=0"),
+        ),
+    ],
+    ids=["rmsprop", "adamw"],
+)
+def test_both_engines_take_the_same_steps(tmp_path, settings):
+    settings = ("train.batch_size=32", "model.drop_connect=0.2", *settings)
+    tensorflow = train(tmp_path, "tensorflow", *settings)
+    jax = train(tmp_path, "jax", *settings)
+    assert len(jax["losses"]) == STEPS
+    assert_same(tensorflow, jax)
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one(tmp_path):
+    """With the batch-norm statistics of all images, and with one part of the batch each, which TensorFlow refuses."""
+    settings = ("train.batch_size=32", "model.drop_connect=0.2", "augment.mixup=0.2", "train.batch_norm_group=all")
+    one = train(tmp_path, "jax", *settings)
+    assert_same(one, train(tmp_path, "jax", *settings, devices=8))
+
+
+# Trains a run in a directory until a step, with the engine of Keras's backend.
+UNTIL = """
+import sys
+import tiny
+from efficientnet_tf.runtime.strategy import create_strategy
+from efficientnet_tf.training.trainer import Callback, train_model
+
+class Stop(Callback):
+    def after_loop(self, trainer, metrics):
+        if trainer.step >= int(sys.argv[2]):
+            trainer.stop()
+
+settings = ["train.epochs=3", "train.batch_size=300", "train.steps_per_loop=1", "train.ema_decay=0.9", tiny.SHORT]
+train_model(tiny.load_config(*settings, "model.dropout=0.2"), sys.argv[1], create_strategy("cpu"), callbacks=[Stop()])
+"""
+
+
+def continue_run(model_dir, backend, until):
+    environment = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", UNTIL, str(model_dir), str(until)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def read_checkpoint(model_dir, step):
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"step-{step}"))
+    names = [name for name, shape in reader.get_variable_to_shape_map().items() if shape]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_by_either_engine(tmp_path):
+    """The same bits with the same engine, and nearly the same numbers with the other one."""
+    first = tmp_path / "first"
+    continue_run(first, "tensorflow", 5)
+    for name in ("whole", "stopped", "tensorflow"):
+        shutil.copytree(first, tmp_path / name)
+    whole = continue_run(tmp_path / "whole", "jax", 10)
+    assert list(whole) == list(range(1, 11))
+    continue_run(tmp_path / "stopped", "jax", 8)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "returned")
+    assert continue_run(tmp_path / "stopped", "jax", 10) == whole
+    expected = read_checkpoint(tmp_path / "whole", 10)
+    for name, value in read_checkpoint(tmp_path / "stopped", 10).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    for name in ("tensorflow", "returned"):
+        losses = continue_run(tmp_path / name, "tensorflow", 10)
+        assert losses == pytest.approx(whole, rel=1e-5)
+        for variable, value in read_checkpoint(tmp_path / name, 10).items():
+            np.testing.assert_allclose(value, expected[variable], rtol=1e-4, atol=1e-5, err_msg=variable)
