@@ -75,8 +75,10 @@ def evaluate_model(
         >>> result["examples"], result["top1"] > 0.5
         (360, True)
     """
+    from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.evaluation.loop import make_evaluator
     from efficientnet_tf.export.evaluation_data import EvaluationData, locate_data
+    from efficientnet_tf.runtime.backend import uses_jax
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.terminal import RateBar
     from efficientnet_tf.runtime.workers import is_chief, report_lost_workers
@@ -88,6 +90,8 @@ def evaluate_model(
     _check_outputs(per_class, confusion, [real_labels, model if isinstance(model, str | os.PathLike) else None])
     strategy = strategy or create_strategy()
     loaded = _open(model, raw, checkpoint, strategy)
+    if uses_jax() and loaded.keras_model is None:
+        raise UserError("backend=jax cannot evaluate exported files, which other runtimes compute. Use tensorflow.")
     data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
     bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
     evaluator = make_evaluator(

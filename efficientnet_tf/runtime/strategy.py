@@ -42,11 +42,13 @@ def create_strategy(
             f"Keras uses the backend {keras.backend.backend()!r}, but this needs TensorFlow. "
             "Set the environment variable KERAS_BACKEND=tensorflow."
         )
+    workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if uses_jax():
+        if len(workers) > 1:
+            raise UserError("TF_CONFIG lists several workers, which backend=jax does not support. Unset TF_CONFIG.")
         from efficientnet_tf.runtime.jax_strategy import create_jax_strategy
 
         return create_jax_strategy("tpu" if on_tpu else device, replicas)
-    workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if len(workers) > 1:
         if on_tpu or replicas > 1:
             raise UserError(

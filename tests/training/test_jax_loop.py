@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from commands import run_process
+
+from efficientnet_tf.runtime.backend import BACKENDS
 
 SCRIPT = Path(__file__).with_name("engine_run.py")
 STEPS = 20
@@ -100,6 +103,12 @@ def continue_run(model_dir, backend, until):
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
+def evaluate(model_dir, backend):
+    done = run_process("evaluate", f"--backend={backend}", "--device=cpu", f"--model_dir={model_dir}", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
 def read_checkpoint(model_dir, step):
     reader = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"step-{step}"))
     names = [name for name, shape in reader.get_variable_to_shape_map().items() if shape]
@@ -121,6 +130,8 @@ def test_a_run_is_resumed_by_either_engine(tmp_path):
     expected = read_checkpoint(tmp_path / "whole", 10)
     for name, value in read_checkpoint(tmp_path / "stopped", 10).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    results = [evaluate(tmp_path / "whole", backend) for backend in BACKENDS]
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
     for name in ("tensorflow", "returned"):
         losses = continue_run(tmp_path / name, "tensorflow", 10)
         assert losses == pytest.approx(whole, rel=1e-5)

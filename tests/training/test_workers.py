@@ -106,7 +106,7 @@ def test_two_workers_compute_what_one_does(two_workers, tmp_path):
 def test_killed_worker_ends_the_other_and_the_run_resumes(two_workers, tmp_path):
     """First the other worker is killed, then the chief. The resumed run ends bit-identical to an undisturbed one."""
     model_dir, addresses = tmp_path / "run", free_addresses()
-    for victim, last_step in ((1, 4), (0, 12)):
+    for victim, last_step in ((1, 4), (0, 13)):
         workers = start(model_dir, addresses=addresses)
         wait_for(model_dir / "checkpoints" / f"step-{last_step}.index", workers)
         workers[victim].kill()
@@ -150,7 +150,7 @@ def test_two_workers_choose_the_same_checkpoint_and_end_early_together(tmp_path)
     workers = start(tmp_path, *settings, "model.batch_norm_momentum=0.999999", "eval.best=top1", "eval.patience=2")
     (status, out, err), (other, *_) = [finish(worker) for worker in workers]
     assert (status, other) == (0, 0), err
-    assert "Stopped early after step 6 of 22: no better top-1 in 2 evaluations" in out
+    assert "Stopped early after step 7 of 22: no better top-1 in 2 evaluations" in out
     assert find_step(str(tmp_path), "best") == 2
 
 
