@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from commands import run_process
 
 from efficientnet_tf.runtime.backend import BACKENDS
@@ -55,7 +56,7 @@ def assert_same(one, other):
         ("augment.mixup=0.2", "model.dropout=0.2", "optimizer.clip_norm=1.0", "train.ema_decay=0.99"),
         (
             *("augment.mixup=0.2", "augment.cutmix=1.0", "optimizer.name=adamw", "optimizer.epsilon=1e-6"),
-            *("optimizer.agc=0.01", "train.accumulate=2", "train.loss=bce", "train.ema_decay=0"),
+            *(tiny.SHORT, "optimizer.agc=0.01", "train.accumulate=2", "train.loss=bce", "train.ema_decay=0"),
         ),
     ],
     ids=["rmsprop", "adamw"],
@@ -72,8 +73,8 @@ def test_both_engines_take_the_same_steps(tmp_path, settings):
 def test_eight_devices_equal_one(tmp_path):
     """With the batch-norm statistics of all images, and with one part of the batch each, which TensorFlow refuses."""
     settings = ("train.batch_size=32", "model.drop_connect=0.2", "augment.mixup=0.2", "train.batch_norm_group=all")
-    one = train(tmp_path, "jax", *settings)
-    assert_same(one, train(tmp_path, "jax", *settings, devices=8))
+    one = train(tmp_path, "jax", tiny.SHORT, *settings)
+    assert_same(one, train(tmp_path, "jax", tiny.SHORT, *settings, devices=8))
 
 
 # Trains a run in a directory until a step, with the engine of Keras's backend.
