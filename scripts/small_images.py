@@ -112,7 +112,8 @@ PARTS = {
     ),
     "optimizers": Part(
         "The optimizer of a short run",
-        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32.",
+        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32. These runs are from before "
+        "version 0.2, which evaluated only the center 16x16 pixels here.",
         "cifar10",
         {
             "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.016)],
