@@ -91,7 +91,7 @@ def evaluate_model(
     strategy = strategy or create_strategy()
     loaded = _open(model, raw, checkpoint, strategy)
     if uses_jax() and loaded.keras_model is None:
-        raise UserError("backend=jax cannot evaluate exported files, which other runtimes compute. Use tensorflow.")
+        raise UserError("backend=jax cannot evaluate exported files, which need backend=tensorflow.")
     data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
     bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
     evaluator = make_evaluator(

@@ -122,7 +122,7 @@ def _run(words: Sequence[str], answer: str | None = None) -> float:
     """Run a module until it has answered, or to its end if no answer is expected. Return the seconds."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     text = ""
-    # The output is opened twice, because a process writes at the place to which its file was moved for reading.
+    # The output is opened twice. Otherwise, reading it would move the position at which the process writes.
     with tempfile.NamedTemporaryFile() as output, open(output.name, encoding="utf-8", errors="replace") as reader:
         started = time.perf_counter()
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The random numbers of `ops.random` with JAX, which has no 64-bit integers by default.
+"""Computes the random numbers of `ops.random` with JAX, which has no 64-bit integers by default.
 
 A seed is uint32 [4]: the seed of the run, the purpose, the step, and the position of the first image.
 """

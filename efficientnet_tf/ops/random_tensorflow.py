@@ -1,4 +1,4 @@
-"""The random numbers of `ops.random` with TensorFlow. A seed is int64 [2], with two numbers in each element."""
+"""Computes the random numbers of `ops.random` with TensorFlow. A seed is int64 [2], with two numbers per element."""
 
 import tensorflow as tf
 

@@ -36,7 +36,9 @@ def to_steps(epochs: float, config: Config, size: int) -> int:
 
 
 class Rhythm:
-    """The steps at which something happens every few epochs: the whole steps closest to the multiples of its period.
+    """The steps at which something happens every few epochs, for example an evaluation.
+
+    Multiples of the period are rounded to the closest whole step.
 
     Args:
         epochs: The period in epochs, > 0. It lasts at least one step.
