@@ -1,10 +1,11 @@
-"""Compile the family for TPU slices: `python scripts/preflight_table.py [docs]`.
+"""Compile the family for TPU slices: `python scripts/preflight_table.py docs`.
 
 Each variant is compiled for the smallest slice of a generation on which it fits, which is found by trying larger and
 larger slices. This takes hours on a few cores. When you start the script again, it continues after the reports that the
-files of the tables already have. The page preflight.md is written from these files.
+files of the tables already have. The page preflight.md is written from these files. `--page` only writes this page.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -38,6 +39,20 @@ TABLES = (
         ("lite0", "v2-b0", "v2-s"),
         {"v5e": ("2x2", "4x4")},
         ("--batch=256",),
+    ),
+    Table(
+        "B0 and B4 with JAX at the official batch",
+        "preflight_jax.json",
+        ("b0", "b4"),
+        {"v5e": ("4x4", "8x8"), "v6e": ("4x4", "8x8"), "tpu7x": ("2x2x2", "2x2x4")},
+        ("--backend=jax", "--batch=2048", "--set", "eval.batch_size=1024"),
+    ),
+    Table(
+        "EfficientNetV2 with JAX on a few chips",
+        "preflight_jax_v2.json",
+        ("v2-s",),
+        {"v5e": ("2x2", "4x4"), "v6e": ("2x2", "4x4"), "tpu7x": ("2x2x1", "2x2x2")},
+        ("--backend=jax", "--batch=256"),
     ),
 )
 MIB, GIB = 2**20, 2**30
@@ -109,8 +124,9 @@ def make_row(report):
         *start,
         f"{train['used_bytes'] / GIB:.2f} of {train['available_bytes'] / GIB:.2f}",
         ", ".join(parts),
-        f"{train['bfloat16_convolutions']} of {train['convolutions']}",
-        f"{sums['count']} in {train['all_reduces']}, {sums['bytes'] / MIB:.1f}",
+        "unknown" if train["convolutions"] is None else f"{train['bfloat16_convolutions']} of {train['convolutions']}",
+        f"{sums['count']} in {'unknown' if train['all_reduces'] is None else train['all_reduces']}, "
+        f"{sums['bytes'] / MIB:.1f}",
         f"{train['flops'] / 1e12:.2f}",
         f"{1e3 * train['arithmetic_seconds']:.1f}, {1e3 * train['memory_seconds']:.1f}",
         f"{train['images_per_second_and_host']:,.0f}",
@@ -143,7 +159,7 @@ def format_page(tables):
     sections = "\n\n".join(format_section(*each) for each in tables)
     return f"""# The family on TPUs, without a TPU
 
-`python scripts/preflight_table.py` writes this page.
+`python scripts/preflight_table.py docs` writes this page.
 
 Nothing was run on a TPU. The numbers are what the TPU compiler reports for one step of one replica, a training step
 unless the title says otherwise. The times are lower bounds at the published peaks of the chip, not predictions. The
@@ -192,16 +208,29 @@ def describe_compilation(table, reports):
     fits = [report for report in reports if report["programs"]["train"]["fits"]]
     done = {(report["variant"], report["topology"].partition(":")[0]) for report in fits}
     missing = [f"{v} for {chip}" for chip in table.slices for v in table.variants if (v, chip) not in done]
+    if not reports:
+        return "Nothing is compiled yet."
     seconds = sorted(report["programs"]["train"]["seconds"] for report in fits)
     text = f"Compiling a training step took {seconds[0]:.0f} to {seconds[-1]:.0f} s." if seconds else "Nothing fits."
     return f"{text} Not compiled yet: {', '.join(missing)}." if missing else text
 
 
-def main(folder):
+def main(args):
     """Complete the files of all tables, then write the page next to them."""
-    tables = [(table, complete(table, folder / table.file)) for table in TABLES]
-    (folder / "preflight.md").write_text(format_page(tables))
+    tables = []
+    for table in TABLES:
+        path = args.folder / table.file
+        tables.append((table, load_reports(path) if args.page else complete(table, path)))
+    (args.folder / "preflight.md").write_text(format_page(tables))
+
+
+def make_parser():
+    """Return the arguments of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Folder of the files and of the page.")
+    parser.add_argument("--page", action="store_true", help="Only write the page.")
+    return parser
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
+    main(make_parser().parse_args())

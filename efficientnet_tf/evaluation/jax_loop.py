@@ -25,6 +25,35 @@ def make_eval_loop(
 
     `variables` are those that the classifiers read. Their values are arguments of the compiled program.
     """
+    step = make_eval_step(classifiers, classes, strategy, has_real_labels, confusion, variables)
+
+    def loop(batches: Iterator[tuple[jax.Array, ...]], steps: Any, sums: Any = None) -> Any:
+        if sums is None:
+            sums = jnp.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
+        sums = strategy.replicate(sums)
+        values, queue = strategy.replicate([variable.value for variable in variables]), StepQueue()
+        for _ in range(int(steps)):
+            sums = step(values, sums, *next(batches))
+            queue.add(sums)
+        return sums
+
+    return loop
+
+
+def make_eval_step(
+    classifiers: Sequence[Callable[[Any], Any]],
+    classes: int,
+    strategy: JaxStrategy,
+    has_real_labels: bool,
+    confusion: bool,
+    variables: Sequence[keras.Variable],
+) -> Any:
+    """Make the compiled step that the loop repeats. The arguments are those of `make_eval_loop`.
+
+    Returns:
+        A `jax.jit` of a function of the values of the variables, of the sums so far, float32 [len(classifiers),
+        `count_sums(...)`], of images float32 [B, S, S, C], and of labels and weights. It returns new sums.
+    """
 
     def device_step(values, sums, images, labels, weights):
         rows = []
@@ -34,15 +63,4 @@ def make_eval_loop(
                 rows.append(sum_metrics(logits, labels, weights, classes, has_real_labels, confusion))
         return sums + lax.psum(jnp.stack(rows), AXIS)
 
-    step = strategy.compile(device_step, batches=3)
-
-    def loop(batches: Iterator[tuple[jax.Array, ...]], steps: Any, sums: Any = None) -> Any:
-        if sums is None:
-            sums = jnp.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
-        values, queue = strategy.replicate([variable.value for variable in variables]), StepQueue()
-        for _ in range(int(steps)):
-            sums = step(values, sums, *next(batches))
-            queue.add(sums)
-        return sums
-
-    return loop
+    return strategy.compile(device_step, batches=3)

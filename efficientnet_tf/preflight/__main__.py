@@ -1,6 +1,7 @@
 """Check a TPU run without a TPU: `python -m efficientnet_tf.preflight --variant=b4 --topology=v5e:2x4`.
 
-The training and evaluation steps are traced by TPUStrategy and compiled by the TPU compiler. Nothing is run.
+The training and evaluation steps are traced by TPUStrategy, or by JAX, and compiled by the TPU compiler. Nothing is
+run.
 """
 
 import json
@@ -16,11 +17,13 @@ from efficientnet_tf.preflight.checks import check_files, check_places
 from efficientnet_tf.preflight.report import describe_versions, format_markdown, make_parts
 from efficientnet_tf.preflight.run import run_preflight
 from efficientnet_tf.preflight.topology import parse_topology
+from efficientnet_tf.runtime.backend import choose_backend
 from efficientnet_tf.runtime.terminal import show
 
 
 def main(args):
     """Check paths and files, trace and compile the steps, and print the report."""
+    choose_backend(args.backend)
     topology = parse_topology(args.topology)
     batch = [] if args.batch is None else [f"train.batch_size={args.batch}"]
     config = load_config(args.variant, args.recipe, [*batch, *cli.overrides(args)])
@@ -82,6 +85,7 @@ def make_parser():
         type=cli.path,
         help="The --model_dir that you will give to train. Only the path is checked. Nothing is written.",
     )
+    cli.add_backend_argument(parser)
     parser.add_argument("--fast", action="store_true", help="Stop after tracing. No compiler is needed.")
     parser.add_argument(
         "--largest_batch", action="store_true", help="Also find the largest batch that fits, by compiling."

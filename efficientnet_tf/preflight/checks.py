@@ -123,6 +123,9 @@ def check_program(name: str, program: Mapping[str, Any], precision: str) -> list
         text = f"The {title} step does not fit into memory: {program['message'].rstrip('.')}."
         advice = "Use a smaller batch or a slice with more chips. largest_batch finds the largest batch that fits."
         return [Problem(f"{text} {advice}")]
+    if program["convolutions"] is None:
+        text = f"The compiled {title} step cannot be read, so it is unknown whether its convolutions are in bfloat16."
+        return [Problem(text, stops=False)]
     other = program["convolutions"] - program["bfloat16_convolutions"]
     if other and precision != "float32":
         text = f"{other} of {program['convolutions']} convolutions of the {title} step are not in bfloat16."

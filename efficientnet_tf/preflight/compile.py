@@ -8,9 +8,11 @@ the module `libtpu`.
 import importlib.util
 import json
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import shorten
@@ -44,7 +46,8 @@ class Program:
         code_bytes: The program itself.
         flops: Floating-point operations.
         accessed_bytes: Bytes read and written, including those that stay on the chip.
-        convolutions: Number of convolutions, gradients included.
+        convolutions: Number of convolutions, gradients included. None, like the next two, if the compiled program
+            cannot be read.
         bfloat16_convolutions: Number of convolutions in bfloat16.
         all_reduces: Number of sums over replicas after the compiler has joined them.
         seconds: Time to compile.
@@ -60,10 +63,80 @@ class Program:
     code_bytes: int = 0
     flops: float = 0.0
     accessed_bytes: float = 0.0
-    convolutions: int = 0
-    bfloat16_convolutions: int = 0
-    all_reduces: int = 0
+    convolutions: int | None = None
+    bfloat16_convolutions: int | None = None
+    all_reduces: int | None = None
     seconds: float = 0.0
+
+
+_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"\(?([\d.]+)([KMGT]?)i?B?\)?"
+
+
+class OutOfMemory(Exception):
+    """The program does not fit into memory. The message is the compiler's."""
+
+    @staticmethod
+    def describes(error: Exception) -> bool:
+        """Return whether an error of the compiler says this."""
+        return "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error)
+
+    def read_available_bytes(self) -> int:
+        """Return the HBM that the compiler allows a program."""
+        available = self._find_bytes("exceeds available HBM")
+        if available is None:
+            raise RuntimeError(f"The compiler does not say how much memory a chip has: {self}") from None
+        return available
+
+    def make_program(self, available: int, seconds: float) -> Program:
+        """Return what is known about the program. `seconds` is how long the compiler has worked on it."""
+        used = self._find_bytes("Used") or self._find_bytes("required for HLO temporaries")
+        return Program(False, available, used, str(self).strip().splitlines()[0][:500], seconds=seconds)
+
+    def _find_bytes(self, pattern):
+        """Return the size behind the first match of a regular expression, in bytes, or None."""
+        match = re.search(pattern + r"\D{0,20}?" + _SIZE, str(self))
+        return match and round(float(match[1]) * _UNIT[match[2]])
+
+
+def describe_program(
+    memory: Any, cost: Mapping[str, float], text: str | None, available: int, seconds: float
+) -> Program:
+    """Return what is known about a program that fits.
+
+    Args:
+        memory: Its sizes, as XLA reports them for a compiled program.
+        cost: Its "flops" and its "bytes accessed".
+        text: Its modules as HLO, or None if they cannot be read.
+        available: HBM of one replica, bytes.
+        seconds: Time to compile.
+    """
+    counts = {}
+    if text is not None:
+        # The compiler writes matrix products as convolutions with two dimensions. They do not count.
+        kinds = re.findall(r"= (\w+)\[\d+,\d+,\d+,\d+\]\S* convolution\(", text)
+        sums = re.findall(r" all-reduce(?:-start)?\(", text)
+        counts = {
+            "convolutions": len(kinds),
+            "bfloat16_convolutions": kinds.count("bf16"),
+            "all_reduces": len(sums),
+        }
+    parts = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+    }
+    return Program(
+        fits=True,
+        available_bytes=available,
+        used_bytes=sum(parts.values()),
+        flops=cost["flops"],
+        accessed_bytes=cost["bytes accessed"],
+        seconds=seconds,
+        **parts,
+        **counts,
+    )
 
 
 def require_compiler() -> None:

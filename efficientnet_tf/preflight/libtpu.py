@@ -8,31 +8,19 @@ There is no public interface for this. The module uses private parts of jax and 
 """
 
 import json
-import re
 import sys
 import time
 from dataclasses import asdict
 from typing import Any
 
-from efficientnet_tf.preflight.compile import Program
+from efficientnet_tf.preflight.compile import OutOfMemory, describe_program
 
 KNOWN_VERSIONS = "jax 0.10.2, jaxlib 0.10.2 and libtpu 0.0.52"
 
-_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = r"\(?([\d.]+)([KMGT]?)i?B?\)?"
 _TOO_LARGE = """func.func @main(%arg: tensor<68719476736xf32>) -> tensor<68719476736xf32> {
   %sum = stablehlo.add %arg, %arg : tensor<68719476736xf32>
   return %sum : tensor<68719476736xf32>
 }"""
-
-
-class _OutOfMemory(Exception):
-    """The program does not fit into memory. The message is the compiler's."""
-
-    def find_bytes(self, pattern):
-        """Return the size behind the first match of a regular expression, in bytes, or None."""
-        match = re.search(pattern + r"\D{0,20}?" + _SIZE, str(self))
-        return match and round(float(match[1]) * _UNIT[match[2]])
 
 
 # -------------------------------------------------------------------------- private parts of jax and jaxlib
@@ -91,9 +79,9 @@ def _compile(module, devices):
     try:
         return devices[0].client.compile(module, _jax.DeviceList(tuple(devices)), options)
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+        if not OutOfMemory.describes(error):
             raise
-        raise _OutOfMemory(str(error)) from None
+        raise OutOfMemory(str(error)) from None
 
 
 def _find_available_bytes(devices):
@@ -102,11 +90,8 @@ def _find_available_bytes(devices):
 
     try:
         _compile(_parse(lambda: ir.Module.parse(_TOO_LARGE)), devices[:1])
-    except _OutOfMemory as error:
-        available = error.find_bytes("exceeds available HBM")
-        if available is None:
-            raise RuntimeError(f"The compiler does not say how much memory a chip has: {error}") from None
-        return available
+    except OutOfMemory as error:
+        return error.read_available_bytes()
     raise RuntimeError("The compiler accepted a program of 512 GiB for one chip.")
 
 
@@ -124,38 +109,13 @@ def compile_file(path, topology):
     start = time.perf_counter()
     try:
         program = _compile(module, devices)
-    except _OutOfMemory as error:
-        used = error.find_bytes(r"Used") or error.find_bytes(r"required for HLO temporaries")
-        first = str(error).strip().splitlines()[0]
-        return Program(False, available, used, first[:500], seconds=time.perf_counter() - start)
-    return _describe(program, available, time.perf_counter() - start)
-
-
-def _describe(program, available, seconds):
-    """Return what is known about a compiled program."""
-    memory, cost = program.get_compiled_memory_stats(), program.cost_analysis()
-    cost = cost if isinstance(cost, dict) else cost[0]
+    except OutOfMemory as error:
+        return error.make_program(available, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    cost = program.cost_analysis()
     text = "\n".join(module.to_string() for module in program.hlo_modules())
-    # The compiler writes matrix products as convolutions with two dimensions. They do not count.
-    kinds = re.findall(r"= (\w+)\[\d+,\d+,\d+,\d+\]\S* convolution\(", text)
-    parts = {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "code_bytes": memory.generated_code_size_in_bytes,
-    }
-    return Program(
-        fits=True,
-        available_bytes=available,
-        used_bytes=sum(parts.values()),
-        flops=cost["flops"],
-        accessed_bytes=cost["bytes accessed"],
-        convolutions=len(kinds),
-        bfloat16_convolutions=kinds.count("bf16"),
-        all_reduces=len(re.findall(r" all-reduce(?:-start)?\(", text)),
-        seconds=seconds,
-        **parts,
-    )
+    memory, cost = program.get_compiled_memory_stats(), cost if isinstance(cost, dict) else cost[0]
+    return describe_program(memory, cost, text, available, seconds)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Report = Mapping[str, Any]
 def describe_versions() -> dict[str, str]:
     """Return the versions that the numbers depend on, including those of the compiler."""
     found = describe_environment()
-    for name in ("jaxlib", "libtpu"):
+    for name in ("jax", "jaxlib", "libtpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -81,13 +81,15 @@ def _describe_traces(report):
         rows.append((STEP_NAMES[name], *(f"{count:,}" for count in counts), f"{reduced / MIB:.2f}"))
     header = ("traced step", "operations", "on the host", "with strings", "dynamic shapes", "sums over replicas", "MiB")
     gradients, group = report["gradients"], report["batch_norm_group"]
+    engine = report.get("engine", "TPUStrategy")  # Reports of the first version do not say it.
+    one_tensor = " as one tensor" if engine == "TPUStrategy" else ""
     sums = (
         f"The training step sums {gradients['count']} gradients ({gradients['bytes'] / MIB:.2f} MiB) over the "
-        f"replicas, and the statistics of batch norm as one tensor ({report['statistics_bytes'] / MIB:.2f} MiB)."
+        f"replicas, and the statistics of batch norm{one_tensor} ({report['statistics_bytes'] / MIB:.2f} MiB)."
     )
     if group > 1:
         sums += f" Each batch norm sums two more tensors over groups of {group} replicas."
-    traced = f"TPUStrategy traced {report['traced_replicas']} of {report['replicas']} equal replicas."
+    traced = f"{engine} traced {report['traced_replicas']} of {report['replicas']} equal replicas."
     return [make_table(header, rows), f"{traced}\n{sums}\n"]
 
 
@@ -117,8 +119,12 @@ def _describe_programs(report):
     ]
     speed = make_rows(
         {
-            "convolutions in bfloat16": lambda p: f"{p['bfloat16_convolutions']} of {p['convolutions']}",
-            "sums over replicas, after joining": lambda p: f"{p['all_reduces']}",
+            "convolutions in bfloat16": lambda p: (
+                "unknown" if p["convolutions"] is None else f"{p['bfloat16_convolutions']} of {p['convolutions']}"
+            ),
+            "sums over replicas, after joining": lambda p: (
+                "unknown" if p["all_reduces"] is None else f"{p['all_reduces']}"
+            ),
             "FLOPs": lambda p: f"{p['flops']:.4g}",
             "bytes accessed": lambda p: f"{p['accessed_bytes']:.4g}",
             "time of the arithmetic, ms": lambda p: f"{1e3 * p['arithmetic_seconds']:.2f}",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import PACKAGE_DIR
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.preflight.checks import (
@@ -17,7 +18,7 @@ from efficientnet_tf.preflight.checks import (
     check_program,
     check_step,
 )
-from efficientnet_tf.preflight.compile import Program, compile_hlo, require_compiler
+from efficientnet_tf.preflight.compile import require_compiler
 from efficientnet_tf.preflight.topology import Topology
 from efficientnet_tf.runtime.files import read_text
 from efficientnet_tf.runtime.terminal import ProgressBar
@@ -49,9 +50,14 @@ def run_preflight(
         and "ready", whether no problem stops the run.
 
     Raises:
-        UserError: If the compiler is not installed, or fails for another reason than the step.
+        UserError: If the compiler is not installed, does not know the slice, or fails for another reason than the step,
+            or if TensorFlow does not run on the slice.
     """
-    if not fast:
+    from efficientnet_tf.runtime.backend import uses_jax
+
+    if not topology.chip.has_tensorflow and not uses_jax():
+        raise UserError(f"topology={topology.name} is a slice for which there is no TensorFlow. Use backend=jax.")
+    if uses_jax() or not fast:  # JAX describes a slice with libtpu.
         require_compiler()  # before a minute of tracing
     with ProgressBar(2 if fast else 4, "preflight", "stages") as bar:
         preflight = Preflight(config, topology, classes, images, bar, problems)
@@ -74,10 +80,10 @@ class Preflight:
         images: Size of the training set, at least 1.
         bar: Shows the stages.
         problems: Problems that are already known.
-        compile_program: Compiles a serialized HLO module for a slice.
 
     Attributes:
         problems: All problems so far.
+        steps: The engine's steps, a `TensorFlowSteps` or `JaxSteps`. Set by `trace`.
         traces: The traced steps: "train", "raw" and, with an EMA, "ema". Set by `trace`.
     """
 
@@ -89,7 +95,6 @@ class Preflight:
         images: int,
         bar: ProgressBar,
         problems: Iterable[Problem] = (),
-        compile_program: Callable[[bytes, Topology], Program] = compile_hlo,
     ):
         # The weights are the same in all phases.
         parts = [part for _, part in config.phases]
@@ -97,7 +102,7 @@ class Preflight:
         self.topology, self.classes, self.images = topology, classes, images
         self.problems = list(problems)
         self.traces: dict[str, Any] = {}
-        self._bar, self._compile_program = bar, compile_program
+        self._bar = bar
         # A batch that is not divisible is a problem already. Its steps are checked all the same.
         sizes = {"train": self.config.train.batch_size, "raw": self.config.eval.batch_size}
         self._batch = {name: max(1, size // topology.replicas) for name, size in sizes.items()}
@@ -108,29 +113,39 @@ class Preflight:
         replicas = self.topology.replicas
         self.problems += check_batch("train.batch_size", self.config.train.batch_size, replicas)
         self.problems += check_batch("eval.batch_size", self.config.eval.batch_size, replicas)
+        parts = self.config.train.accumulate
+        if parts > 1:
+            text = f"The compiler counts the work of one of the {parts} parts of train.accumulate={parts} only."
+            text += f" A step has about {parts} times the FLOPs and takes {parts} times as long."
+            self.problems.append(Problem(text, stops=False))
         if self.config.train.freeze != "none":
             text = "train.freeze is ignored here. All layers are trained, which takes more time and memory."
             self.problems.append(Problem(text, stops=False))
 
     def trace(self):
         """Trace the steps and check their operations."""
-        from efficientnet_tf.preflight.trace import inspect_trace, make_tracing_strategy, trace_eval
+        from efficientnet_tf.runtime.backend import uses_jax
         from efficientnet_tf.runtime.strategy import dtype_policy
-        from efficientnet_tf.training.checkpoint import create_state
+
+        if uses_jax():
+            from efficientnet_tf.preflight.jax_steps import JaxSteps as Steps
+        else:
+            from efficientnet_tf.preflight.tensorflow_steps import TensorFlowSteps as Steps
 
         self._bar.describe("building the state")
-        self._strategy = make_tracing_strategy(self.topology.replicas)
-        self._precision = dtype_policy(self.config.train.precision, self._strategy)
-        self._state = create_state(self.config, self.classes, self.images, self._strategy)
+        self.steps = Steps(self.config, self.topology, self.classes, self.images)
+        self._precision = dtype_policy(self.config.train.precision, self.steps.strategy)
         self._bar.describe("tracing the training step")
-        self.traces = {"train": self._trace_train(self._batch["train"])}
+        self.traces = {"train": self.steps.trace_train(self._batch["train"])}
         self._bar.advance()
         self._bar.describe("tracing the evaluation step")
-        self.traces |= trace_eval(self.config, self._state, self.classes, self._strategy, self._batch["raw"])
+        self.traces |= self.steps.trace_eval(self._batch["raw"])
         self._bar.advance()
-        steps = {name: inspect_trace(trace) for name, trace in self.traces.items()}
+        steps = {name: self.steps.inspect(trace) for name, trace in self.traces.items()}
         for name, step in steps.items():
-            self.problems += check_step(name, step, self._count_sums() if name == "train" else 0)
+            # The evaluation adds up its results outside of TensorFlow's step, and in one sum with JAX.
+            evaluation = int(uses_jax())
+            self.problems += check_step(name, step, self.steps.count_sums() if name == "train" else evaluation)
         self._report = self._describe_run() | {
             "steps": steps,
             "input": measured_input(self.config.image_size, self.config.augment.policy),
@@ -144,7 +159,7 @@ class Preflight:
         for name in ("train", "raw"):
             self._bar.describe(f"compiling the {STEP_NAMES[name]} step for {self.topology.name}")
             try:
-                program = self._compile(self.traces[name])
+                program = asdict(self.steps.compile(self.traces[name]))
             except UnsupportedOperation as error:
                 text = f"XLA, and therefore a TPU, does not support an operation of the {STEP_NAMES[name]} step."
                 self.problems.append(Problem(f"{text} Remove it: {error}"))
@@ -163,7 +178,7 @@ class Preflight:
 
         def compile_at(size):
             self._bar.describe(f"compiling the training step with {size} images per replica")
-            return self._compile(self._trace_train(size))
+            return asdict(self.steps.compile(self.steps.trace_train(size)))
 
         self._report["largest_batch"] = search_batch(compile_at, self._batch["train"], self.topology.replicas)
 
@@ -174,34 +189,13 @@ class Preflight:
             "ready": not any(problem.stops for problem in self.problems),
         }
 
-    def _trace_train(self, batch):
-        from efficientnet_tf.preflight.trace import trace_train
-
-        return trace_train(self.config, self._state, self.classes, self._strategy, batch)
-
-    def _compile(self, trace):
-        from efficientnet_tf.preflight.lower import lower
-
-        return asdict(self._compile_program(lower(trace, self.topology.replicas), self.topology))
-
-    def _count_sums(self):
-        """Return how many tensors the training step should sum over the replicas."""
-        from efficientnet_tf.models.variables import batch_norm_statistics
-        from efficientnet_tf.training.graph import batch_norm_group_size
-
-        gradients = len(self._state.model.trainable_variables)
-        statistics = len(batch_norm_statistics(self._state.model))
-        # All statistics are summed as one tensor. Batch norm over a group sums one tensor in each direction.
-        grouped = batch_norm_group_size(self.config, self._strategy) > 1
-        return gradients + (self.topology.replicas > 1 and statistics > 0) + grouped * statistics
-
     def _describe_run(self):
         """Return the part of the report that describes the run."""
         from efficientnet_tf.models.variables import batch_norm_statistics
         from efficientnet_tf.training.graph import batch_norm_group_size
 
-        gradients = [v.shape for v in self._state.model.trainable_variables]
-        statistics = [v.shape for v in batch_norm_statistics(self._state.model)]
+        gradients = [v.shape for v in self.steps.state.model.trainable_variables]
+        statistics = [v.shape for v in batch_norm_statistics(self.steps.state.model)]
         return {
             "variant": self.config.model.name,
             "image_size": self.config.image_size,
@@ -211,9 +205,10 @@ class Preflight:
             "chips": self.topology.chips,
             "replicas": self.topology.replicas,
             "hosts": self.topology.hosts,
-            "traced_replicas": self._strategy.num_replicas_in_sync,
+            "engine": self.steps.engine,
+            "traced_replicas": self.steps.traced_replicas,
             **self._report,
-            "batch_norm_group": batch_norm_group_size(self.config, self._strategy),
+            "batch_norm_group": batch_norm_group_size(self.config, self.steps.strategy),
             "gradients": {"count": len(gradients), "bytes": _float32_bytes(gradients)},
             "statistics_bytes": _float32_bytes(statistics),
         }

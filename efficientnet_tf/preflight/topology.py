@@ -11,16 +11,17 @@ from efficientnet_tf.config.text import escape, shorten
 class Chip:
     """The published figures of a chip.
 
-    Source: docs.cloud.google.com/tpu/docs has a page for each generation (v3, v4, v5e, v5p, v6e) with the peak in
+    Source: docs.cloud.google.com/tpu/docs has a page for each generation from v3 on, with the peak in
     bfloat16 and the bandwidth of HBM. v2: Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
     Networks", CACM 63(7), 2020.
 
     Attributes:
         flops: Peak floating-point operations per second in bfloat16.
         bytes_per_second: Bandwidth of HBM.
-        replicas: Replicas of tf.distribute per chip. Two if each of the chip's two cores runs its own program.
+        replicas: Replicas per chip. Two if each of the chip's two cores runs its own program.
         chips_per_host: Chips that share a host if the whole slice fits on one host.
         layouts: Layouts of slices that the compiler knows.
+        has_tensorflow: Whether TensorFlow runs on it.
     """
 
     flops: float
@@ -28,6 +29,7 @@ class Chip:
     replicas: int
     chips_per_host: int
     layouts: tuple[str, ...]
+    has_tensorflow: bool = True
 
 
 _SQUARES = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -40,6 +42,7 @@ CHIPS = {
     "v5e": Chip(197e12, 819e9, 1, 8, _LITE),
     "v5p": Chip(459e12, 2765e9, 1, 4, _CUBES),
     "v6e": Chip(918e12, 1638e9, 1, 8, _LITE),
+    "tpu7x": Chip(2307e12, 7380e9, 2, 4, _CUBES, has_tensorflow=False),
 }
 
 

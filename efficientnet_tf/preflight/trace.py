@@ -20,7 +20,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
-from efficientnet_tf.data.source import source_from_bytes
+from efficientnet_tf.data.source import Source, source_from_bytes
 from efficientnet_tf.evaluation.loop import make_eval_loop
 from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_train_loop
@@ -170,7 +170,7 @@ def trace_train(config: Config, state: State, classes: int, strategy: tf.distrib
         strategy: A strategy of `make_tracing_strategy`.
         batch: Images per replica, at least 1.
     """
-    source, config = _make_empty_source(config, classes, batch, strategy)
+    source, config = make_empty_source(config, classes, batch, strategy)
     failures = Failures(source)
     loop = make_train_loop(state, config, strategy)
     return trace_loop(loop, lambda context: train_dataset(source, config, failures, 0, context), strategy, state)
@@ -191,7 +191,7 @@ def trace_eval(
     Returns:
         {"raw": Trace}, and with an EMA also "ema".
     """
-    source, config = _make_empty_source(config, classes, batch, strategy)
+    source, config = make_empty_source(config, classes, batch, strategy)
     failures = Failures(source)
 
     def make_dataset(context):
@@ -203,8 +203,17 @@ def trace_eval(
     }
 
 
-def _make_empty_source(config, classes, batch, strategy):
-    """Return a source without images, and the config with the batch of the replicas that are traced."""
+def make_empty_source(
+    config: Config, classes: int, batch: int, strategy: tf.distribute.Strategy
+) -> tuple[Source, Config]:
+    """Return a source without images, and the config with the batch of the replicas that are traced.
+
+    Args:
+        config: The config of the run.
+        classes: Number of classes, at least 2.
+        batch: Images per replica, at least 1.
+        strategy: The replicas.
+    """
     total = batch * strategy.num_replicas_in_sync
     sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
     class_names = [str(index) for index in range(classes)]

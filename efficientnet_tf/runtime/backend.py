@@ -1,4 +1,4 @@
-"""Chooses the library that Keras computes with. Imports Keras only when it is asked which one that is."""
+"""Chooses the library that Keras computes with, before Keras is imported."""
 
 import importlib.util
 import os
@@ -35,6 +35,8 @@ def choose_backend(backend: str | None) -> None:
 
 def uses_jax() -> bool:
     """Return whether this process computes with JAX. A strategy is then a `jax_strategy.JaxStrategy`."""
+    if "keras" not in sys.modules and "KERAS_BACKEND" in os.environ:
+        return os.environ["KERAS_BACKEND"] == "jax"  # An answer without importing Keras, which takes seconds.
     import keras
 
     return keras.backend.backend() == "jax"

@@ -22,8 +22,17 @@ def read_cluster(text: str) -> list[str]:
     Raises:
         UserError: If the text is not a cluster of workers. The message says what is wrong.
     """
+    everyone, own = read_rank(text)
+    return sorted(everyone, key=lambda address: address != everyone[own])
+
+
+def read_rank(text: str) -> tuple[list[str], int]:
+    """Return the addresses of the workers in an order that is the same for all, and the place of this worker in it.
+
+    The arguments and the errors are those of `read_cluster`. The chief comes first.
+    """
     if not text.strip():
-        return []
+        return [], 0
     try:
         return _read_addresses(_parse(text))
     except UserError as error:
@@ -41,12 +50,12 @@ def _parse(text: str) -> dict[str, Any]:
     return config
 
 
-def _read_addresses(config: dict[str, Any]) -> list[str]:
+def _read_addresses(config: dict[str, Any]) -> tuple[list[str], int]:
     jobs, task = config.get("cluster") or {}, config.get("task") or {}
     if not isinstance(jobs, dict) or not isinstance(task, dict):
         raise UserError("cluster and task must be objects.")
     if not jobs:
-        return []
+        return [], 0
     unknown = set(jobs) - {"chief", "worker"}
     if unknown:
         raise UserError(f"the cluster has a job '{escape(min(unknown))}'. Only chief and worker are supported.")
@@ -55,14 +64,13 @@ def _read_addresses(config: dict[str, Any]) -> list[str]:
             raise UserError(f"the job {job} must list at least one address.")
         for address in addresses:
             _check_address(address)
-    everyone = [address for addresses in jobs.values() for address in addresses]
+    everyone = [address for _, addresses in sorted(jobs.items()) for address in addresses]
     twice = next((address for address in everyone if everyone.count(address) > 1), None)
     if twice:
         raise UserError(f"the address {escape(twice)} is listed twice. Each worker needs its own.")
     if len(jobs.get("chief", [])) > 1:
         raise UserError("there can be only one chief.")
-    own = _find_own(jobs, task)
-    return sorted(everyone, key=lambda address: address != own)
+    return everyone, everyone.index(_find_own(jobs, task))
 
 
 def _check_address(address: Any) -> None:

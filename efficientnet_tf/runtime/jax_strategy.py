@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,9 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.text import escape
+from efficientnet_tf.config.text import escape, find_reason
+from efficientnet_tf.runtime.cluster import read_rank
+from efficientnet_tf.runtime.workers import WAIT_SECONDS, await_workers
 
 AXIS = "devices"
+_SHUTDOWN_SECONDS = 10  # how long the end of a process waits for that of the others
 _STEPS_AHEAD = 2  # how many steps the host may be ahead of the devices. Each holds its batch in their memory.
 
 
@@ -29,7 +34,9 @@ class JaxStrategy:
     """
 
     def __init__(self, devices: Sequence[Any] | None = None):
-        self.mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+        # The devices of a process are neighbors, so that the images of a process are, too.
+        devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+        self.mesh = Mesh(np.array(devices), (AXIS,))
         self.num_replicas_in_sync = self.mesh.size
         self.processes, self.process = jax.process_count(), jax.process_index()
 
@@ -48,10 +55,20 @@ class JaxStrategy:
         return contextlib.nullcontext()
 
     def replicate(self, values: Any) -> Any:
-        """Return arrays that are on every device."""
-        return jax.device_put(values, NamedSharding(self.mesh, P()))
+        """Return arrays that are on every device. All processes call it with the same values."""
+        sharding = NamedSharding(self.mesh, P())
+        if self.processes == 1:
+            return jax.device_put(values, sharding)
 
-    def compile(self, function: Callable, batches: int, donate: bool = False) -> Callable:
+        def place(value):
+            if isinstance(value, jax.Array) and not value.is_fully_addressable:
+                return value  # of a loop before
+            local = np.asarray(value)
+            return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+
+        return jax.tree.map(place, values)
+
+    def compile(self, function: Callable, batches: int, donate: bool = False) -> Any:
         """Compile a function that each device calls with its part of a batch.
 
         Args:
@@ -74,15 +91,16 @@ class JaxStrategy:
         return DividedBatches(dataset, NamedSharding(self.mesh, P(AXIS)))
 
 
-def create_jax_strategy(device: str, replicas: int) -> JaxStrategy:
+def create_jax_strategy(device: str, replicas: int, cluster: bool = False) -> JaxStrategy:
     """Return the strategy for all devices of a kind.
 
     Args:
         device: "auto" for what JAX finds, "cpu", "gpu" or "tpu".
         replicas: Number of devices to split the CPU into, at least 1. Only for the CPU.
+        cluster: Whether to join the other processes of the run: see `join_processes`.
 
     Raises:
-        UserError: If there is no such device, or the CPU cannot be split any more.
+        UserError: If there is no such device, the CPU cannot be split any more, or a process is missing.
     """
     # TensorFlow only reads images here. It must not take the memory of a GPU.
     tf.config.set_visible_devices([], "GPU")
@@ -94,6 +112,8 @@ def create_jax_strategy(device: str, replicas: int) -> JaxStrategy:
             raise UserError(
                 f"replicas={replicas} cannot be set after JAX has used the CPU. Create the strategy first."
             ) from None
+    if cluster:
+        join_processes(os.environ.get("TF_CONFIG", ""), device == "tpu", WAIT_SECONDS)
     try:
         devices = jax.devices(None if device == "auto" else device)
     except RuntimeError as error:
@@ -102,9 +122,40 @@ def create_jax_strategy(device: str, replicas: int) -> JaxStrategy:
             f"device={device} cannot be used because JAX sees no {device.upper()} ({escape(reason)}). Check its "
             f"driver, and run pip install 'efficientnet_tf[jax-{device}]'."
         ) from None
-    if replicas > 1 and len(devices) != replicas:
+    if replicas > 1 and len(devices) != replicas * jax.process_count():
         raise UserError(f"replicas={replicas} cannot be set after JAX has used the CPU. Create the strategy first.")
     return JaxStrategy(devices)
+
+
+def join_processes(tf_config: str, on_tpu: bool, timeout_seconds: float) -> None:
+    """Connect to the other processes of a run, if there are any. Call this before JAX computes anything.
+
+    Args:
+        tf_config: Content of the environment variable TF_CONFIG, whose workers are joined. If it is empty, JAX finds
+            the processes of a TPU slice and of Slurm by itself.
+        on_tpu: Whether to look for the other hosts of a TPU slice.
+        timeout_seconds: Longest time to wait for the others.
+
+    Raises:
+        UserError: If TF_CONFIG is invalid, a process is missing, or this process cannot be started.
+    """
+    addresses, own = read_rank(tf_config)
+    settings = {"initialization_timeout": round(timeout_seconds), "shutdown_timeout_seconds": _SHUTDOWN_SECONDS}
+    name = f"TF_CONFIG: worker {addresses[own]}" if addresses else "This process"
+    try:
+        if len(addresses) > 1:
+            # The own port must be open while this worker waits, because the others wait for it.
+            with socket.create_server(("", int(addresses[own].rpartition(":")[2]))):
+                await_workers(addresses[:own] + addresses[own + 1 :], timeout_seconds)
+            jax.distributed.initialize(addresses[0], len(addresses), own, **settings)
+        elif on_tpu or int(os.environ.get("SLURM_NTASKS") or 1) > 1:
+            jax.distributed.initialize(**settings)
+    except UserError:
+        raise
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{name} cannot join the others: {find_reason(error)}") from None
+    except ValueError:
+        pass  # JAX finds no cluster, so there is only this machine.
 
 
 class DividedBatches:

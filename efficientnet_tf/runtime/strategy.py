@@ -26,8 +26,8 @@ def create_strategy(
         device: "auto" (all GPUs, or the CPU if there is none), "cpu", "gpu" or "tpu".
         tpu: "local" for the chips of this machine, the name of a Cloud TPU, or grpc://address:8470.
         replicas: Number of logical devices to split the CPU into, at least 1.
-        cluster: Whether to join the workers that the environment variable TF_CONFIG lists. Every worker must call this
-            before TensorFlow has computed anything.
+        cluster: Whether to join the workers that the environment variable TF_CONFIG lists, or with JAX also those of a
+            TPU slice or of Slurm. Every worker must call this before anything is computed.
 
     Returns:
         The strategy.
@@ -44,11 +44,9 @@ def create_strategy(
         )
     workers = read_cluster(os.environ.get("TF_CONFIG", "")) if cluster else []
     if uses_jax():
-        if len(workers) > 1:
-            raise UserError("TF_CONFIG lists several workers, which backend=jax does not support. Unset TF_CONFIG.")
         from efficientnet_tf.runtime.jax_strategy import create_jax_strategy
 
-        return create_jax_strategy("tpu" if on_tpu else device, replicas)
+        return create_jax_strategy("tpu" if on_tpu else device, replicas, cluster)
     if len(workers) > 1:
         if on_tpu or replicas > 1:
             raise UserError(

@@ -2,10 +2,12 @@
 
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
@@ -22,6 +24,7 @@ class LostWorkerError(UserError):
 
 
 WAIT_SECONDS = 600  # schedulers start workers one after the other
+_LOST = re.compile("gloo|nccl|unavailable|connection|deadline_exceeded|heartbeat", re.IGNORECASE)  # in errors of JAX
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def join_workers(
     try:
         # The own port must be open while this worker waits, because the others wait for it.
         with socket.create_server(("", int(addresses[0].rpartition(":")[2]))):
-            _await_workers(addresses[1:], timeout_seconds)
+            await_workers(addresses[1:], timeout_seconds)
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -57,8 +60,12 @@ def join_workers(
         raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {find_reason(error)}") from None
 
 
-def _await_workers(addresses, timeout_seconds):
-    """Wait until all addresses accept connections. TensorFlow itself would wait for an hour without a message."""
+def await_workers(addresses: list[str], timeout_seconds: float = WAIT_SECONDS) -> None:
+    """Wait until all addresses accept connections. The libraries would wait without saying for whom.
+
+    Raises:
+        UserError: If one of them still does not after some time.
+    """
     deadline = time.monotonic() + timeout_seconds
     for address in addresses:
         host, _, port = address.rpartition(":")
@@ -91,8 +98,11 @@ def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:
         strategy: Strategy of the run.
 
     Returns:
-        A function. Every worker calls it with its own value, and receives the list of all values, one per replica.
+        A function. Every worker calls it with its own value, and receives the list of all values, one per replica, or
+        one per worker with JAX.
     """
+    if uses_jax():
+        return lambda value: [value] if strategy.processes == 1 else _gather_with_jax(strategy, value)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return lambda value: [value]
 
@@ -110,17 +120,37 @@ def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:
     return gather
 
 
+def _gather_with_jax(strategy, value):
+    from jax.experimental import multihost_utils
+
+    halves = np.array([value], np.int64).view(np.int32)  # JAX has integers of 32 bits.
+    with report_lost_workers(strategy):
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(halves), np.int32)
+    return gathered.view(np.int64).reshape(-1).tolist()
+
+
 @contextlib.contextmanager
 def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Return a context for computations of all workers. If another one is gone, it raises a `LostWorkerError`."""
     try:
         yield
-    except tf.errors.OpError as error:
-        is_lost = isinstance(error, tf.errors.UnavailableError) or "Collective" in error.message
-        if not is_lost or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    except Exception as error:
+        why = _find_loss(error, strategy)
+        if why is None:
             raise
-        why = next((line for line in error.message.split("\n") if "aborted" in line), error.message)
         raise LostWorkerError(
-            f"another worker of TF_CONFIG is gone ({why[:200]}). The last checkpoint is safe. Start the same command "
-            "again on all workers."
+            f"another worker is gone ({why[:200]}). The last checkpoint is safe. Start the same command again on all "
+            "workers."
         ) from None
+
+
+def _find_loss(error, strategy):
+    """Return the line of an error that says that another worker is gone, or None if it says something else."""
+    lines = str(getattr(error, "message", error)).split("\n")
+    if uses_jax():
+        is_lost = strategy.processes > 1 and isinstance(error, RuntimeError) and _LOST.search(lines[0])
+        return lines[0] if is_lost else None
+    if not isinstance(error, tf.errors.OpError) or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None
+    is_lost = isinstance(error, tf.errors.UnavailableError) or "Collective" in error.message
+    return next((line for line in lines if "aborted" in line), lines[0]) if is_lost else None

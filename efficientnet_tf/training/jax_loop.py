@@ -38,22 +38,35 @@ def make_train_loop(state: State, config: Config, strategy: JaxStrategy, graph: 
         A function of an iterator of batches, as `JaxStrategy.divide_batches` yields them, and a number of steps. It
         returns float32 [2]: the loss, weight decay included, and the top-1 accuracy, averaged over steps and devices.
     """
-    graph = make_training_graph(graph or state.model, config, strategy)
-    device_step = DeviceStep(TrainStep(state.model, graph, config), state, config)
-    step = strategy.compile(device_step, batches=2, donate=True)
+    step, variables = make_train_step(state, config, strategy, graph)
 
     def loop(batches: Iterator[tuple[jax.Array, ...]], steps: int) -> jax.Array:
         # Copies, because the memory of the values is reused, and variables with equal values may share it.
-        values = strategy.replicate([jnp.array(variable.value, copy=True) for variable in device_step.variables])
+        values = strategy.replicate([jnp.array(variable.value, copy=True) for variable in variables])
         totals, queue = strategy.replicate(jnp.zeros(2)), StepQueue()
         for _ in range(int(steps)):
             values, totals = step(values, totals, *next(batches))
             queue.add(totals)
-        for variable, value in zip(device_step.variables, values, strict=True):
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         return totals / int(steps)
 
     return loop
+
+
+def make_train_step(
+    state: State, config: Config, strategy: JaxStrategy, graph: keras.Model | None = None
+) -> tuple[Any, list[keras.Variable]]:
+    """Make the compiled step that the loop repeats. The arguments are those of `make_train_loop`.
+
+    Returns:
+        The step, a `jax.jit` of a function of the values of the variables, of totals float32 [2], of images uint8 [B,
+        S, S, C] and of labels int32 [B]. It returns new values and totals, and takes the memory of the old values. And
+        the variables, everything that a step reads or changes.
+    """
+    graph = make_training_graph(graph or state.model, config, strategy)
+    device_step = DeviceStep(TrainStep(state.model, graph, config), state, config)
+    return strategy.compile(device_step, batches=2, donate=True), device_step.variables
 
 
 class DeviceStep:

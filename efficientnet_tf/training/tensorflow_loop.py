@@ -177,6 +177,11 @@ def make_state_evaluator(
 
     It returns {"raw": ..., "ema": ...}, as `make_joint_evaluator` with the classifiers of `make_classifiers`.
     """
-    averages = [*state.ema.trainable, *state.ema.statistics] if state.ema else []
-    variables = [*state.model.trainable_variables, *batch_norm_statistics(state.model), *averages]
+    variables = evaluated_variables(state)
     return make_joint_evaluator(make_classifiers(state), source, config, strategy, variables=variables)
+
+
+def evaluated_variables(state: State) -> list[keras.Variable]:
+    """Return the variables that the functions of `make_classifiers` read."""
+    averages = [*state.ema.trainable, *state.ema.statistics] if state.ema else []
+    return [*state.model.trainable_variables, *batch_norm_statistics(state.model), *averages]

@@ -13,6 +13,7 @@ import tiny
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.models.variables import batch_norm_statistics
+from efficientnet_tf.preflight import tensorflow_steps
 from efficientnet_tf.preflight.checks import check_program, check_step
 from efficientnet_tf.preflight.compile import Program, compile_hlo
 from efficientnet_tf.preflight.lower import UnsupportedOperation, lower, make_step
@@ -164,14 +165,13 @@ def test_an_operation_that_xla_does_not_have_is_an_error(unsupported):
 
 
 @pytest.mark.slow
-def test_an_operation_that_xla_does_not_have_is_reported(unsupported):
+def test_an_operation_that_xla_does_not_have_is_reported(unsupported, monkeypatch):
     def compile_program(hlo, topology):
         return Program(True, 2**34, 2**30, flops=1.0, accessed_bytes=1.0)
 
+    monkeypatch.setattr(tensorflow_steps, "compile_hlo", compile_program)
     with ProgressBar(4, "preflight") as bar:
-        topology = parse_topology("v5e:2x4")
-        config = tiny.load_config(ONE_BLOCK)
-        preflight = Preflight(config, topology, CLASSES, 1000, bar, compile_program=compile_program)
+        preflight = Preflight(tiny.load_config(ONE_BLOCK), parse_topology("v5e:2x4"), CLASSES, 1000, bar)
         preflight.trace()
         preflight.traces["raw"] = unsupported
         preflight.compile()
@@ -357,6 +357,34 @@ def test_the_whole_command():
     assert "sums over replicas, after joining 1 0".split() in lines
     assert "result fits fits".split() in lines
     assert "Ready. The steps were compiled. Nothing was run on a TPU." in done.stdout
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "convolutions", "sums"),
+    [
+        # The gradients, the statistics and the metrics.
+        (("--topology=v5e:2x4", "--set=train.ema_decay=0.99"), "77 of 77 52 of 52", 70 + 32 + 1),
+        # Each of 16 batch norms sums its mean and its variance in both directions.
+        (("--topology=tpu7x:2x2x1", "--set=train.batch_norm_group=2"), "77 of 77 26 of 26", 70 + 32 + 1 + 32),
+    ],
+)
+def test_the_steps_of_jax_compile(flags, convolutions, sums):
+    done = run("--backend=jax", *flags, "--recipe=digits", "--batch=64", "--set=eval.batch_size=64", "--markdown")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert f"convolutions in bfloat16 {convolutions}".split() in lines
+    (training,) = (line for line in lines if line[:1] == ["training"] and len(line) == 7)
+    assert training[2:6] == ["0", "0", "0", str(sums)]
+    assert "JAX traced 8 of 8 equal replicas." in done.stdout
+    assert "ERROR" not in done.stdout and "warning" not in done.stdout
+
+
+def test_tensorflow_does_not_run_on_the_newest_chips():
+    done = run("--topology=tpu7x:2x2x1", "--fast")
+    assert done.returncode == 1
+    assert "--topology=tpu7x:2x2x1 is a slice for which there is no TensorFlow. Use --backend=jax." in done.stderr
 
 
 @pytest.mark.slow

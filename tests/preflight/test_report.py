@@ -72,6 +72,6 @@ def test_markdown_names_the_command_and_the_versions(reports):
 def test_the_page_is_written_from_the_committed_reports(tmp_path):
     for path in (ROOT / "docs").glob("preflight*.json"):
         shutil.copy(path, tmp_path)
-    command = [sys.executable, ROOT / "scripts" / "preflight_table.py", tmp_path]
+    command = [sys.executable, ROOT / "scripts" / "preflight_table.py", tmp_path, "--page"]
     subprocess.run(command, check=True)
     assert (tmp_path / "preflight.md").read_text() == (ROOT / "docs" / "preflight.md").read_text()
