@@ -161,9 +161,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, recipe: str = "digits"
     """Add the flags that compose a config."""
     parser.add_argument(
         "--variant",
-        default="b0",
         help="Network: b0 ... b8, l2, lite0 ... lite4, v2-b0 ... v2-b3, v2-s, v2-m, v2-l, v2-xl, edgetpu-s, edgetpu-m, "
-        "edgetpu-l, another name in configs, or the path of a variant's YAML file.",
+        "edgetpu-l, another name in configs, or the path of a variant's YAML file. The default is that of the recipe, "
+        "or else b0.",
     )
     parser.add_argument(
         "--recipe", default=recipe, help="Recipe: a name in configs/recipes, or the path of a recipe's YAML file."

@@ -1,9 +1,10 @@
 """Read the files of variants and recipes as the layers of a config. `load` combines and checks them.
 
 A variant file may name a `baseline`, from which the keys come that it leaves out. A recipe file may do the same, and
-may have a section `variants` with the values of single variants:
+may have a section `variants` with the values of single variants. `variant` is the one that is trained if none is named:
 
     baseline: imagenet
+    variant: v2-s
     train: {batch_size: 4096}
     variants:
       v2-s: {augment: {randaugment_level: 10}}
@@ -53,12 +54,13 @@ def read_variant(variant: object) -> tuple[str, dict[str, Any]]:
     return layers[-1][0], content
 
 
-def read_recipe(recipe: object, variant: object) -> Layers:
-    """Return the layers of a recipe for a variant: its baseline, the recipe itself, and its values for the variant.
+def read_recipe(recipe: object, variant: object = None) -> tuple[object, Layers]:
+    """Return a variant, and the layers of a recipe for it: its baseline, the recipe, and its values for the variant.
 
     Args:
         recipe: Name of a recipe in `configs/recipes/`, or the path of a YAML file.
-        variant: As for `read_variant`. A section `variants` of the recipe has values for it or for its baseline.
+        variant: As for `read_variant`. None is the recipe's own variant, or B0 if it names none. A section `variants`
+            of the recipe has values for the variant or for its baseline.
 
     Raises:
         UserError: If there is no such file, if it is not YAML, or if its section `variants` leaves this variant out.
@@ -66,8 +68,13 @@ def read_recipe(recipe: object, variant: object) -> Layers:
     path = _find("recipe", CONFIG_DIR / "recipes", recipe)
     layers = _read_with_baseline(path, CONFIG_DIR / "recipes", "recipe without one")
     name, content = layers[-1]
+    for layer_name, layer in reversed(layers):
+        if "variant" in layer:
+            own = _find(f"variant in {layer_name}:", CONFIG_DIR, layer.pop("variant"))
+            variant = own if variant is None else variant
+    variant = "b0" if variant is None else variant
     if "variants" not in content:
-        return layers
+        return variant, layers
     parts = content.pop("variants")
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         raise UserError(f"{name}: variants: expected a mapping from names of variants to sections and their keys")
@@ -80,7 +87,7 @@ def read_recipe(recipe: object, variant: object) -> Layers:
             f"{name} has no values for variant {shorten(repr(names[0]))}. It has values for {listed}, and for variants "
             f"with one of these as their baseline.{suggest(names[0], list(parts))}"
         )
-    return [*layers, (f"{name} (variants.{match})", parts[match])]
+    return variant, [*layers, (f"{name} (variants.{match})", parts[match])]
 
 
 def _read_with_baseline(path: Path, folder: Path, advice: str) -> Layers:

@@ -70,11 +70,12 @@ def load_variant(variant: "str | Path | ModelSpec") -> ModelSpec:
     return _validate(ModelSpec, content, [(name, content)])
 
 
-def load_config(variant: str | Path, recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(variant: str | Path | None, recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Return the config of a run, composed of a variant, a recipe and overrides.
 
     Args:
-        variant: Name of a variant in `configs/`, or the path of a YAML file.
+        variant: Name of a variant in `configs/`, or the path of a YAML file. None is the variant that the recipe names,
+            or B0 if it names none.
         recipe: Name of a recipe in `configs/recipes/`, or the path of a YAML file.
         overrides: Texts of the form `section.key=value`. The values are read as YAML.
 
@@ -108,9 +109,10 @@ def load_recipe_network(variant: str | Path, recipe: str | Path) -> ModelSpec:
     return _validate(ModelSpec, functools.reduce(merge, (layer for _, layer in layers)), layers)
 
 
-def _read_layers(variant: str | Path, recipe: str | Path, overrides: Iterable[str]) -> Layers:
-    name, model = read_variant(variant)
-    return [(name, {"model": model}), *read_recipe(recipe, variant), (OVERRIDES, _parse_overrides(overrides))]
+def _read_layers(variant: str | Path | None, recipe: str | Path, overrides: Iterable[str]) -> Layers:
+    chosen, layers = read_recipe(recipe, variant)
+    name, model = read_variant(chosen)
+    return [(name, {"model": model}), *layers, (OVERRIDES, _parse_overrides(overrides))]
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:

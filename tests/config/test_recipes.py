@@ -196,6 +196,19 @@ def test_values_for_a_variant_beat_the_recipe_which_beats_its_baseline(write):
     assert load_lib.load_config("B1", recipe).train.seed == 5
 
 
+def test_a_recipe_names_the_variant_that_it_is_for(write):
+    for recipe, variant in (("imagenet", "b0"), ("imagenet_v2", "v2-s"), ("imagenet_lite", "lite0")):
+        assert load_lib.load_config(None, recipe).model.name == variant
+    assert load_lib.load_config("b1", "imagenet_lite").model.name == "b1"
+    of_baseline = write("baseline.yaml", "baseline: imagenet_lite\n")
+    assert error(None, of_baseline).startswith(f"{of_baseline}: baseline 'imagenet_lite' has a baseline itself")
+    assert load_lib.load_config(None, write("own.yaml", "baseline: smoke\nvariant: b3\n")).model.name == "b3"
+    for value in ("b9", "[1]", "null"):
+        recipe = write("own.yaml", f"baseline: smoke\nvariant: {value}\n")
+        for variant in (None, "b0"):
+            assert f"unknown variant in {recipe}: " in error(variant, recipe)
+
+
 def test_a_variant_takes_the_values_for_its_baseline(write):
     variant = write("wider.yaml", "baseline: v2-s\nwidth: 1.2\n")
     loaded = load_lib.load_config(variant, "imagenet_v2")
