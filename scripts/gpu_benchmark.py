@@ -19,7 +19,7 @@ from typing import Any
 from efficientnet_tf import cli
 from efficientnet_tf.benchmark.report import format_markdown
 from efficientnet_tf.benchmark.rounds import Worker, count_operations_per_mac, run_rounds
-from efficientnet_tf.benchmark.worker import Setting
+from efficientnet_tf.benchmark.setting import Setting
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import describe_environment, load_variant
 from efficientnet_tf.runtime.hardware import describe_hardware

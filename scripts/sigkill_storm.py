@@ -5,7 +5,8 @@ a checkpoint, of the model or of the metrics appears under its temporary or its 
 and of the best checkpoint, the lines of metrics.jsonl and the weights in model.keras are compared. The run ends early,
 by `eval.patience`. At last, `export` is killed in the same way. A file that has its final name must then be complete.
 
-Prints the number of kills and of differing bits, and exits with status 1 if there is a difference.
+Prints the number of kills and of differing bits, and exits with status 1 if there is a difference. With
+KERAS_BACKEND=jax and --export_kills=0 it disturbs a run with JAX.
 """
 
 import argparse

@@ -26,6 +26,7 @@ PARTS = {
     "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=9"],
     "train_v2_b0": ["--mode=train", "--variant=b0,v2-b0", "--batch=32", "--compare=keras,timm", "--rounds=7"],
     "train_v2_s": ["--mode=train", "--variant=v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
+    "train_jax": ["--mode=train", "--variant=b0", "--batch=32", "--compare=jax,keras_fit_jax,keras", "--rounds=5"],
     "infer_v2": ["--mode=infer", "--variant=b0,v2-b0,v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
     "deploy": ["--mode=export", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--rounds=5", "--seconds=1"],
     "deploy_bfloat16": [
@@ -121,6 +122,10 @@ a smaller part there. Full 3x3 convolutions, which all three leave to oneDNN, ar
 3 % of those of B0. Its feature maps have 22 values per 1,000 multiply-adds, those of B0 have 59, so that batch norm,
 activations and their gradients take a smaller share of the time, too.""",
     "train_v2_s": "## Training, EfficientNetV2-S",
+    "train_jax": """## Training with JAX, B0
+
+`jax` is this package with `--backend=jax`, and `keras_fit_jax` is keras.applications, trained by Keras's own `fit` with
+JAX. XLA compiles for both. On a CPU, TensorFlow has faster kernels for these networks, and so has this package.""",
     "infer_v2": "## Inference, EfficientNetV2",
     "deploy": """## Deployment, B0
 
@@ -147,6 +152,8 @@ SHOWN = (
     "high",
     "of_keras",
     "of_timm",
+    "of_jax",
+    "of_keras_fit_jax",
     "of_product",
 )
 SHOWN += ("peak_mib",)

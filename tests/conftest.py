@@ -1,15 +1,25 @@
 """Settings of all tests: the environment, the tiers and the order of the files."""
 
 import ast
+import atexit
 import functools
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Set before anything imports TensorFlow. Subprocesses inherit both.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+# The processes of the tests share what JAX has compiled, which takes most of their time. The workers of pytest-xdist
+# inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
 import pytest

@@ -7,7 +7,8 @@ import tiny
 
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, eval_dataset
-from efficientnet_tf.models.model_dir import build_from_config, write_model_dir
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import write_model_dir
 
 
 def read_split(config, split, count=None):

@@ -19,7 +19,8 @@ from efficientnet_tf.evaluation.attribution import class_activation_map, grad_ca
 from efficientnet_tf.export.keras_file import read_keras_file
 from efficientnet_tf.export.load import load_model
 from efficientnet_tf.models import builder
-from efficientnet_tf.models.model_dir import build_from_config, write_model_dir
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import write_model_dir
 from efficientnet_tf.models.normalization import set_normalization
 from efficientnet_tf.weights.convert import convert_weights
 from efficientnet_tf.weights.load import load_weights

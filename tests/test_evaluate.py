@@ -27,7 +27,8 @@ from efficientnet_tf.export.evaluation_data import folder_overrides
 from efficientnet_tf.export.load import load_model
 from efficientnet_tf.models.model_dir import open_model_dir, read_config, restore_model
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+from efficientnet_tf.training.checkpoint import Checkpointer
+from efficientnet_tf.training.state import create_state
 
 SYNSETS = [f"n{number:08d}" for number in (1440764, 1443537, 1484850, 1491361, 1494475, 1496331)]
 SYNSETS += [f"n{number:08d}" for number in (1498041, 1514668, 1514859, 1518878, 1530575, 1531178)]

@@ -16,7 +16,8 @@ from efficientnet_tf import explain
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.pipeline import eval_image
 from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
-from efficientnet_tf.models.model_dir import build_from_config, restore_model, write_model_dir
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import restore_model, write_model_dir
 from efficientnet_tf.visualization.heatmap import COLORS, GAP, SIDE, draw_heat_map
 
 NAMES = ["temple", "flower", "tower", "7"]

@@ -14,8 +14,8 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.strategy import distribute_batches
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.trainer import Callback
 

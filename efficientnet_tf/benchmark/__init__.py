@@ -1,7 +1,9 @@
 """Measure the speed of the input pipeline, of training and of inference on this machine.
 
 Modules:
+    setting: What a process is asked to run.
     worker: The processes that are timed: this package, other implementations, and the limits of the machine.
+    jax_implementations: What a process runs with JAX.
     rounds: Starts workers and runs them in turn, so that all of them see the same machine.
     networks: Measures networks next to other implementations.
     input: Measures the input pipeline.

@@ -7,7 +7,7 @@ medians, the lowest and the highest rates.
 from collections.abc import Iterable
 
 from efficientnet_tf import cli
-from efficientnet_tf.benchmark.networks import OTHERS, NetworkBenchmark, Plan
+from efficientnet_tf.benchmark.networks import OTHERS, NetworkBenchmark, Plan, list_others
 from efficientnet_tf.benchmark.plot import check_picture, draw_speed
 from efficientnet_tf.benchmark.report import Row, print_table, write_json
 from efficientnet_tf.benchmark.worker import PACKAGES
@@ -39,9 +39,11 @@ def check_flags(args):
         if args.mode in ("input", "startup"):
             raise UserError(f"--picture plots networks, not --mode={args.mode}. Use --mode=train, infer or export.")
         check_picture(args.picture)
+    others = list_others(args.mode)
     for name in args.compare:
-        if name not in OTHERS:
-            raise UserError(f"--compare={escape(name)} is not known. Use {' or '.join(OTHERS)}.{suggest(name, OTHERS)}")
+        if name not in others:
+            known = f"is not measured with --mode={args.mode}" if name in OTHERS else "is not known"
+            raise UserError(f"--compare={escape(name)} {known}. Use {' or '.join(others)}.{suggest(name, others)}")
 
 
 def measure(args, skipped: list[Row]) -> Iterable[Row]:
@@ -161,7 +163,8 @@ def _add_case_flags(parser):
         type=cli.names,
         default=[],
         metavar="NAME,...",
-        help=f"Other implementations of the same networks to measure as well: {', '.join(OTHERS)}.",
+        help="Other implementations of the same networks to measure as well: keras (keras.applications), timm, jax "
+        "(this package with JAX), and in training keras_fit_jax (keras.applications, trained by Keras's fit with JAX).",
     )
     parser.add_argument(
         "--sizes",

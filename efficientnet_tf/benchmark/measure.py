@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf.benchmark.worker import TRAINING_IMAGES
+from efficientnet_tf.benchmark.setting import TRAINING_IMAGES
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.data_format import channels_last_scope
 from efficientnet_tf.runtime.hardware import resident_bytes, track_peak_bytes
 from efficientnet_tf.runtime.strategy import distribute_batches
-from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 

@@ -15,7 +15,8 @@ from efficientnet_tf.benchmark.rounds import (
     count_operations_per_mac,
     run_rounds,
 )
-from efficientnet_tf.benchmark.worker import CLASSES, COPIED_BYTES, EXPORTS, MATRIX_SIZE, Setting
+from efficientnet_tf.benchmark.setting import CLASSES, Setting
+from efficientnet_tf.benchmark.worker import COPIED_BYTES, EXPORTS, MATRIX_SIZE
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.runtime.hardware import available_cores, available_memory_bytes
 from efficientnet_tf.runtime.terminal import ProgressBar
@@ -23,7 +24,17 @@ from efficientnet_tf.scaling.layers import list_layers
 from efficientnet_tf.scaling.memory import count_inference_memory, count_training_memory
 
 LIMITS = ("product", "copy")  # workers that measure the machine itself
-OTHERS = ("keras", "timm")  # other implementations of the same networks
+# Other implementations of the same networks: keras.applications, timm, this package with JAX, and keras.applications
+# trained by Keras's `fit` with JAX.
+OTHERS = ("keras", "timm", "jax", "keras_fit_jax")
+_ONLY_TRAIN = ("keras_fit_jax",)
+
+
+def list_others(mode: str) -> list[str]:
+    """Return the implementations that can be compared with in a mode of the benchmark."""
+    if mode == "startup":
+        return ["keras", "timm"]
+    return [name for name in OTHERS if mode == "train" or name not in _ONLY_TRAIN]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, Protocol
 
-from efficientnet_tf.benchmark.worker import Setting
+from efficientnet_tf.benchmark.setting import Setting
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.runtime.children import describe_end, last_lines

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from efficientnet_tf.benchmark.worker import CLASSES, name_in_keras, name_in_timm
+from efficientnet_tf.benchmark.setting import CLASSES, name_in_keras, name_in_timm
 
 BATCH = 32  # images of a training step
 DONE = "DONE"
@@ -27,7 +27,8 @@ def prepare(folder: str, variant: str) -> None:
     from efficientnet_tf.config.load import load_config
     from efficientnet_tf.data.open import open_source
     from efficientnet_tf.export.export import export_model
-    from efficientnet_tf.models.model_dir import build_from_config, write_model_dir
+    from efficientnet_tf.models.from_config import build_from_config
+    from efficientnet_tf.models.model_dir import write_model_dir
 
     keras.utils.set_random_seed(0)
     pixels = tf.image.resize(tf.random.uniform([8, 10, 3], 0, 255), [375, 500], "bicubic")

@@ -13,84 +13,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from efficientnet_tf.benchmark.jax_implementations import prepare_jax, prepare_keras_fit_on_jax
+from efficientnet_tf.benchmark.setting import (
+    CLASSES,
+    LABEL_SMOOTHING,
+    TRAINING_IMAGES,
+    Job,
+    Setting,
+    make_batch,
+    name_in_keras,
+    name_in_timm,
+    repeat,
+)
 from efficientnet_tf.runtime.hardware import peak_bytes
 
-TRAINING_IMAGES = 100_000  # size of the imaginary training set; the learning rate schedule depends on it
-CLASSES = 1000
-LABEL_SMOOTHING = 0.1  # as in the recipe `imagenet`
 MATRIX_SIZE = 2048  # the product of two square matrices of this size is the limit of arithmetic
 COPIED_BYTES = 2**28
-PACKAGES = ("torch", "timm", "ai-edge-litert", "onnxruntime", "openvino")  # results depend on their versions, too
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a worker process runs.
-
-    Attributes:
-        implementation: A key of `IMPLEMENTATIONS`.
-        mode: "train" or "infer".
-        variant: Name of the network, for example "b0".
-        size: Image side in pixels.
-        batch: Images per step.
-        precision: "float32" or "mixed_bfloat16".
-        threads: Number of cores to run on, None for all.
-    """
-
-    implementation: str
-    mode: str = "infer"
-    variant: str = "b0"
-    size: int = 224
-    batch: int = 32
-    precision: str = "float32"
-    threads: int | None = None
-
-
-class Job(NamedTuple):
-    """An implementation that is ready to run.
-
-    Attributes:
-        run: Runs a number of steps and returns when they are finished.
-        get_facts: Returns what is known in addition to the time, as a dict that JSON can hold.
-    """
-
-    run: Callable[[int], Any]
-    get_facts: Callable[[], dict[str, Any]] = dict
-
-
-def name_in_keras(variant: str) -> str:
-    """Return the name of a variant's constructor in `keras.applications`: "EfficientNetV2B0" for v2-b0."""
-    return "EfficientNet" + "".join(part.capitalize() for part in variant.split("-"))
-
-
-def name_in_timm(variant: str) -> str:
-    """Return the name of a variant in timm: "tf_efficientnetv2_b0" for v2-b0."""
-    if variant.startswith("edgetpu-"):
-        return f"efficientnet_e{variant[-1]}"
-    if variant == "tiny":
-        return "test_efficientnet"
-    return f"tf_efficientnet{variant.replace('-', '_')}" if "-" in variant else f"tf_efficientnet_{variant}"
-
-
-def _make_batch(setting):
-    """Return random images and labels as NumPy arrays."""
-    import numpy as np
-
-    rng, shape = np.random.default_rng(0), (setting.batch, setting.size, setting.size, 3)
-    return rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, setting.batch, np.int32)
-
-
-def _repeat(step):
-    """Return a function that calls `step` a number of times."""
-
-    def run(steps):
-        for _ in range(steps):
-            step()
-
-    return run
+# Results depend on their versions, too.
+PACKAGES = ("torch", "timm", "jax", "ai-edge-litert", "onnxruntime", "openvino")
 
 
 # -------------------------------------------------------------------------------------------- implementations
@@ -101,15 +43,15 @@ def _prepare_this_package(setting):
     import tensorflow as tf
 
     from efficientnet_tf.config.load import load_config
-    from efficientnet_tf.models.model_dir import build_from_config, precision_scope
+    from efficientnet_tf.models.from_config import build_from_config, precision_scope
     from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
-    from efficientnet_tf.training.checkpoint import create_state
+    from efficientnet_tf.training.state import create_state
     from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
     sizes = [f"data.image_size={setting.size}", f"train.batch_size={setting.batch}"]
     config = load_config(setting.variant, "imagenet", [*sizes, f"train.precision={setting.precision}"])
     strategy = create_strategy("auto")
-    batch = _make_batch(setting)
+    batch = make_batch(setting)
     if setting.mode == "infer":
         with strategy.scope(), precision_scope(config, strategy):
             model = build_from_config(config, CLASSES)
@@ -125,7 +67,7 @@ def _prepare_forward_pass(model, images):
 
     forward = tf.function(lambda images: model(images, training=False))
     images = tf.constant(images)
-    return Job(_repeat(lambda: forward(images).numpy()))
+    return Job(repeat(lambda: forward(images).numpy()))
 
 
 def _prepare_keras(setting):
@@ -138,7 +80,7 @@ def _prepare_keras(setting):
 
     keras.config.set_dtype_policy(setting.precision)
     keras.config.set_image_data_format("channels_last")
-    images, labels = map(tf.constant, _make_batch(setting))
+    images, labels = map(tf.constant, make_batch(setting))
     model = getattr(keras.applications, name_in_keras(setting.variant))(
         weights=None, input_shape=(setting.size, setting.size, 3), classifier_activation=None
     )
@@ -156,7 +98,7 @@ def _prepare_keras(setting):
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
-    return Job(_repeat(lambda: step().numpy()))
+    return Job(repeat(lambda: step().numpy()))
 
 
 def _prepare_timm(setting):
@@ -170,7 +112,7 @@ def _prepare_timm(setting):
     train, dtype = setting.mode == "train", getattr(torch, setting.precision.removeprefix("mixed_"))
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
-    images, labels = (torch.from_numpy(array).to(device) for array in _make_batch(setting))
+    images, labels = (torch.from_numpy(array).to(device) for array in make_batch(setting))
     rates: dict[str, Any] = {"drop_rate": spec.dropout, "drop_path_rate": spec.drop_connect}
     model: Any = timm.create_model(name_in_timm(setting.variant), **rates)
     model = model.to(device, memory_format=torch.channels_last).train(train)
@@ -202,67 +144,13 @@ def _prepare_timm(setting):
     return Job(run, get_facts)
 
 
-def _prepare_jax(setting):
-    """Prepare this package's network on Keras's JAX backend, one compiled program per step, without TensorFlow."""
-    os.environ["KERAS_BACKEND"] = "jax"
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other workers need memory on the same GPU
-    import jax
-    import keras
-
-    from efficientnet_tf.models.builder import build_model
-
-    keras.config.set_dtype_policy(setting.precision)
-    keras.config.set_image_data_format("channels_last")
-    batch = jax.device_put(_make_batch(setting))
-    model: Any = build_model(setting.variant, CLASSES, batch[0].shape[1:])
-    state: Any = [
-        [variable.value for variable in part] for part in (model.trainable_variables, model.non_trainable_variables)
-    ]
-
-    def infer(state, images, _):
-        return state, model.stateless_call(*state, images, training=False)[0]
-
-    def train(state, images, labels):
-        def loss_of(weights, others):
-            logits, others = model.stateless_call(weights, others, images, training=True)
-            targets = jax.nn.one_hot(labels, CLASSES)
-            losses: Any = keras.losses.categorical_crossentropy(targets, logits, True, LABEL_SMOOTHING)
-            return losses.mean(), others
-
-        weights, others, slots = state
-        (loss, others), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, others)
-        weights, slots = optimizer.stateless_apply(slots, gradients, weights)
-        return [weights, others, slots], loss
-
-    if setting.mode == "train":
-        optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
-        optimizer.build(model.trainable_variables)
-        state.append([variable.value for variable in optimizer.variables])
-    # New values are written over the old ones.
-    step = jax.jit(train if setting.mode == "train" else infer, donate_argnums=0)
-
-    def run(steps):
-        nonlocal state
-        result = None
-        for _ in range(steps):
-            state, result = step(state, *batch)
-        jax.block_until_ready(result)
-
-    def get_facts():
-        device = jax.devices()[0]
-        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-        return {"device": device.device_kind, "device_peak_bytes": peak}
-
-    return Job(run, get_facts)
-
-
 def _prepare_matrix_product(setting):
     import tensorflow as tf
 
     dtype = tf.bfloat16 if "bfloat16" in setting.precision else tf.float32
     matrix = tf.cast(tf.random.normal([MATRIX_SIZE, MATRIX_SIZE]), dtype)
     multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
-    return Job(_repeat(lambda: multiply().numpy()))
+    return Job(repeat(lambda: multiply().numpy()))
 
 
 def _prepare_copy(_):
@@ -270,7 +158,7 @@ def _prepare_copy(_):
 
     values = tf.ones([COPIED_BYTES // 4])
     negate = tf.function(lambda: -values)
-    return Job(_repeat(lambda: negate()[:1].numpy()))
+    return Job(repeat(lambda: negate()[:1].numpy()))
 
 
 def _prepare_exported_file(setting):
@@ -286,7 +174,7 @@ def _prepare_exported_file(setting):
     kind = FORMATS[RUNTIMES[runtime]]
     require_packages(kind, precision)
     keras.config.set_image_data_format("channels_last")
-    images = _make_batch(setting)[0].astype(np.float32)
+    images = make_batch(setting)[0].astype(np.float32)
     model = fold_batch_norm(build_model(setting.variant, CLASSES, images.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
@@ -294,7 +182,7 @@ def _prepare_exported_file(setting):
         kind.write(named, path, precision, images[:8, None], (), {"precision": precision})
         file_bytes = sum(file.stat().st_size for file in os.scandir(folder))
         logits_of, _ = kind.open(path, precision)
-    return Job(_repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})
+    return Job(repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})
 
 
 RUNTIMES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
@@ -307,7 +195,8 @@ IMPLEMENTATIONS: dict[str, Callable[[Setting], Job]] = {
     "efficientnet_tf": _prepare_this_package,
     "keras": _prepare_keras,
     "timm": _prepare_timm,
-    "jax": _prepare_jax,
+    "jax": prepare_jax,
+    "keras_fit_jax": prepare_keras_fit_on_jax,
     "product": _prepare_matrix_product,
     "copy": _prepare_copy,
     **dict.fromkeys(EXPORTS, _prepare_exported_file),

@@ -39,7 +39,7 @@ def read_keras_file(path: str) -> tuple[keras.Model, Config, list[str]]:
     Raises:
         UserError: If the file is damaged, or holds another network than config.yaml describes.
     """
-    from efficientnet_tf.models.model_dir import build_from_config
+    from efficientnet_tf.models.from_config import build_from_config
     from efficientnet_tf.models.stored import read_run
     from efficientnet_tf.scaling.complexity import count_cost
     from efficientnet_tf.weights.load import load_weights

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -27,8 +27,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import describe_environment, dump_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason, normalize_name
-from efficientnet_tf.models.builder import build_model
-from efficientnet_tf.models.data_format import channels_last_scope
+from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.run_directory import (
     CLASSES_ENTRY,
     CONFIG_ENTRY,
@@ -55,15 +54,12 @@ from efficientnet_tf.models.stored import (
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.runtime.files import atomic_output, exists, is_remote, write_text
 from efficientnet_tf.runtime.lock import lock_output
-from efficientnet_tf.runtime.strategy import dtype_policy
 from efficientnet_tf.runtime.variables import copy_values, restorable, take_restored
 
 __all__ = [
-    "build_from_config",
     "change_config",
     "list_checkpoints",
     "open_model_dir",
-    "precision_scope",
     "read_class_names",
     "read_config",
     "read_newest_checkpoint",
@@ -75,17 +71,6 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def precision_scope(config: Config, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Build models with the precision that a config asks for, within the block."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype_policy(config.train.precision, strategy))
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def open_model_dir(
@@ -235,15 +220,6 @@ def _read_chosen_checkpoint(model_dir, chosen, checkpoint, check):
         raise UserError(f"checkpoint={chosen}: {prefix} cannot be read ({reason}). Choose another checkpoint.")
     _LOGGER.warning("The best checkpoint, %s, cannot be read (%s). Using the newest one.", prefix, reason)
     return read_newest_checkpoint(model_dir, checkpoint, check)
-
-
-def build_from_config(config: Config, classes: int) -> keras.Model:
-    """Build the model that a config describes, with random weights and `classes` logits.
-
-    It takes images as the input pipeline reads them, with channels last, whatever Keras is set to.
-    """
-    with channels_last_scope():
-        return build_model(config.model, classes, (config.image_size, config.image_size, config.data.channels))
 
 
 def restore_model(

@@ -28,9 +28,9 @@ from efficientnet_tf.preflight.compile import ENVIRONMENT, OutOfMemory, Program,
 from efficientnet_tf.preflight.topology import Topology
 from efficientnet_tf.preflight.trace import make_empty_source
 from efficientnet_tf.runtime.jax_strategy import AXIS, JaxStrategy
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.graph import batch_norm_group_size
 from efficientnet_tf.training.jax_loop import make_train_step
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import evaluated_variables, make_classifiers
 
 _HOST = re.compile("callback|infeed|outfeed|send|recv|host", re.IGNORECASE)  # for which a step waits for its host

@@ -8,8 +8,8 @@ from efficientnet_tf.preflight.compile import Program, compile_hlo
 from efficientnet_tf.preflight.lower import lower
 from efficientnet_tf.preflight.topology import Topology
 from efficientnet_tf.preflight.trace import Trace, inspect_trace, make_tracing_strategy, trace_eval, trace_train
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.graph import batch_norm_group_size
+from efficientnet_tf.training.state import create_state
 
 
 class TensorFlowSteps:

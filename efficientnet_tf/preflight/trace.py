@@ -22,7 +22,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
 from efficientnet_tf.data.source import Source, source_from_bytes
 from efficientnet_tf.evaluation.loop import make_eval_loop
-from efficientnet_tf.training.checkpoint import State
+from efficientnet_tf.training.state import State
 from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_train_loop
 
 # All replicas run the same program. Two are enough to see what they exchange, and need less memory than all.

@@ -1,12 +1,20 @@
-"""Reads the cluster of workers that the environment variable TF_CONFIG describes. It needs no TensorFlow."""
+"""Reads the cluster of workers that the environment variable TF_CONFIG describes, and waits for them.
+
+It needs no TensorFlow.
+"""
 
 import json
+import logging
 import re
+import socket
+import time
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 
+WAIT_SECONDS = 600  # schedulers start workers one after the other
+CONNECT_SECONDS = 20  # longest time to wait for the answer of an address
 EXAMPLE = '{"cluster": {"worker": ["address:port", "address:port"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -90,3 +98,29 @@ def _find_own(jobs: dict[str, list[str]], task: dict[str, Any]) -> str:
     if not is_number or int(text) >= len(jobs[job]):
         raise UserError(f"task.index is {escape(text)}. The job {job} has the indices 0 to {len(jobs[job]) - 1}.")
     return jobs[job][int(text)]
+
+
+def await_workers(addresses: list[str], timeout_seconds: float = WAIT_SECONDS) -> None:
+    """Wait until all addresses accept connections. The libraries would wait without saying for whom.
+
+    Raises:
+        UserError: If one of them still does not after some time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        is_announced = False
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"TF_CONFIG: worker {address} did not appear within {timeout_seconds} seconds ({error}). Check "
+                        "that it is started and that no firewall blocks this machine."
+                    ) from None
+                if not is_announced:
+                    logging.getLogger(__name__).warning("waiting for worker %s", address)
+                    is_announced = True
+                time.sleep(0.2)

@@ -9,14 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, find_reason
-from efficientnet_tf.runtime.cluster import read_rank
-from efficientnet_tf.runtime.workers import WAIT_SECONDS, await_workers
+from efficientnet_tf.runtime.cluster import WAIT_SECONDS, await_workers, read_rank
 
 AXIS = "devices"
 _SHUTDOWN_SECONDS = 10  # how long the end of a process waits for that of the others
@@ -102,8 +100,11 @@ def create_jax_strategy(device: str, replicas: int, cluster: bool = False) -> Ja
     Raises:
         UserError: If there is no such device, the CPU cannot be split any more, or a process is missing.
     """
-    # TensorFlow only reads images here. It must not take the memory of a GPU.
-    tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(ImportError):  # The step of a run needs no TensorFlow.
+        import tensorflow as tf
+
+        # It only reads images here, and must not take the memory of a GPU.
+        tf.config.set_visible_devices([], "GPU")
     if replicas > 1:
         device = "cpu"
         try:

@@ -1,20 +1,25 @@
 """Chooses the devices of a run and what suits them: the `tf.distribute` strategy, the precision, and XLA.
 
-Only this package names devices. All other code takes a strategy.
+Only this package names devices. All other code takes a strategy. With JAX, the step of a run needs no TensorFlow, so it
+is only imported where it is used.
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import keras
-import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.backend import BACKENDS, uses_jax
+from efficientnet_tf.runtime.cluster import read_cluster
 from efficientnet_tf.runtime.hardware import check_devices
-from efficientnet_tf.runtime.tpu import connect_tpu
-from efficientnet_tf.runtime.workers import join_workers, read_cluster
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def create_strategy(
@@ -47,6 +52,11 @@ def create_strategy(
         from efficientnet_tf.runtime.jax_strategy import create_jax_strategy
 
         return create_jax_strategy("tpu" if on_tpu else device, replicas, cluster)
+    import tensorflow as tf
+
+    from efficientnet_tf.runtime.tpu import connect_tpu
+    from efficientnet_tf.runtime.workers import join_workers
+
     if len(workers) > 1:
         if on_tpu or replicas > 1:
             raise UserError(
@@ -74,6 +84,8 @@ def create_strategy(
 
 def _split_cpu(replicas: int) -> tf.distribute.Strategy:
     """Return a strategy on the CPU, split into as many logical devices as there are replicas."""
+    import tensorflow as tf
+
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("CPU:0")
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -91,6 +103,8 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     """Return the kind of device that the replicas run on: "TPU", "GPU" or "CPU"."""
     if uses_jax():
         return strategy.device_type
+    import tensorflow as tf
+
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return "TPU"
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
@@ -139,6 +153,8 @@ def distribute_batches(
     Returns:
         An iterable. Each element holds one batch for every replica, as `strategy.run` takes it.
     """
+    import tensorflow as tf
+
     if uses_jax():
         context = tf.distribute.InputContext(strategy.processes, strategy.process, strategy.processes)
         return strategy.divide_batches(make_dataset(context))
@@ -160,6 +176,8 @@ class _UntunedBatches:
         self._batches = batches
 
     def __iter__(self) -> Iterator:
+        import tensorflow as tf
+
         options = tf.data.Options()
         options.autotune.enabled = False
         make_iterator = tf.data.Dataset.__iter__
@@ -179,6 +197,10 @@ def replica_count(strategy: tf.distribute.Strategy) -> int:
     return getattr(strategy, "stands_for", strategy.num_replicas_in_sync)
 
 
-def on_host() -> AbstractContextManager:
-    """Return a context in which variables are created in the memory of the host."""
+def on_host() -> contextlib.AbstractContextManager:
+    """Return a context in which variables are created in the memory of the host, or with JAX, of its first device."""
+    if uses_jax():
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
     return tf.device("CPU:0")

@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
-
-CONNECT_SECONDS = 20
+from efficientnet_tf.runtime.cluster import CONNECT_SECONDS
 
 NAMES = "Use 'local' on a TPU VM, the name of a Cloud TPU, or grpc://address:8470."
 CHECKS = "Check that the TPU is running, that the address is right, and that no firewall blocks this machine."

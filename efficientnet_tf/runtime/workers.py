@@ -1,10 +1,8 @@
 """Joins the workers of a run on several hosts, and tells a worker that is gone from other errors."""
 
 import contextlib
-import logging
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,20 +11,15 @@ import tensorflow as tf
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.runtime.backend import uses_jax
-from efficientnet_tf.runtime.cluster import read_cluster
-from efficientnet_tf.runtime.tpu import CONNECT_SECONDS
+from efficientnet_tf.runtime.cluster import WAIT_SECONDS, await_workers, read_cluster
 
 __all__ = ["LostWorkerError", "is_chief", "join_workers", "make_gather", "read_cluster", "report_lost_workers"]
+
+_LOST = re.compile("gloo|nccl|unavailable|connection|deadline_exceeded|heartbeat", re.IGNORECASE)  # in errors of JAX
 
 
 class LostWorkerError(UserError):
     """Another worker of the run is gone."""
-
-
-WAIT_SECONDS = 600  # schedulers start workers one after the other
-_LOST = re.compile("gloo|nccl|unavailable|connection|deadline_exceeded|heartbeat", re.IGNORECASE)  # in errors of JAX
-
-_logger = logging.getLogger(__name__)
 
 
 def join_workers(
@@ -58,32 +51,6 @@ def join_workers(
         raise
     except (tf.errors.OpError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {find_reason(error)}") from None
-
-
-def await_workers(addresses: list[str], timeout_seconds: float = WAIT_SECONDS) -> None:
-    """Wait until all addresses accept connections. The libraries would wait without saying for whom.
-
-    Raises:
-        UserError: If one of them still does not after some time.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        is_announced = False
-        while True:
-            try:
-                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"TF_CONFIG: worker {address} did not appear within {timeout_seconds} seconds ({error}). Check "
-                        "that it is started and that no firewall blocks this machine."
-                    ) from None
-                if not is_announced:
-                    _logger.warning("waiting for worker %s", address)
-                    is_announced = True
-                time.sleep(0.2)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -5,27 +5,24 @@ Batch norm may use the mean and variance of several replicas' images. On a CPU, 
 are those of `fused_layers`. The model itself stays plain Keras. `step` explains how a graph and a model work together.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.models.model_dir import build_from_config, precision_scope
+from efficientnet_tf.models.from_config import build_from_config, precision_scope
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import device_type, on_host, replica_count, should_jit
-from efficientnet_tf.training.fused_layers import (
-    FUSE_FROM_VALUES,
-    FastConv2D,
-    FastDepthwiseConv2D,
-    FusedLayers,
-    find_fusible,
-)
-from efficientnet_tf.training.transfer import freeze_layers
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def build_phase_graph(
@@ -54,6 +51,19 @@ def build_phase_graph(
         graph = build_from_config(phase_config, model.output_shape[-1])
     freeze_layers(graph, freeze)
     return model if graph.get_config() == model.get_config() else graph
+
+
+def freeze_layers(model: keras.Model, freeze: str) -> None:
+    """Set which layers of a model are trained.
+
+    Args:
+        model: A model of this package.
+        freeze: "none"; "batch_norm" for all batch-norm layers, which then use their stored statistics; or "body" for
+            everything but the classifier.
+    """
+    for layer in model.layers:
+        is_frozen = freeze == "batch_norm" and isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name == "predictions" if freeze == "body" else not is_frozen
 
 
 def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> int:
@@ -92,7 +102,7 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
 
 
 def make_training_graph(
-    model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int = FUSE_FROM_VALUES
+    model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int | None = None
 ) -> keras.Model:
     """Copy a model for training.
 
@@ -100,7 +110,8 @@ def make_training_graph(
         model: The model whose layers to copy.
         config: The config of the run or of its current phase.
         strategy: Where the copy is called.
-        fuse_from: On a CPU, layers are fused for tensors of at least this many values.
+        fuse_from: On a CPU, layers are fused for tensors of at least this many values. Defaults to
+            `fused_layers.FUSE_FROM_VALUES`.
 
     Returns:
         A model with the same layer and variable names, to be called in a replica with seeds of `ops.random`. Its own
@@ -115,6 +126,15 @@ def make_training_graph(
         replacements[keras.layers.BatchNormalization] = GroupBatchNormalization
     # XLA fuses by itself. Other devices have not been measured.
     if not uses_jax() and device_type(strategy) == "CPU" and not should_jit(config.train.jit_compile, strategy):
+        from efficientnet_tf.training.fused_layers import (
+            FUSE_FROM_VALUES,
+            FastConv2D,
+            FastDepthwiseConv2D,
+            FusedLayers,
+            find_fusible,
+        )
+
+        fuse_from = FUSE_FROM_VALUES if fuse_from is None else fuse_from
         replacements |= {keras.layers.Conv2D: FastConv2D, keras.layers.DepthwiseConv2D: FastDepthwiseConv2D}
         fusible = {} if group > 1 else {layer.name: layers for layers in find_fusible(model) for layer in layers}
     if not fusible and not any(type(layer) in replacements for layer in model.layers):
@@ -192,6 +212,8 @@ class GroupBatchNormalization(keras.layers.BatchNormalization):
             from efficientnet_tf.runtime.jax_strategy import average_in_group
 
             return average_in_group(moments, self.group)
+        import tensorflow as tf
+
         context = tf.distribute.get_replica_context()
         own = context.replica_id_in_sync_group // self.group
         # Only a TPU's strategy reduces within groups. Elsewhere each group has a row of its own in a common sum.

@@ -17,9 +17,9 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.jax_strategy import AXIS, JaxStrategy, StepQueue
-from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.graph import make_training_graph
+from efficientnet_tf.training.state import State
 from efficientnet_tf.training.step import TrainStep
 
 ERRORS = (jax.errors.JaxRuntimeError,)  # that a device can raise, for example if its memory is full

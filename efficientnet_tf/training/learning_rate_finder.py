@@ -15,9 +15,9 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
 from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
 from efficientnet_tf.runtime.terminal import ProgressBar
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import Phase, plan_phases, scale_rate
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.transfer import read_initial_weights
 

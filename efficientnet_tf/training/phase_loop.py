@@ -15,9 +15,9 @@ from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.runtime.workers import report_lost_workers
-from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import Phase
+from efficientnet_tf.training.state import State
 
 
 def choose_engine() -> ModuleType:

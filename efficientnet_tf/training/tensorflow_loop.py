@@ -18,9 +18,9 @@ from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.strategy import replica_count, should_jit
 from efficientnet_tf.runtime.variables import read_values
-from efficientnet_tf.training.checkpoint import State
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.graph import batch_norm_group_size, make_training_graph
+from efficientnet_tf.training.state import State
 from efficientnet_tf.training.step import TrainStep
 
 ERRORS = ()  # in addition to those of TensorFlow

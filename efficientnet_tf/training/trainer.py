@@ -18,12 +18,13 @@ from efficientnet_tf.runtime.signals import StopFlag, StopLimit
 from efficientnet_tf.runtime.strategy import create_strategy, describe_devices
 from efficientnet_tf.runtime.workers import LostWorkerError, is_chief, make_gather, report_lost_workers
 from efficientnet_tf.training.callback import Callback
-from efficientnet_tf.training.checkpoint import Checkpointer, State, create_state
+from efficientnet_tf.training.checkpoint import Checkpointer
 from efficientnet_tf.training.directory import RunDirectory
 from efficientnet_tf.training.graph import batch_norm_group_size
 from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
 from efficientnet_tf.training.phase_loop import PhaseLoop
 from efficientnet_tf.training.schedule import Phase, Rhythm, plan_phases
+from efficientnet_tf.training.state import State, create_state
 from efficientnet_tf.training.tensorflow_loop import make_state_evaluator
 from efficientnet_tf.training.transfer import read_initial_weights
 from efficientnet_tf.training.wandb import require_tracker

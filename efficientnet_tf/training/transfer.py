@@ -5,14 +5,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import normalize_name
-from efficientnet_tf.models.model_dir import build_from_config, read_class_names, read_config
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import read_class_names, read_config
 from efficientnet_tf.runtime.files import check_path, exists
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.weights.formats import read_weights
@@ -106,16 +106,3 @@ def _read_class_names(path: str) -> list[str] | None:
         if exists(os.path.join(folder, "classes.txt")):
             return read_class_names(folder)
     return None
-
-
-def freeze_layers(model: keras.Model, freeze: str) -> None:
-    """Set which layers of a model are trained.
-
-    Args:
-        model: A model of this package.
-        freeze: "none"; "batch_norm" for all batch-norm layers, which then use their stored statistics; or "body" for
-            everything but the classifier.
-    """
-    for layer in model.layers:
-        is_frozen = freeze == "batch_norm" and isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = layer.name == "predictions" if freeze == "body" else not is_frozen

@@ -109,7 +109,8 @@ def _list_best_first(path: str) -> list[str]:
 
 def read_export(path: str, variables: Sequence[str], shapes: Shapes, **_: Any) -> LoadedWeights:
     """Read an export. Its variables have no names, but the order of the model that its config describes."""
-    from efficientnet_tf.models.model_dir import build_from_config, read_class_names, read_config
+    from efficientnet_tf.models.from_config import build_from_config
+    from efficientnet_tf.models.model_dir import read_class_names, read_config
 
     assets = os.path.join(path, "assets")
     config, class_names = read_config(assets), read_class_names(assets)

@@ -23,7 +23,8 @@ from efficientnet_tf.benchmark.networks import NetworkBenchmark, Plan
 from efficientnet_tf.benchmark.plot import draw_speed
 from efficientnet_tf.benchmark.report import format_markdown
 from efficientnet_tf.benchmark.rounds import Worker, WorkerKilled
-from efficientnet_tf.benchmark.worker import COPIED_BYTES, EXPORTS, Setting, name_in_keras, name_in_timm
+from efficientnet_tf.benchmark.setting import Setting, name_in_keras, name_in_timm
+from efficientnet_tf.benchmark.worker import COPIED_BYTES, EXPORTS
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.terminal import ProgressBar
 
@@ -98,7 +99,14 @@ def test_values_of_flags_are_checked(flag, capsys):
         (["--mode=train", "--picture={}/missing/a.png"], "--picture=.* cannot be written"),
         (["--mode=input", "--picture={}/a.png"], "--picture plots networks.*Use --mode=train, infer or export"),
         (["--mode=train", "--seconds=1e20"], "--seconds=1e\\+20 is too long. Use at most 3600"),
-        (["--mode=train", "--compare=kears"], "--compare=kears is not known. Use keras or timm. Did you mean 'keras'"),
+        (
+            ["--mode=train", "--compare=kears"],
+            "--compare=kears is not known. Use keras or timm or jax or keras_fit_jax. Did you mean 'keras'",
+        ),
+        (
+            ["--mode=infer", "--compare=keras_fit_jax"],
+            "--compare=keras_fit_jax is not measured with --mode=infer. Use keras or timm or jax.",
+        ),
     ],
 )
 def test_flags_are_checked_before_measuring(tmp_path, flags, message):

@@ -16,9 +16,9 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import eval_image
 from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.evaluation.metrics import format_evaluation
-from efficientnet_tf.models.model_dir import build_from_config
+from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_state_evaluator
 
 SIZE = 1437  # Training images, from which the schedule computes epochs.

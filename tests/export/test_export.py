@@ -23,7 +23,8 @@ from efficientnet_tf.export.folding import fold_batch_norm
 from efficientnet_tf.export.formats import FORMATS, open_export
 from efficientnet_tf.export.quantization import find_float_region, list_kernel_layers, measure_quantization_errors
 from efficientnet_tf.models.builder import build_model
-from efficientnet_tf.models.model_dir import build_from_config, read_config, restore_model, write_model_dir
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import read_config, restore_model, write_model_dir
 
 IMAGES = 120
 CLASSES = [f"class{i}" for i in range(5)]

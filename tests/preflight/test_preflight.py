@@ -31,7 +31,7 @@ from efficientnet_tf.preflight.trace import (
 )
 from efficientnet_tf.runtime.strategy import device_type, replica_count
 from efficientnet_tf.runtime.terminal import ProgressBar
-from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 CLASSES = 10

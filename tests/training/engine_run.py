@@ -1,7 +1,7 @@
-"""Trains the tiny network with the engine of Keras's backend, from given weights: `engine_run.py ARGUMENTS`.
+"""Trains a network with the engine of Keras's backend, from given weights: `engine_run.py ARGUMENTS`.
 
-ARGUMENTS is JSON: "weights" is a .npz file of {path: value}, written first if it is missing; "overrides" of the recipe
-digits; "steps"; and "output", a .npz file of the losses and everything that training has changed.
+ARGUMENTS is JSON: "variant"; "weights" is a .npz file of {path: value}, written first if it is missing; "overrides" of
+the recipe digits; "steps"; and "output", a .npz file of the losses and everything that training has changed.
 """
 
 import json
@@ -12,15 +12,16 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
+from efficientnet_tf.config.load import load_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
-from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.state import create_state
 
 
-def main(weights, overrides, steps, output):
-    config = tiny.load_config(*overrides)
+def main(variant, weights, overrides, steps, output):
+    config = load_config(variant, "digits", overrides)
     if uses_jax():
         from efficientnet_tf.runtime.jax_strategy import JaxStrategy
         from efficientnet_tf.training.jax_loop import make_train_loop

@@ -18,8 +18,8 @@ import tiny
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import parse_config
 from efficientnet_tf.config.yaml12 import parse_yaml
+from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import (
-    build_from_config,
     list_checkpoints,
     open_model_dir,
     read_class_names,
@@ -29,7 +29,8 @@ from efficientnet_tf.models.model_dir import (
 )
 from efficientnet_tf.models.selection import Selection
 from efficientnet_tf.runtime.files import write_text
-from efficientnet_tf.training.checkpoint import Checkpointer, create_state
+from efficientnet_tf.training.checkpoint import Checkpointer
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.weights.load import load_weights
 
 CLASSES = [str(i) for i in range(10)]

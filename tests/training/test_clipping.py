@@ -7,10 +7,11 @@ import tensorflow as tf
 import tiny
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.models.model_dir import build_from_config, list_checkpoints
-from efficientnet_tf.training.checkpoint import State
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import list_checkpoints
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
 from efficientnet_tf.training.optimizers import create_optimizer
+from efficientnet_tf.training.state import State
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.trainer import train_model
 

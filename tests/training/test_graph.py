@@ -9,7 +9,8 @@ import tensorflow as tf
 import tiny
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.models.model_dir import build_from_config, restore_model
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import restore_model
 from efficientnet_tf.training import graph as graph_lib
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES, FusedLayers
 from efficientnet_tf.training.trainer import train_model

@@ -19,10 +19,15 @@ SCRIPT = Path(__file__).with_name("engine_run.py")
 STEPS = 20
 
 
-def train(folder, backend, *overrides, devices=1):
+def train(folder, backend, *overrides, devices=1, variant=tiny.VARIANT):
     """Train in a process of its own. Return {name: value}: losses, and what training has changed."""
     output = folder / f"{backend}{devices}.npz"
-    arguments = {"weights": str(folder / "weights.npz"), "steps": STEPS, "output": str(output)}
+    arguments = {
+        "variant": variant,
+        "weights": str(folder / "weights.npz"),
+        "steps": STEPS,
+        "output": str(output),
+    }
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "JAX_PLATFORMS": "cpu",
@@ -70,11 +75,30 @@ def test_both_engines_take_the_same_steps(tmp_path, settings):
 
 
 @pytest.mark.slow
+def test_both_engines_take_the_same_steps_with_b0(tmp_path):
+    settings = (
+        *("data.image_size=64", "train.batch_size=8", "train.ema_decay=0.99", "optimizer.clip_norm=1.0"),
+        *("augment.mixup=0.2", "model.drop_connect=0.2", "model.dropout=0.2"),
+    )
+    tensorflow = train(tmp_path, "tensorflow", *settings, variant="b0")
+    assert_same(tensorflow, train(tmp_path, "jax", *settings, variant="b0"))
+
+
+@pytest.mark.slow
 def test_eight_devices_equal_one(tmp_path):
     """With the batch-norm statistics of all images, and with one part of the batch each, which TensorFlow refuses."""
     settings = ("train.batch_size=32", "model.drop_connect=0.2", "augment.mixup=0.2", "train.batch_norm_group=all")
     one = train(tmp_path, "jax", tiny.SHORT, *settings)
     assert_same(one, train(tmp_path, "jax", tiny.SHORT, *settings, devices=8))
+
+
+def test_a_step_needs_no_tensorflow():
+    """On a machine with a GPU, the benchmark runs the engine where only JAX is installed."""
+    modules = "training.jax_loop training.state evaluation.jax_loop runtime.jax_strategy".split()
+    code = "import sys; sys.modules['tensorflow'] = None\n" + "\n".join(f"import efficientnet_tf.{m}" for m in modules)
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # Trains a run in a directory until a step, with the engine of Keras's backend.

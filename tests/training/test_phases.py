@@ -13,9 +13,9 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.data.source import Order
 from efficientnet_tf.models.model_dir import list_checkpoints
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import create_schedule, plan_phases, to_steps
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.trainer import train_model
 
 PHASES = (

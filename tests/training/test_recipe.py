@@ -27,10 +27,10 @@ from efficientnet_tf.data.source import source_from_bytes
 from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.training.checkpoint import create_state
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
 from efficientnet_tf.training.schedule import create_schedule
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 IMAGENET = 1_281_167  # Training images.

@@ -11,13 +11,13 @@ import scipy.special
 import tensorflow as tf
 import tiny
 
-from efficientnet_tf.models.model_dir import build_from_config
+from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.variables import batch_norm_statistics
-from efficientnet_tf.training.checkpoint import State, create_state
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
+from efficientnet_tf.training.graph import freeze_layers
 from efficientnet_tf.training.optimizers import create_optimizer
+from efficientnet_tf.training.state import State, create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
-from efficientnet_tf.training.transfer import freeze_layers
 
 NO_DROPOUT = ("model.dropout=0.0", "model.drop_connect=0.0")
 

@@ -12,7 +12,7 @@ import tiny
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.models.model_dir import list_checkpoints, restore_model
-from efficientnet_tf.training.checkpoint import create_state
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.trainer import train_model
 
 SIZE = 1437  # Training images, from which the schedule computes epochs.
