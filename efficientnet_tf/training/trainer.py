@@ -177,11 +177,10 @@ class Trainer:
     def _open_log(self) -> RunLog | SilentLog:
         if not self._is_chief:
             return SilentLog()
-        check = self._directory.check
         # The checkpoint may have been written before the evaluation of its step.
         repeats = self._has_evaluation and self.state.selection.lacks(self.step)
         steps = self.step, self.total_steps
-        return RunLog(self.model_dir, self.config, *steps, self._tracker, check=check, repeats=repeats)
+        return RunLog(self.model_dir, self.config, *steps, self._tracker, check=self._directory.check, repeats=repeats)
 
     def _print_essentials(self) -> None:
         model, sizes = self.state.model, (self._train_source.size, self._eval_source.size)
