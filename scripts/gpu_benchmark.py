@@ -1,11 +1,11 @@
-"""Measure this package's networks on Keras's JAX backend against timm's, without TensorFlow.
+"""Measure training and inference with JAX against timm, on a GPU and without TensorFlow.
 
     python scripts/gpu_benchmark.py --output=gpu.json
 
-It measures training and inference of b0 and b4 in bfloat16. This package runs one compiled program per step. timm runs
-with torch.compile, channels_last and autocast. Batch, image size, optimizer, label smoothing and dropout are the same.
-Each implementation has its own process, and they are measured in rounds. A measurement ends when the device has
-finished. Install jax and torch for your device, and timm.
+It measures b0, b4 and v2-s in bfloat16 at several batch sizes. This package runs its training loop, that of `train
+--backend=jax`. timm runs with torch.compile, channels_last and autocast. Batch, image size, optimizer, label smoothing
+and dropout are the same. Each implementation has its own process, and they are measured in rounds. A measurement ends
+when the device has finished. A batch that does not fit is left out. Install jax and torch for your device, and timm.
 """
 
 import argparse
@@ -69,19 +69,29 @@ def main(args):
         for name in given:
             if name not in allowed:
                 raise UserError(f"--{flag}={name} is not known. Use {' or '.join(allowed)}.")
-    cases: list[Any] = list(itertools.product(args.modes, args.variants, args.sizes or [None]))
-    rows = []
+    cases: list[Any] = list(itertools.product(args.modes, args.variants, args.sizes or [None], args.batch))
+    rows, skipped = [], []
     total = len(cases) * (args.rounds + 1) * len(args.implementations)
     with ProgressBar(total, "networks", "measurements") as bar:
-        for mode, variant, size in cases:
-            bar.describe(f"{mode}, {variant}")
-            rows += measure(mode, variant, size or load_variant(variant).resolution, args.batch, args, bar)
+        for mode, variant, size, batch in cases:
+            name = f"{mode}, {variant}, batch {batch}"
+            bar.describe(name)
+            end = bar.completed + total // len(cases)
+            try:
+                rows += measure(mode, variant, size or load_variant(variant).resolution, batch, args, bar)
+            except UserError as error:
+                skipped.append(f"{name}: {error}")
+                bar.print(f"skipped: {skipped[-1]}", sys.stderr)
+                bar.advance(end - bar.completed)
+    if not rows:
+        raise UserError(f"Nothing could be measured. {skipped[0]}")
     print(format_markdown(rows))
     if args.output:
         report = {
             "precision": args.precision,
             "environment": describe_environment(*PACKAGES) | describe_hardware(),
             "rows": rows,
+            "skipped": skipped,
         }
         with open(args.output, "w") as file:
             json.dump(report, file, indent=1)
@@ -91,13 +101,15 @@ def make_parser():
     """Return the flags of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--variants", type=cli.names, default=["b0", "b4"], help="Networks to measure, for example b0,b4."
+        "--variants", type=cli.names, default=["b0", "b4", "v2-s"], help="Networks to measure, for example b0,b4."
     )
     parser.add_argument(
         "--modes", type=cli.names, default=["train", "infer"], help="What to measure: train, infer or both."
     )
     parser.add_argument("--sizes", type=cli.positive_ints, help="Image sides in pixels. Defaults to the variant's own.")
-    parser.add_argument("--batch", type=cli.positive_int, default=128, help="Images per step. Defaults to 128.")
+    parser.add_argument(
+        "--batch", type=cli.positive_ints, default=[32, 128, 256], help="Images per step. Defaults to 32,128,256."
+    )
     parser.add_argument("--precision", default="mixed_bfloat16", choices=["float32", "mixed_bfloat16"])
     parser.add_argument(
         "--implementations", "--contestants", type=cli.names, default=list(NAMES), help="What to compare: jax,timm."
