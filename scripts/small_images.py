@@ -105,15 +105,14 @@ PARTS = {
     ),
     "fashion_mnist": Part(
         "Fashion-MNIST",
-        "B0 with the recipe as it is, with two seeds.",
+        "The recipe as it is, which trains V2-B0, with two seeds.",
         "fashion_mnist",
-        {"recipe": ["--variant=b0", "--recipe=fashion_mnist"]},
+        {"recipe": ["--recipe=fashion_mnist"]},
         (0, 1),
     ),
     "optimizers": Part(
         "The optimizer of a short run",
-        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32. These runs are from before "
-        "version 0.2, which evaluated only the center 16x16 pixels here.",
+        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32.",
         "cifar10",
         {
             "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.016)],
