@@ -45,6 +45,7 @@ def describe_augmentation(config: Config) -> str:
     """Describe what happens to training images. Mixing happens on the device, and is not drawn."""
     augment = config.augment
     text = f"{config.data.source}, {config.image_size} pixels, policy {augment.policy}"
+    text += f", shift {augment.shift}" if augment.shift else ""
     text += f", color jitter {augment.color_jitter:g}" if augment.color_jitter else ""
     mixing = [f"{name} {getattr(augment, name):g}" for name in ("mixup", "cutmix") if getattr(augment, name)]
     return text + (f", then {' and '.join(mixing)} (not shown)" if mixing else "")

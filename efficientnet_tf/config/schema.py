@@ -124,6 +124,10 @@ class AugmentConfig(Section):
     """Whether to mirror half of the images horizontally."""
     flip_vertical: bool = False
     """Whether to mirror half of the images vertically."""
+    shift: Annotated[int, Field(ge=0, le=10**5)] = 0
+    """Move the image by up to this many pixels in each direction after the crop. The border that becomes free is black.
+    For small images this is usual instead of crops: with crop_area [1, 1] and crop_aspect [1, 1], square images keep
+    their pixels."""
     policy: Literal["none", "autoaugment", "randaugment"] = "none"
     """Augmentation policy that is applied after the crop."""
     randaugment_count: Annotated[int, Field(ge=1, le=16)] = 2
@@ -246,6 +250,11 @@ class Config(Section):
             raise ValueError(
                 "data.val_fraction is only for data.source=folder and data.source=arrays, received source "
                 f"{data.source!r}"
+            )
+        if self.augment.shift >= self.image_size:
+            raise ValueError(
+                f"augment.shift={self.augment.shift} would move images of {self.image_size} pixels out of sight. Use a "
+                "smaller one."
             )
         if schedule.warmup_epochs > train.epochs:
             raise ValueError(

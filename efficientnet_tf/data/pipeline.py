@@ -31,8 +31,8 @@ def image_seed(source: Source, config: Config, position: tf.Tensor, id_: tf.Tens
 
 
 def split_seed(seed: tf.Tensor) -> list[tf.Tensor]:
-    """Return the seeds of an image, int64 [2] each: crop, flip, policy, erasing, vertical flip, color jitter."""
-    return tf.unstack(tf.random.split(seed, 6))
+    """Return the seeds of an image, int64 [2] each: crop, flip, policy, erasing, vertical flip, color jitter, shift."""
+    return tf.unstack(tf.random.split(seed, 7))
 
 
 def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tensor:
@@ -50,7 +50,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     Deviates: Bicubic interpolation uses half-pixel centers (`tf.image.resize`), the official code used TensorFlow 1's.
     Values are rounded to uint8 instead of truncated.
     """
-    crop_seed, flip_seed, policy_seed, erase_seed, vertical_seed, jitter_seed = split_seed(seed)
+    crop_seed, flip_seed, policy_seed, erase_seed, vertical_seed, jitter_seed, shift_seed = split_seed(seed)
     size, channels = config.image_size, config.data.channels
 
     def choose_window(shape):
@@ -65,6 +65,8 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     if config.augment.flip_vertical:
         image = tf.image.stateless_random_flip_up_down(image, vertical_seed)
+    if config.augment.shift:
+        image = image_ops.random_shift(image, shift_seed, config.augment.shift)
     policy = make_policy(config.augment)
     if policy:
         image = apply_policy(policy, image, policy_seed)

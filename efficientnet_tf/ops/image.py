@@ -235,6 +235,25 @@ def shear_y(image: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     return affine(image, (1.0, 0.0, 0.0, amount, 1.0, 0.0))
 
 
+def random_shift(image: tf.Tensor, seed: tf.Tensor, most: int) -> tf.Tensor:
+    """Move an image by random numbers of pixels, down or up and right or left.
+
+    Args:
+        image: uint8 [H, W, C].
+        seed: Two integers, int64 [2]. The same seed always gives the same result.
+        most: The largest number of pixels in each direction, int >= 0. All numbers up to it are equally likely.
+
+    Returns:
+        uint8 [H, W, C]. Pixels that come from outside the image are 0.
+
+    Source: torchvision, `RandomCrop` with `padding`, which He et al. 2016 (https://arxiv.org/abs/1512.03385, section
+    4.2) use for CIFAR-10.
+    """
+    padded = tf.pad(image, [[most, most], [most, most], [0, 0]])
+    start = tf.random.stateless_uniform([2], seed, 0, 2 * most + 1, tf.int32)
+    return tf.ensure_shape(tf.slice(padded, [start[0], start[1], 0], tf.shape(image)), image.shape)
+
+
 @compile_for_cpu
 def translate_x(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
     """Shift an image to the left by `pixels`, float scalar."""

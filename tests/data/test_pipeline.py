@@ -317,6 +317,23 @@ def test_vertical_and_horizontal_flips_are_independent(augment):
     check_frequencies([np.all(images == outcome, axis=(1, 2, 3)).sum() for outcome in outcomes], np.full(4, 1 / 4))
 
 
+def test_shifted_images_keep_their_pixels_and_every_shift_is_as_likely(augment):
+    whole = ("augment.crop_area=[1.0, 1.0]", "augment.crop_aspect=[0.1, 10.0]", "augment.flip=false")
+    image = augment(seeds(1), *whole)[0]
+    images = augment(seeds(1000), *whole, "augment.shift=2")
+    padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
+    outcomes = [padded[y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+    check_frequencies([np.all(images == outcome, axis=(1, 2, 3)).sum() for outcome in outcomes], np.full(25, 1 / 25))
+    np.testing.assert_array_equal(augment(seeds(20), *whole, "augment.shift=2"), images[:20])
+    np.testing.assert_array_equal(augment(seeds(3), *whole, "augment.shift=0"), np.stack([image] * 3))
+
+
+def test_a_shift_out_of_sight_is_refused():
+    for size in ("data.image_size=16", "train.phases=[{until: 1, set: {data.image_size: 16}}]"):
+        with pytest.raises(UserError, match="augment.shift=16 would move images of 16 pixels out of sight"):
+            load_config(size, "augment.shift=16")
+
+
 def test_color_jitter_follows_the_policy_and_precedes_erasing(photo):
     encoded = tf.constant(encode(photo[::8, ::8], "PNG"))
     keys = ("augment.policy=randaugment", "augment.color_jitter=0.4", "augment.erase=1.0")
@@ -330,6 +347,7 @@ def test_color_jitter_follows_the_policy_and_precedes_erasing(photo):
 def test_seeds_of_crop_flip_policy_and_erasing_are_those_of_older_versions():
     seed = tf.constant([3, 5], tf.int64)
     np.testing.assert_array_equal(split_seed(seed)[:4], tf.random.split(seed, 4))
+    np.testing.assert_array_equal(split_seed(seed)[:6], tf.random.split(seed, 6))
 
 
 def test_flip_and_crop_are_independent():
