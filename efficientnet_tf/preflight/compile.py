@@ -111,7 +111,7 @@ def describe_program(
         available: HBM of one replica, bytes.
         seconds: Time to compile.
     """
-    counts = {}
+    counts: dict[str, Any] = {}
     if text is not None:
         # The compiler writes matrix products as convolutions with two dimensions. They do not count.
         kinds = re.findall(r"= (\w+)\[\d+,\d+,\d+,\d+\]\S* convolution\(", text)

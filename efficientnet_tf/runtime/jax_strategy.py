@@ -141,13 +141,19 @@ def join_processes(tf_config: str, on_tpu: bool, timeout_seconds: float) -> None
         UserError: If TF_CONFIG is invalid, a process is missing, or this process cannot be started.
     """
     addresses, own = read_rank(tf_config)
-    settings = {"initialization_timeout": round(timeout_seconds), "shutdown_timeout_seconds": _SHUTDOWN_SECONDS}
+    settings: dict[str, Any] = {
+        "initialization_timeout": round(timeout_seconds),
+        "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
+    }
     name = f"TF_CONFIG: worker {addresses[own]}" if addresses else "This process"
     try:
         if len(addresses) > 1:
-            # The own port must be open while this worker waits, because the others wait for it.
-            with socket.create_server(("", int(addresses[own].rpartition(":")[2]))):
-                await_workers(addresses[:own] + addresses[own + 1 :], timeout_seconds)
+            # The first worker opens its port when it has seen those of all others, which are open until then.
+            if own == 0:
+                await_workers(addresses[1:], timeout_seconds)
+            else:
+                with socket.create_server(("", int(addresses[own].rpartition(":")[2]))):
+                    await_workers(addresses[:1], timeout_seconds)
             jax.distributed.initialize(addresses[0], len(addresses), own, **settings)
         elif on_tpu or int(os.environ.get("SLURM_NTASKS") or 1) > 1:
             jax.distributed.initialize(**settings)

@@ -1,6 +1,8 @@
 """Joins the workers of a run on several hosts, and tells a worker that is gone from other errors."""
 
+import atexit
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -105,6 +107,9 @@ def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
         why = _find_loss(error, strategy)
         if why is None:
             raise
+        if uses_jax():
+            # At its end, the process would wait for the others, and JAX would then abort it.
+            atexit.register(lambda: os._exit(1))
         raise LostWorkerError(
             f"another worker is gone ({why[:200]}). The last checkpoint is safe. Start the same command again on all "
             "workers."

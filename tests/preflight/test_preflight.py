@@ -364,21 +364,21 @@ def test_the_whole_command():
 @pytest.mark.parametrize(
     ("flags", "convolutions", "sums"),
     [
-        # The gradients, the statistics and the metrics.
-        (("--topology=v5e:2x4", "--set=train.ema_decay=0.99"), "77 of 77 52 of 52", 70 + 32 + 1),
-        # Each of 16 batch norms sums its mean and its variance in both directions.
-        (("--topology=tpu7x:2x2x1", "--set=train.batch_norm_group=2"), "77 of 77 26 of 26", 70 + 32 + 1 + 32),
+        (("--topology=v5e:2x4",), "77 of 77", 70 + 32 + 1),  # the gradients, the statistics and the metrics
+        # Each of 16 batch norms sums its mean and its variance, in both directions. jaxlib cannot read this program.
+        (("--topology=tpu7x:2x2x1", "--set=train.batch_norm_group=2"), "unknown", 70 + 32 + 1 + 2 * 16),
     ],
 )
 def test_the_steps_of_jax_compile(flags, convolutions, sums):
+    """The evaluation step has the convolutions twice, for the weights and for their EMA."""
     done = run("--backend=jax", *flags, "--recipe=digits", "--batch=64", "--set=eval.batch_size=64", "--markdown")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert f"convolutions in bfloat16 {convolutions}".split() in lines
+    assert f"convolutions in bfloat16 {convolutions} 52 of 52".split() in lines
     (training,) = (line for line in lines if line[:1] == ["training"] and len(line) == 7)
     assert training[2:6] == ["0", "0", "0", str(sums)]
     assert "JAX traced 8 of 8 equal replicas." in done.stdout
-    assert "ERROR" not in done.stdout and "warning" not in done.stdout
+    assert "ERROR" not in done.stdout and ("warning" in done.stdout) == (convolutions == "unknown")
 
 
 def test_tensorflow_does_not_run_on_the_newest_chips():

@@ -17,11 +17,12 @@ from efficientnet_tf.config.load import load_config, parse_config
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.evaluate import evaluate_model
+from efficientnet_tf.models import from_config
 from efficientnet_tf.models import model_dir as model_dir_lib
 from efficientnet_tf.train import main, make_parser
-from efficientnet_tf.training import checkpoint
 from efficientnet_tf.training.graph import build_phase_graph
 from efficientnet_tf.training.schedule import create_schedule, plan_phases
+from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_state_evaluator, make_train_loop
 from efficientnet_tf.training.trainer import train_model
 from efficientnet_tf.training.transfer import read_initial_weights
@@ -97,7 +98,7 @@ def is_batch_norm(name):
 def start(config, strategy, size=50, classes=5):
     """Return the state of a run at step 0, and a function that trains steps of a phase."""
     initial = read_initial_weights(config, [str(digit) for digit in range(5, 10)])
-    state = checkpoint.create_state(config, classes, size, strategy, initial.values)
+    state = create_state(config, classes, size, strategy, initial.values)
     source = open_source(config.data, "train", training=True)
 
     def steps(count, phase):
@@ -121,7 +122,7 @@ def test_body_is_loaded_and_new_head_starts_at_zero(digits, trained):
     config = new_config(digits, trained)
     initial = read_initial_weights(config, ["5", "6", "7", "8", "9"])
     assert "classifier is new because the classes are different" in initial.message
-    state, fresh = (checkpoint.create_state(config, 5, 50, tiny.make_strategy(1), v) for v in (initial.values, None))
+    state, fresh = (create_state(config, 5, 50, tiny.make_strategy(1), v) for v in (initial.values, None))
     theirs = {f"model/{v.path}": v.numpy() for v in model_dir_lib.restore_model(trained)[0].variables}
     ours, random = values_of(state), values_of(fresh)
     for name in (name for name in ours if name.startswith("model/")):
@@ -153,7 +154,7 @@ def test_a_wrong_path_is_refused_before_anything_is_built(digits, trained, tmp_p
     def build(*_, **__):
         raise AssertionError("a model is built")
 
-    monkeypatch.setattr(model_dir_lib, "build_model", build)
+    monkeypatch.setattr(from_config, "build_model", build)
     config = new_config(digits, tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere does not exist"):
         train_model(config, str(tmp_path / "model"), tiny.make_strategy(1))
