@@ -26,7 +26,14 @@ PARTS = {
     "train_b4": ["--mode=train", "--variant=b4", "--batch=8", "--compare=keras,timm", "--rounds=9"],
     "train_v2_b0": ["--mode=train", "--variant=b0,v2-b0", "--batch=32", "--compare=keras,timm", "--rounds=7"],
     "train_v2_s": ["--mode=train", "--variant=v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
-    "train_jax": ["--mode=train", "--variant=b0", "--batch=32", "--compare=jax,keras_fit_jax,keras", "--rounds=5"],
+    "train_jax": [
+        "--mode=train",
+        "--variant=b0",
+        "--batch=32",
+        "--compare=jax,keras_fit_jax,keras",
+        "--rounds=2",
+        "--seconds=1",
+    ],
     "infer_v2": ["--mode=infer", "--variant=b0,v2-b0,v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
     "deploy": ["--mode=export", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--rounds=5", "--seconds=1"],
     "deploy_bfloat16": [
