@@ -33,7 +33,8 @@ from efficientnet_tf.training.jax_loop import make_train_step
 from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import evaluated_variables, make_classifiers
 
-_HOST = re.compile("callback|infeed|outfeed|send|recv|host", re.IGNORECASE)  # for which a step waits for its host
+# Operations that make a step wait for the host.
+_HOST = re.compile("callback|infeed|outfeed|send|recv|host", re.IGNORECASE)
 _SUM = re.compile(r'"stablehlo\.all_reduce"\(.*?\}\) : \(([^)]*)\) ->', re.DOTALL)
 _TENSOR = re.compile(r"tensor<((?:\d+x)*)[a-z]+(\d+)>")  # sides and bits
 _TOO_LARGE = 2**36  # float32 values, 256 GiB
