@@ -62,6 +62,17 @@ def test_light_modules_import_neither_tensorflow_nor_keras():
 
 
 @pytest.mark.slow
+def test_graphs_are_made_without_autograph():
+    # AutoGraph writes Python files into the folder for temporary files, and fails where that folder is full.
+    wrong = []
+    for name, tree in TREES.items():
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        known = {id(call.func) for call in calls if any(key.arg == "autograph" for key in call.keywords)}
+        uses = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "function")
+        wrong += [f"{name}:{use.lineno}" for use in uses if last_name(use.value) == "tf" and id(use) not in known]
+    assert not wrong
+
+
 def test_no_module_or_function_is_too_long():
     done = subprocess.run([sys.executable, LONGEST], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -43,7 +43,7 @@ def inference_seconds(
     size = size or spec.resolution
     with channels_last_scope():
         model = build_model(spec, classes, (size, size, channels))
-    forward = tf.function(lambda images: model(images, training=False))
+    forward = tf.function(lambda images: model(images, training=False), autograph=False)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), np.uint8))
     seconds = []
     for _ in range(rounds + 2):

@@ -65,7 +65,7 @@ def _prepare_this_package(setting):
 def _prepare_forward_pass(model, images):
     import tensorflow as tf
 
-    forward = tf.function(lambda images: model(images, training=False))
+    forward = tf.function(lambda images: model(images, training=False), autograph=False)
     images = tf.constant(images)
     return Job(repeat(lambda: forward(images).numpy()))
 
@@ -89,7 +89,7 @@ def _prepare_keras(setting):
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
     optimizer.build(model.trainable_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
@@ -149,7 +149,7 @@ def _prepare_matrix_product(setting):
 
     dtype = tf.bfloat16 if "bfloat16" in setting.precision else tf.float32
     matrix = tf.cast(tf.random.normal([MATRIX_SIZE, MATRIX_SIZE]), dtype)
-    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]))
+    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)[0]), autograph=False)
     return Job(repeat(lambda: multiply().numpy()))
 
 
@@ -157,7 +157,7 @@ def _prepare_copy(_):
     import tensorflow as tf
 
     values = tf.ones([COPIED_BYTES // 4])
-    negate = tf.function(lambda: -values)
+    negate = tf.function(lambda: -values, autograph=False)
     return Job(repeat(lambda: negate()[:1].numpy()))
 
 

@@ -105,7 +105,7 @@ def make_image_reader(
         A function of a sequence of paths. It returns the tensors by path, and the reasons by path for the files that
         cannot be read or decoded.
     """
-    decode = tf.function(convert, input_signature=[tf.TensorSpec([], tf.string)])
+    decode = tf.function(convert, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
     def read(paths):
         images, errors = {}, {}
@@ -126,6 +126,7 @@ def make_image_reader(
 # ------------------------------------------------------------------------------------------------------- pipelines
 
 
+@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
 def train_dataset(
     source: Source,
     config: Config,
@@ -187,6 +188,7 @@ def eval_steps(source: Source, config: Config) -> int:
     return math.ceil(source.size / config.eval.batch_size)
 
 
+@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
 def eval_dataset(
     source: Source, config: Config, failures: Failures, context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
@@ -224,6 +226,7 @@ def eval_dataset(
     return _prefetch(images.batch(per_replica, drop_remainder=True).map(add_weights))
 
 
+@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
 def sample_images(source: Source, config: Config, failures: Failures, count: int) -> tf.data.Dataset:
     """Return some images of a split as evaluation sees them. They are spread over the split, and always the same.
 

@@ -37,7 +37,7 @@ def read_example(name: str, source: Source, payload: tf.Tensor) -> tuple[bytes, 
     return make_example(encoded, label, source.class_names[label], os.path.basename(file_name)), label
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _decode_shape(encoded):
     """Decode an image as in training, and return its shape, int32 [3]."""
     return tf.shape(decode_window(encoded, 3, whole_window))

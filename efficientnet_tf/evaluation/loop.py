@@ -16,7 +16,7 @@ from efficientnet_tf.data.pipeline import eval_dataset, eval_steps
 from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.metrics import count_sums, read_sums, sum_metrics
 from efficientnet_tf.runtime.backend import uses_jax
-from efficientnet_tf.runtime.strategy import distribute_batches
+from efficientnet_tf.runtime.strategy import add_up, distribute_batches
 
 _BLOCKS = 100  # of steps, in an evaluation whose progress is reported
 Classifier = Callable[[tf.Tensor], tf.Tensor]
@@ -52,7 +52,6 @@ def make_eval_loop(
 
         return jax_loop.make_eval_loop(classifiers, classes, strategy, has_real_labels, confusion, variables)
 
-    @tf.autograph.experimental.do_not_convert
     def replica_step(images, labels, weights):
         rows = []
         for logits_of in classifiers:
@@ -61,13 +60,15 @@ def make_eval_loop(
                 rows.append(sum_metrics(logits, labels, weights, classes, has_real_labels, confusion))
         return tf.stack(rows)
 
-    @tf.function
+    @tf.function(autograph=False)
     def loop(iterator, steps, sums=None):
         if sums is None:
             sums = tf.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
-        for _ in tf.range(steps):
-            sums += strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
-        return sums
+
+        def step():
+            return strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
+
+        return add_up(steps, sums, step)
 
     return loop
 

@@ -121,7 +121,7 @@ def _measure_largest(model, groups, calibration):
     """Return the largest absolute value of each channel of each group, over all calibration images."""
     tensors = keras.Model(model.inputs, [tensor for group in groups for tensor in group.tensors])
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(image):
         values = iter(tensors(image, training=False))
         largest = [[tf.reduce_max(tf.abs(next(values)), tf.range(len(t.shape) - 1)) for t in g.tensors] for g in groups]

@@ -243,7 +243,7 @@ def _compare_file(model, path, images):
     from efficientnet_tf.runtime.terminal import track
 
     run = open_export(path).compute_logits
-    forward = tf.function(lambda batch: model(batch, training=False))
+    forward = tf.function(lambda batch: model(batch, training=False), autograph=False)
     batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]  # the last one may be smaller
     pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
     expected, exported = (np.concatenate(logits) for logits in zip(*pairs, strict=True))

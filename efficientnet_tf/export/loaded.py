@@ -172,7 +172,8 @@ class LoadedModel:
             return jax.jit(self.compute_logits)
         import tensorflow as tf
 
-        return tf.function(self.compute_logits, input_signature=[tf.TensorSpec([None, *self._image_shape], tf.float32)])
+        signature = [tf.TensorSpec([None, *self._image_shape], tf.float32)]
+        return tf.function(self.compute_logits, input_signature=signature, autograph=False)
 
 
 class LoadedFile(LoadedModel):

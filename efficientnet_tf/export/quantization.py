@@ -63,7 +63,7 @@ def measure_quantization_errors(
     roundings = {name: [probe.get_layer(f"{name}_{end}") for end in ("in", "out")] for name in names}
     _calibrate(probe, [rounding for both in roundings.values() for rounding in both], calibration)
 
-    forward = tf.function(lambda batch: probe(batch, training=False))
+    forward = tf.function(lambda batch: probe(batch, training=False), autograph=False)
 
     def compute_logits():
         starts = range(0, len(images), BATCH_SIZE)
@@ -88,7 +88,7 @@ def _calibrate(probe, roundings, calibration):
     """Set the range of each rounding to the range of its input over the calibration images."""
     tensors = keras.Model(probe.inputs, [rounding.input for rounding in roundings])
 
-    @tf.function
+    @tf.function(autograph=False)
     def ranges(image):
         return tf.stack([[tf.reduce_min(x), tf.reduce_max(x)] for x in tensors(image, training=False)])
 

@@ -81,7 +81,7 @@ def _measure_inputs(model, names, calibration) -> list[tuple[np.ndarray, np.ndar
     layers = [model.get_layer(name) for name in names]
     tensors = keras.Model(model.inputs, [layer.input for layer in layers])
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(image):
         samples: list[Any] = [
             _sample(layer, x) for layer, x in zip(layers, tensors(image, training=False), strict=True)

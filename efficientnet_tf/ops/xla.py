@@ -11,7 +11,7 @@ def has_xla() -> bool:
     """Return whether TensorFlow can compile for the CPU. Some builds lack the compiler."""
     try:
         with tf.init_scope(), tf.device("CPU:0"):
-            return bool(tf.function(lambda: tf.constant(1) > 0, jit_compile=True)())
+            return bool(tf.function(lambda: tf.constant(1) > 0, autograph=False, jit_compile=True)())
     except tf.errors.OpError:
         return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -186,6 +186,25 @@ class _UntunedBatches:
             return iter(self._batches)
         finally:
             tf.data.Dataset.__iter__ = make_iterator
+
+
+def add_up(steps: Any, start: Any, make: Callable[[], Any]) -> Any:
+    """Return the sum of what a function returns in each step, as a single loop of the graph.
+
+    AutoGraph would make the same loop of a `for` statement. It would write Python files to do so, which fails where no
+    file can be written.
+
+    Args:
+        steps: Number of steps, an int32 scalar.
+        start: The tensor to which the results are added.
+        make: Function that returns a tensor of that shape and type. It is traced once.
+    """
+    import tensorflow as tf
+
+    def add(step, total):
+        return step + 1, total + make()
+
+    return tf.while_loop(lambda step, _: step < steps, add, (tf.zeros_like(steps), start))[1]
 
 
 def replica_count(strategy: tf.distribute.Strategy) -> int:

@@ -80,7 +80,10 @@ def make_gather(strategy: tf.distribute.Strategy) -> Callable[[int], list[int]]:
         own = tf.one_hot(context.replica_id_in_sync_group, strategy.num_replicas_in_sync, dtype=tf.int64)
         return context.all_reduce("SUM", own * value)
 
-    run = tf.function(lambda value: strategy.experimental_local_results(strategy.run(place, args=(value,)))[0])
+    def run_on_all(value):
+        return strategy.experimental_local_results(strategy.run(place, args=(value,)))[0]
+
+    run = tf.function(run_on_all, autograph=False)
 
     def gather(value):
         with report_lost_workers(strategy):

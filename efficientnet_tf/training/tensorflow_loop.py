@@ -16,7 +16,7 @@ from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.loop import make_joint_evaluator
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
-from efficientnet_tf.runtime.strategy import replica_count, should_jit
+from efficientnet_tf.runtime.strategy import add_up, replica_count, should_jit
 from efficientnet_tf.runtime.variables import read_values
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.graph import batch_norm_group_size, make_training_graph
@@ -54,16 +54,12 @@ def make_train_loop(
     graph = make_training_graph(graph or state.model, config, strategy, fuse_from)
     replica_step = ReplicaStep(TrainStep(state.model, graph, config), state, config, strategy)
 
-    @tf.autograph.experimental.do_not_convert  # Converting Keras's code and ours would take seconds and change nothing.
-    def run_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        return replica_step(images, labels)
-
-    @tf.function
+    @tf.function(autograph=False)
     def loop(iterator: Any, steps: tf.Tensor) -> tf.Tensor:
-        totals = tf.zeros([2])
-        for _ in tf.range(steps):
-            totals += strategy.reduce("MEAN", strategy.run(run_step, args=next(iterator)), axis=None)
-        return totals / tf.cast(steps, tf.float32)
+        def step() -> Any:
+            return strategy.reduce("MEAN", strategy.run(replica_step, args=next(iterator)), axis=None)
+
+        return add_up(steps, tf.zeros([2]), step) / tf.cast(steps, tf.float32)
 
     return loop
 
@@ -83,7 +79,7 @@ class ReplicaStep:
         # XLA cannot compile a function that waits for other replicas.
         is_alone = batch_norm_group_size(config, strategy) == 1
         if is_alone and should_jit(config.train.jit_compile, strategy):
-            self._differentiate = tf.function(self._differentiate, jit_compile=True)
+            self._differentiate = tf.function(self._differentiate, autograph=False, jit_compile=True)
 
     def __call__(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Train on one replica's images and return their metrics."""

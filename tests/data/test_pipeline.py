@@ -2,6 +2,7 @@
 
 import importlib.resources
 import io
+import sys
 import threading
 
 import numpy as np
@@ -23,6 +24,7 @@ from efficientnet_tf.data.pipeline import (
     eval_dataset,
     eval_image,
     eval_steps,
+    sample_images,
     split_seed,
     train_dataset,
     train_image,
@@ -430,6 +432,16 @@ def test_batches_are_uint8_and_full(trained):
         assert np.bincount(labels[5 * epoch : 5 * epoch + 5].ravel()).tolist() == [10, 10, 10, 10]
     spec = train_dataset(source, run, Failures(source), 0, CONTEXT).element_spec
     assert spec[0].shape.as_list() == [8, 8, 8, 3] and spec[1].shape.as_list() == [8]
+
+
+def test_autograph_converts_no_function(image_dir):
+    # It would write files, which fails where the folder of temporary files is full.
+    run, source = open_run(image_dir, "train.batch_size=8", "eval.batch_size=8")
+    before = {name for name in sys.modules if "autograph_generated" in name}
+    for make in (lambda *a: train_dataset(*a, 0, CONTEXT), lambda *a: eval_dataset(*a, CONTEXT)):
+        next(iter(make(source, run, Failures(source))))
+    next(iter(sample_images(source, run, Failures(source), 3)))
+    assert {name for name in sys.modules if "autograph_generated" in name} == before
 
 
 def test_batches_are_the_images_of_their_positions(trained):

@@ -221,8 +221,7 @@ FOREIGN = re.compile(
     r"\b(?!UserError\b)[A-Z]\w*(?:Error|Exception|Warning)\b|\{\{|\[Op:|<class '|object at 0x|errno|\[Errno|"
     r"weights_only|safe_mode|allow_pickle|enable_unsafe|For further information visit|Node: '"
 )
-# Caches of other libraries, and what TensorFlow leaves where a process is killed.
-ALLOWED_OUTSIDE = (".cache*", ".config*", ".keras*", "__autograph_generated_file*", "__pycache__*")
+ALLOWED_OUTSIDE = (".cache*", ".config*", ".keras*", "__pycache__*")  # caches of other libraries
 ENDS = re.compile(r"""[.!?][)"'`]*$""")
 
 
