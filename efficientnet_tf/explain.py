@@ -75,6 +75,7 @@ def _explain_photo(model: Any, pixels: Any, class_names: Sequence[str], method: 
     from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
     from efficientnet_tf.visualization.heatmap import Cell
 
+    pixels = np.asarray(pixels)  # TensorFlow has read them, and JAX may compute with them.
     images = pixels[None]
     logits: Any = model(images, training=False)
     probabilities = np.asarray(keras.ops.softmax(logits))[0]
@@ -83,7 +84,7 @@ def _explain_photo(model: Any, pixels: Any, class_names: Sequence[str], method: 
         [heat] = class_activation_map(model, images, shown)
     else:
         [heat] = grad_cam(model, images, layer, shown)
-    return Cell(pixels.numpy(), heat, class_names[shown], float(probabilities[shown]))
+    return Cell(pixels, heat, class_names[shown], float(probabilities[shown]))
 
 
 def find_class(label: str, class_names: Sequence[str], model_dir: str) -> int:
@@ -101,6 +102,9 @@ def find_class(label: str, class_names: Sequence[str], model_dir: str) -> int:
 
 def main(args):
     """Explain the photos and save the picture. The status is 1 if a file could not be read."""
+    from efficientnet_tf.runtime.backend import choose_backend
+
+    choose_backend(args.backend)
     paths = _check(args)
     from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
@@ -215,6 +219,7 @@ def make_parser():
         help="Model directory of a run. Can be given several times, for a column each.",
     )
     cli.add_checkpoint_argument(parser)
+    cli.add_backend_argument(parser)
     parser.add_argument("--output", type=cli.path, default="explain.png", help="PNG or JPEG file to write.")
     parser.add_argument(
         "--method",

@@ -62,8 +62,6 @@ def _check(args, config):
         raise UserError("--model_dir is missing. Name the directory of the run, for example --model_dir=runs/digits.")
     check_devices(args.device, args.tpu, args.replicas, BACKENDS)
     if args.find_learning_rate:
-        if os.environ["KERAS_BACKEND"] == "jax":
-            raise UserError("--find_learning_rate needs --backend=tensorflow. The suggested rate also suits JAX.")
         require_matplotlib("--find_learning_rate")
     # The weights of init_from can change the config, so it can only be compared with that of the run afterwards. A
     # range test does not depend on a run that is in the directory.

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import tiny
+from commands import run_process
 from sklearn.datasets import load_sample_images
 
 from efficientnet_tf import explain
@@ -97,6 +98,19 @@ def test_cells_hold_map_class_and_probability(runs, photos):
         assert cell.class_name == NAMES[row.argmax()] and cell.probability == pytest.approx(row.max(), abs=1e-5)
     _, [cell] = explain.explain_photos(runs["gray"], paths[:1], label="flower")
     assert (cell.class_name, cell.probability) == ("flower", pytest.approx(probabilities[0, 1], abs=1e-5))
+
+
+@pytest.mark.slow
+def test_jax_draws_the_same_picture(runs, photos, tmp_path):
+    pictures = {}
+    for backend in ("tensorflow", "jax"):
+        output = tmp_path / f"{backend}.png"
+        flags = [f"--backend={backend}", "--method=grad_cam", "--layer=block3b_project_bn", f"--output={output}"]
+        done = run_process("explain", f"--model_dir={runs['color']}", *flags, str(photos / "flower.png"))
+        assert done.returncode == 0, done.stderr
+        pictures[backend] = np.asarray(PIL.Image.open(output).convert("RGB")).astype(int)
+    # Rounding can move a few pixels of a map to the next of its 256 colors.
+    assert np.mean(abs(pictures["jax"] - pictures["tensorflow"])) < 0.05
 
 
 def test_class_is_found_by_name_before_number():

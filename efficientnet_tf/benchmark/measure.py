@@ -11,8 +11,9 @@ from efficientnet_tf.benchmark.setting import TRAINING_IMAGES
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.data_format import channels_last_scope
+from efficientnet_tf.models.folding import Inference
 from efficientnet_tf.runtime.hardware import resident_bytes, track_peak_bytes
-from efficientnet_tf.runtime.strategy import distribute_batches
+from efficientnet_tf.runtime.strategy import current_device_type, distribute_batches
 from efficientnet_tf.training.state import create_state
 from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
@@ -43,7 +44,7 @@ def inference_seconds(
     size = size or spec.resolution
     with channels_last_scope():
         model = build_model(spec, classes, (size, size, channels))
-    forward = tf.function(lambda images: model(images, training=False), autograph=False)
+    forward = tf.function(Inference(model, current_device_type()), autograph=False)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), np.uint8))
     seconds = []
     for _ in range(rounds + 2):

@@ -19,6 +19,7 @@ from efficientnet_tf.runtime.terminal import ProgressBar
 
 LIMIT_SECONDS = 1800.0  # for a process to answer
 POLL_SECONDS = 0.005  # between two looks whether it has
+WARM_UPS = 1  # rounds that do not count, so that all files are in the system's cache
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure_startup(variants: Sequence[str], compare: Sequence[str], rounds: int
     Args:
         variants: Names of networks.
         compare: Other implementations: "keras", "timm".
-        rounds: Rounds that count, at least 1. One more comes first, so that all files are in the system's cache.
+        rounds: Rounds that count, at least 1. `WARM_UPS` more come first.
 
     Yields:
         A dict for each process: variant, task, implementation, and "seconds", "low" and "high": the median, the lowest
@@ -100,12 +101,12 @@ def measure_startup(variants: Sequence[str], compare: Sequence[str], rounds: int
                 _run([f"{__package__}.startup_script", name, folder, variant])
             starts = list_starts(variant, compare, folder)
             seconds: list[list[float]] = [[] for _ in starts]
-            with ProgressBar((rounds + 1) * len(starts), variant, "processes") as bar:
-                for number in range(rounds + 1):
+            with ProgressBar((rounds + WARM_UPS) * len(starts), variant, "processes") as bar:
+                for number in range(rounds + WARM_UPS):
                     for start, measured in zip(starts, seconds, strict=True):
                         measured.append(time_start(start, number))
                         bar.advance()
-            for start, (_, *measured) in zip(starts, seconds, strict=True):
+            for start, measured in zip(starts, (times[WARM_UPS:] for times in seconds), strict=True):
                 median, low, high = statistics.median(measured), min(measured), max(measured)
                 yield {"variant": variant, "task": start.task, "implementation": start.implementation} | {
                     key: round(value, 2) for key, value in (("seconds", median), ("low", low), ("high", high))

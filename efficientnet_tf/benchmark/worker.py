@@ -43,8 +43,9 @@ def _prepare_this_package(setting):
     import tensorflow as tf
 
     from efficientnet_tf.config.load import load_config
+    from efficientnet_tf.models.folding import Inference
     from efficientnet_tf.models.from_config import build_from_config, precision_scope
-    from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
+    from efficientnet_tf.runtime.strategy import create_strategy, device_type, distribute_batches
     from efficientnet_tf.training.state import create_state
     from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
@@ -54,18 +55,18 @@ def _prepare_this_package(setting):
     batch = make_batch(setting)
     if setting.mode == "infer":
         with strategy.scope(), precision_scope(config, strategy):
-            model = build_from_config(config, CLASSES)
-        return _prepare_forward_pass(model, batch[0])
+            inference = Inference(build_from_config(config, CLASSES), device_type(strategy))
+        return _prepare_forward_pass(inference, batch[0])
     state = create_state(config, CLASSES, TRAINING_IMAGES, strategy)
     loop = make_train_loop(state, config, strategy)
     batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(batch).repeat()))
     return Job(lambda steps: loop(batches, tf.constant(steps)).numpy())
 
 
-def _prepare_forward_pass(model, images):
+def _prepare_forward_pass(classify, images):
     import tensorflow as tf
 
-    forward = tf.function(lambda images: model(images, training=False), autograph=False)
+    forward = tf.function(classify, autograph=False)
     images = tf.constant(images)
     return Job(repeat(lambda: forward(images).numpy()))
 
@@ -85,7 +86,7 @@ def _prepare_keras(setting):
         weights=None, input_shape=(setting.size, setting.size, 3), classifier_activation=None
     )
     if setting.mode == "infer":
-        return _prepare_forward_pass(model, images)
+        return _prepare_forward_pass(lambda images: model(images, training=False), images)
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9)
     optimizer.build(model.trainable_variables)
 
@@ -166,9 +167,9 @@ def _prepare_exported_file(setting):
     import keras
     import numpy as np
 
-    from efficientnet_tf.export.folding import fold_batch_norm
     from efficientnet_tf.export.formats import FORMATS, require_packages
     from efficientnet_tf.models.builder import build_model
+    from efficientnet_tf.models.folding import fold_batch_norm
 
     runtime, precision = setting.implementation.split(":")
     kind = FORMATS[RUNTIMES[runtime]]

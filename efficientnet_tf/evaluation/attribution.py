@@ -7,18 +7,17 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from efficientnet_tf.config.errors import UserError, closest_names
 from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.models.data_format import data_format_of
+from efficientnet_tf.runtime.backend import gradient
 
 LAST_LAYER = "top_activation"  # its mean is the input of the classifier
 
 
-def class_activation_map(
-    model: keras.Model, images: np.ndarray | tf.Tensor, classes: int | Sequence[int] | None = None
-) -> np.ndarray:
+def class_activation_map(model: keras.Model, images: Any, classes: int | Sequence[int] | None = None) -> np.ndarray:
     """Return what each position of the last features adds to the logit of a class.
 
     map[h, w] is the sum over c of features[h, w, c] * kernel[c, class]. The mean of a map plus the bias of the class is
@@ -56,16 +55,16 @@ def class_activation_map(
             f"model {model.name!r} has no layer 'avg_pool' in front of 'predictions'. Use Grad-CAM instead."
         )
     features = keras.Model(model.input, pool.input)(images, training=False)
-    features: Any = tf.cast(_channels_last(model, features), tf.float32)
+    features: Any = ops.cast(_channels_last(model, features), "float32")
     _check_size(features.shape, "the input of 'avg_pool'")
-    chosen = _choose_classes(_compute_logits(dense, tf.reduce_mean(features, axis=[1, 2])), classes)
-    weights = tf.gather(tf.cast(dense.kernel, tf.float32), chosen, axis=1)
-    return tf.einsum("bhwc,cb->bhw", features, weights).numpy()
+    chosen = _choose_classes(_compute_logits(dense, ops.mean(features, axis=[1, 2])), classes)
+    weights = ops.take(ops.cast(dense.kernel, "float32"), chosen, axis=1)
+    return np.asarray(ops.einsum("bhwc,cb->bhw", features, weights))
 
 
 def grad_cam(
     model: keras.Model,
-    images: np.ndarray | tf.Tensor,
+    images: Any,
     layer: str = LAST_LAYER,
     classes: int | Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -104,18 +103,25 @@ def grad_cam(
             f"unknown layer={escape(shorten(layer))}. Similar names are {', '.join(closest_names(layer, names))}."
         )
     _check_size(_output_shape(model, layers[layer]), f"layer={layer}")
-    pixels: Any = tf.cast(images, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(pixels)  # records the computation even if no variable is trainable
-        inner = keras.Model(model.input, [layers[layer].output, dense.input])
-        features, pooled = inner(pixels, training=False)
-        logits = _compute_logits(dense, pooled)
-        score = tf.gather(logits, _choose_classes(logits, classes), batch_dims=1)
-    values: Any = tf.cast(_channels_last(model, features), tf.float32)
+    pixels: Any = ops.cast(images, "float32")
+    inner = layers[layer].output
+    # A residual branch needs the image as well, because the connection around it begins before the layer.
+    rest = keras.Model([*model.inputs, inner], dense.input)
+    features = keras.Model(model.input, inner)(pixels, training=False)
+
+    def compute_logits(features):
+        return _compute_logits(dense, rest([pixels, features], training=False))
+
+    chosen = _choose_classes(compute_logits(features), classes)
+
+    def score(features):
+        return ops.sum(ops.take_along_axis(compute_logits(features), chosen[:, None], axis=1))
+
+    values: Any = ops.cast(_channels_last(model, features), "float32")
     _check_size(values.shape, f"layer={layer}")
-    gradients = tf.cast(_channels_last(model, tape.gradient(score, features)), tf.float32)
-    weights = tf.reduce_mean(gradients, axis=[1, 2])
-    return tf.nn.relu(tf.einsum("bhwc,bc->bhw", values, weights)).numpy()
+    gradients = ops.cast(_channels_last(model, gradient(score, features)), "float32")
+    weights = ops.mean(gradients, axis=[1, 2])
+    return np.asarray(ops.relu(ops.einsum("bhwc,bc->bhw", values, weights)))
 
 
 def _layers_by_name(model: keras.Model) -> dict[str, Any]:
@@ -129,16 +135,18 @@ def _find_classifier(model: keras.Model) -> keras.layers.Dense:
     return dense
 
 
-def _compute_logits(dense: keras.layers.Dense, pooled: tf.Tensor) -> tf.Tensor:
+def _compute_logits(dense: keras.layers.Dense, pooled: Any) -> Any:
     """Return the output of the classifier, float32 [B, classes], without its activation."""
-    return tf.cast(pooled, tf.float32) @ tf.cast(dense.kernel, tf.float32) + tf.cast(dense.bias, tf.float32)
+    pooled, kernel, bias = (ops.cast(x, "float32") for x in (pooled, dense.kernel, dense.bias))
+    products: Any = ops.matmul(pooled, kernel)
+    return products + bias
 
 
-def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
+def _choose_classes(logits: Any, classes: Any) -> np.ndarray:
     """Return the class to explain for each image, int [B]."""
-    images, count = np.shape(logits)
+    images, count = logits.shape
     if classes is None:
-        return np.argmax(logits, axis=1)
+        return np.argmax(np.asarray(logits), axis=1)
     try:
         chosen = np.asarray(classes)
     except ValueError:  # sequences of different lengths
@@ -156,7 +164,7 @@ def _choose_classes(logits: tf.Tensor, classes: Any) -> np.ndarray:
 
 def _channels_last(model: keras.Model, features: Any) -> Any:
     """Return features of a model as [B, h, w, c]."""
-    return tf.transpose(features, [0, 2, 3, 1]) if data_format_of(model) == "channels_first" else features
+    return ops.transpose(features, [0, 2, 3, 1]) if data_format_of(model) == "channels_first" else features
 
 
 def _output_shape(model: keras.Model, layer: Any) -> Sequence[int | None]:

@@ -46,7 +46,7 @@ def equalize_channels(model: keras.Model, calibration: Iterable[np.ndarray]) -> 
     subtract the mean, which keeps pixels that are whole numbers exact in int8.
 
     Args:
-        model: A model of `folding.fold_batch_norm`. Its weights are changed.
+        model: A model of `models.folding.fold_batch_norm`. Its weights are changed.
         calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
 
     Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, section 4.1.

@@ -99,7 +99,7 @@ class EvaluationData:
         self._columns = match_classes(self.source.class_names, model.class_names)
         self.class_names = [model.class_names[column] for column in self._columns]
         self._has_all_classes = self.class_names == model.class_names
-        self._model = model
+        self._compute_logits = model.logits_in_graph
         self.check_real_labels = lambda: None
         check_count(len(self.class_names))
         if real_labels:
@@ -110,5 +110,5 @@ class EvaluationData:
         """Return the logits of the data's classes, float32 [N, classes]."""
         from keras import ops
 
-        logits = self._model.compute_logits(images)
+        logits = self._compute_logits(images)
         return logits if self._has_all_classes else ops.take(logits, self._columns, axis=1)

@@ -163,7 +163,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     """Write a file for another runtime; see `export_model`."""
     import keras
 
-    from efficientnet_tf.export.folding import fold_batch_norm
+    from efficientnet_tf.models.folding import fold_batch_norm
     from efficientnet_tf.models.model_dir import restore_model
 
     require_packages(kind, precision)

@@ -142,7 +142,16 @@ def _open_keras_file(path):
 
 
 def _wrap_keras_model(model, config, class_names, weights):
-    return LoadedModel(lambda images: model(images, training=False), config, class_names, weights, model)
+    def compute_logits(images):
+        return model(images, training=False)
+
+    def prepare():
+        from efficientnet_tf.models.folding import Inference
+        from efficientnet_tf.runtime.strategy import current_device_type
+
+        return Inference(model, current_device_type())
+
+    return LoadedModel(compute_logits, config, class_names, weights, model, prepare)
 
 
 def _open_file(path):

@@ -56,6 +56,7 @@ class LoadedModel:
         class_names: Sequence[str],
         weights: str,
         keras_model: keras.Model | None = None,
+        prepare: Callable[[], Callable[[tf.Tensor], tf.Tensor]] | None = None,
     ):
         self.compute_logits = compute_logits
         self.config = config
@@ -63,6 +64,7 @@ class LoadedModel:
         self.image_size = config.image_size
         self.weights = weights
         self.keras_model = keras_model
+        self._prepare = prepare or (lambda: compute_logits)
         self._images = 0  # that were computed so far
 
     def __call__(self, pixels: Any) -> np.ndarray:
@@ -164,16 +166,25 @@ class LoadedModel:
         return np.asarray(compute(pixels), np.float32)
 
     @functools.cached_property
+    def logits_in_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The function of pixels, float32 [N, S, S, C], to logits that suits many images.
+
+        Get it before you trace it in a graph: its preparation can take a second. It computes the same as
+        `compute_logits`, up to rounding.
+        """
+        return self._prepare()
+
+    @functools.cached_property
     def _forward(self):
         """A graph for batches of any size, traced once. With JAX, a program for each size."""
         if self.keras_model and uses_jax():
             import jax
 
-            return jax.jit(self.compute_logits)
+            return jax.jit(self.logits_in_graph)
         import tensorflow as tf
 
         signature = [tf.TensorSpec([None, *self._image_shape], tf.float32)]
-        return tf.function(self.compute_logits, input_signature=signature, autograph=False)
+        return tf.function(self.logits_in_graph, input_signature=signature, autograph=False)
 
 
 class LoadedFile(LoadedModel):

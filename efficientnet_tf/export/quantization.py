@@ -41,7 +41,7 @@ def measure_quantization_errors(
     differently, but the same layers suffer.
 
     Args:
-        model: A model of `folding.fold_batch_norm`.
+        model: A model of `models.folding.fold_batch_norm`.
         calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
         images: Images to measure on, float32 [N, S, S, C].
 

@@ -22,7 +22,7 @@ def round_weights(model: keras.Model, calibration: Iterable[np.ndarray], keep_fl
     quantizer of any runtime finds the same scales and the same values again.
 
     Args:
-        model: A model of `folding.fold_batch_norm`. Its weights are changed.
+        model: A model of `models.folding.fold_batch_norm`. Its weights are changed.
         calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
         keep_float: Names of convolutions and dense layers that are left as they are.
 

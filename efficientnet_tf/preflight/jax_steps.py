@@ -69,7 +69,7 @@ class JaxSteps:
     def trace_eval(self, batch: int) -> dict[str, Any]:
         """Lower the evaluation step, which evaluates the weights and their EMA, for a batch per replica."""
         source, config = make_empty_source(self._config, self._classes, batch, self.strategy)
-        classifiers = list(make_classifiers(self.state).values())
+        classifiers = list(make_classifiers(self.state, self.strategy).values())
         variables = evaluated_variables(self.state)
         step = make_eval_step(classifiers, self._classes, self.strategy, False, False, variables)
         sums = len(classifiers), count_sums(self._classes, False, False)

@@ -199,7 +199,7 @@ def trace_eval(
 
     return {
         kind: trace_loop(make_eval_loop([logits_of], classes, strategy), make_dataset, strategy, state)
-        for kind, logits_of in make_classifiers(state).items()
+        for kind, logits_of in make_classifiers(state, strategy).items()
     }
 
 

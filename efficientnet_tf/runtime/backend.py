@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, shorten
@@ -40,3 +42,17 @@ def uses_jax() -> bool:
     import keras
 
     return keras.backend.backend() == "jax"
+
+
+def gradient(function: Callable[[Any], Any], at: Any) -> Any:
+    """Return the gradient of a function of one tensor, whose result is a scalar, at some values."""
+    if uses_jax():
+        import jax
+
+        return jax.grad(function)(at)
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(at)  # which also records the computation if no variable is trainable
+        result = function(at)
+    return tape.gradient(result, at)

@@ -110,6 +110,15 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
 
 
+def current_device_type() -> str:
+    """Return the kind of device of the strategy in whose scope this is called, or without one, of this machine."""
+    import tensorflow as tf
+
+    if tf.distribute.has_strategy():
+        return device_type(tf.distribute.get_strategy())
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+
 def describe_devices(strategy: tf.distribute.Strategy) -> str:
     """Return the number and the type of a strategy's devices for people, for example "8 x TPU"."""
     return f"{strategy.num_replicas_in_sync} x {device_type(strategy)}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
@@ -16,9 +17,9 @@ from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
 from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
 from efficientnet_tf.runtime.terminal import ProgressBar
 from efficientnet_tf.training.graph import build_phase_graph
+from efficientnet_tf.training.phase_loop import choose_engine
 from efficientnet_tf.training.schedule import Phase, plan_phases, scale_rate
 from efficientnet_tf.training.state import create_state
-from efficientnet_tf.training.tensorflow_loop import make_train_loop
 from efficientnet_tf.training.transfer import read_initial_weights
 
 STEPS, FEWEST_STEPS = 300, 20
@@ -95,7 +96,8 @@ class RangeTest:
         self._phase = choose_phase(config, source.size)
         self._failures = Failures(source)
         graph = build_phase_graph(self._phase.config, config, self._state.model, strategy)
-        self._loop = make_train_loop(self._state, self._phase.config, strategy, graph)
+        self._engine = choose_engine()
+        self._loop = self._engine.make_train_loop(self._state, self._phase.config, strategy, graph)
         self._batches = iter(
             distribute_batches(
                 strategy,
@@ -122,8 +124,8 @@ class RangeTest:
 
     def _run_step(self, number: int) -> float:
         try:
-            loss, _ = self._loop(self._batches, tf.constant(1)).numpy().tolist()
-        except tf.errors.OpError as error:
+            loss, _ = np.asarray(self._loop(self._batches, tf.constant(1))).tolist()
+        except (tf.errors.OpError, *self._engine.ERRORS) as error:
             self._failures.check(self._config.data.max_bad_fraction)
             raise UserError(f"The range test failed after step {number}: {find_reason(error)}") from error
         self._failures.check(self._config.data.max_bad_fraction)

@@ -14,9 +14,10 @@ import tensorflow as tf
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.loop import make_joint_evaluator
+from efficientnet_tf.models.folding import Inference
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
-from efficientnet_tf.runtime.strategy import add_up, replica_count, should_jit
+from efficientnet_tf.runtime.strategy import add_up, device_type, replica_count, should_jit
 from efficientnet_tf.runtime.variables import read_values
 from efficientnet_tf.training.fused_layers import FUSE_FROM_VALUES
 from efficientnet_tf.training.graph import batch_norm_group_size, make_training_graph
@@ -143,27 +144,18 @@ class ReplicaStep:
             self._state.ema.update(number, *([new.get(v.path) for v in group] for group in groups))
 
 
-def make_classifiers(state: State) -> dict[str, Any]:
+def make_classifiers(state: State, strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Return {"raw": ..., "ema": ...}: the functions from images to logits of a state's weights and of their EMA.
 
-    Each takes images float32 [B, S, S, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica.
-    Without an EMA there is only "raw".
+    Each takes images float32 [B, S, S, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica of
+    the strategy. Without an EMA there is only "raw".
     """
-    model = state.model
-
-    def classify_with(trainable, statistics):
-        stands_for = {id(v): s for v, s in zip(batch_norm_statistics(model), statistics, strict=True)}
-        others = [stands_for.get(id(v), v) for v in model.non_trainable_variables]
-
-        def logits_of(images):
-            return model.stateless_call(read_values(trainable), read_values(others), images, training=False)[0]
-
-        return logits_of
-
-    classifiers = {"raw": classify_with(model.trainable_variables, batch_norm_statistics(model))}
-    if state.ema:
-        classifiers["ema"] = classify_with(state.ema.trainable, state.ema.statistics)
-    return classifiers
+    inference = Inference(state.model, device_type(strategy))
+    if not state.ema:
+        return {"raw": inference}
+    weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
+    averages = [*state.ema.trainable, *state.ema.statistics]
+    return {"raw": inference, "ema": inference.with_values(dict(zip(map(id, weights), averages, strict=True)))}
 
 
 def make_state_evaluator(
@@ -174,7 +166,7 @@ def make_state_evaluator(
     It returns {"raw": ..., "ema": ...}, as `make_joint_evaluator` with the classifiers of `make_classifiers`.
     """
     variables = evaluated_variables(state)
-    return make_joint_evaluator(make_classifiers(state), source, config, strategy, variables=variables)
+    return make_joint_evaluator(make_classifiers(state, strategy), source, config, strategy, variables=variables)
 
 
 def evaluated_variables(state: State) -> list[keras.Variable]:

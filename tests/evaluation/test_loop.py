@@ -227,12 +227,13 @@ def test_raw_and_ema_weights_are_evaluated_as_by_keras(test_digits, replicas):
             assert results[kind][key] == pytest.approx(expected[key], abs=1.5 / 360)  # One close call.
     assert results["raw"]["loss"] != pytest.approx(results["ema"]["loss"], rel=1e-2)
     if replicas == 1:  # Together as alone, to the bit.
-        for kind, logits_of in make_classifiers(state).items():
+        for kind, logits_of in make_classifiers(state, strategy).items():
             assert make_evaluator(logits_of, source, config, strategy)() == results[kind]
 
 
 def test_without_ema_only_the_raw_weights_are_evaluated():
     config = tiny.load_config(tiny.SHORT, "train.ema_decay=0")
-    state = create_state(config, 10, SIZE, tiny.make_strategy(1))
+    strategy = tiny.make_strategy(1)
+    state = create_state(config, 10, SIZE, strategy)
     assert state.ema is None
-    assert list(make_classifiers(state)) == ["raw"]
+    assert list(make_classifiers(state, strategy)) == ["raw"]

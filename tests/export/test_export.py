@@ -15,14 +15,12 @@ import tiny
 from commands import exit_status, find_error, run_process
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.export import litert
 from efficientnet_tf.export.export import export_model
-from efficientnet_tf.export.folding import fold_batch_norm
 from efficientnet_tf.export.formats import FORMATS, open_export
 from efficientnet_tf.export.quantization import find_float_region, list_kernel_layers, measure_quantization_errors
-from efficientnet_tf.models.builder import build_model
+from efficientnet_tf.models.folding import fold_batch_norm
 from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import read_config, restore_model, write_model_dir
 
@@ -116,38 +114,12 @@ def constant_products(path):
     return sum(len(reads) < 2 for name, (reads, _) in operations.items() if re.search(r"/[mM]ul$", name))
 
 
-# ------------------------------------------------------------------------------------------------ the folded network
+# ------------------------------------------------------------------------------------------------ every format
 
 
 def mostly_slow(values, quick):
     """Return test parameters, all marked slow except `quick`."""
     return [value if value == quick else pytest.param(*value, marks=pytest.mark.slow) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("variant", "size"),
-    mostly_slow(
-        [(tiny.VARIANT, 32), ("resnet50", 32), ("mobilenetv1", 33), ("symmetric", 33), ("tiny", 33), ("lite0", 32)],
-        (tiny.VARIANT, 32),
-    ),
-)
-def test_folded_model_computes_the_same_function(variant, size):
-    spec = load_variant(tiny.VARIANT if variant == "symmetric" else variant)
-    if variant == "symmetric":
-        spec = spec.model_copy(update={"padding": "symmetric"})
-    model = build_model(spec, 10, (size, size, 3))
-    randomize_batch_norm(model)
-    images = np.random.default_rng(1).integers(0, 256, (4, size, size, 3)).astype(np.float32)
-    expected = model.predict(images, verbose=0)
-    folded = fold_batch_norm(model)
-    kinds = {type(layer) for layer in folded.layers}
-    assert not kinds & {keras.layers.BatchNormalization, keras.layers.Dropout}
-    assert {layer.name for layer in folded.layers} < {layer.name for layer in model.layers}
-    np.testing.assert_allclose(folded.predict(images, verbose=0), expected, atol=2e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(model.predict(images, verbose=0), expected)  # the original is unchanged
-
-
-# ------------------------------------------------------------------------------------------------ every format
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -9,7 +9,6 @@ import sys
 
 import keras
 import pytest
-from commands import run_process
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.runtime.backend import choose_backend, uses_jax
@@ -75,11 +74,3 @@ def test_a_missing_device_a_cpu_that_is_in_use_and_a_missing_worker():
     assert "pip install 'efficientnet_tf[jax-gpu]'" in missing
     assert in_use == "replicas=4 cannot be set after JAX has used the CPU. Create the strategy first."
     assert f"TF_CONFIG: worker {addresses[1]} did not appear within 1 seconds" in lonely
-
-
-def test_the_range_test_needs_tensorflow(tmp_path):
-    done = run_process("train", "--backend=jax", "--find_learning_rate", f"--model_dir={tmp_path}/run")
-    assert done.returncode == 1
-    assert done.stderr == (
-        "error: --find_learning_rate needs --backend=tensorflow. The suggested rate also suits JAX.\n"
-    )

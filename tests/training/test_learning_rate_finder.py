@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from commands import run_here
+from commands import run_here, run_process
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.training import learning_rate_finder
+from efficientnet_tf.training import learning_rate_finder, tensorflow_loop
 from efficientnet_tf.training.learning_rate_finder import Curve, choose_phase, find_learning_rate
 
 SMALL = (
@@ -79,7 +79,7 @@ def test_each_step_has_its_rate_in_the_unit_of_the_config(monkeypatch):
 
         return loop
 
-    monkeypatch.setattr(learning_rate_finder, "make_train_loop", make_train_loop)
+    monkeypatch.setattr(tensorflow_loop, "make_train_loop", make_train_loop)
     monkeypatch.setattr(learning_rate_finder, "train_dataset", lambda *_: tf.data.Dataset.from_tensors(0))
     config = tiny.load_config(*SMALL, "optimizer.rate_scaling=sqrt", "optimizer.name=sgd")
     result = find_learning_rate(config, tiny.make_strategy(1), steps=20, lowest=1e-4, highest=1.0)
@@ -131,3 +131,15 @@ def test_the_command_suggests_a_rate_and_the_run_can_begin_in_the_same_directory
     assert run_here("train", *words[words.index("efficientnet_tf.train") + 1 :]) == 0
     output = capsys.readouterr().out
     assert "Continuing" not in output and "Finished: " in output
+
+
+@pytest.mark.slow
+def test_with_jax_the_loss_starts_at_that_of_a_guess_and_falls(tmp_path):
+    texts = (SMALL[0], "data.image_size=16", "schedule.warmup_epochs=0")
+    settings = [word for text in texts for word in ("--set", text)]
+    flags = [f"--variant={tiny.VARIANT}", *settings, f"--model_dir={tmp_path}", "--find_learning_rate", "--steps=80"]
+    done = run_process("train", "--backend=jax", "--recipe=digits", *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "learning_rate_test.json").read_text())
+    assert result["losses"][0] == pytest.approx(math.log(10), rel=0.1)
+    assert min(result["smoothed"]) < 0.9 * result["losses"][0]
