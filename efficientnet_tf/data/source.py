@@ -46,6 +46,7 @@ class Order:
     first_position: int = 0
     """Number of images that were used before step 0."""
 
+    @tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
     def positions(self) -> tf.data.Dataset:
         """Return a dataset of positions, int64. It starts with a range of steps, which the data service distributes."""
         share = self.batch // self.hosts
@@ -106,6 +107,7 @@ def indexed_source(
         file_name: Function of an index, int64 scalar, that returns the file name of an image, or None.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def stream(order):
         def add_index(position):
             index = position % size
@@ -159,6 +161,7 @@ def source_from_pixels(
     return indexed_source(len(labels), class_names, load, describe=lambda index: f"{name} {index}")
 
 
+@tf.autograph.experimental.do_not_convert
 def map_with_fallback(stream: tf.data.Dataset, convert: Callable, fallback: tuple) -> tf.data.Dataset:
     """Convert the images of a stream, and replace those that fail by a fallback. The order and the count stay the same.
 

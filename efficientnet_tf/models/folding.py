@@ -25,7 +25,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         rounding: its weights are computed in float64 and rounded once. A batch norm that does not follow a convolution
         is kept.
     """
-    folded, norms = _copy_without_norms(model)
+    folded, norms = _copy_without_norms(model, for_export=True)
     for layer in (layer for layer in folded.layers if layer.weights):
         old = model.get_layer(layer.name)
         layer.set_weights(_fold_weights(old, norms.get(layer.name), lambda v: np.asarray(v, np.float64)))
@@ -84,10 +84,10 @@ def _can_fold(model):
     return max(uses) == 1 and not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
-def _copy_without_norms(model):
+def _copy_without_norms(model, for_export=False):
     """Return a copy of a model without dropout and foldable batch norms, and the batch norms by convolution.
 
-    The weights of the copy are not set.
+    The weights of the copy are not set. A copy for export has no layer whose numbers some exporters lose.
     """
     convolutions = {id(layer.output): layer for layer in model.layers if _can_absorb(layer)}
     norms = {
@@ -99,7 +99,7 @@ def _copy_without_norms(model):
     removed |= {layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)}
 
     def copy(layer):
-        if isinstance(layer, keras.layers.Normalization):
+        if for_export and isinstance(layer, keras.layers.Normalization):
             return _rescale(layer)
         changes = {"use_bias": True} if layer.name in norms else {}
         new = type(layer).from_config(layer.get_config() | changes)
@@ -114,7 +114,7 @@ def _copy_without_norms(model):
 
 
 def _rescale(layer):
-    """Return a layer that computes the same as an inverted Normalization layer, whose numbers some exporters lose."""
+    """Return a layer that computes the same as an inverted Normalization layer."""
     scale = np.sqrt(np.asarray(layer.input_variance, np.float32)).tolist()
     offset = np.asarray(layer.input_mean, np.float32).tolist()
     return keras.layers.Rescaling(scale, offset, dtype="float32", name=layer.name)

@@ -441,6 +441,7 @@ def test_autograph_converts_no_function(image_dir):
     for make in (lambda *a: train_dataset(*a, 0, CONTEXT), lambda *a: eval_dataset(*a, CONTEXT)):
         next(iter(make(source, run, Failures(source))))
     next(iter(sample_images(source, run, Failures(source), 3)))
+    next(iter(source.stream(Order(batch=8, shuffle=True))))
     assert {name for name in sys.modules if "autograph_generated" in name} == before
 
 

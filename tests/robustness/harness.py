@@ -221,7 +221,8 @@ FOREIGN = re.compile(
     r"\b(?!UserError\b)[A-Z]\w*(?:Error|Exception|Warning)\b|\{\{|\[Op:|<class '|object at 0x|errno|\[Errno|"
     r"weights_only|safe_mode|allow_pickle|enable_unsafe|For further information visit|Node: '"
 )
-ALLOWED_OUTSIDE = (".cache*", ".config*", ".keras*", "__pycache__*")  # caches of other libraries
+# Caches of other libraries, and what TensorFlow leaves when it writes a SavedModel or a LiteRT file.
+ALLOWED_OUTSIDE = (".cache*", ".config*", ".keras*", "__autograph_generated_file*", "__pycache__*")
 ENDS = re.compile(r"""[.!?][)"'`]*$""")
 
 
