@@ -34,6 +34,7 @@ PARTS = {
         "--rounds=2",
         "--seconds=1",
     ],
+    "infer_batch": ["--mode=infer", "--variant=b0,v2-b0", "--batch=32", "--compare=keras", "--rounds=7"],
     "infer_v2": ["--mode=infer", "--variant=b0,v2-b0,v2-s", "--batch=8", "--compare=keras,timm", "--rounds=7"],
     "deploy": ["--mode=export", "--variant=b0", "--batch=1,32", "--compare=keras,timm", "--rounds=5", "--seconds=1"],
     "deploy_bfloat16": [
@@ -133,6 +134,10 @@ activations and their gradients take a smaller share of the time, too.""",
 
 `jax` is this package with `--backend=jax`, and `keras_fit_jax` is keras.applications, trained by Keras's own `fit` with
 JAX. XLA compiles for both. On a CPU, TensorFlow has faster kernels for these networks, and so has this package.""",
+    "infer_batch": """## Inference of model directories
+
+`evaluate` and `predict` fold batch norm into the convolutions when they compute on a CPU. The tables below were
+measured before they did so, when the package was about as fast as Keras.""",
     "infer_v2": "## Inference, EfficientNetV2",
     "deploy": """## Deployment, B0
 
