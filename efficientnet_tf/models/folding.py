@@ -1,5 +1,6 @@
 """Inference with batch norm folded into the convolutions: for exports, and for fast answers on a CPU."""
 
+import collections
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
     Returns:
         A model with the same input, output and layer names, without dropout. It computes the same function up to
-        rounding: its weights are computed in float64 and rounded once. A batch norm that does not follow a convolution
-        is kept.
+        rounding: its weights are computed in float64 and rounded once. A batch norm is kept if it does not
+        follow a convolution, or if another layer reads the convolution, too.
     """
     folded, norms = _copy_without_norms(model, for_export=True)
     for layer in (layer for layer in folded.layers if layer.weights):
@@ -89,7 +90,11 @@ def _copy_without_norms(model, for_export=False):
 
     The weights of the copy are not set. A copy for export has no layer whose numbers some exporters lose.
     """
-    convolutions = {id(layer.output): layer for layer in model.layers if _can_absorb(layer)}
+    read = [tensor for layer in model.layers for tensor in keras.tree.flatten(layer.input)] + model.outputs
+    readers = collections.Counter(map(id, read))
+    convolutions = {
+        id(layer.output): layer for layer in model.layers if _can_absorb(layer) and readers[id(layer.output)] == 1
+    }
     norms = {
         convolutions[id(layer.input)].name: layer
         for layer in model.layers

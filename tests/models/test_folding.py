@@ -88,6 +88,17 @@ def test_other_graphs_are_computed_layer_by_layer(model):
         )
 
 
+def test_a_convolution_that_another_layer_reads_keeps_its_batch_norm():
+    image = keras.Input([32, 32, 3], name="image")
+    conv = keras.layers.Conv2D(3, 3, padding="same", name="conv")(image)
+    both = keras.layers.Add(name="both")([conv, keras.layers.BatchNormalization(name="norm")(conv)])
+    model = tiny.randomize(keras.Model(image, both))
+    images = make_images(32)
+    expected = model.predict(images, verbose=0)
+    for other in (fold_batch_norm(model), Inference(model, "CPU")):
+        np.testing.assert_allclose(other(images), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_half_precision_is_computed_layer_by_layer():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
