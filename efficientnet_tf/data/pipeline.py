@@ -126,7 +126,7 @@ def make_image_reader(
 # ------------------------------------------------------------------------------------------------------- pipelines
 
 
-@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
+@tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
 def train_dataset(
     source: Source,
     config: Config,
@@ -188,7 +188,7 @@ def eval_steps(source: Source, config: Config) -> int:
     return math.ceil(source.size / config.eval.batch_size)
 
 
-@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
+@tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
 def eval_dataset(
     source: Source, config: Config, failures: Failures, context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
@@ -226,7 +226,7 @@ def eval_dataset(
     return _prefetch(images.batch(per_replica, drop_remainder=True).map(add_weights))
 
 
-@tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
+@tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
 def sample_images(source: Source, config: Config, failures: Failures, count: int) -> tf.data.Dataset:
     """Return some images of a split as evaluation sees them. They are spread over the split, and always the same.
 

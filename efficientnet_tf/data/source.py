@@ -46,7 +46,7 @@ class Order:
     first_position: int = 0
     """Number of images that were used before step 0."""
 
-    @tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
+    @tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
     def positions(self) -> tf.data.Dataset:
         """Return a dataset of positions, int64. It starts with a range of steps, which the data service distributes."""
         share = self.batch // self.hosts

@@ -199,7 +199,7 @@ class _RecordReader:
         self._skips = [shard.skip for shard in shards]
         self._shuffle_buffer = shuffle_buffer
 
-    @tf.autograph.experimental.do_not_convert  # See `add_up` in runtime/strategy.py.
+    @tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
     def stream(self, order: Order) -> tf.data.Dataset:
         """Return a dataset of (position, id, record): the `stream` of a source."""
         return self._stream_training(order) if order.shuffle else self._stream_evaluation(order)

@@ -88,7 +88,8 @@ def _can_fold(model):
 def _copy_without_norms(model, for_export=False):
     """Return a copy of a model without dropout and foldable batch norms, and the batch norms by convolution.
 
-    The weights of the copy are not set. A copy for export has no layer whose numbers some exporters lose.
+    The weights of the copy are not set. For an export, the layer that normalizes pixels is replaced, because some
+    exporters lose its numbers.
     """
     read = [tensor for layer in model.layers for tensor in keras.tree.flatten(layer.input)] + model.outputs
     readers = collections.Counter(map(id, read))
