@@ -14,6 +14,7 @@ setup(
     package_dir={"efficientnet_tf.configs": "configs"},
     package_data={
         "efficientnet_tf": ["py.typed"],
+        "efficientnet_tf.serving": ["page.html", "page.css", "page.js"],
         "efficientnet_tf.study": ["page.html", "page.js"],
         "efficientnet_tf.visualization": ["*.html", "*.css", "*.js"],
         "efficientnet_tf.configs": ["*.yaml"],

@@ -10,6 +10,7 @@ COMMANDS = {
     "report": "Show and compare training runs on a page.",
     "explain": "Draw where a model finds its classes.",
     "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",
+    "serve": "Answer requests over HTTP with a trained or exported model.",
     "weights": "Convert weights of Keras, timm or the official checkpoints.",
     "summary": "Show the size, cost and memory of a network.",
     "scale": "Find the network that fits a budget.",

@@ -33,6 +33,7 @@ COLORS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 SKIPPED = {
     r"gs://|--tpu": "needs Google Cloud",
     r"^benchmark": "takes minutes, see tests/benchmark",
+    r"^serve": "runs until it is stopped, see tests/serving",
     r"^preflight": "needs the TPU compiler, see tests/preflight",
     r"^(study|search)(?!.*--list)": "trains many networks, see tests/study and tests/test_search.py",
     r"--backend=jax": "needs a process of its own, see tests/training/test_jax_loop.py",

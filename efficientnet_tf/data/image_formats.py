@@ -263,9 +263,9 @@ def find_cause(data: bytes) -> str:
     return f"the {kind} image is {'truncated' if _is_truncated(kind, data) else 'damaged'}"
 
 
-def describe_bomb(kind: str, width: int, height: int) -> str:
+def describe_bomb(kind: str, width: int, height: int, most_pixels: int = MOST_PIXELS) -> str:
     """Return the cause for an image with too many pixels."""
-    return f"the {kind} image has {width:,} x {height:,} pixels, more than the {MOST_PIXELS:,} that are allowed"
+    return f"the {kind} image has {width:,} x {height:,} pixels, more than the {most_pixels:,} that are allowed"
 
 
 def _is_truncated(kind, data):

@@ -89,7 +89,7 @@ def _load(decode, source, image_size, channels, crop_padding, interpolation, bac
         crop_padding = default_crop_padding(image_size)
     if isinstance(source, bytes | bytearray | memoryview):
         encoded = bytes(source)
-        name = f"source (image of {len(encoded)} bytes)"
+        name = f"The image of {len(encoded):,} bytes"
     elif isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         check_path("source", path)

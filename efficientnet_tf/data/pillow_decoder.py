@@ -83,6 +83,21 @@ def _to_rgb(image, background):
     return np.asarray(flat)
 
 
+def read_declared_size(encoded: bytes) -> tuple[int, int] | None:
+    """Return the width and height that an image file declares, or None if it cannot be read. Nothing is decoded."""
+    if find_kind(encoded) != "TIFF":
+        return read_size(encoded)
+    if not has_pillow():
+        return None
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(encoded), formats=["TIFF"]) as image:
+            return image.size
+    except Exception:  # Pillow has many types for damaged files.
+        return None
+
+
 def explain_failure(encoded: bytes) -> str:
     """Return why an image cannot be decoded, as the end of a sentence. Call it after a decoder has failed."""
     rare = describe_rare(encoded)

@@ -135,14 +135,9 @@ class LoadedModel:
             for batch in batches(images, batch_size):
                 batch = list(pool.map(self._read, batch))
                 pixels = [image for image in batch if not isinstance(image, UserError)]
-                rows = iter(_softmax(self(np.stack(pixels)))) if pixels else iter(())
+                answers = iter(rank_classes(self(np.stack(pixels)), self.class_names, top) if pixels else ())
                 for image in batch:
-                    if isinstance(image, UserError):
-                        yield image
-                    else:
-                        probabilities = next(rows)
-                        best = np.argsort(-probabilities, kind="stable")[:top]
-                        yield [(self.class_names[label], float(probabilities[label])) for label in best]
+                    yield image if isinstance(image, UserError) else next(answers)
 
     def _read(self, image: Any) -> np.ndarray | UserError:
         if isinstance(image, str | bytes | bytearray | memoryview | os.PathLike):
@@ -209,7 +204,22 @@ class LoadedFile(LoadedModel):
         return load(source, image_size, **settings)
 
 
-def _softmax(logits):
+def rank_classes(logits: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """Return the most likely classes of each image with their probabilities, the most likely one first.
+
+    Args:
+        logits: float32 [N, classes].
+        class_names: Name of each class.
+        top: Number of classes to return, at least 1.
+    """
+    ranked = []
+    for probabilities in softmax(logits):
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        ranked.append([(class_names[label], float(probabilities[label])) for label in best])
+    return ranked
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits, float32 [N, classes]."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
     return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

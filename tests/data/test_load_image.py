@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="text.jpg cannot be decoded: this is a text file, not an image.$") as caught:
         load_image(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"^source \(image of 3 bytes\) cannot be decoded: the JPEG image is trunc"):
+    with pytest.raises(UserError, match=r"^The image of 3 bytes cannot be decoded: the JPEG image is trunc"):
         load_image(b"\xff\xd8\xff")
 
 

@@ -1,0 +1,144 @@
+"""Serve a model over HTTP: `python -m efficientnet_tf.serve --model_dir=runs/digits`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+
+from efficientnet_tf import cli
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.text import escape
+
+_MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "PIL")
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Load the model, and answer requests until the process is told to stop."""
+    from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.runtime.backend import choose_backend
+
+    choose_backend(args.backend)
+    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"serve needs {', '.join(missing)}, which is not installed. Run pip install 'efficientnet_tf[serve]'."
+        )
+    check_model(args.model_dir, checkpoint=args.checkpoint)
+    name = args.name or _name_model(args.model_dir)
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"name={escape(name)}: a name consists of up to 100 letters, digits and the characters '._-'.")
+    from efficientnet_tf.serving.server import open_socket
+
+    listening = open_socket(args.host, args.port)  # before the model is loaded, which takes seconds
+    _serve(args, name, listening)
+
+
+def _serve(args, name, listening):
+    from efficientnet_tf.data.image_formats import MOST_PIXELS
+    from efficientnet_tf.export.load import load_model
+    from efficientnet_tf.serving.app import make_app
+    from efficientnet_tf.serving.bodies import Limits
+    from efficientnet_tf.serving.classifier import Classifier
+    from efficientnet_tf.serving.server import serve
+    from efficientnet_tf.serving.telemetry import Metrics
+
+    if args.max_megapixels * 1e6 > MOST_PIXELS:
+        raise UserError(f"max_megapixels={args.max_megapixels:g} is too large. The decoder stops at 67.")
+    metrics = Metrics()
+    classifier = Classifier(
+        load_model(args.model_dir, checkpoint=args.checkpoint),
+        most_images=args.max_batch,
+        delay_seconds=args.batch_delay_ms / 1000,
+        most_pixels=round(args.max_megapixels * 1e6),
+        observe=metrics.observe_batch,
+    )
+    limits = Limits(round(args.max_request_mb * 1e6), args.read_timeout, requests=args.max_requests)
+    app = make_app(classifier, name, metrics, limits)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    side, _, channels = classifier.image_shape
+    print(
+        f"{name}: {classifier.model.config.model.name}, {len(classifier.class_names)} classes, images of "
+        f"{side}x{side}x{channels}\nhttp://{shown}:{port} has a page to try it. Stop the server with Ctrl-C.",
+        flush=True,
+    )
+    serve(app, listening, args.shutdown_timeout)
+
+
+def _name_model(path: str) -> str:
+    """Return a name for a model that URLs can contain."""
+    stem = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+    if stem == "model" and path.endswith(".keras"):
+        stem = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    return re.sub("[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "model"
+
+
+def _port(text: str) -> int:
+    """Parse the value of --port."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError
+    return value
+
+
+_port.__name__ = "port from 0 to 65535"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
+    parser = cli.make_parser(
+        "serve",
+        "Serve a model over HTTP. POST /classify takes image files, /v2 is the Open Inference Protocol, /metrics is "
+        "for Prometheus, and / is a page to try the model in a browser.",
+    )
+    parser.add_argument(
+        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
+    )
+    cli.add_checkpoint_argument(parser)
+    cli.add_backend_argument(parser)
+    parser.add_argument("--name", help="Name of the model in URLs. The default is the last part of its path.")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="Address to listen on. 0.0.0.0 makes the server public. It has no passwords.",
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="Port to listen on. 0 chooses a free one.")
+    parser.add_argument(
+        "--max_batch", type=cli.positive_int, default=32, help="Images that are computed together. 1 turns this off."
+    )
+    parser.add_argument(
+        "--batch_delay_ms",
+        type=cli.positive_number,
+        default=2.0,
+        help="How long an image waits for others to share its batch, in milliseconds. Images that arrive while a batch "
+        "is computed do not wait any longer.",
+    )
+    parser.add_argument(
+        "--max_request_mb", type=cli.positive_number, default=16.0, help="Largest request, in megabytes."
+    )
+    parser.add_argument(
+        "--max_megapixels", type=cli.positive_number, default=32.0, help="Largest image, in millions of pixels."
+    )
+    parser.add_argument(
+        "--max_requests",
+        type=cli.positive_int,
+        default=128,
+        help="Requests in progress. Further ones are answered with the status 503.",
+    )
+    parser.add_argument(
+        "--read_timeout", type=cli.positive_number, default=30.0, help="Seconds in which a request must arrive."
+    )
+    parser.add_argument(
+        "--shutdown_timeout",
+        type=cli.positive_number,
+        default=30.0,
+        help="Seconds that requests in progress get to finish after Ctrl-C or SIGTERM.",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
