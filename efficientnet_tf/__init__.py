@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
     from efficientnet_tf.export.export import export_model
     from efficientnet_tf.export.load import LoadedModel, load_model
+    from efficientnet_tf.hub.publish import push_model
     from efficientnet_tf.ops.image import random_erase
     from efficientnet_tf.predict import predict_images
     from efficientnet_tf.scaling.budget import fit_budget
@@ -127,6 +128,7 @@ __all__ = [
     "mixup",
     "predict_images",
     "preprocess_input",
+    "push_model",
     "randaugment",
     "random_erase",
     "scale_by_phi",
@@ -163,6 +165,7 @@ _MODULES = {
     "mixup": "data.mixing",
     "predict_images": "predict",
     "preprocess_input": "applications",
+    "push_model": "hub.publish",
     "randaugment": "data.policies",
     "random_erase": "ops.image",
     "scale_by_phi": "scaling.compound",

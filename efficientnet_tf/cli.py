@@ -110,6 +110,9 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+MODEL_HELP = "Model directory of a run, an exported model, or hf://user/name on the Hugging Face Hub."
+
+
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the device."""
     parser.add_argument("--device", default="auto", choices=DEVICES, help="Device to use. 'auto' is a GPU if any.")
@@ -189,6 +192,13 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
 def path(text: str) -> str:
     """Parse the value of a flag that is a path, local or on gs://. There does not have to be anything at it."""
     if problem := find_problem(text):
+        raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
+    return text
+
+
+def model_path(text: str) -> str:
+    """Parse the value of a flag that names a model: a path, or hf://user/name on the Hugging Face Hub."""
+    if problem := find_problem(text, hub=True):
         raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
     return text
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "explain": "Draw where a model finds its classes.",
     "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",
     "serve": "Answer requests over HTTP with a trained or exported model.",
+    "push": "Publish a trained model on the Hugging Face Hub.",
     "weights": "Convert weights of Keras, timm or the official checkpoints.",
     "summary": "Show the size, cost and memory of a network.",
     "scale": "Find the network that fits a budget.",

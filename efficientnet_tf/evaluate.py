@@ -273,9 +273,7 @@ def main(args: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
-    parser.add_argument(
-        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
-    )
+    parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help="Evaluate the weights without EMA.")
     cli.add_checkpoint_argument(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")

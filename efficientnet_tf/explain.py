@@ -106,12 +106,15 @@ def main(args):
 
     choose_backend(args.backend)
     paths = _check(args)
+    from efficientnet_tf.runtime.hub import fetch
     from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
 
     photos, errors = _read_photos(paths)
     columns = [
-        Column(title, *explain_photos(model_dir, list(photos), args.method, args.layer, args.label, args.checkpoint))
+        Column(
+            title, *explain_photos(fetch(model_dir), list(photos), args.method, args.layer, args.label, args.checkpoint)
+        )
         for title, model_dir in zip(column_titles(args.model_dir), args.model_dir, strict=True)
     ]
     note = "class activation maps" if args.method == "cam" else f"Grad-CAM of {escape(args.layer)}"
@@ -131,6 +134,7 @@ def _check(args):
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.models.run_directory import read_class_names
     from efficientnet_tf.runtime.files import check_output, is_remote
+    from efficientnet_tf.runtime.hub import fetch
     from efficientnet_tf.visualization.figures import require_matplotlib
 
     if args.method == "cam" and args.layer != LAST_LAYER:
@@ -139,7 +143,7 @@ def _check(args):
         )
     require_matplotlib("explain")
     check_output("--output", args.output, (".png", ".jpg", ".jpeg"))
-    for model_dir in args.model_dir:
+    for model_dir in map(fetch, args.model_dir):
         if check_model(model_dir, checkpoint=args.checkpoint) != "model_dir":
             raise UserError(
                 f"model_dir={escape(model_dir)} is not a model directory. Explanations need the layers of the network, "
@@ -213,10 +217,11 @@ def make_parser():
     parser.add_argument("images", type=cli.path, nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
     parser.add_argument(
         "--model_dir",
-        type=cli.path,
+        type=cli.model_path,
         required=True,
         action="append",
-        help="Model directory of a run. Can be given several times, for a column each.",
+        help="Model directory of a run, or hf://user/name on the Hugging Face Hub. Can be given several times, for a "
+        "column each.",
     )
     cli.add_checkpoint_argument(parser)
     cli.add_backend_argument(parser)

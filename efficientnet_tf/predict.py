@@ -170,9 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     parser = cli.make_parser("predict", "Classify images with a trained or exported model.")
     parser.add_argument("images", type=cli.path, nargs="+", metavar="IMAGE", help="Image files, or folders of them.")
-    parser.add_argument(
-        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
-    )
+    parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     cli.add_checkpoint_argument(parser)
     cli.add_backend_argument(parser)
     parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes per image.")

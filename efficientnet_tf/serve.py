@@ -12,6 +12,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 
 _MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "PIL")
+MOST_IMAGES = 1024
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -45,6 +46,8 @@ def _serve(args, name, listening):
     from efficientnet_tf.serving.server import serve
     from efficientnet_tf.serving.telemetry import Metrics
 
+    if args.max_batch > MOST_IMAGES:
+        raise UserError(f"max_batch={args.max_batch} is too large. Use at most {MOST_IMAGES}.")
     if args.max_megapixels * 1e6 > MOST_PIXELS:
         raise UserError(f"max_megapixels={args.max_megapixels:g} is too large. The decoder stops at 67.")
     metrics = Metrics()
@@ -94,9 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Serve a model over HTTP. POST /classify takes image files, /v2 is the Open Inference Protocol, /metrics is "
         "for Prometheus, and / is a page to try the model in a browser.",
     )
-    parser.add_argument(
-        "--model_dir", type=cli.path, required=True, help="Model directory of a run, or an exported model."
-    )
+    parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     cli.add_checkpoint_argument(parser)
     cli.add_backend_argument(parser)
     parser.add_argument("--name", help="Name of the model in URLs. The default is the last part of its path.")

@@ -148,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_config_arguments(parser)
     parser.add_argument(
         "--init_from",
-        type=cli.path,
+        type=cli.model_path,
         help="Start from these weights, with a new classifier. Short for --set train.init_from=...",
     )
     parser.add_argument(

@@ -376,7 +376,7 @@ SECTIONS: dict[str, list[Case]] = {
         Case("a folder that is not a model directory", "evaluate --model_dir=photos"),
         Case("no path", "evaluate --model_dir="),
         Case("a path on S3", "evaluate --model_dir=s3://bucket/run"),
-        Case("a page of the Hugging Face Hub", "evaluate --model_dir=hf://user/model"),
+        Case("an incomplete name on the Hugging Face Hub", "evaluate --model_dir=hf://user"),
     ],
     "Weights": [
         Case(

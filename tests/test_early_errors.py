@@ -180,7 +180,7 @@ def test_a_mistake_is_a_sentence_before_tensorflow_is_imported(answers, line):
 
 # Flags that take names, addresses and settings rather than paths. Variants and recipes can be paths of YAML files.
 NO_PATHS = {"variant", "recipe", "baseline", "tpu", "topology", "overrides", "storage", "source", "layer", "label"}
-NO_PATHS |= {"checkpoint"}
+NO_PATHS |= {"checkpoint", "name", "host", "license", "dataset"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -200,9 +200,11 @@ NO_PATHS |= {"checkpoint"}
 def test_every_flag_with_a_path_refuses_what_cannot_be_one(command, path, part, capsys):
     parser = load_command(command).make_parser()
     words = [a.dest for a in parser._actions if a.type is None and a.choices is None and a.nargs != 0]
-    assert set(words) <= NO_PATHS, "each flag with a path has the type cli.path"
+    assert set(words) <= NO_PATHS, "each flag with a path has the type cli.path or cli.model_path"
     for action in parser._actions:
-        if action.type is cli.path:
+        if action.type in (cli.path, cli.model_path):
+            is_hub = action.type is cli.model_path and path.startswith("hf://")
             with pytest.raises(SystemExit) as stopped:
                 parser.parse_args([f"{action.option_strings[0]}={path}"] if action.option_strings else [path])
-            assert stopped.value.code == 2 and part in capsys.readouterr().err
+            expected = "Use hf://user/name" if is_hub else part
+            assert stopped.value.code == 2 and expected in capsys.readouterr().err

@@ -32,6 +32,7 @@ COLORS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 # What is not run, and why.
 SKIPPED = {
     r"gs://|--tpu": "needs Google Cloud",
+    r"hf://": "needs an account of the Hugging Face Hub, see tests/hub",
     r"^benchmark": "takes minutes, see tests/benchmark",
     r"^serve": "runs until it is stopped, see tests/serving",
     r"^preflight": "needs the TPU compiler, see tests/preflight",

@@ -13,26 +13,46 @@ def is_remote(path: str) -> bool:
     return path.startswith(("gs://", "ram://"))
 
 
-def check_path(argument: str, path: str) -> None:
+def is_hub(path: str) -> bool:
+    """Return whether a path names a model on the Hugging Face Hub: hf://user/name, or hf://user/name@revision."""
+    return path.startswith("hf://")
+
+
+def split_hub(path: str) -> tuple[str, str | None]:
+    """Return the repository, as "user/name", and the revision or None, of a path for which `is_hub` is true."""
+    repository, _, revision = path.removeprefix("hf://").partition("@")
+    return repository.rstrip("/"), revision or None
+
+
+def check_path(argument: str, path: str, hub: bool = False) -> None:
     """Raise UserError unless a text can be a path of this package: a local path, or one on gs://.
 
     Args:
         argument: Name of the argument that holds the path, for the error message.
         path: The path. It does not have to exist.
+        hub: Whether the argument takes models on the Hugging Face Hub, too.
     """
-    problem = find_problem(path)
+    problem = find_problem(path, hub)
     if problem is not None:
         raise UserError(f"{argument}={shorten(escape(path.strip()))} {problem}")
 
 
-def find_problem(path: str) -> str | None:
-    """Return why a text cannot be a path of this package, as the rest of a sentence that begins with it, or None."""
+def find_problem(path: str, hub: bool = False) -> str | None:
+    """Return why a text cannot be a path of this package, as the rest of a sentence that begins with it, or None.
+
+    Args:
+        path: The text.
+        hub: Whether it may name a model on the Hugging Face Hub.
+    """
     if not path.strip():
         return "is empty. Give a path."
     if "\0" in path:
         return "contains a null character, which no path can have."
     if len(path.encode(errors="surrogatepass")) > LONGEST_PATH:
         return f"is longer than the {LONGEST_PATH} bytes that a path can have."
+    if hub and is_hub(path):
+        has_form = re.fullmatch(r"hf://[\w.-]+/[\w.-]+/?(@[\w./-]+)?", path, re.ASCII)
+        return None if has_form else "does not name a model on the Hugging Face Hub. Use hf://user/name."
     scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
     if not scheme or is_remote(path) or len(scheme[1]) == 1:  # A single letter is a drive of Windows.
         return None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from efficientnet_tf.config.fields import Count, Epochs, Fraction, NonNegative, Path, Positive, Section
+from efficientnet_tf.config.fields import Count, Epochs, Fraction, ModelPath, NonNegative, Positive, Section
 
 
 class OptimizerConfig(Section):
@@ -117,9 +117,10 @@ class TrainConfig(Section):
     """Number of replicas that share the batch-norm statistics in training: a divisor of the number of replicas, or
     `all`. `auto` is 1 for up to 8 replicas. For more it is an eighth of them, but at least 8. More than 1 cannot be
     combined with jit_compile=on."""
-    init_from: Path | None = None
-    """Weights to start from: a model directory, an export, or any file that the command `weights` reads. The default is
-    a random initialization. The classifier is kept only if the classes are the same."""
+    init_from: ModelPath | None = None
+    """Weights to start from: a model directory, an export, any file that the command `weights` reads, or hf://user/name
+    on the Hugging Face Hub. The default is a random initialization. The classifier is kept only if the classes are the
+    same."""
     freeze: Literal["none", "batch_norm", "body"] = "none"
     """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
     stored. `body`: everything except the classifier, with stochastic depth turned off."""

@@ -45,7 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(
         "export", "Write a trained model as a SavedModel, or as a file for LiteRT, ONNX Runtime or OpenVINO."
     )
-    parser.add_argument("--model_dir", type=cli.path, required=True, help="Model directory of a run.")
+    parser.add_argument(
+        "--model_dir",
+        type=cli.model_path,
+        required=True,
+        help="Model directory of a run, or hf://user/name on the Hugging Face Hub.",
+    )
     cli.add_checkpoint_argument(parser)
     parser.add_argument(
         "--output",

@@ -20,6 +20,7 @@ from efficientnet_tf.models.run_directory import (
 )
 from efficientnet_tf.runtime import files
 from efficientnet_tf.runtime.files import check_path
+from efficientnet_tf.runtime.hub import fetch
 
 FILE_ENDINGS = (".tflite", ".onnx", ".xml")
 SIDE_FILES = ("config.yaml", "classes.txt")
@@ -104,12 +105,15 @@ def read_model(path: str) -> tuple[Config, list[str]]:
 
 
 def clean_path(path: str | os.PathLike[str], argument: str = "model_dir") -> str:
-    """Return a path as text, without a slash at its end, or raise UserError if it cannot be a path."""
+    """Return a path as text, without a slash at its end, or raise UserError if it cannot be a path.
+
+    Of a model on the Hugging Face Hub, this is the folder into which it was downloaded.
+    """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{argument} must be a path, received {type(path).__name__}.")
     text = os.fsdecode(path)
-    check_path(argument, text)
-    return text.rstrip("/") or "/"
+    check_path(argument, text, hub=True)
+    return fetch(text).rstrip("/") or "/"
 
 
 def _check_side_files(folder, model):

@@ -173,19 +173,19 @@ def check_run(model_dir: str, config: Config | None = None, allow_change: Iterab
         read_class_names(model_dir)
 
 
-def check_place(model_dir: str) -> None:
+def check_place(model_dir: str, argument: str = "model_dir") -> None:
     """Raise UserError if no run can be written to a path: its name is odd, a file is there, or it is not writable."""
-    files.check_path("model_dir", model_dir)
+    files.check_path(argument, model_dir)
     shown = escape(model_dir)
     if re.search(r"[*?[\\]", model_dir):
         raise UserError(
-            f"model_dir={shown} contains one of the characters * ? [ \\, with which TensorFlow cannot read "
+            f"{argument}={shown} contains one of the characters * ? [ \\, with which TensorFlow cannot read "
             "checkpoints. Choose another name."
         )
     invisible = find_invisible(model_dir)
     if invisible:
         raise UserError(
-            f"model_dir={shown} contains the character U+{ord(invisible):04X}, which cannot be seen. Choose another "
+            f"{argument}={shown} contains the character U+{ord(invisible):04X}, which cannot be seen. Choose another "
             "name."
         )
     if files.is_remote(model_dir):
@@ -194,15 +194,15 @@ def check_place(model_dir: str) -> None:
     try:
         while not os.path.lexists(path):  # The nearest folder that exists.
             if len(os.fsencode(os.path.basename(path))) > 255:
-                raise UserError(f"model_dir={shown} cannot be written: a name in it is longer than 255 bytes.")
+                raise UserError(f"{argument}={shown} cannot be written: a name in it is longer than 255 bytes.")
             path = os.path.dirname(path)
     except UnicodeEncodeError:
-        raise UserError(f"model_dir={shown} cannot be written with the encoding of this system.") from None
+        raise UserError(f"{argument}={shown} cannot be written with the encoding of this system.") from None
     if not os.path.isdir(path):
         kind = "a file" if os.path.exists(path) else "a link to nothing"
-        raise UserError(f"model_dir={shown} cannot be written: {escape(path)} is {kind}, not a folder.")
+        raise UserError(f"{argument}={shown} cannot be written: {escape(path)} is {kind}, not a folder.")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"model_dir={shown} cannot be written: no permission to write to {escape(path)}.")
+        raise UserError(f"{argument}={shown} cannot be written: no permission to write to {escape(path)}.")
 
 
 def check_allowed(allow_change: Iterable[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.local_files import KINDS, check_local_file, check_size, explain_reading, read_local_bytes
 from efficientnet_tf.config.paths import check_path as check_path
+from efficientnet_tf.config.paths import is_hub
 from efficientnet_tf.config.paths import is_remote as is_remote
 from efficientnet_tf.config.text import decode_text, escape
 
@@ -115,14 +116,15 @@ def check_file(path: str) -> None:
 def check_weights_path(argument: str, path: str) -> None:
     """Raise UserError unless there is a regular file, a folder, or a checkpoint of TensorFlow at a path.
 
-    The path of a checkpoint is the prefix of its files. gs:// is not checked, because this would import TensorFlow.
+    The path of a checkpoint is the prefix of its files. gs:// is not checked, because this would import TensorFlow,
+    and neither is the Hugging Face Hub.
 
     Args:
         argument: Name of the argument that holds the path, for the error message.
         path: The path.
     """
-    check_path(argument, path)
-    if is_remote(path) or os.path.isdir(path) or os.path.exists(f"{path}.index"):
+    check_path(argument, path, hub=True)
+    if is_remote(path) or is_hub(path) or os.path.isdir(path) or os.path.exists(f"{path}.index"):
         return
     if not os.path.lexists(path):
         raise UserError(f"{argument}={escape(path)}: no such file or folder.")

@@ -14,6 +14,7 @@ from efficientnet_tf.config.text import normalize_name
 from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import read_class_names, read_config
 from efficientnet_tf.runtime.files import check_path, exists
+from efficientnet_tf.runtime.hub import fetch
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.weights.formats import read_weights
 from efficientnet_tf.weights.load import HEAD, load_weights
@@ -70,7 +71,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     Raises:
         UserError: If the weights cannot be read, do not fit the network, or need another normalization.
     """
-    path = str(config.train.init_from)
+    path = fetch(str(config.train.init_from))
     check_path("train.init_from", path)
     theirs = _read_class_names(path)
     keep = theirs is not None and [*map(normalize_name, theirs)] == [*map(normalize_name, class_names)]
@@ -97,7 +98,9 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     else:
         head = "The classifier is new because the weights name no classes."
     notes = [f"{note[0].upper()}{note[1:]}." for note in loaded.notes]
-    return InitialWeights(values, " ".join([f"Starting from {path} ({loaded.format}).", *notes, head]))
+    return InitialWeights(
+        values, " ".join([f"Starting from {config.train.init_from} ({loaded.format}).", *notes, head])
+    )
 
 
 def _read_class_names(path: str) -> list[str] | None:

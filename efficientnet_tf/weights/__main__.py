@@ -58,7 +58,10 @@ def make_parser():
         "--variant", required=True, help="Network, such as b0, v2-s or lite0, or the path of a variant's YAML file."
     )
     parser.add_argument(
-        "--input", type=cli.path, required=True, help="File, folder, or prefix of a TensorFlow checkpoint to read."
+        "--input",
+        type=cli.model_path,
+        required=True,
+        help="File, folder, or prefix of a TensorFlow checkpoint to read, or hf://user/name on the Hugging Face Hub.",
     )
     parser.add_argument(
         "--output",

@@ -15,6 +15,7 @@ from typing import Any
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime import files
+from efficientnet_tf.runtime.hub import fetch
 from efficientnet_tf.weights.checkpoints import read_export, read_model_dir, read_tf1
 from efficientnet_tf.weights.keras_files import read_h5, read_keras
 from efficientnet_tf.weights.loaded import NORMALIZATIONS, LoadedWeights
@@ -33,7 +34,8 @@ def read_weights(
     """Read a weight file.
 
     Args:
-        path: A file, a folder, or the prefix of a TensorFlow checkpoint.
+        path: A file, a folder, the prefix of a TensorFlow checkpoint, or a model on the Hugging Face Hub,
+            hf://user/name.
         variables: {path: shape} of the model's variables, from the input to the output, because other libraries number
             layers where this package names them. None in a shape fits any size. Given only the paths, no tensor is
             read: the result then has shapes and needs.
@@ -50,7 +52,8 @@ def read_weights(
             say how the model pads.
     """
     path = os.fspath(path)
-    files.check_path("path", path)
+    files.check_path("path", path, hub=True)
+    path = fetch(path)
     if normalization is not None and normalization not in NORMALIZATIONS:
         raise UserError(f"normalization={normalization} is unknown. Allowed are {', '.join(NORMALIZATIONS)}.")
     if padding not in (None, "same", "symmetric"):
@@ -80,6 +83,7 @@ def check_weights(path: str, variables: Sequence[str], **options: Any) -> None:
         variables: The paths of the model's variables.
         **options: As for `read_weights`.
     """
+    path = fetch(path)
     if not files.is_remote(path) and _choose_reader(path) in (read_h5, read_keras, read_safetensors, read_torch):
         read_weights(path, variables, **options)
 

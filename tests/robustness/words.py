@@ -77,6 +77,8 @@ def words(write):
         for number, odd in enumerate(("--", "--=", "-", "---", "--é=1", "--set", "--verbose=3", "\udcff", "\u2028")):
             if command in ("predict", "explain") and not odd.startswith("--"):
                 continue
+            if command == "serve" and odd == "--":  # It would run until it is stopped.
+                continue
             argv = [command, *valid, odd]
             status = EITHER if odd in ("--",) else REFUSED
             writes = ("*",) if status == EITHER else ()
@@ -150,6 +152,7 @@ def numbers(write):
         "export": ("images", "calibration_images", "checkpoint"),
         "benchmark": ("batch", "sizes", "threads", "rounds", "seconds"),
         "preflight": ("batch", "classes", "images"),
+        "serve": ("port", "max_batch", "batch_delay_ms", "max_request_mb", "max_megapixels", "max_requests"),
         "train": ("replicas",),
         "evaluate": ("replicas",),
     }
@@ -160,7 +163,7 @@ def numbers(write):
             bad = ["", "-1", "0", "nan", "inf", "1e400", "x", "1e-400", "9" * 10000, "0x10", "1,,2", "--"]
             if name not in ("memory", "target_macs", "target_params", "target_memory", "seconds", "tolerance"):
                 bad += ["100000000000000000000"]
-            if name == "images" and command == "export":
+            if (command, name) in (("export", "images"), ("serve", "port")):
                 bad.remove("0")
             for text in bad:
                 argv = [command, *replace_flag(commands[command], name, text)]

@@ -111,6 +111,19 @@ def test_paths_that_cannot_be(path, message):
         check_path("model_dir", path)
 
 
+@pytest.mark.parametrize("path", ["hf://user/name", "hf://user/name@v1.0", "hf://user/a-b_c.d/", "run", "gs://b/x"])
+def test_models_on_the_hub(path):
+    check_path("model_dir", path, hub=True)
+
+
+@pytest.mark.parametrize(
+    "path", ["hf://", "hf://user", "hf://user/", "hf://a/b/c", "hf://a/b@", "hf://a b/c", "hf://a/..\n", "hf:///a/b"]
+)
+def test_what_names_no_model_on_the_hub(path):
+    with pytest.raises(UserError, match="Use hf://user/name"):
+        check_path("model_dir", path, hub=True)
+
+
 @pytest.mark.parametrize("path", ["run", "/a/b c", "gs://bucket/run", "c:/run", "r\u00e9sultats"])
 def test_paths_that_can_be(path):
     check_path("model_dir", path)

@@ -2,12 +2,16 @@
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
 
 NET = Path(__file__).parents[1] / "fixtures" / "old_exports" / "net.onnx"  # 10 classes, 32x32 pixels
 
@@ -72,3 +76,11 @@ def encode_form(*files):
         for name, content in files
     ]
     return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+def encode_image(seed=0, size=(60, 80), form="png"):
+    """Return an image file of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()

@@ -1,16 +1,13 @@
 """The page of the server, in a real browser: drop a picture, see classes, probabilities and a map."""
 
 import base64
-import sys
 from urllib.parse import urljoin
 
 import pytest
 from browser import launch_browser
+from serving.servers import encode_image, run_server
 
 pytest.importorskip("onnxruntime")
-sys.path.insert(0, __file__.rpartition("/")[0])
-from servers import run_server  # noqa: E402
-from test_server import encode_image  # noqa: E402
 
 DROP = """([data, name, type]) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));

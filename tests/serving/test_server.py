@@ -1,38 +1,28 @@
 """The command `serve` as a process: answers, refusals, limits, overload, and the end."""
 
 import contextlib
-import io
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
+from serving.servers import NET, encode_form, encode_image, read_answer, run_server
 
 from efficientnet_tf.export.load import load_model
 
 pytest.importorskip("onnxruntime")
-sys.path.insert(0, __file__.rpartition("/")[0])
-from servers import NET, encode_form, read_answer, run_server  # noqa: E402
-
-
-def encode_image(seed=0, size=(60, 80), form="png"):
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form)
-    return file.getvalue()
 
 
 def encode_bomb(width, height):
     """Return a PNG of a few bytes that declares a size."""
-    import struct
-    import zlib
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,0 +1,1 @@
+"""Publishes trained models on the Hugging Face Hub, each with a model card."""
