@@ -2,38 +2,47 @@
 
 import argparse
 import json
+import os
 
 from efficientnet_tf import cli
 from efficientnet_tf.export.export import export_model
+from efficientnet_tf.export.repository import LAYOUTS, export_to_repository
 
 
 def main(args: argparse.Namespace) -> int:
     """Export a model and print how closely the export agrees with it."""
+    from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
     from efficientnet_tf.export.formats import find_format
 
-    result = export_model(
-        args.model_dir,
-        args.output,
-        args.precision,
+    settings = dict(
+        precision=args.precision,
         calibration_images=args.calibration_images,
         keep_float=args.keep_float,
         images=args.images,
         overrides=cli.overrides(args),
         checkpoint=args.checkpoint,
     )
+    if args.layout is None:
+        if args.name is not None:
+            raise UserError(f"name={escape(args.name)} applies to layout={'|'.join(LAYOUTS)} only.")
+        result = export_model(args.model_dir, args.output, **settings)
+    else:
+        name = args.name or os.path.basename(os.path.abspath(args.model_dir))
+        result = export_to_repository(args.model_dir, args.output, args.layout, name, args.version, **settings)
     if args.json:
         print(json.dumps(result))
         return 0
-    kind = find_format(args.output)
+    output = result["output"]
+    kind = find_format(output)
     if kind is None:
         print(
-            f"Exported to {escape(args.output)}. Reloaded in a fresh process, its logits differ by at most "
+            f"Exported to {escape(output)}. Reloaded in a fresh process, its logits differ by at most "
             f"{result['difference']:.2g}."
         )
         return 0
     print(
-        f"Exported to {escape(args.output)} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
+        f"Exported to {escape(output)} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
         f"{result['images']} images of the evaluation split, its logits differ by at most {result['difference']:.2g} "
         f"and its top-1 class agrees on {result['agreement']:.2%}."
     )
@@ -59,6 +68,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="What to write. It must not exist. FILE.tflite is for LiteRT, FILE.onnx for ONNX Runtime, FILE.xml (with "
         "FILE.bin) for OpenVINO. Any other name is the folder of a SavedModel.",
     )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="Write one version of a model into the repository of a server instead. --output is then the folder of the "
+        "repository. tf_serving is for TensorFlow Serving, ovms for OpenVINO Model Server, triton for Triton.",
+    )
+    parser.add_argument(
+        "--name", help="With --layout: name of the model. The default is the last part of the model directory."
+    )
+    parser.add_argument("--version", type=cli.positive_int, default=1, help="With --layout: number of the version.")
     parser.add_argument(
         "--precision",
         default="float32",

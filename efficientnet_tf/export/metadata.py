@@ -128,9 +128,9 @@ def append_record(path: str, record: str) -> None:
         return
     if path.endswith(".onnx"):
         # Concatenated protocol buffers are merged, so this adds one more property to the model.
-        key, value = (_field(number, text.encode()) for number, text in ((1, RECORD), (2, record)))
+        key, value = (make_field(number, text.encode()) for number, text in ((1, RECORD), (2, record)))
         with open(path, "ab") as file:
-            file.write(_field(14, key + value))
+            file.write(make_field(14, key + value))
         return
     with open(path, "rb") as file:
         content = file.read()
@@ -140,8 +140,8 @@ def append_record(path: str, record: str) -> None:
         file.write(head + entry.encode() + end + tail)
 
 
-def _field(number, data):
-    """Return a field of a protocol buffer that holds bytes."""
+def make_field(number: int, data: bytes) -> bytes:
+    """Return a field of a protocol buffer that holds bytes or a message."""
 
     def varint(value):
         return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])

@@ -1,13 +1,17 @@
 """Writes a SavedModel for servers, reloads it in a fresh process, and compares the results.
 
-The signatures take batches of any size and return {"logits", "probabilities"}, both float32 [N, classes]:
+The first three signatures take batches of any size and return {"logits", "probabilities"}, both float32 [N, classes]:
 
     serving_default   image: float32 [N, S, S, C], pixels in [0, 255]
     serving_uint8     image: uint8 [N, S, S, C]
     serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation. What
                       only Pillow decodes, such as TIFF, is an error.
+    classify_bytes    image: string [N], image files. It returns the most likely classes, at most five, as "classes",
+                      string [N, K], with "probabilities", float32 [N, K], and "error", string [N]. An image that cannot
+                      be decoded has an error and no classes, and the others are classified.
 
-The assets are classes.txt, the class names, and config.yaml. assets.extra/record.json shows later changes.
+assets.extra/tf_serving_warmup_requests has requests with which TensorFlow Serving warms up. The assets are classes.txt,
+the class names, and config.yaml. assets.extra/record.json shows later changes.
 """
 
 import hashlib
@@ -27,12 +31,14 @@ from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.pipeline import eval_image
 from efficientnet_tf.export.output import unfinished_output
 from efficientnet_tf.export.record import check_record, make_record
+from efficientnet_tf.export.warmup import write_warmup_requests
 from efficientnet_tf.models.model_dir import restore_model
 from efficientnet_tf.models.run_directory import read_class_names, read_config
 from efficientnet_tf.runtime.files import check_file, exists, is_folder, is_remote, list_folder, read_text, write_text
 from efficientnet_tf.runtime.terminal import quiet_logger
 from efficientnet_tf.scaling.complexity import count_cost
 
+TOP = 5  # classes that classify_bytes returns
 TOLERANCE = 1e-5  # largest difference of a logit, as a share of the largest logit
 _RECORD = "assets.extra/record.json"  # see `record`. Servers ignore this folder.
 _GRAPH_LIMIT_BYTES = 128 * 2**20
@@ -69,7 +75,7 @@ def export_saved_model(model_dir: str, output: str, checkpoint: str | int | None
     """
     with unfinished_output(output) as unfinished:
         model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
-        _write(model, config, model_dir, unfinished)
+        _write(model, config, class_names, model_dir, unfinished)
         record = make_record(config, class_names, _hash_graph(unfinished))
         write_text(os.path.join(unfinished, _RECORD), record)
         difference, greatest = _compare(model, config, unfinished)
@@ -150,7 +156,7 @@ def _hash_graph(path):
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _write(model, config, model_dir, folder):
+def _write(model, config, class_names, model_dir, folder):
     pixels = [None, *model.input_shape[1:]]
 
     def classify(images):
@@ -160,6 +166,18 @@ def _write(model, config, model_dir, folder):
     def classify_bytes(image):
         shape = tf.TensorSpec(pixels[1:], tf.float32)
         return classify(tf.map_fn(lambda one: eval_image(one, config, portable=True), image, fn_output_signature=shape))
+
+    def classify_files(image):
+        images, decoded = tf.map_fn(
+            lambda one: _read_or_skip(one, config, pixels[1:]), image, fn_output_signature=(tf.float32, tf.bool)
+        )
+        best = tf.math.top_k(classify(tf.ensure_shape(images, pixels))["probabilities"], min(TOP, len(class_names)))
+        names = tf.gather(tf.constant(class_names), best.indices)
+        return {
+            "classes": tf.where(decoded[:, None], names, ""),
+            "probabilities": tf.where(decoded[:, None], best.values, 0.0),
+            "error": tf.where(decoded, "", "The image cannot be decoded."),
+        }
 
     def signature(function, dtype, shape):
         specification = tf.TensorSpec(shape, dtype, name="image")
@@ -172,9 +190,32 @@ def _write(model, config, model_dir, folder):
         "serving_default": signature(lambda image: classify(image), tf.float32, pixels),
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
         "serving_bytes": signature(classify_bytes, tf.string, [None]),
+        "classify_bytes": signature(classify_files, tf.string, [None]),
     }
     with quiet_logger("tensorflow"):  # It would say that the assets are in this folder, which is renamed soon.
         tf.saved_model.save(module, folder, signatures=signatures)
+    shape = [1, *pixels[1:]]
+    file = tf.make_tensor_proto([tf.io.encode_png(tf.zeros(shape[1:], tf.uint8)).numpy()])
+    requests = {
+        "serving_default": tf.make_tensor_proto(0, tf.float32, shape),  # one number, repeated
+        "serving_uint8": tf.make_tensor_proto(0, tf.uint8, shape),
+        "serving_bytes": file,
+        "classify_bytes": file,
+    }
+    write_warmup_requests(folder, requests)
+
+
+@tf.autograph.experimental.do_not_convert
+def _read_or_skip(encoded, config, shape):
+    """Return the pixels of an image file and True, or zeros and False if it cannot be decoded.
+
+    A graph cannot catch the error of an operation, but a dataset can leave out what fails.
+    """
+    images = tf.data.Dataset.from_tensors(encoded).map(
+        tf.autograph.experimental.do_not_convert(lambda one: eval_image(one, config, portable=True))
+    )
+    keep = tf.autograph.experimental.do_not_convert(lambda state, image: (image, True))
+    return images.ignore_errors().reduce((tf.zeros(shape), False), keep)
 
 
 def _compare(model, config, folder):
