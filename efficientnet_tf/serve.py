@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.runtime.backend import choose_backend
 
-    choose_backend(args.backend)
+    choose_backend("tensorflow")  # JAX would compile a program for each size of a batch.
     missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -99,7 +99,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     cli.add_checkpoint_argument(parser)
-    cli.add_backend_argument(parser)
     parser.add_argument("--name", help="Name of the model in URLs. The default is the last part of its path.")
     parser.add_argument(
         "--host",
@@ -126,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_requests",
         type=cli.positive_int,
-        default=128,
+        default=64,
         help="Requests in progress. Further ones are answered with the status 503.",
     )
     parser.add_argument(

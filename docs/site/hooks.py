@@ -27,6 +27,7 @@ GENERATED = {
     "phi": concept_pages.format_phi,
     "python": reference_pages.format_python,
     "scaling_figure": concept_pages.format_scaling_figure,
+    "serving": concept_pages.format_serving,
 }
 CONFIG = "reference/config.md"
 

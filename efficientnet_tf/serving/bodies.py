@@ -27,7 +27,7 @@ class Limits:
     body_bytes: int = 2**24
     read_seconds: float = 30
     files: int = 64
-    requests: int = 128
+    requests: int = 64
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
