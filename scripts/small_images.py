@@ -105,7 +105,7 @@ PARTS = {
     ),
     "fashion_mnist": Part(
         "Fashion-MNIST",
-        "The recipe as it is, which trains V2-B0, with two seeds.",
+        "The recipe as it is, which trains V2-B0 with half of its depth, with two seeds.",
         "fashion_mnist",
         {"recipe": ["--recipe=fashion_mnist"]},
         (0, 1),

@@ -7,8 +7,10 @@ The first three signatures take batches of any size and return {"logits", "proba
     serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation. What
                       only Pillow decodes, such as TIFF, is an error.
     classify_bytes    image: string [N], image files. It returns the most likely classes, at most five, as "classes",
-                      string [N, K], with "probabilities", float32 [N, K], and "error", string [N]. An image that cannot
-                      be decoded has an error and no classes, and the others are classified.
+                      string [N, K], with their "probabilities", float32 [N, K].
+
+An image that cannot be decoded fails its batch. Only a dataset in the graph could leave it out, and TensorFlow then
+prepares the decoder anew for each call, which takes seconds.
 
 assets.extra/tf_serving_warmup_requests has requests with which TensorFlow Serving warms up. The assets are classes.txt,
 the class names, and config.yaml. assets.extra/record.json shows later changes.
@@ -167,17 +169,9 @@ def _write(model, config, class_names, model_dir, folder):
         shape = tf.TensorSpec(pixels[1:], tf.float32)
         return classify(tf.map_fn(lambda one: eval_image(one, config, portable=True), image, fn_output_signature=shape))
 
-    def classify_files(image):
-        images, decoded = tf.map_fn(
-            lambda one: _read_or_skip(one, config, pixels[1:]), image, fn_output_signature=(tf.float32, tf.bool)
-        )
-        best = tf.math.top_k(classify(tf.ensure_shape(images, pixels))["probabilities"], min(TOP, len(class_names)))
-        names = tf.gather(tf.constant(class_names), best.indices)
-        return {
-            "classes": tf.where(decoded[:, None], names, ""),
-            "probabilities": tf.where(decoded[:, None], best.values, 0.0),
-            "error": tf.where(decoded, "", "The image cannot be decoded."),
-        }
+    def name_classes(image):
+        best = tf.math.top_k(classify_bytes(image)["probabilities"], min(TOP, len(class_names)))
+        return {"classes": tf.gather(tf.constant(class_names), best.indices), "probabilities": best.values}
 
     def signature(function, dtype, shape):
         specification = tf.TensorSpec(shape, dtype, name="image")
@@ -190,7 +184,7 @@ def _write(model, config, class_names, model_dir, folder):
         "serving_default": signature(lambda image: classify(image), tf.float32, pixels),
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
         "serving_bytes": signature(classify_bytes, tf.string, [None]),
-        "classify_bytes": signature(classify_files, tf.string, [None]),
+        "classify_bytes": signature(name_classes, tf.string, [None]),
     }
     with quiet_logger("tensorflow"):  # It would say that the assets are in this folder, which is renamed soon.
         tf.saved_model.save(module, folder, signatures=signatures)
@@ -203,19 +197,6 @@ def _write(model, config, class_names, model_dir, folder):
         "classify_bytes": file,
     }
     write_warmup_requests(folder, requests)
-
-
-@tf.autograph.experimental.do_not_convert
-def _read_or_skip(encoded, config, shape):
-    """Return the pixels of an image file and True, or zeros and False if it cannot be decoded.
-
-    A graph cannot catch the error of an operation, but a dataset can leave out what fails.
-    """
-    images = tf.data.Dataset.from_tensors(encoded).map(
-        tf.autograph.experimental.do_not_convert(lambda one: eval_image(one, config, portable=True))
-    )
-    keep = tf.autograph.experimental.do_not_convert(lambda state, image: (image, True))
-    return images.ignore_errors().reduce((tf.zeros(shape), False), keep)
 
 
 def _compare(model, config, folder):
