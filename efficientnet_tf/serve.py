@@ -12,7 +12,16 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 
 _MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "PIL")
-MOST_IMAGES = 1024
+# The largest value of each flag that holds a number. Images of more than 67 megapixels are not decoded at all.
+_LARGEST = {
+    "max_batch": 1024,
+    "batch_delay_ms": 10_000,
+    "max_request_mb": 1000,
+    "max_megapixels": 67,
+    "max_requests": 10_000,
+    "read_timeout": 3600,
+    "shutdown_timeout": 3600,
+}
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -27,6 +36,9 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"serve needs {', '.join(missing)}, which is not installed. Run pip install 'efficientnet_tf[serve]'."
         )
+    for flag, largest in _LARGEST.items():
+        if (value := getattr(args, flag)) > largest:
+            raise UserError(f"{flag}={value:g} is too large. Use at most {largest}.")
     check_model(args.model_dir, checkpoint=args.checkpoint)
     name = args.name or _name_model(args.model_dir)
     if not re.fullmatch(_NAME, name):
@@ -38,7 +50,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _serve(args, name, listening):
-    from efficientnet_tf.data.image_formats import MOST_PIXELS
     from efficientnet_tf.export.load import load_model
     from efficientnet_tf.serving.app import make_app
     from efficientnet_tf.serving.bodies import Limits
@@ -46,10 +57,6 @@ def _serve(args, name, listening):
     from efficientnet_tf.serving.server import serve
     from efficientnet_tf.serving.telemetry import Metrics
 
-    if args.max_batch > MOST_IMAGES:
-        raise UserError(f"max_batch={args.max_batch} is too large. Use at most {MOST_IMAGES}.")
-    if args.max_megapixels * 1e6 > MOST_PIXELS:
-        raise UserError(f"max_megapixels={args.max_megapixels:g} is too large. The decoder stops at 67.")
     metrics = Metrics()
     classifier = Classifier(
         load_model(args.model_dir, checkpoint=args.checkpoint),

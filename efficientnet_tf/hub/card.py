@@ -89,7 +89,7 @@ def _list_tags(config):
 def _list_results(evaluation: Mapping[str, Any], data: str, config: Config) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    shared = {
+    shared: dict[str, Any] = {
         "task_type": "image-classification",
         "dataset_type": config.data.source.removeprefix("tfds:"),
         "dataset_name": data,
