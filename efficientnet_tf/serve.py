@@ -9,7 +9,7 @@ import re
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.text import escape
+from efficientnet_tf.config.paths import check_model_name
 
 _MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "PIL")
 # The largest value of each flag that holds a number. Images of more than 67 megapixels are not decoded at all.
@@ -22,7 +22,6 @@ _LARGEST = {
     "read_timeout": 3600,
     "shutdown_timeout": 3600,
 }
-_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -41,8 +40,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}={value:g} is too large. Use at most {largest}.")
     check_model(args.model_dir, checkpoint=args.checkpoint)
     name = args.name or _name_model(args.model_dir)
-    if not re.fullmatch(_NAME, name):
-        raise UserError(f"name={escape(name)}: a name consists of up to 100 letters, digits and the characters '._-'.")
+    check_model_name(name)
     from efficientnet_tf.serving.server import open_socket
 
     listening = open_socket(args.host, args.port)  # before the model is loaded, which takes seconds

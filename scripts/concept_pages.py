@@ -106,36 +106,20 @@ def format_scaling_figure() -> str:
 
 
 def format_serving() -> str:
-    """Return the load table and the result of the soak, from `docs/speed/serving*.json`."""
-    load, soak = (
-        json.loads((ROOT / "docs" / "speed" / f"serving{part}.json").read_text(encoding="utf-8"))
-        for part in ("", "_soak")
-    )
+    """Return the load table of the HTTP server, from `docs/speed/serving.json`."""
+    report = json.loads((ROOT / "docs" / "speed" / "serving.json").read_text(encoding="utf-8"))
     lines = ["| server | clients | requests/s | half take at most | 99 % take at most |", "|---|--:|--:|--:|--:|"]
     limits = []
-    for row in load["rows"]:
+    for row in report["rows"]:
         if row["server"] == "limit":
             limits.append(f"{row['images_per_second']:.0f} images/s at batch {row['batch']}")
             continue
         times = " | ".join(f"{row[key]:.0f} ms" for key in ("p50_ms", "p99_ms"))
         lines.append(f"| {row['server']} | {row['clients']} | {row['requests_per_second']:.0f} | {times} |")
-    about, machine = f"{load['network']} at {load['image_size']} pixels ({load['format']})", load["environment"]
-    memory, requests = soak["soak"]["memory_mib"], soak["soak"]["requests"]
-    good = sum(count for name, count in requests.items() if name.startswith("good"))
-    bad = sum(requests.values()) - good
-    return "\n".join(
-        [
-            "## Load",
-            "",
-            f"Measured with {about} on {machine['cores']} cores ({machine['cpu']}), which the clients shared. By "
-            f"itself, the runtime computes {' and '.join(limits)}.",
-            "",
-            *lines,
-            "",
-            f"In a soak of {soak['soak']['minutes']:g} minutes, {good:,} images were classified while {bad:,} requests "
-            "were noise, truncated, slow, too large or damaged. "
-            f"{len(soak['soak']['wrong'])} answers were wrong. The memory of the server was {memory[0]:.0f} MiB at the "
-            f"beginning, {max(memory):.0f} MiB at most, and {memory[-1]:.0f} MiB at the end. "
-            "`python scripts/serving_load.py` repeats both.",
-        ]
+    machine = report["environment"]
+    about = (
+        f"Measured with {report['network']} at {report['image_size']} pixels ({report['format']}) on "
+        f"{machine['cores']} cores ({machine['cpu']}), which the clients shared. By itself, the runtime computes "
+        f"{' and '.join(limits)}."
     )
+    return "\n".join([about, "", *lines])

@@ -10,6 +10,7 @@ and 32. In the soak, some clients send images and check every answer, while othe
 
 import argparse
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -161,12 +162,11 @@ def make_attacks(image):
     }
 
 
-def _large_image(cache=[]):  # noqa: B006
-    if not cache:
-        file = io.BytesIO()
-        Image.new("1", (10_000, 10_000)).save(file, "png")
-        cache.append(file.getvalue())
-    return cache[0]
+@functools.cache
+def _large_image():
+    file = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(file, "png")
+    return file.getvalue()
 
 
 def read_memory(process):

@@ -37,6 +37,15 @@ def check_path(argument: str, path: str, hub: bool = False) -> None:
         raise UserError(f"{argument}={shorten(escape(path.strip()))} {problem}")
 
 
+def check_model_name(name: str) -> None:
+    """Raise UserError unless a text can be the name of a model on a server, in its folders and its addresses."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(
+            f"name={shorten(escape(name))}: a name starts with a letter or a digit, and consists of up to 100 letters, "
+            "digits and the characters '._-'."
+        )
+
+
 def find_problem(path: str, hub: bool = False) -> str | None:
     """Return why a text cannot be a path of this package, as the rest of a sentence that begins with it, or None.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.paths import check_model_name
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.export.check import clean_path
 from efficientnet_tf.export.export import export_model
@@ -20,7 +20,6 @@ from efficientnet_tf.models.run_directory import format_class_names, read_class_
 from efficientnet_tf.runtime.files import check_path, exists, is_remote, read_text, write_text
 
 LAYOUTS = ("tf_serving", "ovms", "triton")
-_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _MOST_IMAGES = 32  # that Triton computes together
 _DELAY_MICROSECONDS = 2000  # that an image waits in Triton for others
 
@@ -76,8 +75,7 @@ def find_place(output: str, layout: str, name: str, version: int) -> str:
         raise UserError(f"output={escape(output)} is on gs://. Write the repository locally and copy it.")
     if layout not in LAYOUTS:
         raise UserError(f"layout={escape(layout)} is unknown. Choose one of {', '.join(LAYOUTS)}.")
-    if not re.fullmatch(_NAME, name):
-        raise UserError(f"name={escape(name)}: a name consists of up to 100 letters, digits and the characters '._-'.")
+    check_model_name(name)
     if version < 1:
         raise UserError(f"version={version} must be at least 1.")
     folder = os.path.join(output, name, str(version))
@@ -108,7 +106,7 @@ def _new_folders(folder):
 
 
 def _make_triton_texts(model_dir, name):
-    """Return {file name: content} of what Triton needs beside the versions."""
+    """Return {file name: content} of what Triton needs next to the versions."""
     config, class_names = read_config(model_dir), read_class_names(model_dir)
     shape = f"{config.image_size}, {config.image_size}, {config.data.channels}"
     text = f'''name: "{name}"

@@ -143,8 +143,8 @@ def test_a_failed_export_leaves_nothing(run, layout, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--layout=tf_serving", "--name=a/b"], "--name=a/b: a name consists of"),
-        (["--layout=tf_serving", "--name=.."], "a name consists of"),
+        (["--layout=tf_serving", "--name=a/b"], "--name=a/b: a name starts with"),
+        (["--layout=tf_serving", "--name=.."], "a name starts with"),
         (["--layout=triton", "--version=0"], "--version"),
         (["--layout=torchserve"], "torchserve"),
         (["--name=digits"], "--name=digits applies to --layout=tf_serving|ovms|triton only"),

@@ -220,7 +220,7 @@ def test_a_signal_ends_the_server_after_the_answers_in_progress(number):
     [
         (["--port=70000"], "invalid port from 0 to 65535 value: '70000'"),
         (["--host=256.1.1.1"], "the server cannot listen there"),
-        (["--name=a/b"], "--name=a/b: a name consists of"),
+        (["--name=a/b"], "--name=a/b: a name starts with"),
         (["--max_megapixels=100"], "--max_megapixels=100 is too large"),
         (["--checkpoint=best"], "contains one model only"),
         (["--model_dir=nothing"], "nothing"),
