@@ -4,8 +4,9 @@
 
 It measures b0, b4 and v2-s in bfloat16 at several batch sizes. This package runs its training loop, that of `train
 --backend=jax`. timm runs with torch.compile, channels_last and autocast. Batch, image size, optimizer, label smoothing
-and dropout are the same. Each implementation has its own process, and they are measured in rounds. A measurement ends
-when the device has finished. A batch that does not fit is left out. Install jax and torch for your device, and timm.
+and dropout are the same. Each implementation has its own process. They start at the same time, and are then measured in
+rounds. A measurement ends when the device has finished. A batch that does not fit is left out. The output is written
+after each network, and cases that it already has are kept. Install jax and torch for your device, and timm.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import itertools
 import json
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from efficientnet_tf import cli
@@ -41,11 +44,13 @@ def measure(mode, variant, size, batch, args, bar):
         args: The flags, of which implementations, precision, rounds and seconds are used.
         bar: A ProgressBar, which advances with each measurement.
     """
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for name in args.implementations:
-            setting = Setting(name, mode, variant, size, batch, args.precision)
-            workers[name] = stack.enter_context(Worker(setting))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        settings = {name: Setting(name, mode, variant, size, batch, args.precision) for name in args.implementations}
+        started = {name: pool.submit(Worker(setting).__enter__) for name, setting in settings.items()}
+        for future in wait(started.values()).done:
+            if not future.exception():
+                stack.push(future.result())
+        workers = {name: future.result() for name, future in started.items()}
         step_seconds = run_rounds(workers, args.rounds, args.seconds, bar.advance)
     median = {name: statistics.median(steps) for name, steps in step_seconds.items()}
     operations = count_operations_per_mac(mode) * batch * count_cost(load_variant(variant), size)["total"].macs
@@ -70,31 +75,28 @@ def main(args):
             if name not in allowed:
                 raise UserError(f"--{flag}={name} is not known. Use {' or '.join(allowed)}.")
     cases: list[Any] = list(itertools.product(args.modes, args.variants, args.sizes or [None], args.batch))
-    rows, skipped = [], []
-    total = len(cases) * (args.rounds + 1) * len(args.implementations)
-    with ProgressBar(total, "networks", "measurements") as bar:
-        for mode, variant, size, batch in cases:
-            name = f"{mode}, {variant}, batch {batch}"
+    report: dict[str, Any] = {"rows": []}
+    if args.output and args.output.exists():
+        report = json.loads(args.output.read_text())
+    known = {(row["mode"], row["variant"], row["size"], row["batch"]) for row in report["rows"]}
+    report |= {"precision": args.precision, "environment": describe_environment(*PACKAGES) | describe_hardware()}
+    each, skipped = (args.rounds + 1) * len(args.implementations), []
+    with ProgressBar(len(cases) * each, "networks", "measurements") as bar:
+        for index, (mode, variant, size, batch) in enumerate(cases):
+            size, name = size or load_variant(variant).resolution, f"{mode}, {variant}, batch {batch}"
             bar.describe(name)
-            end = bar.completed + total // len(cases)
             try:
-                rows += measure(mode, variant, size or load_variant(variant).resolution, batch, args, bar)
+                if (mode, variant, size, batch) not in known:
+                    report["rows"] += measure(mode, variant, size, batch, args, bar)
             except UserError as error:
                 skipped.append(f"{name}: {error}")
                 bar.print(f"skipped: {skipped[-1]}", sys.stderr)
-                bar.advance(end - bar.completed)
-    if not rows:
+            bar.advance((index + 1) * each - bar.completed)
+            if args.output:
+                args.output.write_text(json.dumps(report | {"skipped": skipped}, indent=1) + "\n")
+    if not report["rows"]:
         raise UserError(f"Nothing could be measured. {skipped[0]}")
-    print(format_markdown(rows))
-    if args.output:
-        report = {
-            "precision": args.precision,
-            "environment": describe_environment(*PACKAGES) | describe_hardware(),
-            "rows": rows,
-            "skipped": skipped,
-        }
-        with open(args.output, "w") as file:
-            json.dump(report, file, indent=1)
+    print(format_markdown(report["rows"]))
 
 
 def make_parser():
@@ -118,7 +120,7 @@ def make_parser():
     parser.add_argument(
         "--seconds", type=cli.positive_number, default=3.0, help="Length of one measurement in seconds."
     )
-    parser.add_argument("--output", help="JSON file to write, with hardware and versions.")
+    parser.add_argument("--output", type=Path, help="JSON file to write, with hardware and versions.")
     return parser
 
 

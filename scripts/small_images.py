@@ -79,10 +79,8 @@ def _sgd(rate: float) -> list[str]:
     return _sets("optimizer.name=sgd", f"optimizer.learning_rate={rate}", "optimizer.weight_decay=1e-5")
 
 
-ONE_EPOCH = [
-    "--recipe=folder",
-    *_sets("data.image_size=32", "data.eval_split=test", "train.epochs=1", "schedule.warmup_epochs=0.5"),
-]
+ONE_EPOCH = ["--recipe=folder", *_sets("data.image_size=32", "data.eval_split=test", "train.epochs=1")]
+SHORT_WARMUP = _sets("schedule.warmup_epochs=0.5")
 
 
 def _finetune(rate: float, optimizer: list[str]) -> list[str]:
@@ -115,12 +113,12 @@ PARTS = {
         "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32.",
         "cifar10",
         {
-            "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.016)],
-            "RMSProp 0.004": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.004)],
-            "RMSProp 0.002": ["--variant=b0", *ONE_EPOCH, *_rmsprop(0.002)],
-            "SGD 0.1": ["--variant=b0", *ONE_EPOCH, *_sgd(0.1)],
-            "AdamW 0.004": ["--variant=b0", *ONE_EPOCH, *_adamw(0.004)],
-            "AdamW 0.008": ["--variant=b0", *ONE_EPOCH, *_adamw(0.008)],
+            "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_rmsprop(0.016)],
+            "RMSProp 0.004": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_rmsprop(0.004)],
+            "RMSProp 0.002": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_rmsprop(0.002)],
+            "SGD 0.1": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_sgd(0.1)],
+            "AdamW 0.004": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_adamw(0.004)],
+            "AdamW 0.008": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_adamw(0.008)],
         },
         (0, 1, 2),
     ),

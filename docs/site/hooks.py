@@ -23,6 +23,7 @@ GENERATED = {
     "commands": reference_pages.format_commands,
     "config": reference_pages.format_config,
     "deviations": concept_pages.format_deviations,
+    "gpu": concept_pages.format_gpu,
     "memory": concept_pages.format_memory,
     "phi": concept_pages.format_phi,
     "python": reference_pages.format_python,

@@ -19,6 +19,7 @@ def main(args: argparse.Namespace) -> int:
         precision=args.precision,
         calibration_images=args.calibration_images,
         keep_float=args.keep_float,
+        io=args.io,
         images=args.images,
         overrides=cli.overrides(args),
         checkpoint=args.checkpoint,
@@ -93,6 +94,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep_float", type=cli.names, default=[], metavar="LAYER,...", help="For int8: layers that stay in float."
+    )
+    parser.add_argument(
+        "--io",
+        default="float32",
+        choices=["float32", "int8", "uint8"],
+        help="For int8: type of the input and the output. 'int8' and 'uint8' are for hardware that computes with "
+        "integers only (LiteRT and ONNX Runtime).",
     )
     parser.add_argument(
         "--images",

@@ -48,6 +48,7 @@ def export_model(
     *,
     calibration_images: int = 300,
     keep_float: Sequence[str] = (),
+    io: str = "float32",
     images: int = 1000,
     overrides: Sequence[str] = (),
     checkpoint: str | int | None = None,
@@ -65,6 +66,8 @@ def export_model(
             (int8 weights and activations). A SavedModel is always float32.
         calibration_images: Number of training images that show the range of each activation, for int8, at least 1.
         keep_float: Names of convolutions and dense layers that stay in float, for int8.
+        io: Type of the input and the output, for int8: "float32", or "int8" or "uint8" for hardware that computes with
+            integers only (LiteRT and ONNX Runtime). The file says how pixels and logits follow from the integers.
         images: Largest number of images of the evaluation split to compare on, at least 1.
         overrides: Changes of the run's config as `section.key=value`, in the sections data and eval, for example where
             the images are now.
@@ -90,7 +93,7 @@ def export_model(
     """
     model_dir = clean_path(model_dir)
     output = os.fspath(output)
-    kind = check_export(model_dir, output, precision, keep_float, overrides, checkpoint)
+    kind = check_export(model_dir, output, precision, keep_float, io, overrides, checkpoint)
     if kind is None:
         from efficientnet_tf.export.saved_model import export_saved_model
 
@@ -99,7 +102,7 @@ def export_model(
     from efficientnet_tf.models.data_format import channels_last_scope
 
     with channels_last_scope():  # for Rescaling, which looks up the data format whenever it is called
-        settings = precision, calibration_images, keep_float, images, overrides, checkpoint
+        settings = precision, calibration_images, keep_float, io, images, overrides, checkpoint
         result = _export_file(kind, model_dir, output, *settings)
     return {"output": output, "precision": precision, **result}
 
@@ -109,6 +112,7 @@ def check_export(
     output: str,
     precision: str = "float32",
     keep_float: Sequence[str] = (),
+    io: str = "float32",
     overrides: Sequence[str] = (),
     checkpoint: str | int | None = None,
 ) -> Format | None:
@@ -133,6 +137,7 @@ def check_export(
         raise UserError(
             f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
         )
+    _check_io(kind, precision, keep_float, io)
     if check_model(model_dir, checkpoint=checkpoint) != "model_dir":
         raise UserError(
             f"model_dir={escape(model_dir)} is not a model directory but a single model. Pass the directory that a run "
@@ -147,6 +152,17 @@ def check_export(
     return kind
 
 
+def _check_io(kind, precision, keep_float, io):
+    """Refuse integers as input and output of a network that does not compute with integers throughout."""
+    if io == "float32":
+        return
+    if precision != "int8" or keep_float:
+        what = f"keep_float={','.join(keep_float)}" if keep_float else f"precision={precision}"
+        raise UserError(f"io={escape(io)} needs a network that is int8 throughout, received {what}.")
+    if io not in kind.io:
+        raise UserError(f"io={escape(io)} is not available for {kind.name}. Choose one of {', '.join(kind.io)}.")
+
+
 def _check_data(data, calibrates):
     """Refuse missing images, and say how to give their new place."""
     try:
@@ -159,7 +175,7 @@ def _check_data(data, calibrates):
         ) from None
 
 
-def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, images, overrides, checkpoint):
+def _export_file(kind, model_dir, output, precision, calibration_images, keep_float, io, images, overrides, checkpoint):
     """Write a file for another runtime; see `export_model`."""
     import keras
 
@@ -182,7 +198,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     with tempfile.TemporaryDirectory() as scratch, unfinished_output(output) as unfinished:
         path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")
         named = keras.Model(folded.input, {"logits": folded.output})
-        kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts)
+        kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts, io)
         append_record(path, make_record(trained_config, class_names, read_metadata(path).compute_digest()))
         result = _compare_file(model, path, compared)
         all_used = len(calibration) < calibration_images

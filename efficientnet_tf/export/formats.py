@@ -3,8 +3,9 @@
 Only writing files imports TensorFlow.
 
 Every exported network takes `image`, float32 [N, S, S, C] with pixels in [0, 255] and any N, and returns `logits`,
-float32 [N, classes]. Each file also holds the texts config.yaml, classes.txt and precision, from which `load_model` and
-`evaluate` know how to use it, and record.json, by which they notice changes (see `record`). They are stored as follows:
+float32 [N, classes]. In int8, both can be integers that stand for these values. Each file also holds the texts
+config.yaml, classes.txt and precision, from which `load_model` and `evaluate` know how to use it, and record.json, by
+which they notice changes (see `record`). They are stored as follows:
 
     .tflite      a zip archive after the network, where LiteRT keeps its label files: `unzip -p FILE classes.txt`
     .onnx        metadata_props
@@ -39,6 +40,7 @@ class Format:
         name: Name of the runtime.
         extra: Extra of this package that installs the runtime.
         precisions: Precisions in which the format can be written.
+        io: Types that the input and the output of a network in int8 can have.
         write_modules: Modules that writing needs.
         quantize_modules: Modules that writing in int8 needs in addition.
         run_module: Module of the runtime.
@@ -49,6 +51,7 @@ class Format:
     name: str
     extra: str
     precisions: tuple[str, ...]
+    io: tuple[str, ...]
     write_modules: tuple[str, ...]
     quantize_modules: tuple[str, ...]
     run_module: str
@@ -57,7 +60,7 @@ class Format:
 
     @property
     def write(self) -> Callable:
-        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts)."""
+        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts, io)."""
         return importlib.import_module(self.writer).write
 
 
@@ -176,6 +179,7 @@ FORMATS = {
         name="LiteRT",
         extra="litert",
         precisions=("float32", "float16", "dynamic", "int8"),
+        io=("float32", "int8", "uint8"),
         write_modules=("ai_edge_litert.interpreter",),
         quantize_modules=(),
         run_module="ai_edge_litert.interpreter",
@@ -186,6 +190,7 @@ FORMATS = {
         name="ONNX Runtime",
         extra="onnx",
         precisions=("float32", "float16", "int8"),
+        io=("float32", "int8", "uint8"),
         write_modules=("onnx", "tf2onnx", "onnxruntime"),
         quantize_modules=(),
         run_module="onnxruntime",
@@ -196,6 +201,7 @@ FORMATS = {
         name="OpenVINO",
         extra="openvino",
         precisions=("float32", "float16", "bfloat16", "int8"),
+        io=("float32",),
         write_modules=("openvino",),
         quantize_modules=("nncf",),
         run_module="openvino",

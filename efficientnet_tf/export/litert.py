@@ -11,10 +11,15 @@ from efficientnet_tf.export.quantization import find_float_region, fingerprint, 
 from efficientnet_tf.runtime.terminal import quiet_logger
 
 
-def write(model, path, precision, calibration, keep_float, texts):
+def write(model, path, precision, calibration, keep_float, texts, io="float32"):
     """Write a network and its texts to a file."""
     import tensorflow as tf
 
+    if io != "float32":
+        # Two pixels show the range of all pixels, so that integers stand for pixels themselves.
+        first = np.array(calibration[0])
+        first[0, 0, 0], first[0, 0, 1] = 0.0, 255.0
+        calibration = [first, *calibration[1:]]
     with tempfile.TemporaryDirectory() as folder, quiet_logger("tensorflow"):
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -25,6 +30,7 @@ def write(model, path, precision, calibration, keep_float, texts):
         if precision == "int8":
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = lambda: ([image] for image in calibration)
+            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
         content = _convert_partly(converter, model, keep_float) if keep_float else converter.convert()
     with open(path, "wb") as file:
         file.write(content)

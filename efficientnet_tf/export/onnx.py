@@ -1,12 +1,14 @@
 """Writes `.onnx` files for ONNX Runtime. The arguments are those of `formats.Format.write`."""
 
+import json
 import logging
 import warnings
 
 from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
+from efficientnet_tf.export.runtimes import INTEGERS
 
 
-def write(model, path, precision, calibration, keep_float, texts):
+def write(model, path, precision, calibration, keep_float, texts, io="float32"):
     """Write a network and its texts to a file."""
     import onnx
 
@@ -22,12 +24,14 @@ def write(model, path, precision, calibration, keep_float, texts):
         network = convert_float_to_float16(network, keep_io_types=True)
     if precision == "int8":
         operations = _list_operations(network.graph, map_kernels(model))
-        network = _quantize(network, path, calibration, find_float_region(operations, keep_float))
+        network = _quantize(network, path, calibration, find_float_region(operations, keep_float), io)
+    if io != "float32":
+        texts = texts | {INTEGERS: json.dumps(_make_integer(network.graph, io))}
     onnx.helper.set_model_props(network, texts)
     onnx.save(network, path)
 
 
-def _quantize(network, path, calibration, float_operations):
+def _quantize(network, path, calibration, float_operations, io):
     """Return a network with int8 weights, scaled per channel, and int8 activations, except for some operations.
 
     This uses ONNX Runtime's own quantizer. ONNX Runtime has only int8 convolutions that also return int8, so networks
@@ -50,13 +54,45 @@ def _quantize(network, path, calibration, float_operations):
             path,
             Reader(),
             per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
+            activation_type=quantization.QuantType.QInt8 if io == "int8" else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=sorted(float_operations),
         )
     finally:
         logging.disable(logging.NOTSET)
     return onnx.load(path)
+
+
+def _make_integer(graph, io):
+    """Make the input and the output of a quantized network integers. Return what they stand for: see `INTEGERS`.
+
+    The input stands for pixels, which are whole numbers. The output is what the network has before its last operation.
+    """
+    import onnx
+
+    dtype = getattr(onnx.TensorProto, io.upper())
+    zero_point = 0 if io == "uint8" else -128
+    for node in graph.node:
+        node.input[:] = ["pixels" if name == "image" else name for name in node.input]
+    constants = ("pixel_scale", onnx.TensorProto.FLOAT, 1.0), ("pixel_zero_point", dtype, zero_point)
+    graph.initializer.extend(onnx.helper.make_tensor(name, kind, (), [value]) for name, kind, value in constants)
+    names = ["image", *(name for name, *_ in constants)]
+    graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, ["pixels"], name="pixels"))
+
+    last = next(node for node in graph.node if "logits" in node.output)
+    if last.op_type != "DequantizeLinear":
+        raise RuntimeError(f"the last operation of the quantized network is {last.op_type}")
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    _, scale, shift = last.input
+    maker = next(node for node in graph.node if last.input[0] in node.output)
+    maker.output[:] = ["logits"]
+    graph.node.remove(last)
+    for value in (graph.input[0], graph.output[0]):
+        value.type.tensor_type.elem_type = dtype
+    return {
+        "image": {"type": io, "scale": 1.0, "zero_point": zero_point},
+        "logits": {"type": io, "scale": float(values[scale]), "zero_point": int(values[shift])},
+    }
 
 
 def _list_operations(graph, layer_of):

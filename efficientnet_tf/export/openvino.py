@@ -25,7 +25,7 @@ def preserve_root_logger():
         root.setLevel(level)
 
 
-def write(model, path, precision, calibration, keep_float, texts):
+def write(model, path, precision, calibration, keep_float, texts, io="float32"):  # io is always float32
     """Write a network and its texts to a file."""
     import openvino
 

@@ -46,6 +46,8 @@ def export_to_repository(
         UserError: As `export_model`, or if the name is not allowed, or the repository has this version, or has a model
             of this name with other images or classes. Nothing is then left behind.
     """
+    if settings.get("io", "float32") != "float32":
+        raise UserError(f"io={escape(settings['io'])} does not apply to a layout: servers get pixels as float32.")
     place = find_place(output, layout, name, version)
     texts = _make_triton_texts(clean_path(model_dir), name) if layout == "triton" else {}
     folder = os.path.join(output, name)

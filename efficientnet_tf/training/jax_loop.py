@@ -39,10 +39,11 @@ def make_train_loop(state: State, config: Config, strategy: JaxStrategy, graph: 
         returns float32 [2]: the loss, weight decay included, and the top-1 accuracy, averaged over steps and devices.
     """
     step, variables = make_train_step(state, config, strategy, graph)
+    copy = jax.jit(lambda values: [jnp.copy(value) for value in values])
 
     def loop(batches: Iterator[tuple[jax.Array, ...]], steps: int) -> jax.Array:
         # Copies, because the memory of the values is reused, and variables with equal values may share it.
-        values = strategy.replicate([jnp.array(variable.value, copy=True) for variable in variables])
+        values = copy(strategy.replicate([variable.value for variable in variables]))
         totals, queue = strategy.replicate(jnp.zeros(2)), StepQueue()
         for _ in range(int(steps)):
             values, totals = step(values, totals, *next(batches))

@@ -1,5 +1,6 @@
 """Exported files: each format is written for a small network and run by its own runtime."""
 
+import json
 import logging
 import os
 import re
@@ -184,6 +185,44 @@ def test_reduced_precisions(run, float32, suffix, precision, tmp_path):
     np.testing.assert_allclose(logits_of(images[:1]), logits_of(images)[:1], atol=0.2)
 
 
+def write_integer_network(run, folder, suffix, io):
+    """Export in int8, and return the path of the file and the result."""
+    path = str(folder / f"{io}{suffix}")
+    return path, export_model(run, path, "int8", calibration_images=40, io=io)
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_litert_takes_and_returns_integers(run, io, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    path, result = write_integer_network(run, tmp_path, ".tflite", io)
+    assert result["agreement"] >= 0.98
+    details = [Interpreter(path).get_input_details()[0], Interpreter(path).get_output_details()[0]]
+    assert [d["dtype"] for d in details] == [np.dtype(io)] * 2
+    # Pixels are whole numbers, so their integers are exact.
+    assert details[0]["quantization"] == (pytest.approx(1, rel=1e-6), 0 if io == "uint8" else -128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_onnx_takes_and_returns_integers(run, io, tmp_path):
+    import onnxruntime
+
+    path, result = write_integer_network(run, tmp_path, ".onnx", io)
+    assert result["agreement"] >= 0.98
+    session = onnxruntime.InferenceSession(path)
+    assert [value.type for value in (*session.get_inputs(), *session.get_outputs())] == [f"tensor({io})"] * 2
+    text = json.loads(session.get_modelmeta().custom_metadata_map["io.json"])
+    images, _ = fitted.read_split(read_config(run), "val", 5)
+    integers = (images.round() + text["image"]["zero_point"]).astype(io)
+    (logits,) = session.run(["logits"], {"image": integers})
+    expected = (logits.astype(float) - text["logits"]["zero_point"]) * text["logits"]["scale"]
+    np.testing.assert_allclose(open_export(path).compute_logits(images.round()), expected, atol=1e-5)
+    float_path, _ = write_integer_network(run, tmp_path, ".onnx", "float32")
+    steps = np.abs(open_export(float_path).compute_logits(images.round()) - expected) / text["logits"]["scale"]
+    assert steps.max() <= (1.01 if io == "uint8" else 20)  # int8 activations are rounded elsewhere
+
+
 @pytest.mark.parametrize(("suffix",), mostly_slow(SUFFIXES, (".tflite",)))
 def test_files_evaluate_like_the_model_directory(run, float32, suffix):
     strategy = tiny.make_strategy(1)
@@ -269,6 +308,15 @@ def test_quantization_errors_are_measured_per_layer(wild):
         ("net.onnx", {"precision": "dynamic"}, "for ONNX Runtime. Choose one of float32, float16, int8."),
         ("net.tflite", {"precision": "bfloat16"}, "for LiteRT. Choose one of float32, float16, dynamic, int8."),
         ("net.xml", {"keep_float": ["stem_conv"]}, "keep_float=stem_conv applies to precision=int8 only"),
+        ("net.tflite", {"io": "int8"}, "io=int8 needs a network that is int8 throughout, received precision=float32"),
+        ("net", {"io": "uint8"}, "io=uint8 needs a network that is int8 throughout, received precision=float32"),
+        ("net.xml", {"precision": "int8", "io": "int8"}, "for OpenVINO. Choose one of float32."),
+        ("net.onnx", {"precision": "int8", "io": "int4"}, "Choose one of float32, int8, uint8."),
+        (
+            "net.tflite",
+            {"precision": "int8", "io": "int8", "keep_float": ["stem_conv"]},
+            "received keep_float=stem_conv",
+        ),
         (
             "net.xml",
             {"precision": "int8", "keep_float": ["stem_cov"]},
