@@ -235,6 +235,11 @@ class Config(Section):
             for phase in self.train.phases or (Phase(until=1.0, set={}),)
         ]
 
+    @property
+    def trains_for_int8(self) -> bool:
+        """Whether a phase of the run has `train.quantize`."""
+        return any(phase.train.quantize != "none" for _, phase in self.phases)
+
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Config":
         data, schedule, train = self.data, self.schedule, self.train
@@ -276,7 +281,8 @@ class Config(Section):
         ends = [phase.until for phase in phases]
         if ends and (ends[-1] != 1 or sorted(set(ends)) != ends):
             raise _phases_error(f"must end one after the other, the last at 1, received {ends}")
-        allowed = {"data.image_size", "train.batch_size", "train.freeze", "model.dropout", "model.drop_connect"}
+        allowed = {"data.image_size", "model.dropout", "model.drop_connect"}
+        allowed |= {f"train.{key}" for key in ("batch_size", "freeze", "quantize")}
         allowed |= {f"optimizer.{key}" for key in ("learning_rate", "clip_norm", "clip_value", "agc")}
         allowed |= {f"augment.{key}" for key in AugmentConfig.model_fields}
         for key in (key for phase in phases for key in phase.set):

@@ -124,6 +124,10 @@ class TrainConfig(Section):
     freeze: Literal["none", "batch_norm", "body"] = "none"
     """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
     stored. `body`: everything except the classifier, with stochastic depth turned off."""
+    quantize: Literal["none", "int8", "int8_frozen"] = "none"
+    """Train for exports in int8: as if weights and activations were rounded. `int8`: the limits of each tensor are
+    moving averages. `int8_frozen`: they keep their values, for a last phase. Batch norm keeps its statistics, and
+    nothing is dropped. Needs init_from, or a phase before."""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Training loss of the classifier. `cross_entropy`: of the softmax over the classes. `bce`: binary cross-entropy of
     the sigmoid of every class, averaged over the classes. Evaluation reports the cross-entropy in either case."""

@@ -148,7 +148,7 @@ def check_export(
     if kind is not None:
         check_packages(kind, precision)
         check_texts(output, {"classes.txt": format_class_names(read_class_names(model_dir))})
-        _check_data(config.data, calibrates=precision == "int8")
+        _check_data(config.data, calibrates=precision == "int8" and (bool(keep_float) or not config.trains_for_int8))
     return kind
 
 
@@ -180,30 +180,36 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     import keras
 
     from efficientnet_tf.models.folding import fold_batch_norm
-    from efficientnet_tf.models.model_dir import restore_model
+    from efficientnet_tf.models.model_dir import restore_model_and_limits
 
     require_packages(kind, precision)
-    model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
+    model, config, class_names, limits = restore_model_and_limits(model_dir, checkpoint=checkpoint)
+    is_trained = precision == "int8" and bool(limits) and not keep_float
     folded = fold_batch_norm(model)
     texts = {"config.yaml": read_text(os.path.join(model_dir, "config.yaml"))}
     texts |= {"classes.txt": format_class_names(class_names), "precision": precision}
     check_texts(output, texts)  # the config, too
     trained_config, config = config, override_data(config, overrides, FIXED_KEYS)
     compared = _read_images(config, images, training=False)
-    calibration = []
-    if precision == "int8":
+    calibration, network, reference = [], folded, functools.partial(model, training=False)
+    if is_trained:
+        from efficientnet_tf.export.trained_int8 import compute_quantized_logits, make_int8_network
+
+        reference = compute_quantized_logits(model, limits)
+        network = make_int8_network(model, limits, rounds_dense=output.endswith(".xml"))
+    elif precision == "int8":
         calibration = _read_images(config, calibration_images, training=True)
         _prepare_for_int8(folded, calibration, keep_float)
 
     with tempfile.TemporaryDirectory() as scratch, unfinished_output(output) as unfinished:
         path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")
-        named = keras.Model(folded.input, {"logits": folded.output})
+        named = keras.Model(network.input, {"logits": network.output})
         kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts, io)
         append_record(path, make_record(trained_config, class_names, read_metadata(path).compute_digest()))
-        result = _compare_file(model, path, compared)
+        result = _compare_file(reference, path, compared)
         all_used = len(calibration) < calibration_images
         advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)
-        _check_agreement(kind, output, precision, result, advise)
+        _check_agreement(kind, output, precision, result, advise if calibration else str)
         result["bytes"] = _copy(path, unfinished)
     return result
 
@@ -251,15 +257,15 @@ def _read_images(config, count, training):
     return np.stack(images)
 
 
-def _compare_file(model, path, images):
-    """Run the Keras model and the file on the same images."""
+def _compare_file(reference, path, images):
+    """Run a function from images to logits and the file on the same images."""
     import numpy as np
     import tensorflow as tf
 
     from efficientnet_tf.runtime.terminal import track
 
     run = open_export(path).compute_logits
-    forward = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    forward = tf.function(reference, autograph=False)
     batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]  # the last one may be smaller
     pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
     expected, exported = (np.concatenate(logits) for logits in zip(*pairs, strict=True))

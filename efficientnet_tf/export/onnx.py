@@ -22,7 +22,9 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         network = convert_float_to_float16(network, keep_io_types=True)
-    if precision == "int8":
+    if precision == "int8" and not calibration:
+        _round_kernels(network.graph)
+    elif precision == "int8":
         operations = _list_operations(network.graph, map_kernels(model))
         network = _quantize(network, path, calibration, find_float_region(operations, keep_float), io)
     if io != "float32":
@@ -61,6 +63,31 @@ def _quantize(network, path, calibration, float_operations, io):
     finally:
         logging.disable(logging.NOTSET)
     return onnx.load(path)
+
+
+def _round_kernels(graph):
+    """Store the kernels of a network that rounds its tensors in int8, with a scale per output channel."""
+    import numpy as np
+    import onnx
+
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]:
+        kernel = onnx.numpy_helper.to_array(initializers[node.input[1]])
+        is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        axis = 0 if node.op_type == "Conv" or is_transposed else 1
+        others = tuple(other for other in range(kernel.ndim) if other != axis)
+        scale = np.maximum(np.abs(kernel).max(axis=others) / 127, 1e-12).astype(np.float32)
+        steps = np.round(kernel / np.expand_dims(scale, others)).astype(np.int8)
+        name = f"{node.name}_kernel"
+        for value, end in ((steps, "int8"), (scale, "scale"), (np.zeros(scale.shape, np.int8), "zero_point")):
+            graph.initializer.append(onnx.numpy_helper.from_array(value, f"{name}_{end}"))
+        names = [f"{name}_{end}" for end in ("int8", "scale", "zero_point")]
+        dequantize = onnx.helper.make_node("DequantizeLinear", names, [name], name=name, axis=axis)
+        graph.node.insert(list(graph.node).index(node), dequantize)
+        node.input[1] = name
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def _make_integer(graph, io):

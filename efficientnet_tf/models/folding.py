@@ -26,10 +26,10 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         rounding: its weights are computed in float64 and rounded once. A batch norm is kept if it does not
         follow a convolution, or if another layer reads the convolution, too.
     """
-    folded, norms = _copy_without_norms(model, for_export=True)
+    folded, norms = copy_without_norms(model, for_export=True)
     for layer in (layer for layer in folded.layers if layer.weights):
         old = model.get_layer(layer.name)
-        layer.set_weights(_fold_weights(old, norms.get(layer.name), lambda v: np.asarray(v, np.float64)))
+        layer.set_weights(fold_weights(old, norms.get(layer.name), lambda v: np.asarray(v, np.float64)))
     return folded
 
 
@@ -50,7 +50,7 @@ class Inference:
         self._model, self._folded, self._norms = model, None, {}
         if device == "CPU" and _can_fold(model):
             with on_host():
-                self._folded, self._norms = _copy_without_norms(model)
+                self._folded, self._norms = copy_without_norms(model)
 
     def __call__(self, images: Any) -> Any:
         """Return the logits of images, [B, classes]."""
@@ -66,7 +66,7 @@ class Inference:
         else:
             values = {}
             for layer in (layer for layer in self._folded.layers if layer.weights):
-                new = _fold_weights(self._model.get_layer(layer.name), self._norms.get(layer.name), read)
+                new = fold_weights(self._model.get_layer(layer.name), self._norms.get(layer.name), read)
                 values |= zip(map(id, layer.weights), new, strict=True)
         graph = self._folded or self._model
         groups = ([values[id(v)] for v in each] for each in (graph.trainable_variables, graph.non_trainable_variables))
@@ -86,7 +86,7 @@ def _can_fold(model):
     return max(uses) == 1 and not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
-def _copy_without_norms(model, for_export=False):
+def copy_without_norms(model, for_export=False):
     """Return a copy of a model without dropout and foldable batch norms, and the batch norms by convolution.
 
     The weights of the copy are not set. For an export, the layer that normalizes pixels is replaced, because some
@@ -151,7 +151,7 @@ def _can_absorb(layer):
     return is_convolution and layer.activation is keras.activations.linear
 
 
-def _fold_weights(layer, norm, read):
+def fold_weights(layer, norm, read):
     """Return the weights of a layer, or the [kernel, bias] that compute a convolution and the batch norm after it."""
     if norm is None:
         return [read(variable) for variable in layer.weights]

@@ -66,6 +66,7 @@ __all__ = [
     "read_run",
     "remove_leftovers",
     "restore_model",
+    "restore_model_and_limits",
     "save_keras_model",
     "write_model_dir",
 ]
@@ -240,19 +241,32 @@ def restore_model(
         UserError: If the directory is not a model directory, has no checkpoint that can be read, or if its config.yaml
             or classes.txt contradict the checkpoint.
     """
+    return restore_model_and_limits(model_dir, raw, checkpoint)[:3]
+
+
+def restore_model_and_limits(
+    model_dir: str, raw: bool = False, checkpoint: str | int | None = None
+) -> tuple[keras.Model, Config, list[str], dict[str, tuple[float, float]]]:
+    """Load a model like `restore_model`, and the limits of its tensors in int8, by name, if the run learns them."""
     config, class_names = read_run(model_dir)
     model = build_from_config(config, len(class_names))
     part = "model" if raw or not config.train.ema_decay else "average"
-    variables = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}
-    values = restorable(variables)
+    parts = {part: {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}}
+    if config.trains_for_int8:
+        from efficientnet_tf.models.quantized import QuantizedNetwork
+
+        parts["limits"] = {v.path: v for v in QuantizedNetwork(model).limits}
+    values = restorable(parts)
 
     def check(stored):
         read_run(model_dir, stored)
 
-    if _read_chosen_checkpoint(model_dir, checkpoint, tf.train.Checkpoint(**{part: values}), check) is None:
+    if _read_chosen_checkpoint(model_dir, checkpoint, tf.train.Checkpoint(**values), check) is None:
         raise UserError(f"model_dir={model_dir} has no checkpoint yet.")
-    take_restored(variables, values)
-    return model, config, class_names
+    take_restored(parts, values)
+    limits = {path.partition("_limits/")[0]: tuple(v.numpy().tolist()) for path, v in parts.get("limits", {}).items()}
+    is_known = all(high > low for low, high in limits.values())
+    return model, config, class_names, limits if is_known else {}
 
 
 def save_keras_model(model_dir: str) -> str:

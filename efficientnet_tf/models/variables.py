@@ -1,5 +1,7 @@
 """Selects the variables of a model that are decayed, averaged, or updated without a gradient."""
 
+from typing import Any
+
 import keras
 
 
@@ -17,7 +19,12 @@ def batch_norm_statistics(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.non_trainable_variables if v.name in ("moving_mean", "moving_variance")]
 
 
-def trained_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Return the batch norm statistics that training updates. A frozen layer keeps its own."""
+def trained_statistics(model: Any) -> list[keras.Variable]:
+    """Return what training updates without a gradient: statistics of batch norm, or limits of a `QuantizedNetwork`.
+
+    A frozen layer keeps its own.
+    """
+    if not isinstance(model, keras.Model):
+        return model.statistics
     frozen = {id(v) for layer in model.layers if not layer.trainable for v in layer.variables}
     return [v for v in batch_norm_statistics(model) if id(v) not in frozen]

@@ -39,6 +39,8 @@ def _name_variables(state: State) -> dict[str, dict[str, Any]]:
     if state.ema:
         averages = [*state.ema.trainable, *state.ema.statistics]
         parts["average"] = {v.path: a for v, a in zip(weights, averages, strict=True)}
+    if state.limits:
+        parts["limits"] = {v.path: v for v in state.limits}
     return parts
 
 

@@ -17,6 +17,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.from_config import build_from_config, precision_scope
+from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import device_type, on_host, replica_count, should_jit
@@ -103,7 +104,7 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
 
 def make_training_graph(
     model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int | None = None
-) -> keras.Model:
+) -> keras.Model | QuantizedNetwork:
     """Copy a model for training.
 
     Args:
@@ -120,6 +121,8 @@ def make_training_graph(
     Raises:
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
     """
+    if config.train.quantize != "none":
+        return QuantizedNetwork(model, learns=config.train.quantize == "int8")
     group = batch_norm_group_size(config, strategy)
     replacements, fusible = {keras.layers.Dropout: PositionalDropout}, {}
     if group > 1 or uses_jax():

@@ -66,7 +66,7 @@ def make_train_step(
         the variables, everything that a step reads or changes.
     """
     graph = make_training_graph(graph or state.model, config, strategy)
-    device_step = DeviceStep(TrainStep(state.model, graph, config), state, config)
+    device_step = DeviceStep(TrainStep(state.model, graph, config, state.limits), state, config)
     return strategy.compile(device_step, batches=2, donate=True), device_step.variables
 
 
@@ -83,7 +83,7 @@ class DeviceStep:
         model, ema = state.model, state.ema
         averages = [*ema.trainable, *ema.statistics] if ema else []
         weights = [*model.trainable_variables, *batch_norm_statistics(model)]
-        self.variables = [*weights, *state.optimizer.variables, *averages]
+        self.variables = [*weights, *state.optimizer.variables, *averages, *state.limits]
 
     def __call__(
         self, values: list[jax.Array], totals: jax.Array, images: jax.Array, labels: jax.Array

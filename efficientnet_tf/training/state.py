@@ -1,13 +1,15 @@
 """What training changes, and how it begins. It needs Keras, but no TensorFlow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.from_config import build_from_config, precision_scope
+from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.models.selection import Selection
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
@@ -17,13 +19,15 @@ from efficientnet_tf.training.optimizers import create_optimizer
 class State:
     """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA.
 
-    Also which evaluation was the best so far, because a resumed run must know it as an undisturbed one does.
+    Quantization-aware training also changes the limits of the tensors, see `models.quantized`. The selection says which
+    evaluation was the best so far, because a resumed run must know it as an undisturbed one does.
     """
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     ema: ModelEMA | None
     selection: Selection = Selection()
+    limits: list[keras.Variable] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -58,4 +62,19 @@ def create_state(
             variables[name].assign(value)
         optimizer = create_optimizer(config, model, size)
         ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
-        return State(model, optimizer, ema, Selection(config.eval.best))
+        return State(model, optimizer, ema, Selection(config.eval.best), _create_limits(config, model))
+
+
+def _create_limits(config: Config, model: keras.Model) -> list[keras.Variable]:
+    """Create the limits of quantization-aware training, if a phase of the run needs them."""
+    if not config.trains_for_int8:
+        return []
+    first = config.phases[0][1].train.quantize
+    if first != "none" and config.train.init_from is None:
+        raise UserError(
+            f"train.quantize={first} keeps the statistics of batch norm, so it needs trained weights. Set "
+            "train.init_from=PATH, or train.phases with a phase before that has train.quantize=none."
+        )
+    if model.compute_dtype != "float32":
+        raise UserError("train.quantize=int8 needs train.precision=float32, in which int8 is simulated.")
+    return QuantizedNetwork(model).limits

@@ -36,22 +36,24 @@ class TrainStep:
 
     Attributes:
         trainable: The model's variables that gradients update, list of keras.Variable.
-        statistics: The batch-norm statistics that the step updates, list of keras.Variable.
+        statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm, or
+            the limits of a `QuantizedNetwork`.
         inputs: {path: keras.Variable}, what the step reads besides the weights: statistics and frozen weights.
 
     Source: paper, section 5.2, and the official code.
     """
 
-    def __init__(self, model: keras.Model, graph: keras.Model, config: Config):
+    def __init__(self, model: keras.Model, graph: Any, config: Config, limits: Sequence[keras.Variable] = ()):
         """Match the variables of two models.
 
         Args:
             model: The model that owns the variables.
-            graph: The model whose layers compute. Whatever is trainable in it is trained. Everything else, including
-                its optimizer slots and EMA, stays the same to the last bit.
+            graph: The model whose layers compute, or a `QuantizedNetwork`. Whatever is trainable in it is trained.
+                Everything else, including its optimizer slots and EMA, stays the same to the last bit.
             config: The config of the run or of its current phase.
+            limits: The limits of the tensors that a `QuantizedNetwork` rounds.
         """
-        owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}
+        owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model), *limits)}
         decayed = {v.path for v in decayed_variables(model, config.optimizer.decay_bias)}
         self.trainable = [owned[v.path] for v in graph.trainable_variables]
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]

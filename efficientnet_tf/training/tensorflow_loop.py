@@ -15,6 +15,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.loop import make_joint_evaluator
 from efficientnet_tf.models.folding import Inference
+from efficientnet_tf.models.quantized import QuantizedInference
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.strategy import add_up, device_type, replica_count, should_jit
@@ -53,14 +54,15 @@ def make_train_loop(
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
     """
     graph = make_training_graph(graph or state.model, config, strategy, fuse_from)
-    replica_step = ReplicaStep(TrainStep(state.model, graph, config), state, config, strategy)
+    step = TrainStep(state.model, graph, config, state.limits)
+    replica_step = ReplicaStep(step, state, config, strategy)
 
     @tf.function(autograph=False)
     def loop(iterator: Any, steps: tf.Tensor) -> tf.Tensor:
-        def step() -> Any:
+        def train() -> Any:
             return strategy.reduce("MEAN", strategy.run(replica_step, args=next(iterator)), axis=None)
 
-        return add_up(steps, tf.zeros([2]), step) / tf.cast(steps, tf.float32)
+        return add_up(steps, tf.zeros([2]), train) / tf.cast(steps, tf.float32)
 
     return loop
 
@@ -148,9 +150,12 @@ def make_classifiers(state: State, strategy: tf.distribute.Strategy) -> dict[str
     """Return {"raw": ..., "ema": ...}: the functions from images to logits of a state's weights and of their EMA.
 
     Each takes images float32 [B, S, S, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica of
-    the strategy. Without an EMA there is only "raw".
+    the strategy. Without an EMA there is only "raw". If a phase of the run trains for int8, they compute as if in int8.
     """
-    inference = Inference(state.model, device_type(strategy))
+    if state.limits:
+        inference = QuantizedInference(state.model, state.limits)
+    else:
+        inference = Inference(state.model, device_type(strategy))
     if not state.ema:
         return {"raw": inference}
     weights = [*state.model.trainable_variables, *batch_norm_statistics(state.model)]
@@ -172,4 +177,4 @@ def make_state_evaluator(
 def evaluated_variables(state: State) -> list[keras.Variable]:
     """Return the variables that the functions of `make_classifiers` read."""
     averages = [*state.ema.trainable, *state.ema.statistics] if state.ema else []
-    return [*state.model.trainable_variables, *batch_norm_statistics(state.model), *averages]
+    return [*state.model.trainable_variables, *batch_norm_statistics(state.model), *averages, *state.limits]

@@ -30,13 +30,22 @@ RECIPES = [
     "cifar10",
     "cifar100",
     "fashion_mnist",
+    "int8",
     "folder",
     "finetune",
     "digits",
     "smoke",
 ]
 RECIPES += [f"transfer_{name}" for name in TRANSFER_SETS]
-NO_DATA = {"folder", "finetune", "cifar10", "fashion_mnist", "transfer_birdsnap", "transfer_aircraft"}  # need data.dir
+NO_DATA = {
+    "folder",
+    "finetune",
+    "int8",
+    "cifar10",
+    "fashion_mnist",
+    "transfer_birdsnap",
+    "transfer_aircraft",
+}  # need data.dir
 PACKAGE = load_lib.PACKAGE_DIR
 DIGITS = str(load_lib.CONFIG_DIR / "recipes" / "digits.yaml")
 
