@@ -110,7 +110,8 @@ PARTS = {
     ),
     "optimizers": Part(
         "The optimizer of a short run",
-        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32.",
+        "One epoch of CIFAR-10 with the recipe `folder`, B0 at 32 pixels, batches of 32. RMSProp at 0.004 learned "
+        "most, so this is what the recipe has. At 0.016, the seeds differ by 9 points.",
         "cifar10",
         {
             "RMSProp 0.016": ["--variant=b0", *ONE_EPOCH, *SHORT_WARMUP, *_rmsprop(0.016)],
@@ -124,7 +125,7 @@ PARTS = {
     ),
     "digits": Part(
         "The optimizer on digits",
-        "B0 with the recipe `digits`, 20 epochs.",
+        "B0 with the recipe `digits`, 20 epochs. RMSProp at 0.004 is what the recipe has.",
         "digits",
         {
             "RMSProp 0.004": ["--variant=b0", "--recipe=digits", *_rmsprop(0.004)],
@@ -136,13 +137,14 @@ PARTS = {
     ),
     "variants": Part(
         "Three variants",
-        "One epoch of CIFAR-10 with the recipe `folder` as it is, at 32 pixels.",
+        "One epoch of CIFAR-10 with the recipe `folder` as it is, at 32 pixels. A network that guesses has 10 %.",
         "cifar10",
         {variant: [f"--variant={variant}", *ONE_EPOCH] for variant in ("b0", "lite0", "v2-b0")},
     ),
     "finetune": Part(
         "The optimizer of fine-tuning",
-        "Lite0 with its published weights and the recipe `finetune`, 100 training images of each class.",
+        "Lite0 with its published weights and the recipe `finetune`, five epochs of 100 training images of each class. "
+        "The recipe has AdamW. The mean square of RMSProp starts at one, and has not adapted when a run this short ends.",
         "cifar10_100",
         {
             "RMSProp 0.004": _finetune(0.004, _rmsprop(0.004)),

@@ -209,7 +209,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
         result = _compare_file(reference, path, compared)
         all_used = len(calibration) < calibration_images
         advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)
-        _check_agreement(kind, output, precision, result, advise if calibration else str)
+        _check_agreement(kind, output, precision, result, advise if len(calibration) else str)
         result["bytes"] = _copy(path, unfinished)
     return result
 

@@ -60,7 +60,10 @@ class Format:
 
     @property
     def write(self) -> Callable:
-        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts, io)."""
+        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts, io).
+
+        A network in int8 without calibration images must be one that rounds its tensors, as in `trained_int8`.
+        """
         return importlib.import_module(self.writer).write
 
 

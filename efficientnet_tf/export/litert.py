@@ -15,7 +15,7 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
     """Write a network and its texts to a file."""
     import tensorflow as tf
 
-    if io != "float32" and calibration:
+    if io != "float32" and len(calibration):
         # Two pixels show the range of all pixels, so that integers stand for pixels themselves.
         first = np.array(calibration[0])
         first[0, 0, 0], first[0, 0, 1] = 0.0, 255.0
@@ -27,7 +27,9 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if calibration:  # Else the network rounds its tensors, from which the converter knows their limits.
+        if precision == "int8" and len(
+            calibration
+        ):  # Else the network rounds its tensors, from which the converter knows their limits.
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = lambda: ([image] for image in calibration)
         if precision == "int8":

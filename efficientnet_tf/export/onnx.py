@@ -22,7 +22,7 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         network = convert_float_to_float16(network, keep_io_types=True)
-    if precision == "int8" and not calibration:
+    if precision == "int8" and not len(calibration):
         _round_kernels(network.graph)
     elif precision == "int8":
         operations = _list_operations(network.graph, map_kernels(model))

@@ -32,7 +32,7 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
     with disable_telemetry(), preserve_root_logger():
         model.export(path, format="openvino", verbose=False)
     network = openvino.Core().read_model(path)
-    if calibration:  # Else the network rounds its tensors and kernels.
+    if precision == "int8" and len(calibration):  # Else the network rounds its tensors and kernels.
         operations = _list_operations(network, map_kernels(model))
         network = _quantize(network, calibration, find_float_region(operations, keep_float))
     for name, text in texts.items():
