@@ -143,8 +143,9 @@ PARTS = {
     ),
     "finetune": Part(
         "The optimizer of fine-tuning",
-        "Lite0 with its published weights and the recipe `finetune`, five epochs of 100 training images of each class. "
-        "The recipe has AdamW. The mean square of RMSProp starts at one, and has not adapted when a run this short ends.",
+        "Lite0 with its published weights and the recipe `finetune`, five epochs of 100 training images of each "
+        "class. The recipe has AdamW. The mean square of RMSProp starts at one, and has not adapted when a "
+        "run this short ends.",
         "cifar10_100",
         {
             "RMSProp 0.004": _finetune(0.004, _rmsprop(0.004)),
