@@ -241,18 +241,22 @@ def restore_model(
         UserError: If the directory is not a model directory, has no checkpoint that can be read, or if its config.yaml
             or classes.txt contradict the checkpoint.
     """
-    return restore_model_and_limits(model_dir, raw, checkpoint)[:3]
+    return _restore(model_dir, raw, checkpoint)[:3]
 
 
 def restore_model_and_limits(
-    model_dir: str, raw: bool = False, checkpoint: str | int | None = None
+    model_dir: str, checkpoint: str | int | None = None
 ) -> tuple[keras.Model, Config, list[str], dict[str, tuple[float, float]]]:
     """Load a model like `restore_model`, and the limits of its tensors in int8, by name, if the run learns them."""
+    return _restore(model_dir, False, checkpoint, with_limits=True)
+
+
+def _restore(model_dir, raw, checkpoint, with_limits=False):
     config, class_names = read_run(model_dir)
     model = build_from_config(config, len(class_names))
     part = "model" if raw or not config.train.ema_decay else "average"
     parts = {part: {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model))}}
-    if config.trains_for_int8:
+    if with_limits and config.trains_for_int8:
         from efficientnet_tf.models.quantized import QuantizedNetwork
 
         parts["limits"] = {v.path: v for v in QuantizedNetwork(model).limits}

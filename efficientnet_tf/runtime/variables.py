@@ -3,19 +3,27 @@
 Checkpoints are TensorFlow's, also if Keras computes with JAX. The variables are then copied to and from TensorFlow's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_tf.runtime.backend import uses_jax
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def read_values(variables: Iterable[keras.Variable]) -> list[tf.Tensor]:
+
+def read_values(variables: Iterable[keras.Variable]) -> list[Any]:
     """Return the current value of each variable, as this replica sees it."""
-    return [variable.value if uses_jax() else tf.convert_to_tensor(variable.value) for variable in variables]
+    if uses_jax():
+        return [variable.value for variable in variables]
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(variable.value) for variable in variables]
 
 
 def resource_handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
@@ -25,6 +33,7 @@ def resource_handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
 
 def copy_values(variables: Any) -> Any:
     """Return TensorFlow variables in the host's memory with the current values of a structure of Keras variables."""
+    import tensorflow as tf
 
     def copy(variable):
         value: Any = _to_numpy(variable) if uses_jax() else tf.identity(variable.value)
@@ -39,13 +48,13 @@ def restorable(variables: Any) -> Any:
 
     With JAX they are copies, and `take_restored` must be called after that.
     """
-    return copy_values(variables) if uses_jax() else tf.nest.map_structure(lambda variable: variable.value, variables)
+    return copy_values(variables) if uses_jax() else keras.tree.map_structure(lambda v: v.value, variables)
 
 
 def take_restored(variables: Any, restored: Any) -> None:
     """Give Keras variables the values that were restored to `restorable` variables."""
     if uses_jax():
-        tf.nest.map_structure(lambda variable, value: variable.assign(value.numpy()), variables, restored)
+        keras.tree.map_structure(lambda variable, value: variable.assign(value.numpy()), variables, restored)
 
 
 def _to_numpy(variable):
