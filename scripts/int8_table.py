@@ -94,7 +94,7 @@ def write_page(report):
         lines.append("|---|---|--:|--:|--:|--:|--:|")
         for row in part["rows"]:
             if "refused" in row:
-                lines.append(f"| {row['runtime']} | {row['file']} | refused: {row['refused']} | | | | |")
+                lines.append(f"| {row['runtime']} | {row['file']} | refused | | | | |")
                 continue
             cells = [row["runtime"], row["file"], f"{row['top1']:.2%}"]
             cells.append(f"{row['agreement']:.2%}" if "agreement" in row else "")
@@ -104,6 +104,7 @@ def write_page(report):
         machine = part["environment"]
         about = f"{part['rows'][0]['images']:,} images, on {machine['cores']} cores ({machine['cpu']})."
         parts += [f"## {name}", about, "\n".join(lines)]
+        parts += [f"{row['refused']}." for row in part["rows"] if "refused" in row]
     (ROOT / "docs" / "int8.md").write_text("\n\n".join(parts) + "\n")
 
 

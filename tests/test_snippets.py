@@ -70,6 +70,7 @@ def folder(tmp_path_factory):
     network = ef.build_model("tiny")
     save_file(timm_weights(network), folder / "tf_efficientnet_b4.safetensors")
     config = ["data.dir=photos", "train.epochs=6", *FAST[1:], "data.image_size=224", "train.ema_decay=0.5"]
+    config.append("optimizer.learning_rate=0.016")  # for few steps
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         ef.train_model(ef.load_config("tiny", "folder", config), "runs/photos")
