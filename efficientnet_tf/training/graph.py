@@ -130,7 +130,8 @@ def make_training_graph(
     if uses_jax():
         from efficientnet_tf.models import jax_layers
 
-        replacements[keras.layers.Conv2D] = jax_layers.FastConv2D
+        if device_type(strategy) == "GPU":
+            replacements[keras.layers.Conv2D] = jax_layers.FastConv2D
         if device_type(strategy) == "CPU":
             replacements[keras.layers.DepthwiseConv2D] = jax_layers.FastDepthwiseConv2D
     # XLA fuses by itself. Other devices have not been measured.
