@@ -11,7 +11,7 @@ from jax import lax
 class FastConv2D(keras.layers.Conv2D):
     """Keras's convolution, computed as a matrix product where it is one.
 
-    On a GPU, a product takes less time to start than a convolution.
+    It was measured on a GPU only together with `moments`: see docs/guides/benchmark.md.
     """
 
     def convolution_op(self, inputs, kernel):

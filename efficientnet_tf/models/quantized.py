@@ -72,7 +72,7 @@ class LearnedRounding(keras.layers.Layer):
             seen: Any = ops.stop_gradient(ops.stack([ops.minimum(ops.min(x), 0.0), ops.maximum(ops.max(x), 0.0)]))
             limits = ops.where(_is_known(limits), MOMENTUM * limits + (1 - MOMENTUM) * seen, seen)
             self.limits.assign(limits)
-        # The limits of the other branch must be valid, too, or its gradient would not be finite.
+        # Both branches are computed. Without valid limits, the gradient of the first would not be finite.
         is_known = _is_known(limits)
         valid: Any = ops.where(is_known, limits, ops.convert_to_tensor([0.0, 1.0]))
         return ops.where(is_known, round_tensor(x, valid[0], valid[1]), x)
