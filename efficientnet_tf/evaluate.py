@@ -58,8 +58,10 @@ def evaluate_model(
         progress: Whether to show on standard error how many images are done, and how many per second.
 
     Returns:
-        A dict with "examples", "loss", "top1" and "top5". With `real_labels` also "real", the share of the
-        "real_examples" with labels whose prediction is among them. If the data has fewer classes than the model, also
+        A dict with "examples", "loss", "top1" and "top5". With data.task=multilabel there are "f1" and "exact" instead,
+        and with data.task=regression "mae" and "r2": see `evaluation.metrics`. With `real_labels` also
+        "real", the share of the "real_examples" with labels whose prediction is among them. If the data has fewer
+        classes than the model, also
         "classes" and "model_classes". With `per_class` the rows of `evaluation.per_class.per_class`. With `confusion`
         the matrix as lists, a row for each true class.
 
@@ -92,6 +94,7 @@ def evaluate_model(
     loaded = _open(model, raw, checkpoint, strategy)
     if uses_jax() and loaded.keras_model is None:
         raise UserError("backend=jax cannot evaluate exported files, which need backend=tensorflow.")
+    _check_task(loaded.task, folder, real_labels, per_class, confusion)
     data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
     bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
     evaluator = make_evaluator(
@@ -127,7 +130,7 @@ def check_evaluation(
     """
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
-    from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.export.check import check_model, read_model
     from efficientnet_tf.export.evaluation_data import check_evaluation_data
     from efficientnet_tf.runtime.files import check_file, is_remote
 
@@ -142,6 +145,7 @@ def check_evaluation(
             "weights."
         )
     check_model(model, checkpoint=checkpoint)
+    _check_task(read_model(model)[0].data.task, None, real_labels, per_class, confusion)
     check_evaluation_data(model, overrides, real_labels, functools.partial(_check_confusion, confusion))
 
 
@@ -155,6 +159,18 @@ def _check_outputs(per_class, confusion, inputs=()):
     check_output("confusion", confusion, (".png",), inputs)
     if confusion:
         require_matplotlib("confusion")
+
+
+def _check_task(task, folder, real_labels, per_class, confusion):
+    """Refuse what is for classes only."""
+    from efficientnet_tf.config.errors import UserError
+
+    given = {"folder": folder, "real_labels": real_labels, "per_class": per_class, "confusion": confusion}
+    names = [name for name, value in given.items() if value is not None]
+    if task != "classification" and names:
+        raise UserError(
+            f"{' and '.join(names)} is for a model that predicts classes, and this one has data.task={task}."
+        )
 
 
 def _check_confusion(confusion, classes):
@@ -272,7 +288,9 @@ def main(args: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
-    parser = cli.make_parser("evaluate", "Evaluate a trained or exported model: top-1, top-5, loss.")
+    parser = cli.make_parser(
+        "evaluate", "Evaluate a trained or exported model: top-1, top-5 and loss, or the metrics of its task."
+    )
     parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help="Evaluate the weights without EMA.")
     cli.add_checkpoint_argument(parser)

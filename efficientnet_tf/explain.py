@@ -52,6 +52,7 @@ def explain_photos(
     from efficientnet_tf.runtime.terminal import track
 
     model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
+    _check_task(config, model_dir)
     number = None if label is None else find_class(label, class_names, model_dir)
     read = make_image_reader(lambda encoded: eval_image(encoded, config))
     cells = []
@@ -61,14 +62,16 @@ def explain_photos(
         if errors:
             raise UserError(f"{escape(path)} can no longer be read: {errors[path]}")
         try:
-            cells.append(_explain_photo(model, images[path], class_names, method, layer, number))
+            cells.append(_explain_photo(model, images[path], class_names, config.data.task, method, layer, number))
         except UserError as error:
             raise UserError(f"{escape(model_dir)}: {error}") from None
     return f"{config.model.name}, {config.image_size} pixels", cells
 
 
-def _explain_photo(model: Any, pixels: Any, class_names: Sequence[str], method: str, layer: str, number: int | None):
-    """Return the cell of one photo. Without a class number it shows the most likely class."""
+def _explain_photo(
+    model: Any, pixels: Any, class_names: Sequence[str], task: str, method: str, layer: str, number: int | None
+):
+    """Return the cell of one photo. Without a number it shows the most likely class or label."""
     import keras
     import numpy as np
 
@@ -78,13 +81,22 @@ def _explain_photo(model: Any, pixels: Any, class_names: Sequence[str], method: 
     pixels = np.asarray(pixels)  # TensorFlow has read them, and JAX may compute with them.
     images = pixels[None]
     logits: Any = model(images, training=False)
-    probabilities = np.asarray(keras.ops.softmax(logits))[0]
+    compute = keras.ops.softmax if task == "classification" else keras.ops.sigmoid
+    probabilities = np.asarray(compute(logits))[0]
     shown = int(probabilities.argmax()) if number is None else number
     if method == "cam":
         [heat] = class_activation_map(model, images, shown)
     else:
         [heat] = grad_cam(model, images, layer, shown)
     return Cell(pixels, heat, class_names[shown], float(probabilities[shown]))
+
+
+def _check_task(config, model_dir):
+    if config.data.task == "regression":
+        raise UserError(
+            f"model_dir={escape(model_dir)} predicts numbers (data.task=regression). Only where a class or a label is "
+            "seen can be shown."
+        )
 
 
 def find_class(label: str, class_names: Sequence[str], model_dir: str) -> int:
@@ -132,7 +144,7 @@ def _check(args):
     from efficientnet_tf.data.image_formats import find_unreadable
     from efficientnet_tf.data.scan import find_images
     from efficientnet_tf.export.check import check_model
-    from efficientnet_tf.models.run_directory import read_class_names
+    from efficientnet_tf.models.run_directory import read_class_names, read_config
     from efficientnet_tf.runtime.files import check_output, is_remote
     from efficientnet_tf.runtime.hub import fetch
     from efficientnet_tf.visualization.figures import require_matplotlib
@@ -149,6 +161,8 @@ def _check(args):
                 f"model_dir={escape(model_dir)} is not a model directory. Explanations need the layers of the network, "
                 "which only the directory of a run has."
             )
+        if not is_remote(model_dir):
+            _check_task(read_config(model_dir), model_dir)
         if args.label is not None and not is_remote(model_dir):
             find_class(args.label, read_class_names(model_dir), model_dir)
         if args.layer != LAST_LAYER and not is_remote(model_dir):

@@ -1,9 +1,10 @@
-"""Classify images: `python -m efficientnet_tf.predict --model_dir=DIR photo.jpg folder/ ...`."""
+"""Predict classes, labels or numbers: `python -m efficientnet_tf.predict --model_dir=DIR photo.jpg folder/ ...`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.export.load import LoadedModel
     from efficientnet_tf.runtime.terminal import RateBar
 
+LABEL_THRESHOLD = 0.5  # probability above which a label is printed
 LONG_LIST = 32  # images, above which a progress bar is shown
 
 
@@ -37,7 +39,9 @@ def predict_images(
         batch_size: Number of images to compute together, at least 1.
 
     Returns:
-        For each image, a list of (class name, probability), the most likely class first.
+        For each image, a list of (class name, probability), the most likely class first. For a network with
+        data.task=multilabel, each label has a probability of its own. With data.task=regression, a list of (name,
+        number) of all numbers.
 
     Raises:
         UserError: If there is no model at the path, or an image cannot be read or has another shape.
@@ -70,11 +74,11 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.export.load import load_model
 
     model = load_model(args.model_dir, checkpoint=args.checkpoint)
-    format_answer = _choose_format(args)
+    format_answer = _choose_format(args, model.task)
     failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
     with _open_output(args.output, bar) as write, bar if is_long else contextlib.nullcontext():
-        if format_answer is _format_csv:
-            write(_csv_header(min(args.top, len(model.class_names))))
+        if (args.output or "").endswith(".csv"):
+            write(_csv_header(model, args.top))
         for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
             bar.advance()
             if isinstance(answer, UserError):
@@ -138,32 +142,55 @@ def _open_output(output: str | None, bar: RateBar) -> Iterator[Callable[[str], A
         yield lambda line: file.write(f"{line}\n".encode())
 
 
-def _choose_format(args):
-    """Return the function that formats the predictions of an image as a line."""
+def _choose_format(args, task):
+    """Return the function of a path and its answer that formats the predictions of an image as a line."""
     if args.json or (args.output or "").endswith(".jsonl"):
-        return _format_json
-    return _format_text if args.output is None else _format_csv
+        return functools.partial(_format_json, task=task)
+    if args.output is not None:
+        return functools.partial(_format_csv, task=task)
+    return {"classification": _format_classes, "multilabel": _format_labels, "regression": _format_numbers}[task]
 
 
-def _format_text(path, answer):
+def _format_classes(path, answer):
     from efficientnet_tf.config.text import escape
 
     return f"{escape(path)}: " + ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
 
 
-def _format_json(path, answer):
+def _format_labels(path, answer):
+    from efficientnet_tf.config.text import escape
+
+    likely = [pair for pair in answer if pair[1] > LABEL_THRESHOLD]
+    return _format_classes(path, likely) if likely else f"{escape(path)}: no label"
+
+
+def _format_numbers(path, answer):
+    from efficientnet_tf.config.text import escape
+
+    return f"{escape(path)}: " + ", ".join(f"{escape(name)} {number:.5g}" for name, number in answer)
+
+
+def _format_json(path, answer, task):
     # A path that is not UTF-8 is written with escapes such as \udcff, from which Python reads the same path.
+    if task == "regression":
+        return json.dumps({"path": path, "numbers": dict(answer)})
     return json.dumps({"path": path, "labels": [{"label": name, "probability": value} for name, value in answer]})
 
 
-def _format_csv(path, answer):
+def _format_csv(path, answer, task):
     from efficientnet_tf.runtime.tables import format_csv_row
 
-    return format_csv_row([path, *itertools.chain.from_iterable(answer)]).removesuffix("\n")
+    cells = [number for _, number in answer] if task == "regression" else itertools.chain.from_iterable(answer)
+    return format_csv_row([path, *cells]).removesuffix("\n")
 
 
-def _csv_header(count):
-    return ",".join(["path", *(f"label_{rank},probability_{rank}" for rank in range(1, count + 1))])
+def _csv_header(model, top):
+    from efficientnet_tf.runtime.tables import format_csv_row
+
+    if model.task == "regression":
+        return format_csv_row(["path", *model.class_names]).removesuffix("\n")
+    ranks = range(1, min(top, len(model.class_names)) + 1)
+    return ",".join(["path", *(f"label_{rank},probability_{rank}" for rank in ranks)])
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -173,7 +200,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     cli.add_checkpoint_argument(parser)
     cli.add_backend_argument(parser)
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes per image.")
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes or labels per image.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     parser.add_argument(
         "--output",

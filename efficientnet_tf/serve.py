@@ -10,6 +10,7 @@ import re
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.paths import check_model_name
+from efficientnet_tf.config.text import escape
 
 _MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "PIL")
 # The largest value of each flag that holds a number. Images of more than 67 megapixels are not decoded at all.
@@ -26,8 +27,9 @@ _LARGEST = {
 
 def main(args: argparse.Namespace) -> None:
     """Load the model, and answer requests until the process is told to stop."""
-    from efficientnet_tf.export.check import check_model
+    from efficientnet_tf.export.check import check_model, read_model
     from efficientnet_tf.runtime.backend import choose_backend
+    from efficientnet_tf.runtime.files import is_remote
 
     choose_backend("tensorflow")  # JAX would compile a program for each size of a batch.
     missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
@@ -39,6 +41,11 @@ def main(args: argparse.Namespace) -> None:
         if (value := getattr(args, flag)) > largest:
             raise UserError(f"{flag}={value:g} is too large. Use at most {largest}.")
     check_model(args.model_dir, checkpoint=args.checkpoint)
+    if not is_remote(args.model_dir) and read_model(args.model_dir)[0].data.task == "regression":
+        raise UserError(
+            f"model_dir={escape(args.model_dir)} predicts numbers (data.task=regression). The server answers with "
+            "classes or labels only. Use predict, or serve an export with TensorFlow Serving or Triton."
+        )
     name = args.name or _name_model(args.model_dir)
     check_model_name(name)
     from efficientnet_tf.serving.server import open_socket

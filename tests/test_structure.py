@@ -14,7 +14,7 @@ from efficientnet_tf.config import schema
 PACKAGE = Path(efficientnet_tf.__file__).parent
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 LONGEST = Path(__file__).parents[1] / "scripts" / "longest.py"
-SCHEMA = [f"config/{name}.py" for name in ("schema", "model_schema", "training_schema")]
+SCHEMA = [f"config/{name}.py" for name in ("schema", "data_schema", "model_schema", "training_schema")]
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 # Modules that must work, or fail with a clear message, on a machine without TensorFlow.
 LIGHT = [

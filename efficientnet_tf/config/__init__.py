@@ -2,7 +2,8 @@
 
 Modules:
     schema: Every key of a configuration: its meaning, type, default and checks. The keys of a network are in
-        `model_schema`, those of a training run in `training_schema`, and the types of values in `fields`.
+        `model_schema`, those of the images in `data_schema`, those of a training run in `training_schema`, and the
+        types of values in `fields`.
     load: Variants, recipes and overrides become one `Config`.
     yaml12: The dialect of YAML that the files are written in.
     errors: The exception for mistakes that a user can fix.

@@ -69,4 +69,9 @@ Address = Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$"), AfterVal
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 Positives = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    pydantic.BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(strict=False, min_length=1),
+]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(strict=False, min_length=1, max_length=3)]

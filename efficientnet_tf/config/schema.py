@@ -5,23 +5,12 @@ A section's checks reject values that contradict each other. Their messages name
 for those names to find the file that a mistake comes from.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
-from pydantic import Field
 
-from efficientnet_tf.config.fields import (
-    MOST_PIXELS,
-    Address,
-    Count,
-    Epochs,
-    FieldError,
-    Levels,
-    Pair,
-    Path,
-    Section,
-    Side,
-)
+from efficientnet_tf.config.data_schema import AugmentConfig, DataConfig
+from efficientnet_tf.config.fields import MOST_PIXELS, Count, Epochs, FieldError, Section
 from efficientnet_tf.config.model_schema import ModelSpec, Stage
 from efficientnet_tf.config.text import shorten
 from efficientnet_tf.config.training_schema import OptimizerConfig, Phase, ScheduleConfig, TrainConfig
@@ -45,122 +34,14 @@ __all__ = [
     "nest",
 ]
 
-
-class DataConfig(Section):
-    """The images, and how they are read.
-
-    Example:
-        >>> from efficientnet_tf import load_config
-        >>> load_config("b0", "imagenette").data.source
-        'tfds:imagenette/320px-v2'
-    """
-
-    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|arrays|synthetic|tfds:[\w./:+-]+)$")] = (
-        "digits"
-    )
-    """Where the images come from. `digits`: the handwritten digits of scikit-learn. `folder`: one folder per class.
-    `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
-    `<split>-00000-of-00128` and so on, in the format of the official tools. `arrays`: `.npz` files of NumPy with images
-    and labels, or the idx files of MNIST. `synthetic`: generated images. `tfds:<name>`: a data set of TensorFlow
-    Datasets."""
-    dir: Path | None = None
-    """Folder that holds the images, or the data directory of TensorFlow Datasets. For `arrays`, this can also be the
-    `.npz` file."""
-    train_split: str = "train"
-    """Name of the training split. For `folder` this is the name of a subfolder."""
-    eval_split: str = "val"
-    """Name of the evaluation split. For `folder` this is the name of a subfolder. If the default `val` is missing,
-    `valid` or `validation` is used."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """`folder` without split subfolders, or `arrays`: fraction of every class that is held out for evaluation. Of
-    `arrays`, the training split is divided, and others are not used."""
-    image_size: Side | None = None
-    """Side of the images in pixels. The default is the resolution of the model."""
-    channels: Literal[1, 3] = 3
-    """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
-    crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] | None = None
-    """The evaluation crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
-    published for images of 224 pixels and more. For smaller images it is a seventh of their size, which is 7/8 of the
-    shorter side, as at 224 pixels."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Interpolation used for resizing, without antialiasing."""
-    background: Levels = (255,)
-    """Color behind transparent pixels, from 0 to 255: one gray level, or red, green and blue. The default is white."""
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
-    classes: Annotated[int, Field(ge=2, le=10**6)] | None = None
-    """`records` without a `classes.txt` file: number of classes."""
-    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
-    """`arrays` without names of the classes in `classes.txt` or in an array `classes`: the names of the labels 0, 1 and
-    so on. The default is the numbers."""
-    cache: Path = "none"
-    """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
-    service: Address | None = None
-    """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
-    source these are the same batches as in a local run, in the order in which the workers deliver them. A resumed run
-    does not continue at the exact position."""
-    shuffle_buffer: Count = 16384
-    """Number of records that are shuffled together if the source cannot be indexed."""
-    synthetic_examples: Count = 256
-    """`synthetic`: number of images in each split."""
-    synthetic_classes: Annotated[int, Field(ge=2, le=10**6)] = 10
-    """`synthetic`: number of classes."""
-
-
-class AugmentConfig(Section):
-    """The random changes to a training image.
-
-    Example:
-        >>> from efficientnet_tf import AugmentConfig
-        >>> AugmentConfig(policy="randaugment", mixup=0.2).crop_area
-        (0.08, 1.0)
-    """
-
-    crop_area: Pair = (0.08, 1.0)
-    """Range of the area of the random crop, as a fraction of the image."""
-    crop_aspect: Pair = (3 / 4, 4 / 3)
-    """Range of the aspect ratio (width / height) of the random crop."""
-    flip: bool = True
-    """Whether to mirror half of the images horizontally."""
-    flip_vertical: bool = False
-    """Whether to mirror half of the images vertically."""
-    shift: Annotated[int, Field(ge=0, le=10**5)] = 0
-    """Move the image by up to this many pixels in each direction after the crop. The border that becomes free is black.
-    For small images this is usual instead of crops: with crop_area [1, 1] and crop_aspect [1, 1], square images keep
-    their pixels."""
-    policy: Literal["none", "autoaugment", "randaugment"] = "none"
-    """Augmentation policy that is applied after the crop."""
-    randaugment_count: Annotated[int, Field(ge=1, le=16)] = 2
-    """RandAugment: number of operations per image."""
-    randaugment_level: Annotated[float, Field(ge=0, le=30)] = 10.0
-    """RandAugment: strength of the operations."""
-    randaugment_std: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """RandAugment: standard deviation of the strength. Each operation then has a strength of its own, from a normal
-    distribution around randaugment_level, limited to 0 and to the larger of 10 and randaugment_level. With 100 or more,
-    the strength is uniform between 0 and randaugment_level."""
-    randaugment_increasing: bool = False
-    """RandAugment: whether a higher strength always changes an image more, as with timm's `inc1`. Color, contrast,
-    brightness and sharpness are then raised or lowered at random. By default, as in the official code, strength 5 does
-    not change these four, and Posterize and Solarize change least at strength 10."""
-    randaugment_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """RandAugment: probability that an operation is applied. In timm it is 0.5."""
-    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Change brightness, contrast and saturation after the policy, in random order, each by a factor between
-    1 - color_jitter and 1 + color_jitter, but at least 0. 0 disables it."""
-    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability that a random rectangle of the image is replaced by noise."""
-    mixup: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Blend pairs of images with a weight from Beta(mixup, mixup). 0 disables it."""
-    cutmix: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Paste a part of one image into another, with an area from Beta(cutmix, cutmix). 0 disables it."""
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "AugmentConfig":
-        for key, top in (("crop_area", 1.0), ("crop_aspect", 1e3)):
-            low, high = getattr(self, key)
-            if low > high or high > top:
-                raise ValueError(f"{key} must be [low, high] with low <= high <= {top}, received [{low}, {high}]")
-        return self
+LOSSES = {
+    "classification": ("cross_entropy", "bce"),
+    "multilabel": ("bce", "asymmetric"),
+    "regression": ("mse", "mae", "huber"),
+}
+"""Values of `train.loss` by `data.task`, the default first."""
+METRICS = {"classification": ("top1", "top5"), "multilabel": ("f1", "exact"), "regression": ("mae", "r2")}
+"""Metrics of an evaluation by `data.task`, besides the loss. The first one is shown first."""
 
 
 class EvalConfig(Section):
@@ -176,9 +57,12 @@ class EvalConfig(Section):
     """Images per step, summed over all replicas."""
     every_epochs: Epochs = 1.0
     """Epochs between two evaluations during training."""
-    best: Literal["none", "top1", "top5", "loss"] = "none"
-    """Metric that chooses the best checkpoint. It is compared at each evaluation, that of the EMA if the run keeps one.
-    The best checkpoint is kept along with the newest ones. `model.keras` holds its weights, and other commands use them
+    best: Literal["none", "top1", "top5", "loss", "f1", "exact", "mae", "r2"] = "none"
+    """Metric that chooses the best checkpoint: `top1`, `top5` or `loss`. With data.task=multilabel it is `f1`, the mean
+    F1 score of the labels, `exact`, the share of images with all labels right, or `loss`; with data.task=regression
+    `mae`, the mean absolute error, `r2`, the coefficient of determination, or `loss`. It is compared at each
+    evaluation, that of the EMA if the run keeps one. The best checkpoint is kept along with the newest ones.
+    `model.keras` holds its weights, and other commands use them
     unless `--checkpoint` names another one."""
     patience: Count | None = None
     """Number of evaluations in a row without a better value of `eval.best` after which the run ends. The default is to
@@ -224,7 +108,13 @@ class Config(Section):
     def resolve(self) -> "Config":
         """Return the same config with values instead of the defaults that depend on other keys."""
         data = {"image_size": self.image_size, "crop_padding": self.crop_padding}
-        return self.model_copy(update={"data": self.data.model_copy(update=data)})
+        train = self.train.model_copy(update={"loss": self.loss})
+        return self.model_copy(update={"data": self.data.model_copy(update=data), "train": train})
+
+    @property
+    def loss(self) -> str:
+        """Training loss: `train.loss`, or else the default of `data.task`."""
+        return self.train.loss or LOSSES[self.data.task][0]
 
     @property
     def phases(self) -> "list[tuple[float, Config]]":
@@ -244,6 +134,8 @@ class Config(Section):
     def _check(self) -> "Config":
         data, schedule, train = self.data, self.schedule, self.train
         self._check_phases()
+        data.check()
+        self._check_task()
         if train.freeze != "none" and train.init_from is None:
             raise ValueError(
                 f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
@@ -270,11 +162,20 @@ class Config(Section):
                 f"eval.patience={self.eval.patience} needs eval.best, the metric that must improve. Set eval.best=top1 "
                 "or eval.best=loss."
             )
-        if len(data.background) == 2:
-            raise ValueError(f"data.background has one value or three, received {list(data.background)}")
         if len(self.model.mean) not in (1, 3, data.channels):
             raise ValueError(f"model.mean has {len(self.model.mean)} values for data.channels={data.channels}")
         return self
+
+    def _check_task(self) -> None:
+        """Check what depends on the task."""
+        task, loss, best = self.data.task, self.train.loss, self.eval.best
+        if loss is not None and loss not in LOSSES[task]:
+            raise ValueError(f"train.loss={loss} is not for data.task={task}. Use one of {', '.join(LOSSES[task])}.")
+        if best not in ("none", "loss", *METRICS[task]):
+            allowed = ", ".join((*METRICS[task], "loss"))
+            raise ValueError(f"eval.best={best} is not for data.task={task}. Use one of {allowed}.")
+        if task == "regression" and self.train.quantize != "none":
+            raise ValueError("train.quantize is for classes and labels, not for data.task=regression")
 
     def _check_phases(self) -> None:
         phases = self.train.phases

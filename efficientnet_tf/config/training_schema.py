@@ -128,11 +128,15 @@ class TrainConfig(Section):
     """Train for exports in int8: as if weights and activations were rounded. `int8`: the limits of each tensor are
     moving averages. `int8_frozen`: they keep their values, for a last phase. Batch norm keeps its statistics, and
     nothing is dropped. Needs init_from, or a phase before."""
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Training loss of the classifier. `cross_entropy`: of the softmax over the classes. `bce`: binary cross-entropy of
-    the sigmoid of every class, averaged over the classes. Evaluation reports the cross-entropy in either case."""
+    loss: Literal["cross_entropy", "bce", "asymmetric", "mse", "mae", "huber"] | None = None
+    """Training loss. For classes: `cross_entropy` of the softmax, the default, or `bce`, the binary cross-entropy of
+    the sigmoid of every class, averaged over the classes. Evaluation reports the cross-entropy in either case. With
+    data.task=multilabel: `bce`, the default, or `asymmetric`, which counts labels that are absent and easy to recognize
+    less. With data.task=regression, for errors in units of data.target_std: `mse`, the mean square, the default, `mae`,
+    the mean absolute error, or `huber`, which is a square up to 1 and linear beyond."""
     label_smoothing: Fraction = 0.1
-    """Fraction of the target probability that is spread over all classes."""
+    """Fraction of the target probability that is spread over all classes. With data.task=multilabel, targets move by
+    half of it from 0 and 1 toward 1/2. Numbers are not smoothed."""
     ema_decay: Fraction = 0.9999
     """Maximum decay of the exponential moving average (EMA) of the weights. 0 disables it."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()

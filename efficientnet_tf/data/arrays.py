@@ -16,6 +16,7 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, normalize_name
 from efficientnet_tf.data.array_files import StoredArray, list_members, open_array
 from efficientnet_tf.data.class_folders import find_alias, hold_out
+from efficientnet_tf.data.labels import LARGEST, describe_labels
 from efficientnet_tf.data.record_files import read_class_file
 from efficientnet_tf.data.scan import list_entries, show
 from efficientnet_tf.runtime.files import is_folder, is_remote
@@ -46,8 +47,8 @@ class ArrayListing:
     Attributes:
         images: The array of the images: uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3].
         rows: Index in it of each image of the split, int64 [M].
-        labels: Label of each image of the split, int32 [M].
-        class_names: Names of the labels 0, 1, ...
+        labels: Label of each image of the split, as `listing.Listing` has them.
+        class_names: Names of the classes 0, 1, ..., or of the columns of the labels.
         remarks: Sentences that the user should read.
     """
 
@@ -63,7 +64,8 @@ def list_arrays(data: DataConfig, split: str, training: bool) -> ArrayListing:
 
     `data.dir` is an .npz file, or a folder of .npz or idx files. If the default split `val` is missing, `valid` or
     `validation` is used. The class names are the array `classes` next to the training images, or else the lines of
-    `classes.txt` in their folder, or else `data.class_names`, or else the numbers.
+    `classes.txt` in their folder, or else `data.class_names`, or else the numbers. With another task than
+    classification, they name the columns of the labels, [N, columns].
 
     Args:
         data: The section `data` of the configuration. Its source is "arrays".
@@ -82,19 +84,21 @@ def list_arrays(data: DataConfig, split: str, training: bool) -> ArrayListing:
         name = train = next(iter(places)) if len(places) == 1 else _choose_split(data, data.train_split, places)
     if data.val_fraction is None and name != split:
         remarks.append(f"'{escape(root)}' has no split {split!r}, so '{escape(name)}' is used.")
-    images, train_labels = _open_split(root, train, places[train])
-    class_names = _read_class_names(data, places[train]["images"])
-    if class_names is None:
-        class_names = _count_classes(places[train]["labels"], train_labels)
+    images, train_labels = _open_split(root, train, places[train], data.task)
     labels = train_labels
     if name != train:
-        images, labels = _open_split(root, name, places[name])
+        images, labels = _open_split(root, name, places[name], data.task)
+    class_names = _read_class_names(data, places[train]["images"])
+    if class_names is None:
+        class_names = _name_classes(places[train]["labels"], train_labels)
     for part, found in {train: train_labels, name: labels}.items():
         _check_range(places[part]["labels"], found, class_names)
+    found = describe_labels(train_labels, class_names, _show(places[train]["labels"]))
+    remarks += found if name == train else []
     rows = np.arange(len(labels))
     if data.val_fraction is not None:
         rows = _hold_out(labels, class_names, data.val_fraction, training)
-    return ArrayListing(images, rows, labels[rows].astype(np.int32), class_names, remarks)
+    return ArrayListing(images, rows, labels[rows], class_names, remarks)
 
 
 # ---------------------------------------------------------------------------------------------------------- splits
@@ -174,7 +178,12 @@ def _choose_split(data, split, places):
 
 
 def _hold_out(labels, class_names, fraction, training):
-    """Return the rows of the training or of the validation images, sorted. Every class has its share in both."""
+    """Return the rows of the training or of the validation images, sorted. Every class has its share in both.
+
+    Images with several labels or numbers are divided at random.
+    """
+    if labels.ndim > 1:
+        return np.array(hold_out(range(len(labels)), fraction, training, "the arrays"), np.int64)
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels, minlength=len(class_names))
     rows = []
     for name, of_class in zip(class_names, np.split(order, np.cumsum(counts)[:-1]), strict=True):
@@ -186,19 +195,49 @@ def _hold_out(labels, class_names, fraction, training):
 # ---------------------------------------------------------------------------------------------------------- arrays
 
 
-def _open_split(root, split, places):
+def _open_split(root, split, places, task):
     """Return the array of the images of a split, which is not read, and its labels."""
     images = open_array(*places["images"])
     _check_images(images)
     if "labels" not in places:
         raise UserError(f"data.dir='{escape(root)}' has no labels for {images.name}. {_EXPECTED}")
     labels = open_array(*places["labels"])
+    if task != "classification":
+        return images, _read_rows(labels, images, task)
     _check_labels(labels, images)
     values = labels.read().reshape(-1)
     row = int(values.argmin() if values.min() < 0 else values.argmax())
     if not 0 <= values[row] < 2**31:
         raise UserError(f"{labels.name}: the label of image {row} is {values[row]}. Labels count the classes from 0.")
     return images, values.astype(np.int32)
+
+
+def _read_rows(labels, images, task):
+    """Return labels, uint8 [N, K] of 0 and 1, or numbers, float32 [N, K]."""
+    size, shape = images.shape[0], list(labels.shape)
+    kind = "numbers" if task == "regression" else "zeros and ones"
+    if labels.dtype.kind not in "biuf":
+        raise UserError(f"{labels.name}: data.task={task} needs {kind}, received the type {labels.dtype}.")
+    single = task == "regression" and len(shape) == 1
+    if len(shape) != 2 - single or shape[0] != size or not all(shape):
+        form = f"[{size}] or [{size}, numbers]" if task == "regression" else f"[{size}, labels]"
+        raise UserError(
+            f"{labels.name}: {images.name} has {size:,} images, so with data.task={task} the labels must "
+            f"have the shape {form}, received {shape}."
+        )
+    values = labels.read().reshape(size, -1)
+    if task == "regression":
+        wrong = ~(np.abs(values.astype(np.float64)) <= LARGEST)
+        expected = f"finite numbers of at most {LARGEST:g}"
+    else:
+        wrong, expected = (values != 0) & (values != 1), kind
+    if wrong.any():
+        row, column = map(int, np.argwhere(wrong)[0])
+        raise UserError(
+            f"{labels.name}: data.task={task} needs {expected}, but image {row} has {values[row, column]} in column "
+            f"{column}."
+        )
+    return values.astype(np.float32 if task == "regression" else np.uint8)
 
 
 def _check_images(images):
@@ -237,7 +276,7 @@ def _check_labels(labels, images):
     if len(shape) == 2 and shape[1] > 1:
         raise UserError(
             f"{labels.name}: each image must have one label, received the shape {shape}. If the labels are one-hot, "
-            "save np.argmax(labels, axis=1). Images with several classes are not supported."
+            "save np.argmax(labels, axis=1). If images have several labels, set data.task=multilabel."
         )
     if shape not in ([count], [count, 1]):
         raise UserError(
@@ -275,8 +314,10 @@ def _read_class_array(array):
         raise UserError(f"{array.name}: the class names are not valid Unicode.") from None
 
 
-def _count_classes(place, labels):
+def _name_classes(place, labels):
     """Return the numbers 0, 1, ... as names, for labels that have none, after checking that no number is missing."""
+    if labels.ndim > 1:
+        return [str(number) for number in range(labels.shape[1])]
     found = np.unique(labels)
     if found[-1] != len(found) - 1:
         missing = int(np.flatnonzero(found != np.arange(len(found)))[0])
@@ -290,6 +331,13 @@ def _count_classes(place, labels):
 
 
 def _check_range(place, labels, class_names):
+    if labels.ndim > 1:
+        if labels.shape[1] != len(class_names):
+            raise UserError(
+                f"{_show(place)}: the labels have {labels.shape[1]} columns, but there are {len(class_names)} names: "
+                f"{show(class_names, 10)}."
+            )
+        return
     if labels.max() >= len(class_names):
         row = int(np.argmax(labels >= len(class_names)))
         raise UserError(

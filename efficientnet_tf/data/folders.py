@@ -13,7 +13,7 @@ import tensorflow as tf
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.listing import list_split
 from efficientnet_tf.data.scan import find_images
-from efficientnet_tf.data.source import Source, indexed_source
+from efficientnet_tf.data.source import Source, indexed_source, make_label_reader
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
@@ -40,15 +40,18 @@ def open_files(data: DataConfig, split: str, training: bool) -> Source:
     paths = listing.paths
     folder = os.path.join(str(data.dir), "")
     names = [path.removeprefix(folder) for path in paths]  # They stay the same if the folder is moved.
-    text = "\n".join([*listing.class_names, *names, *map(str, listing.labels)])
-    fingerprint = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    single = listing.labels.ndim == 1
+    text = "\n".join([*listing.class_names, *names, *(map(str, listing.labels) if single else ())])
+    digest = hashlib.sha256(text.encode(errors="surrogateescape"))
+    digest.update(b"" if single else listing.labels.tobytes())
     path_tensor = tf.constant([os.fsencode(path) for path in paths])  # A name can have bytes that are not UTF-8.
-    label_tensor = tf.constant(listing.labels, tf.int32)
+    find_label = make_label_reader(listing.labels)
     source = indexed_source(
         len(paths),
         listing.class_names,
-        load=lambda index: (tf.io.read_file(tf.gather(path_tensor, index)), tf.gather(label_tensor, index)),
+        load=lambda index: (tf.io.read_file(tf.gather(path_tensor, index)), find_label(index)),
         describe=lambda index: escape(paths[index]),
         file_name=lambda index: tf.gather(path_tensor, index),
+        labels=listing.labels,
     )
-    return dataclasses.replace(source, fingerprint=fingerprint)
+    return dataclasses.replace(source, fingerprint=digest.hexdigest())

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape
 from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.class_folders import find_alias, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
+from efficientnet_tf.data.labels import convert_labels, describe_labels, find_names
 from efficientnet_tf.data.record_files import find_record_files, read_record_classes
 from efficientnet_tf.data.scan import count, show
-from efficientnet_tf.data.tables import check_files, check_labels, list_tables, read_table
+from efficientnet_tf.data.tables import check_files, list_tables, read_table
 from efficientnet_tf.runtime.files import is_folder, is_remote
 
 if TYPE_CHECKING:
@@ -30,13 +33,14 @@ class Listing:
 
     Attributes:
         paths: Path of each image.
-        labels: Label of each image.
-        class_names: Names of the labels 0, 1, ...
+        labels: Class of each image, int32 [N]; or with other tasks than classification the labels of each image, uint8
+            [N, labels], or its numbers, float32 [N, numbers].
+        class_names: Names of the classes 0, 1, ..., or of the columns of the labels.
         remarks: Sentences that the user should read, for example about files that were left out.
     """
 
     paths: list[str]
-    labels: list[int]
+    labels: np.ndarray
     class_names: list[str]
     remarks: list[str]
 
@@ -65,8 +69,10 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[st
         What is known about each split that was read.
 
     Raises:
-        UserError: If the data are missing or malformed, have names that cannot be class names, or only one class.
+        UserError: If the data are missing or malformed, do not fit the task, have names that cannot be class names, or
+            only one class.
     """
+    check_task(data)
     splits = (data.train_split, data.eval_split) if splits is None else splits
     if data.source == "digits":
         allowed = ("train", "test")
@@ -88,16 +94,25 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[st
             find_record_files(str(data.dir), split)
             known[split] = CheckedSplit(read_record_classes(data), None)
         if split in known:
-            check_classes(data.source, known[split].class_names)
+            check_classes(data, known[split].class_names)
     return known
 
 
-def check_classes(source: str, class_names: Sequence[str]) -> None:
-    """Raise UserError unless names can be class names and are at least two. `source` is the value of `data.source`."""
-    check_class_names(class_names, f"data.source={source}")
-    if len(class_names) < 2:
+def check_task(data: DataConfig) -> None:
+    """Raise UserError if a source cannot have the labels of the task."""
+    if data.task != "classification" and data.source not in ("table", "arrays"):
         raise UserError(
-            f"data.source={source}: found only one class, {', '.join(map(repr, class_names))}. "
+            f"data.task={data.task} needs data.source=table or data.source=arrays, received data.source={data.source}. "
+            "A table has a line for each image, with its labels."
+        )
+
+
+def check_classes(data: DataConfig, class_names: Sequence[str]) -> None:
+    """Raise UserError unless names can be class names and are enough for the task."""
+    check_class_names(class_names, f"data.source={data.source}")
+    if data.task == "classification" and len(class_names) < 2:
+        raise UserError(
+            f"data.source={data.source}: found only one class, {', '.join(map(repr, class_names))}. "
             "A classifier needs at least two."
         )
 
@@ -135,7 +150,7 @@ def list_split(data: DataConfig, split: str, training: bool) -> Listing:
     if data.source == "table":
         listing = _list_table(data, folder, split)
     else:
-        listing = Listing(*list_class_folders(data, folder, split, training))
+        listing = _list_folders(data, folder, split, training)
     check_readable(listing.paths)
     by_case = {}
     for name in listing.class_names:
@@ -146,34 +161,33 @@ def list_split(data: DataConfig, split: str, training: bool) -> Listing:
     return listing
 
 
+def _list_folders(data, folder, split, training):
+    paths, labels, class_names, remarks = list_class_folders(data, folder, split, training)
+    return Listing(paths, np.array(labels, np.int32), class_names, remarks)
+
+
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
 def _list_table(data, folder, split):
     train, _ = _open_table(data, folder, data.train_split)
-    check_labels(train)
+    class_names = find_names(train, data)
+    remarks = describe_labels(convert_labels(train, class_names, data), class_names, escape(train.name))
     if split == data.train_split:
-        table, name, remarks = train, split, []
+        table, name = train, split
     else:
         table, name = _open_table(data, folder, split)
         common = {os.path.normpath(path) for path in train.paths} & {os.path.normpath(path) for path in table.paths}
-        remarks = []
+        remarks = []  # Those about the training table come with the training split.
         if common:
             images = count(len(common), "image")
             remarks.append(f"{escape(table.name)}: {images} also in the training table: {show(sorted(common), 3)}.")
     if name != split:
         remarks.append(f"'{escape(folder)}' has no table {split!r}, so {name!r} is used.")
-    class_names = sorted(set(train.labels))
-    number = {name: i for i, name in enumerate(class_names)}
-    unknown = sorted(set(table.labels) - set(class_names))
-    if unknown:
-        raise UserError(
-            f"table {split!r} in '{escape(folder)}' has labels that {data.train_split!r} does not have: "
-            f"{unknown[:10]}. Remove these rows, or add training images." + suggest(unknown[0], class_names)
-        )
-    check_classes(data.source, class_names)
+    labels = convert_labels(table, class_names, data)
+    check_classes(data, class_names)
     table = check_files(table, data.max_bad_fraction)
-    return Listing(table.paths, [number[label] for label in table.labels], class_names, table.remarks + remarks)
+    return Listing(table.paths, labels, class_names, table.remarks + remarks)
 
 
 def _open_table(data, folder, split):
@@ -188,4 +202,4 @@ def _open_table(data, folder, split):
         raise UserError(f"data.dir='{escape(folder)}' has neither {escape(split)}.csv nor {escape(split)}.tsv.{hint}")
     if len(tables[name]) > 1:
         raise UserError(f"data.dir='{escape(folder)}' has both {' and '.join(tables[name])}. Remove one of them.")
-    return read_table(os.path.join(folder, tables[name][0]), folder), name
+    return read_table(os.path.join(folder, tables[name][0]), folder, data.label_columns or ("label",)), name

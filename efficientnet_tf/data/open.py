@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.folders import open_files
-from efficientnet_tf.data.listing import check_classes, check_split
+from efficientnet_tf.data.listing import check_classes, check_split, check_task
 from efficientnet_tf.data.source import (
     Order,
     Source,
@@ -46,6 +46,7 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
     Raises:
         UserError: If the dataset is missing, empty or malformed, or if it has only one class.
     """
+    check_task(data)
     kind, _, name = data.source.partition(":")
     if kind == "digits":
         source = _open_digits(split)
@@ -59,7 +60,7 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         source = open_records(data, split)
     else:
         source = open_tfds(name, data, split)
-    check_classes(data.source, source.class_names)
+    check_classes(data, source.class_names)
     if data.cache == "none":
         return source
     what = f"{data.source} {split}"

@@ -150,7 +150,8 @@ def train_dataset(
         first_position: Number of images that earlier phases of the run have used, >= 0.
 
     Returns:
-        A dataset of batches for one replica: images, uint8 [B, S, S, C], and labels, int32 [B].
+        A dataset of batches for one replica: images, uint8 [B, S, S, C], and labels, [B,
+        *source.label_shape], int32 for classes and float32 for labels and numbers.
     """
     batch, size = config.train.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)
@@ -175,7 +176,7 @@ def train_dataset(
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    fallback = tf.zeros((size, size, config.data.channels), tf.uint8), 0
+    fallback = tf.zeros((size, size, config.data.channels), tf.uint8), source.empty_label
     images = map_with_fallback(source.stream(order), convert, fallback)
     batches = images.batch(per_replica, drop_remainder=True)
     if config.data.service:
@@ -201,8 +202,8 @@ def eval_dataset(
         context: Says which host this is, and how many hosts and replicas there are.
 
     Returns:
-        A dataset of `eval_steps` batches for each replica: images, float32 [B, S, S, C], labels, int32 [B] or
-        [B, *source.label_shape], and weights, float32 [B], 1 for an image and 0 for padding and failed images.
+        A dataset of `eval_steps` batches for each replica: images, float32 [B, S, S, C], labels as for
+        `train_dataset`, and weights, float32 [B], 1 for an image and 0 for padding and failed images.
     """
     batch, size = config.eval.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)
@@ -221,7 +222,7 @@ def eval_dataset(
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    fallback = tf.zeros((size, size, config.data.channels)), tf.zeros(source.label_shape, tf.int32)
+    fallback = tf.zeros((size, size, config.data.channels)), source.empty_label
     images = map_with_fallback(source.stream(order), convert, fallback)
     return _prefetch(images.batch(per_replica, drop_remainder=True).map(add_weights))
 

@@ -65,17 +65,20 @@ class Source:
 
     Attributes:
         size: Number of images.
-        class_names: Names of the labels 0, 1, ...
+        class_names: Names of the classes 0, 1, ..., or of the labels or numbers of an image.
         stream: Function of an Order that returns a dataset of (position, id, payload): int64, int64, and the argument
             of `load` and `file_name`.
-        load: Function of a payload that returns the encoded image, string scalar, and its label, int32 of
-            `label_shape`. Runs inside tf.data.
+        load: Function of a payload that returns the encoded image, string scalar, and its label, of `label_shape` and
+            `label_dtype`. Runs inside tf.data.
         describe: Function of an id, int, that returns the name of an image for messages.
         indexed: Whether ids and payloads are indices in [0, size).
         file_name: Function of a payload that returns the file name of an image, string scalar, inside tf.data. None if
             the images have no file names.
-        label_shape: () for one label. In evaluation also (1 + K,): one label, and up to K labels that count as correct,
-            padded with -1.
+        label_shape: () for one class. In evaluation also (1 + K,): one class, and up to K classes that count as
+            correct, padded with -1. (K,) for K labels, each 0 or 1, or K numbers.
+        label_dtype: int32 for classes, float32 for labels and numbers.
+        labels: Labels of all images, where they are known without reading them: int32 [N], uint8 [N, K] for labels, or
+            float32 [N, K] for numbers.
         fingerprint: Digest of the names and labels of all images, where it is known without reading them.
     """
 
@@ -87,7 +90,14 @@ class Source:
     indexed: bool = False
     file_name: Callable | None = None
     label_shape: tuple[int, ...] = ()
+    label_dtype: tf.DType = tf.int32
+    labels: np.ndarray | None = None
     fingerprint: str | None = None
+
+    @property
+    def empty_label(self) -> tf.Tensor:
+        """A label that stands in for that of an image that cannot be read."""
+        return tf.zeros(self.label_shape, self.label_dtype)
 
 
 def indexed_source(
@@ -96,6 +106,7 @@ def indexed_source(
     load: Callable,
     describe: Callable[[int], str],
     file_name: Callable | None = None,
+    labels: np.ndarray | None = None,
 ) -> Source:
     """Return a source of images that can be read in any order. Every epoch is a new permutation, computed by index.
 
@@ -105,6 +116,8 @@ def indexed_source(
         load: Function of an index, int64 scalar, that returns the encoded image and its label.
         describe: Function of an index, int, that returns the name of an image for messages.
         file_name: Function of an index, int64 scalar, that returns the file name of an image, or None.
+        labels: Labels of all images, as `Source` has them, which `load` reads with `make_label_reader`. None means
+            classes that are not known yet.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -122,19 +135,36 @@ def indexed_source(
 
         return order.positions().map(add_index)
 
-    return Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name)
+    source = Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name, labels=labels)
+    if labels is None or labels.ndim == 1:
+        return source
+    return dataclasses.replace(source, label_shape=labels.shape[1:], label_dtype=tf.float32)
+
+
+def make_label_reader(labels: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function of an index, int64 scalar, that returns the label of an image inside tf.data.
+
+    Args:
+        labels: Labels of all images, as `Source` has them.
+    """
+    with tf.device("CPU:0"):
+        tensor = tf.constant(labels)
+    dtype = tf.int32 if labels.ndim == 1 else tf.float32
+    return lambda index: tf.cast(tf.gather(tensor, index), dtype)
 
 
 def source_from_bytes(
     images: Sequence[bytes], labels: Sequence[int] | np.ndarray, class_names: Sequence[str], name: str
 ) -> Source:
     """Return a source of encoded images in memory. `name` is the start of the names of the images in messages."""
-    image_tensor, label_tensor = tf.constant(images), tf.constant(labels, tf.int32)
+    image_tensor, labels = tf.constant(images), _to_array(labels)
+    find_label = make_label_reader(labels)
     return indexed_source(
         len(labels),
         class_names,
-        load=lambda index: (tf.gather(image_tensor, index), tf.gather(label_tensor, index)),
+        load=lambda index: (tf.gather(image_tensor, index), find_label(index)),
         describe=lambda index: f"{name} {index}",
+        labels=labels,
     )
 
 
@@ -148,17 +178,26 @@ def source_from_pixels(
 
     Args:
         pixels: uint8 [N, H, W, C] with 1 or 3 channels.
-        labels: Label of each image, [N].
-        class_names: Names of the labels 0, 1, ...
+        labels: Label of each image, as `Source` has them.
+        class_names: Names of the classes 0, 1, ..., or of the labels or numbers.
         name: Start of the names of the images in messages.
     """
     with tf.device("CPU:0"):
-        pixel_tensor, label_tensor = tf.constant(pixels), tf.constant(labels, tf.int32)
+        pixel_tensor, labels = tf.constant(pixels), _to_array(labels)
+    find_label = make_label_reader(labels)
 
     def load(index):
-        return tf.io.encode_png(tf.gather(pixel_tensor, index), compression=0), tf.gather(label_tensor, index)
+        return tf.io.encode_png(tf.gather(pixel_tensor, index), compression=0), find_label(index)
 
-    return indexed_source(len(labels), class_names, load, describe=lambda index: f"{name} {index}")
+    return indexed_source(len(labels), class_names, load, describe=lambda index: f"{name} {index}", labels=labels)
+
+
+def _to_array(labels):
+    """Return labels as an array. One label for each image is a class."""
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        return labels.astype(np.int32)
+    return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -207,16 +246,17 @@ def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def _read_all(source, what):
     """Yield (id, encoded, label) of every image. An image that cannot be read is empty, which fails to decode later."""
     stream = source.stream(Order(batch=1, steps=source.size))
-    images = map_with_fallback(stream, lambda _position, _id, payload: source.load(payload), (b"", 0))
+    fallback = b"", source.empty_label
+    images = map_with_fallback(stream, lambda _position, _id, payload: source.load(payload), fallback)
     images = without_tuning(images)
     for _, id_, encoded, label, _ in track(images.as_numpy_iterator(), source.size, f"reading {what}", "images"):
-        yield int(id_), encoded, int(label)
+        yield int(id_), encoded, label
 
 
 def cache_in_memory(source: Source, what: str) -> Source:
     """Read all encoded images into memory and return an indexed source. `what` names the source in messages."""
     ids, images, labels = zip(*_read_all(source, what), strict=True)
-    cached = source_from_bytes(list(images), list(labels), source.class_names, what)
+    cached = source_from_bytes(list(images), np.stack(labels), source.class_names, what)
     return dataclasses.replace(cached, describe=lambda index: source.describe(ids[index]))
 
 
@@ -234,7 +274,7 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
     index_file = os.path.join(folder, "copy.json")  # It is written last, and marks a complete copy.
     if not exists(index_file):
         _copy_images(source, what, folder, index_file)
-    copy = _read_index(index_file, len(source.class_names))
+    copy = _read_index(index_file, source)
     same = copy["classes"] == list(source.class_names) and len(copy["ids"]) == source.size
     # The names are only looked up if the ids are valid. Copies of older versions have no fingerprint.
     if same and (copy["first_and_last"] != _first_and_last(source, copy["ids"])):
@@ -243,28 +283,40 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
         same = False
     if not same:
         raise UserError(f"data.cache={escape(folder)} has a copy of other images than {what}. Use another folder.")
-    labels = tf.constant(copy["labels"], tf.int32)
+    labels = _to_array(copy["labels"])
+    find_label = make_label_reader(labels)
 
     def load(index):
         name = tf.strings.as_string(index, width=9, fill="0")
         subfolder = tf.strings.as_string(index // _FILES_PER_FOLDER, width=6, fill="0")
-        return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), tf.gather(labels, index)
+        return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), find_label(index)
 
-    return indexed_source(source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]))
+    return indexed_source(
+        source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]), labels=labels
+    )
 
 
-def _read_index(path, classes):
+def _read_index(path, source):
     """Return the content of the index file of a copy, after checking everything that is used."""
     copy = parse_json_object(read_text(path), path)
     ids: Any = copy.get("ids")
     labels: Any = copy.get("labels")
-    for values, end in ((ids, 2**63), (labels, classes)):
-        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < end for value in values):
-            break
-    else:
-        if ids and len(ids) == len(labels) and {"classes", "first_and_last"} <= set(copy):
+    if isinstance(ids, list) and isinstance(labels, list) and ids and len(ids) == len(labels):
+        are_valid = all(map(_is_count, ids)) and all(_is_label(label, source) for label in labels)
+        if are_valid and {"classes", "first_and_last"} <= set(copy):
             return copy
     raise UserError(f"{escape(path)} is damaged, or belongs to other images. Delete this folder, or use another.")
+
+
+def _is_count(value, end=2**63):
+    return type(value) is int and 0 <= value < end
+
+
+def _is_label(value, source):
+    if not source.label_shape:
+        return _is_count(value, len(source.class_names))
+    is_row = isinstance(value, list) and len(value) == len(source.class_names)
+    return is_row and all(type(number) is float and abs(number) < 1e38 for number in value)
 
 
 def _first_and_last(source, ids):
@@ -285,7 +337,7 @@ def _copy_images(source, what, folder, index_file):
             with tf.io.gfile.GFile(os.path.join(subfolder, f"{index:09d}"), "wb") as file:
                 file.write(encoded)
             ids.append(id_)
-            labels.append(label)
+            labels.append(label.tolist())
         copy = {"first_and_last": _first_and_last(source, ids), "classes": source.class_names}
         copy |= {"fingerprint": source.fingerprint, "ids": ids, "labels": labels}
         write_text(index_file, json.dumps(copy))

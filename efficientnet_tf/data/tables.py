@@ -1,4 +1,4 @@
-"""Reads tables of paths and labels, `<split>.csv` or `<split>.tsv`, and finds labels that are no single class.
+"""Reads tables of paths and labels, `<split>.csv` or `<split>.tsv`. `labels` says what the labels mean.
 
 Imports no TensorFlow for local files, so that a command can check its data at once.
 """
@@ -7,23 +7,19 @@ import collections
 import csv
 import dataclasses
 import io
-import math
 import os
 import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, normalize_name, shorten
 from efficientnet_tf.data.image_formats import READABLE_SUFFIXES
 from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.runtime.files import check_file, check_path, is_remote, list_folder, read_text
 
-_MOST_DECIMAL_CLASSES = 10  # for example the ratings 0.5 to 5
-_MOST_RARE_NUMBERS = 5  # of classes that have about one image each
-# A list as Python and JSON write it, or several numbers, such as 0 1 0.
-_LIST = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)|\d+([\s,;|]+\d+)+")
 _READABLE = frozenset(READABLE_SUFFIXES)
 
 
@@ -34,16 +30,18 @@ class Table:
     Attributes:
         name: Path of the table.
         folder: What the paths in it are relative to.
+        columns: Names of the columns with labels, as they were asked for.
         paths: Path of each image.
-        labels: Label of each image, in the form of `normalize_name`.
+        cells: What these columns have for each image, in the form of `normalize_name`. A cell can be empty.
         lines: Line of each row.
         remarks: Sentences about what was read in another way than it is written.
     """
 
     name: str
     folder: str
+    columns: tuple[str, ...]
     paths: list[str]
-    labels: list[str]
+    cells: list[tuple[str, ...]]
     lines: list[int]
     remarks: list[str]
 
@@ -58,25 +56,24 @@ def list_tables(folder: str) -> dict[str, list[str]]:
     return found
 
 
-def read_table(name: str, folder: str) -> Table:
-    """Read a table. The first line names its columns, of which `path` and `label` are used.
+def read_table(name: str, folder: str, columns: Sequence[str] = ("label",)) -> Table:
+    """Read a table. The first line names its columns, of which `path` and those with labels are used.
 
     Args:
         name: Path of the table. Its columns are separated by commas, semicolons or tabs.
         folder: What the paths in it are relative to.
+        columns: Names of the columns with labels. Letter case and blanks at the ends do not matter.
 
     Raises:
         UserError: If it is malformed, or a path cannot be one.
     """
-    paths, labels, lines, forms = [], [], [], {}
-    for line, path, label in _read_rows(name):
-        where = f"{escape(name)}, line {line}"
-        if label not in forms:
-            forms[label] = normalize_name(label)
-            if not forms[label]:
-                raise UserError(f"{where}: the label consists of blanks.")
-        paths.append(_locate(folder, path, where))
-        labels.append(forms[label])
+    paths, cells, lines, forms = [], [], [], {}
+    for line, path, *labels in _read_rows(name, columns):
+        for label in labels:
+            if label not in forms:
+                forms[label] = normalize_name(label)
+        paths.append(_locate(folder, path, f"{escape(name)}, line {line}"))
+        cells.append(tuple(forms[label] for label in labels))
         lines.append(line)
     if not paths:
         raise UserError(f"{escape(name)} names its columns but has no rows.")
@@ -85,34 +82,34 @@ def read_table(name: str, folder: str) -> Table:
     if changed:
         ignored = "blanks at the ends and different Unicode forms of labels are ignored"
         remarks.append(f"{escape(name)}: {ignored}, as in {show(changed)}.")
-    return Table(name, folder, paths, labels, lines, remarks)
+    return Table(name, folder, tuple(columns), paths, cells, lines, remarks)
 
 
-def _read_rows(name):
-    """Yield (line, path, label) of each row."""
+def _read_rows(name, columns):
+    """Yield (line, path, *labels) of each row."""
     try:
-        lines, delimiter, first = _split_header(name, read_text(name))
+        lines, delimiter, first = _split_header(name, read_text(name), columns)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        columns = next(reader, [])
-        path, label = _find_columns(name, columns)
+        header = next(reader, [])
+        places = _find_columns(name, header, ("path", *columns))
         for cells in reader:
             line = reader.line_num + first
             if not cells:
                 continue
-            if any(cells[len(columns) :]):
+            if any(cells[len(header) :]):
                 raise UserError(
                     f"{escape(name)}, line {line}: this row has {len(cells)} cells, the first line names "
-                    f"{len(columns)}. Write a text that contains the separator in double quotes."
+                    f"{len(header)}. Write a text that contains the separator in double quotes."
                 )
-            values = [cells[column] if column < len(cells) else "" for column in (path, label)]
-            if not all(values):
-                raise UserError(f"{escape(name)}, line {line}: path or label is empty.")
-            yield line, *values
+            path, *labels = (cells[place] if place < len(cells) else "" for place in places)
+            if not path:
+                raise UserError(f"{escape(name)}, line {line}: the path is empty.")
+            yield line, path, *labels
     except csv.Error as error:
         raise UserError(f"{escape(name)} is not a valid table in UTF-8: {error}.") from None
 
 
-def _split_header(name, text):
+def _split_header(name, text, columns):
     """Return the text as a file, its separator, and the number of lines before the names of the columns."""
     first = 0
     header, _, rest = text.partition("\n")
@@ -120,23 +117,35 @@ def _split_header(name, text):
     if match:
         text, first = rest, 1
         return io.StringIO(text, newline=""), match[1], first
+    needed = {_simplify(column) for column in ("path", *columns)}
     usual = "," if name.lower().endswith(".csv") else "\t"
     for delimiter in (usual, ";", "\t", ","):  # Excel uses semicolons where the comma is the decimal mark.
-        if {"path", "label"} <= {cell.strip(' "').lower() for cell in header.split(delimiter)}:
+        if needed <= {cell.strip(' "').lower() for cell in header.split(delimiter)}:
             return io.StringIO(text, newline=""), delimiter, first
     return io.StringIO(text, newline=""), usual, first
 
 
-def _find_columns(name, columns):
-    """Return the positions of the columns path and label. Letter case and blanks do not matter."""
-    names = [column.strip().lower() for column in columns]
-    if not {"path", "label"} <= set(names):
-        found = escape(shorten(", ".join(columns))) or "no column"
-        raise UserError(f"{escape(name)}: the first line must name the columns path and label; it has {found}.")
-    for column in ("path", "label"):
-        if names.count(column) > 1:
-            raise UserError(f"{escape(name)}: the first line names the column {column} more than once.")
-    return names.index("path"), names.index("label")
+def _find_columns(name, header, columns):
+    """Return the positions of columns. Letter case and blanks do not matter."""
+    names = [_simplify(column) for column in header]
+    missing = [column for column in columns if _simplify(column) not in names]
+    if missing:
+        found = escape(shorten(", ".join(header))) or "no column"
+        listed = f"{', '.join(map(escape, columns[:-1]))} and {escape(columns[-1])}"
+        hint = suggest(missing[0], header) if missing != ["path"] else ""
+        if missing == ["label"] and columns == ("path", "label"):
+            hint = " Set data.label_columns to use another column than label."
+        raise UserError(
+            f"{escape(name)}: the first line must name the columns {shorten(listed)}; it has {found}.{hint}"
+        )
+    for column in columns:
+        if names.count(_simplify(column)) > 1:
+            raise UserError(f"{escape(name)}: the first line names the column {escape(column)} more than once.")
+    return [names.index(_simplify(column)) for column in columns]
+
+
+def _simplify(column):
+    return column.strip().lower()
 
 
 def _locate(folder, path, where):
@@ -166,7 +175,7 @@ def check_files(table: Table, max_bad_fraction: float) -> Table:
         UserError: If too many files are missing, one is not a regular file, or one has two labels.
     """
     paths, missing, repaired, lines_of, repeated = list(table.paths), [], [], {}, 0
-    for row, (path, label, line) in enumerate(zip(table.paths, table.labels, table.lines, strict=True)):
+    for row, (path, labels, line) in enumerate(zip(table.paths, table.cells, table.lines, strict=True)):
         key = path
         if not is_remote(path):
             status = _stat(path)
@@ -180,11 +189,12 @@ def check_files(table: Table, max_bad_fraction: float) -> Table:
                 key = (status.st_dev, status.st_ino)  # also finds the same file under two paths
         other = lines_of.setdefault(key, row)
         repeated += other != row
-        if table.labels[other] != label:
+        if table.cells[other] != labels:
+            first, second = (escape(shorten(", ".join(cells))) for cells in (table.cells[other], labels))
             raise UserError(
                 f"{escape(table.name)}, lines {table.lines[other]} and {line}: {escape(path)} has the labels "
-                f"'{escape(table.labels[other])}' and '{escape(label)}'. Keep the right one. Images with several "
-                "classes are not supported."
+                f"'{first}' and '{second}'. Keep the right one. If an image has several labels, write them into one "
+                "row, and set data.task=multilabel."
             )
     remarks = list(table.remarks)
     endings = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
@@ -236,73 +246,3 @@ def _describe_missing(table, rows):
     hint = " Write / instead of backslashes." if "\\" in path else ""
     others = f" {len(rows):,} of its {len(table.paths):,} files are missing." if len(rows) > 1 else ""
     return f"{escape(table.name)}, line {table.lines[rows[0]]}: {escape(path)}: no such file.{hint}{others}"
-
-
-# ---------------------------------------------------------------------------------------------------------- labels
-
-
-def check_labels(table: Table) -> None:
-    """Raise UserError if the labels of a training table are lists of classes or measured numbers.
-
-    Whole numbers are classes, unless most of them differ and they do not count from 0 or 1. Numbers with decimals are
-    classes only if there are at most ten and most of them repeat.
-
-    A label is a list if it is written in brackets or consists of several numbers, or if it has the separator ";", "|"
-    or "," (without a blank after it) and one of its parts is in other labels, too. With any other separator, such as a
-    blank, all of its parts must be labels of their own. A name with a semicolon in it therefore is a name.
-    """
-    counts = collections.Counter(table.labels)
-    examples = _find_numbers(counts) if all(_parse_number(label) is not None for label in counts) else None
-    if examples:
-        raise UserError(
-            f"{escape(table.name)}: the labels are {len(counts):,} different numbers in {len(table.labels):,} rows, "
-            f"for example {show(examples, 3)}. Each would become a class. Labels must be class names. Learning numbers "
-            "(regression) is not supported."
-        )
-    lists = _find_lists(counts)
-    if lists:
-        line, examples = table.lines[table.labels.index(lists[0])], show([shorten(label) for label in lists], 3)
-        raise UserError(
-            f"{escape(table.name)}, line {line}: the label '{escape(shorten(lists[0]))}' seems to name several "
-            f"classes. {len(lists):,} of {len(counts):,} labels do so: {examples}. Each would become a class. Images "
-            "with several classes are not supported. Give each image one class. If it is the name of one class, write "
-            "it without the separator."
-        )
-
-
-def _parse_number(label):
-    """Return a label as a finite number, or None. The decimal mark may be a comma. Percent and money are numbers."""
-    try:
-        number = float(label.strip("%$€£ ").replace(",", ".").replace("_", "x"))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _find_numbers(counts):
-    """Return examples if numeric labels are measured values and not the numbers of classes, or else None."""
-    numbers = sorted({_parse_number(label) or 0.0 for label in counts})
-    mostly_differ = len(counts) * 2 > counts.total()
-    if all(label.isdecimal() for label in counts) or all(number == round(number) for number in numbers):
-        counts_up = numbers == list(range(int(numbers[0]), int(numbers[0]) + len(numbers))) and numbers[0] in (0, 1)
-        is_measured = mostly_differ and not counts_up and len(counts) > _MOST_RARE_NUMBERS
-    else:
-        is_measured = mostly_differ or len(counts) > _MOST_DECIMAL_CLASSES
-    return list(counts)[:3] if is_measured else None
-
-
-def _find_lists(counts):
-    """Return the labels that are lists of classes."""
-    lists = [label for label in counts if _LIST.fullmatch(label)]
-    for separator, needs_all in ((r"[;|]|,(?! )", False), (r"[;|,\s+/&]+", True)):
-        parts = {label: _split(label, separator) for label in counts}
-        uses = collections.Counter(part for found in parts.values() for part in set(found))
-        for label, found in parts.items():
-            known = [part in counts if needs_all else uses[part] > 1 for part in found]
-            if len(found) > 1 and (all(known) if needs_all else any(known)):
-                lists.append(label)
-    return list(dict.fromkeys(lists))
-
-
-def _split(label, separator):
-    return [part for part in (normalize_name(part) for part in re.split(separator, label)) if part]

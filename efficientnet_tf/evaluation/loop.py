@@ -1,4 +1,4 @@
-"""Evaluates a classifier under `tf.distribute`. Every image of a split counts exactly once."""
+"""Evaluates a network under `tf.distribute`. Every image of a split counts exactly once."""
 
 import functools
 import logging
@@ -14,7 +14,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.pipeline import eval_dataset, eval_steps
 from efficientnet_tf.data.source import Source
-from efficientnet_tf.evaluation.metrics import count_sums, read_sums, sum_metrics
+from efficientnet_tf.evaluation.metrics import Metrics, choose_metrics
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import add_up, distribute_batches
 
@@ -25,45 +25,39 @@ Classifier = Callable[[tf.Tensor], tf.Tensor]
 
 def make_eval_loop(
     classifiers: Sequence[Classifier],
-    classes: int,
+    metrics: Metrics,
     strategy: tf.distribute.Strategy,
-    has_real_labels: bool = False,
-    confusion: bool = False,
     variables: Sequence[keras.Variable] = (),
 ):
     """Make the function that evaluates for some steps without coming back to the host.
 
     Args:
         classifiers: The classifiers, which are called in a replica.
-        classes: Number of classes, int >= 2.
+        metrics: What is counted.
         strategy: Where to run.
-        has_real_labels: Whether images have several labels that count as correct.
-        confusion: Whether to count predictions by class.
         variables: With JAX: the variables that the classifiers read.
 
     Returns:
-        A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels int32 [B] or
-        [B, 1 + K], weights float32 [B]), a number of steps, int32 scalar, and sums to add to, float32
-        [classifiers, sums], or None. It returns the sums of `sum_metrics` over all images, of the same shape. With
-        JAX, a Python function that does the same.
+        A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels [B, ...], weights
+        float32 [B]), a number of steps, int32 scalar, and sums to add to, float32 [classifiers, metrics.size], or None.
+        It returns the sums over all images, of the same shape. With JAX, a Python function that does the same.
     """
     if uses_jax():
         from efficientnet_tf.evaluation import jax_loop
 
-        return jax_loop.make_eval_loop(classifiers, classes, strategy, has_real_labels, confusion, variables)
+        return jax_loop.make_eval_loop(classifiers, metrics, strategy, variables)
 
     def replica_step(images, labels, weights):
         rows = []
         for logits_of in classifiers:
             with tf.control_dependencies(rows[-1:]):  # One after the other, so that they take the memory of one.
-                logits = tf.cast(logits_of(images), tf.float32)
-                rows.append(sum_metrics(logits, labels, weights, classes, has_real_labels, confusion))
+                rows.append(metrics.sum_up(tf.cast(logits_of(images), tf.float32), labels, weights))
         return tf.stack(rows)
 
     @tf.function(autograph=False)
     def loop(iterator, steps, sums=None):
         if sums is None:
-            sums = tf.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)])
+            sums = tf.zeros([len(classifiers), metrics.size])
 
         def step():
             return strategy.reduce("SUM", strategy.run(replica_step, args=next(iterator)), axis=None)
@@ -82,7 +76,7 @@ def make_evaluator(
     report: Callable[[int], Any] | None = None,
     variables: Sequence[keras.Variable] = (),
 ) -> Callable[[], dict[str, Any]]:
-    """Make a function that evaluates a classifier on a source.
+    """Make a function that evaluates a network on a source.
 
     Args:
         logits_of: The classifier, which is called in a replica.
@@ -97,8 +91,10 @@ def make_evaluator(
     Returns:
         A function without arguments that returns {"examples": int, "loss": float, "top1": float, "top5": float}. The
         loss is the mean cross-entropy without label smoothing. The accuracies are in [0, 1]. Of up to five classes
-        there is no "top5", for it would be 1. Images that cannot be decoded are left out and named in a line of the
-        log; "unreadable" is their number, if there are any. If images have several labels, there are also
+        there is no "top5", for it would be 1. With data.task=multilabel, there are "f1" and "exact" instead, and with
+        data.task=regression "mae" and "r2": see `evaluation.metrics`. Images that cannot be decoded are left out and
+        named in a line of the log; "unreadable" is their number, if there are any. If images have several labels that
+        count as correct, there are also
         "real_examples", how many have any, and "real", the share of these whose prediction is among them. With
         `confusion` there is also int64 [classes, classes] of that name, with true classes as rows and predictions as
         columns. The function raises UserError if more images than data.max_bad_fraction allows cannot be decoded, if
@@ -133,8 +129,8 @@ def make_joint_evaluator(
     Returns:
         A function without arguments that returns {name: result}. The results are those of `make_evaluator`.
     """
-    classes, has_real_labels = len(source.class_names), bool(source.label_shape)
-    loop = make_eval_loop(list(classifiers.values()), classes, strategy, has_real_labels, confusion, variables)
+    metrics = choose_metrics(config, source, confusion)
+    loop = make_eval_loop(list(classifiers.values()), metrics, strategy, variables)
     failures, reported = Failures(source), set()
     config = _fit_batch(config, strategy.num_replicas_in_sync)
 
@@ -146,7 +142,7 @@ def make_joint_evaluator(
         if report is None:  # The host does not interrupt the device.
             return loop(iterator, tf.constant(steps))
         # Without these zeros, the loop would be traced twice: for no sums, and for those of the first block.
-        sums = np.zeros([len(classifiers), count_sums(classes, has_real_labels, confusion)], np.float32)
+        sums = np.zeros([len(classifiers), metrics.size], np.float32)
         block = max(steps // _BLOCKS, 1)
         for start in range(0, steps, block):
             end = min(start + block, steps)
@@ -166,7 +162,7 @@ def make_joint_evaluator(
                 "%d of %d evaluation images could not be read and were left out: %s.",
                 bad, source.size, failures.describe(),
             )  # fmt: skip
-        results = (read_sums(row, source.size, classes, has_real_labels, confusion) for row in sums)
+        results = (metrics.read(row, source.size) for row in sums)
         return dict(zip(classifiers, results, strict=True))
 
     return evaluate

@@ -13,6 +13,8 @@ def main(args: argparse.Namespace) -> int:
     """Export a model and print how closely the export agrees with it."""
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
+    from efficientnet_tf.export.agreement import describe_agreement
+    from efficientnet_tf.export.check import read_model
     from efficientnet_tf.export.formats import find_format
 
     settings = dict(
@@ -42,10 +44,11 @@ def main(args: argparse.Namespace) -> int:
             f"{result['difference']:.2g}."
         )
         return 0
+    task = read_model(args.model_dir)[0].data.task
     print(
         f"Exported to {escape(output)} ({args.precision}, {result['bytes'] / 1e6:.1f} MB). In {kind.name}, on "
         f"{result['images']} images of the evaluation split, its logits differ by at most {result['difference']:.2g} "
-        f"and its top-1 class agrees on {result['agreement']:.2%}."
+        f"and {describe_agreement(result['agreement'], task)}."
     )
     return 0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.listing import check_data
+from efficientnet_tf.data.scan import show
 from efficientnet_tf.evaluation.imagenet_labels import match_classes, read_real_labels, with_real_labels
 from efficientnet_tf.export.check import read_model
 from efficientnet_tf.export.overrides import override_data
@@ -43,7 +44,7 @@ def folder_overrides(folder: str) -> list[str]:
         folder = os.path.abspath(folder)
     parent, name = (json.dumps(part) for part in os.path.split(folder.rstrip("/")))
     splits = [f"data.train_split={name}", f"data.eval_split={name}"]
-    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null"]
+    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null", "data.label_columns=null"]
 
 
 def check_evaluation_data(
@@ -64,11 +65,27 @@ def check_evaluation_data(
     data = override_data(config, overrides).data
     checked = check_data(data, [data.eval_split]).get(data.eval_split)
     # Without the names of the data's classes, the labels are compared with all classes of the model.
-    columns = match_classes(checked.class_names if checked else class_names, class_names)
+    columns = _match_outputs(checked.class_names if checked else class_names, class_names, config.data.task)
     if checked:
         check_count(len(columns))
     if real_labels is not None:
         read_real_labels(real_labels, class_names, columns)
+
+
+def _match_outputs(names: Sequence[str], model_names: Sequence[str], task: str) -> list[int]:
+    """Return the outputs of a model that the names of the data belong to. Only classes can be fewer than the model's.
+
+    Raises:
+        UserError: If the model does not have a name.
+    """
+    if task == "classification":
+        return match_classes(names, model_names)
+    if list(names) != list(model_names):
+        raise UserError(
+            f"The data has {show(list(names), 5)}, but the model predicts {show(list(model_names), 5)}. With "
+            f"data.task={task}, both must be the same, in the same order."
+        )
+    return list(range(len(model_names)))
 
 
 class EvaluationData:
@@ -96,7 +113,7 @@ class EvaluationData:
         # Copies in a cache do not have the names of the files, which ReaL needs.
         self.config = override_data(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
         self.source = open_source(self.config.data, self.config.data.eval_split, training=False)
-        self._columns = match_classes(self.source.class_names, model.class_names)
+        self._columns = _match_outputs(self.source.class_names, model.class_names, model.task)
         self.class_names = [model.class_names[column] for column in self._columns]
         self._has_all_classes = self.class_names == model.class_names
         self._compute_logits = model.logits_in_graph

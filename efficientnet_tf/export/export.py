@@ -10,19 +10,19 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data.listing import check_data
+from efficientnet_tf.export.agreement import check_agreement, compare_file
 from efficientnet_tf.export.check import check_model, clean_path
 from efficientnet_tf.export.formats import (
     FORMATS,
     Format,
     check_packages,
     find_format,
-    open_export,
     require_packages,
 )
 from efficientnet_tf.export.metadata import append_record, check_texts, list_files, read_metadata
@@ -33,11 +33,8 @@ from efficientnet_tf.models.run_directory import format_class_names, read_class_
 from efficientnet_tf.runtime.files import read_text
 from efficientnet_tf.scaling.layers import list_layers
 
-TOLERANCE = 1e-4  # largest difference of a logit in float32, as a share of the largest logit
-AGREEMENT = 0.98  # smallest share of images with the same top-1 class, in every precision
 WORST_LAYERS = 5  # layers that an error names if int8 loses too much
 PROBE_IMAGES = 64  # images on which the loss of each layer is measured
-BATCH_SIZE = 32
 FIXED_KEYS = ("data.crop_padding", "data.interpolation", "data.background")  # are part of what is exported
 
 
@@ -77,12 +74,14 @@ def export_model(
     Returns:
         A dict with "output", "precision" and "difference", the largest difference of a logit. For files also "images",
         the number of images compared, "greatest", the largest logit, "agreement", the share of images with the same
-        top-1 class, and "bytes", the size of what was written.
+        top-1 class, and "bytes", the size of what was written. For data.task=multilabel the agreement is the share of
+        labels that are predicted alike, and for data.task=regression the share of the numbers' variance in training
+        that is left without the differences.
 
     Raises:
         UserError: If `output` exists or cannot be written; if the format does not have the precision, the model does
             not have a layer, or a runtime or the images are missing; if float32 differs by more than 1e-4 of the
-            largest logit; or if another precision agrees on less than 98% of the images. For int8 the message names the
+            largest logit; or if the agreement in another precision is less than 98%. For int8 the message names the
             layers that lose most.
 
     Example:
@@ -206,10 +205,11 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
         named = keras.Model(network.input, {"logits": network.output})
         kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts, io)
         append_record(path, make_record(trained_config, class_names, read_metadata(path).compute_digest()))
-        result = _compare_file(reference, path, compared)
+        result = compare_file(reference, path, compared, config)
         all_used = len(calibration) < calibration_images
         advise = functools.partial(_advise, folded, calibration, compared, keep_float, all_used)
-        _check_agreement(kind, output, precision, result, advise if len(calibration) else str)
+        advise = advise if len(calibration) else str
+        check_agreement(kind.name, output, precision, result, config.data.task, advise)
         result["bytes"] = _copy(path, unfinished)
     return result
 
@@ -255,52 +255,6 @@ def _read_images(config, count, training):
     images = list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "image"))
     failures.check(config.data.max_bad_fraction if images else 0)
     return np.stack(images)
-
-
-def _compare_file(reference, path, images):
-    """Run a function from images to logits and the file on the same images."""
-    import numpy as np
-    import tensorflow as tf
-
-    from efficientnet_tf.runtime.terminal import track
-
-    run = open_export(path).compute_logits
-    forward = tf.function(reference, autograph=False)
-    batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]  # the last one may be smaller
-    pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
-    expected, exported = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
-    return {
-        "images": len(images),
-        "difference": float(np.abs(exported - expected).max()),
-        "greatest": float(np.abs(expected).max()),
-        "agreement": float(np.mean(exported.argmax(axis=1) == expected.argmax(axis=1))),
-    }
-
-
-def _check_agreement(
-    kind: Format, output: str, precision: str, result: dict[str, Any], advise: Callable[[], str]
-) -> None:
-    """Raise a UserError if a file computes something else than the Keras model.
-
-    Args:
-        kind: Format of the file.
-        output: Where the file would be written.
-        precision: Precision of the file.
-        result: Result of `_compare_file`.
-        advise: Returns what to do if int8 loses too much.
-    """
-    if precision == "float32" and not result["difference"] <= TOLERANCE * max(1.0, result["greatest"]):
-        raise UserError(
-            f"In {kind.name}, the network differs from the Keras model by {result['difference']:.2g} in a logit, more "
-            f"than {TOLERANCE:g} of the largest logit, {result['greatest']:.3g}. {output} was not written."
-        )
-    if not result["agreement"] >= AGREEMENT:
-        advice = advise() if precision == "int8" else ""
-        raise UserError(
-            f"In {kind.name} with {precision}, the network agrees with the Keras model's top-1 class on only "
-            f"{result['agreement']:.1%} of {result['images']} images. At least {AGREEMENT:.0%} is required. {output} "
-            f"was not written.{advice}"
-        )
 
 
 def _advise(model, calibration, images, keep_float, all_used):

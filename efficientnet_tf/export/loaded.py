@@ -1,4 +1,4 @@
-"""A trained classifier with its class names and its preprocessing."""
+"""A trained network with the names of its outputs and its preprocessing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ FEW_IMAGES = 8  # Up to this many images, running operation by operation is fast
 
 
 class LoadedModel:
-    """A trained classifier with its class names and its preprocessing. `load_model` creates it.
+    """A trained network with the names of its outputs and its preprocessing. `load_model` creates it.
 
-    Call it on pixels, uint8 or float [N, S, S, C] in [0, 255], to get logits, float32 [N, classes].
+    Call it on pixels, uint8 or float [N, S, S, C] in [0, 255], to get logits, float32 [N, classes]. A network for
+    regression returns the numbers themselves, float32 [N, numbers].
 
     Attributes:
-        class_names: Name of each class, a list of str in the order of the logits.
+        class_names: Name of each class, label or number, a list of str in the order of the outputs.
+        task: What the outputs mean: "classification", "multilabel" or "regression" (`data.task`).
         config: Config of the run that trained the model.
         image_size: Side S of the images that it takes, in pixels.
         weights: Which weights it has: "ema" or "raw" for a model directory, "exported" for an export.
@@ -61,6 +63,7 @@ class LoadedModel:
         self.compute_logits = compute_logits
         self.config = config
         self.class_names = list(class_names)
+        self.task = config.data.task
         self.image_size = config.image_size
         self.weights = weights
         self.keras_model = keras_model
@@ -128,16 +131,32 @@ class LoadedModel:
             batch_size: As for `predict_images`.
 
         Yields:
-            One list of (class name, probability) per image, or a UserError.
+            One list per image, as `predict_images` returns it, or a UserError.
         """
         top, batch_size = check_count("top", top), check_count("batch_size", batch_size)
         with ThreadPoolExecutor(available_cores()) as pool:
             for batch in batches(images, batch_size):
                 batch = list(pool.map(self._read, batch))
                 pixels = [image for image in batch if not isinstance(image, UserError)]
-                answers = iter(rank_classes(self(np.stack(pixels)), self.class_names, top) if pixels else ())
+                answers = iter(self.interpret(self(np.stack(pixels)), top) if pixels else ())
                 for image in batch:
                     yield image if isinstance(image, UserError) else next(answers)
+
+    def interpret(self, outputs: np.ndarray, top: int = 5) -> list[list[tuple[str, float]]]:
+        """Return what outputs mean.
+
+        Args:
+            outputs: What calling the model returns, float32 [N, outputs].
+            top: Number of classes or labels to return, at least 1.
+
+        Returns:
+            For each image a list of (name, probability), the most likely class or label first. The probabilities of
+            classes add up to 1, and each label has its own. For regression a list of (name, number), in the order of
+            `class_names`.
+        """
+        if self.task == "regression":
+            return [list(zip(self.class_names, row.tolist(), strict=True)) for row in outputs]
+        return rank(softmax(outputs) if self.task == "classification" else sigmoid(outputs), self.class_names, top)
 
     def _read(self, image: Any) -> np.ndarray | UserError:
         if isinstance(image, str | bytes | bytearray | memoryview | os.PathLike):
@@ -204,19 +223,24 @@ class LoadedFile(LoadedModel):
         return load(source, image_size, **settings)
 
 
-def rank_classes(logits: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-    """Return the most likely classes of each image with their probabilities, the most likely one first.
+def rank(probabilities: np.ndarray, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """Return the most likely classes or labels of each image with their probabilities, the most likely one first.
 
     Args:
-        logits: float32 [N, classes].
-        class_names: Name of each class.
+        probabilities: float32 [N, classes].
+        names: Name of each class or label.
         top: Number of classes to return, at least 1.
     """
     ranked = []
-    for probabilities in softmax(logits):
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        ranked.append([(class_names[label], float(probabilities[label])) for label in best])
+    for row in probabilities:
+        best = np.argsort(-row, kind="stable")[:top]
+        ranked.append([(names[label], float(row[label])) for label in best])
     return ranked
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of each label, float32 [N, labels]."""
+    return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

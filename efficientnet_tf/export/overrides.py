@@ -7,6 +7,7 @@ from efficientnet_tf.config.load import diff_config, override_config
 from efficientnet_tf.config.schema import Config
 
 SECTIONS = ("data", "eval")
+_FIXED = ("data.task", "data.channels", "data.image_size", "data.target_mean", "data.target_std")
 
 
 def override_data(config: Config, overrides: Sequence[str], fixed: Collection[str] = ()) -> Config:
@@ -15,18 +16,15 @@ def override_data(config: Config, overrides: Sequence[str], fixed: Collection[st
     Args:
         config: The config of the model.
         overrides: Texts of the form `section.key=value`.
-        fixed: Keys of the section data that cannot change here, in addition to those of the network's input.
+        fixed: Keys of the section data that cannot change here, in addition to those of the network's input
+            and output.
 
     Raises:
         UserError: As `override_config`, or if a key would change what the trained model is.
     """
     changed = override_config(config, overrides)
     lines = {line.partition(":")[0]: line for line in diff_config(config, changed)}
-    refused = [
-        line
-        for key, line in lines.items()
-        if key.partition(".")[0] not in SECTIONS or key in ("data.channels", "data.image_size", *fixed)
-    ]
+    refused = [line for key, line in lines.items() if key.partition(".")[0] not in SECTIONS or key in (*_FIXED, *fixed)]
     if refused:
         raise UserError(
             "overrides: these keys belong to the trained model and cannot change here (in the model -> now):\n  "

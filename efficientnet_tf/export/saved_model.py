@@ -9,6 +9,9 @@ The first three signatures take batches of any size and return {"logits", "proba
     classify_bytes    image: string [N], image files. It returns the most likely classes, at most five, as "classes",
                       string [N, K], with their "probabilities", float32 [N, K].
 
+For several labels, each has a probability of its own. A network for regression returns its numbers as "logits" and as
+"numbers", and has no classify_bytes.
+
 An image that cannot be decoded fails its batch. Only a dataset in the graph could leave it out, and TensorFlow then
 prepares the decoder anew for each call, which takes seconds.
 
@@ -159,11 +162,13 @@ def _hash_graph(path):
 
 
 def _write(model, config, class_names, model_dir, folder):
-    pixels = [None, *model.input_shape[1:]]
+    pixels, task = [None, *model.input_shape[1:]], config.data.task
 
     def classify(images):
         logits = model(images, training=False)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        if task == "regression":
+            return {"logits": logits, "numbers": logits}
+        return {"logits": logits, "probabilities": (tf.nn.softmax if task == "classification" else tf.sigmoid)(logits)}
 
     def classify_bytes(image):
         shape = tf.TensorSpec(pixels[1:], tf.float32)
@@ -184,8 +189,9 @@ def _write(model, config, class_names, model_dir, folder):
         "serving_default": signature(lambda image: classify(image), tf.float32, pixels),
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
         "serving_bytes": signature(classify_bytes, tf.string, [None]),
-        "classify_bytes": signature(name_classes, tf.string, [None]),
     }
+    if task != "regression":
+        signatures["classify_bytes"] = signature(name_classes, tf.string, [None])
     with quiet_logger("tensorflow"):  # It would say that the assets are in this folder, which is renamed soon.
         tf.saved_model.save(module, folder, signatures=signatures)
     shape = [1, *pixels[1:]]
@@ -196,7 +202,7 @@ def _write(model, config, class_names, model_dir, folder):
         "serving_bytes": file,
         "classify_bytes": file,
     }
-    write_warmup_requests(folder, requests)
+    write_warmup_requests(folder, {name: request for name, request in requests.items() if name in signatures})
 
 
 def _compare(model, config, folder):

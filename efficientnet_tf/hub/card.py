@@ -167,7 +167,7 @@ def _describe_results(evaluation, data, config):
 
 
 def _describe_training(config, data):
-    values = config.model_dump()
+    values = config.resolve().model_dump()
     rows = [f"| `{key}` | {values[key.split('.')[0]][key.split('.')[1]]} |" for key in TRAINING_KEYS]
     start = "random weights" if config.train.init_from is None else "existing weights"
     return (

@@ -106,6 +106,11 @@ def _write_folder(model_dir, folder, name, checkpoint, about):
     from efficientnet_tf.models.stored import find_step
 
     model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
+    if config.data.task != "classification":
+        raise UserError(
+            f"model_dir={escape(model_dir)} has data.task={config.data.task}. Only models that predict classes can be "
+            "published with a model card."
+        )
     step = find_step(model_dir, checkpoint)
     step = next(iter(list_checkpoints(model_dir))) if step is None else step
     lines, _ = read_metrics(model_dir)

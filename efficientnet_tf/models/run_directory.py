@@ -27,10 +27,12 @@ HISTORY = "config_history.yaml"
 CONFIG_ENTRY, CLASSES_ENTRY = "efficientnet_tf.yaml", "classes.txt"
 # A run may change what belongs to training. Everything else in the section `model` describes the trained network.
 CHANGEABLE_IN_MODEL = frozenset({"model.name", "model.dropout", "model.drop_connect", "model.batch_norm_momentum"})
-FIXED_ELSEWHERE = frozenset({"data.channels", "optimizer.name"})
+FIXED_ELSEWHERE = frozenset({"data.task", "data.channels", "optimizer.name"})
+STATISTICS = ("target_mean", "target_std")  # keys of the section `data` that are measured from the training images
 # Keys outside of the section `model` that decide what a trained model answers.
 PREDICTION_KEYS = frozenset(
-    f"data.{key}" for key in ("image_size", "channels", "crop_padding", "interpolation", "background")
+    f"data.{key}"
+    for key in ("task", "image_size", "channels", "crop_padding", "interpolation", "background", *STATISTICS)
 )
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -168,9 +170,26 @@ def check_run(model_dir: str, config: Config | None = None, allow_change: Iterab
     if config is None or files.is_remote(model_dir):
         return
     if files.exists(os.path.join(model_dir, "config.yaml")):
-        check_changes(model_dir, read_config(model_dir), config, allowed)
+        check_changes(model_dir, read_config(model_dir), adopt_statistics(model_dir, config), allowed)
     if files.exists(os.path.join(model_dir, "classes.txt")):
         read_class_names(model_dir)
+
+
+def adopt_statistics(model_dir: str, config: Config) -> Config:
+    """Return the config of a run with what was measured from its training images when it began.
+
+    Args:
+        model_dir: Its directory, local or gs://, which may not exist yet.
+        config: Its config. What it states itself stays as it is.
+    """
+    path = os.path.join(model_dir, "config.yaml")
+    if config.data.task != "regression" or config.data.target_mean is not None or not files.exists(path):
+        return config
+    data = read_config(model_dir).data
+    if data.task != "regression":
+        return config
+    measured = {key: getattr(data, key) for key in STATISTICS}
+    return config.model_copy(update={"data": config.data.model_copy(update=measured)})
 
 
 def check_place(model_dir: str, argument: str = "model_dir") -> None:

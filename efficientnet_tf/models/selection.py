@@ -8,7 +8,35 @@ from typing import Any
 
 from efficientnet_tf.config.errors import UserError
 
-LABELS = {"top1": "top-1", "top5": "top-5", "loss": "loss"}  # names of the metrics in sentences
+
+@dataclasses.dataclass(frozen=True)
+class MetricText:
+    """How a metric is shown to people.
+
+    Attributes:
+        label: Its name in a sentence.
+        form: How its value is formatted.
+        lower_is_better: Whether a smaller value is better.
+    """
+
+    label: str
+    form: str
+    lower_is_better: bool = False
+
+    def format(self, value: float) -> str:
+        """Return a value as text."""
+        return format(value, self.form)
+
+
+METRIC_TEXTS = {
+    "top1": MetricText("top-1", ".2%"),
+    "top5": MetricText("top-5", ".2%"),
+    "f1": MetricText("F1", ".2%"),
+    "exact": MetricText("all labels right", ".2%"),
+    "mae": MetricText("mean absolute error", ".4g", lower_is_better=True),
+    "r2": MetricText("R2", ".4f"),
+    "loss": MetricText("loss", ".4f", lower_is_better=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +47,7 @@ class Selection:
     one.
 
     Attributes:
-        metric: What is compared: "top1", "top5", "loss", or "none" if nothing is.
+        metric: What is compared: a key of `METRIC_TEXTS`, or "none" if nothing is.
         step: Step of the last evaluation, or 0.
         best_step: Step of the best evaluation, or None if there is none.
         best_value: What the metric was there, float. 0 if there is none.
@@ -48,7 +76,7 @@ class Selection:
         value = self._read(results)
         if self.best_step is None:
             return not math.isnan(value)
-        return value < self.best_value if self.metric == "loss" else value > self.best_value
+        return value < self.best_value if METRIC_TEXTS[self.metric].lower_is_better else value > self.best_value
 
     def add(self, step: int, results: Mapping[str, Mapping[str, Any]], is_best: bool) -> "Selection":
         """Return the selection after the evaluation at a step. One that has been added before changes nothing.
@@ -76,12 +104,12 @@ class Selection:
         """Return the best evaluation for people, "step 40 with a top-1 of 97.22%", or "" if there is none."""
         if self.best_step is None:
             return ""
-        value = f"{self.best_value:.4f}" if self.metric == "loss" else f"{self.best_value:.2%}"
-        return f"step {self.best_step} with a {LABELS[self.metric]} of {value}"
+        metric = METRIC_TEXTS[self.metric]
+        return f"step {self.best_step} with a {metric.label} of {metric.format(self.best_value)}"
 
     def describe_end(self) -> str:
         """Return for people why a run ends before its last step."""
-        return f"no better {LABELS[self.metric]} in {self.since_best} evaluations (eval.patience)"
+        return f"no better {METRIC_TEXTS[self.metric].label} in {self.since_best} evaluations (eval.patience)"
 
     def to_text(self) -> str:
         """Return the selection as JSON."""
@@ -104,7 +132,7 @@ def parse_selection(text: str | bytes) -> Selection:
     """Return a selection from the text of `Selection.to_text`, or raise ValueError if it is none."""
     values = json.loads(text)
     names = [field.name for field in dataclasses.fields(Selection)]
-    if not isinstance(values, dict) or sorted(values) != sorted(names) or values["metric"] not in [*LABELS]:
+    if not isinstance(values, dict) or sorted(values) != sorted(names) or values["metric"] not in METRIC_TEXTS:
         raise ValueError("its record of the best evaluation is damaged")
     counts = [values["step"], values["since_best"], values["best_step"] or 0]
     if not all(type(count) is int and count >= 0 for count in counts) or type(values["best_value"]) is not float:

@@ -22,7 +22,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
 from efficientnet_tf.evaluation.jax_loop import make_eval_step
-from efficientnet_tf.evaluation.metrics import count_sums
+from efficientnet_tf.evaluation.metrics import choose_metrics
 from efficientnet_tf.models.variables import batch_norm_statistics
 from efficientnet_tf.preflight.compile import ENVIRONMENT, OutOfMemory, Program, describe_program
 from efficientnet_tf.preflight.topology import Topology
@@ -71,8 +71,9 @@ class JaxSteps:
         source, config = make_empty_source(self._config, self._classes, batch, self.strategy)
         classifiers = list(make_classifiers(self.state, self.strategy).values())
         variables = evaluated_variables(self.state)
-        step = make_eval_step(classifiers, self._classes, self.strategy, False, False, variables)
-        sums = len(classifiers), count_sums(self._classes, False, False)
+        metrics = choose_metrics(config, source)
+        step = make_eval_step(classifiers, metrics, self.strategy, variables)
+        sums = len(classifiers), metrics.size
         batches = eval_dataset(source, config, Failures(source), tf.distribute.InputContext())
         return {"raw": self._lower(step, variables, sums, batches)}
 

@@ -22,6 +22,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.pipeline import Failures, eval_dataset, train_dataset
 from efficientnet_tf.data.source import Source, source_from_bytes
 from efficientnet_tf.evaluation.loop import make_eval_loop
+from efficientnet_tf.evaluation.metrics import choose_metrics
 from efficientnet_tf.training.state import State
 from efficientnet_tf.training.tensorflow_loop import make_classifiers, make_train_loop
 
@@ -192,13 +193,13 @@ def trace_eval(
         {"raw": Trace}, and with an EMA also "ema".
     """
     source, config = make_empty_source(config, classes, batch, strategy)
-    failures = Failures(source)
+    failures, metrics = Failures(source), choose_metrics(config, source)
 
     def make_dataset(context):
         return eval_dataset(source, config, failures, context)
 
     return {
-        kind: trace_loop(make_eval_loop([logits_of], classes, strategy), make_dataset, strategy, state)
+        kind: trace_loop(make_eval_loop([logits_of], metrics, strategy), make_dataset, strategy, state)
         for kind, logits_of in make_classifiers(state, strategy).items()
     }
 
@@ -217,7 +218,9 @@ def make_empty_source(
     total = batch * strategy.num_replicas_in_sync
     sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
     class_names = [str(index) for index in range(classes)]
-    return source_from_bytes([b""], [0], class_names, "image"), override_config(config, sizes)
+    label = {"classification": np.zeros(1, np.int32), "multilabel": np.zeros([1, classes], np.uint8)}
+    labels = label.get(config.data.task, np.zeros([1, classes], np.float32))
+    return source_from_bytes([b""], labels, class_names, "image"), override_config(config, sizes)
 
 
 # -------------------------------------------------------------------------------------------------- inspecting

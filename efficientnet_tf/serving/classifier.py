@@ -14,7 +14,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.image_formats import MOST_PIXELS, describe_bomb, find_kind
 from efficientnet_tf.data.pillow_decoder import read_declared_size
 from efficientnet_tf.evaluation.occlusion import occlusion_map
-from efficientnet_tf.export.loaded import LoadedModel, rank_classes, softmax
+from efficientnet_tf.export.loaded import LoadedModel, sigmoid, softmax
 from efficientnet_tf.runtime.hardware import available_cores
 from efficientnet_tf.serving.batching import Batcher
 
@@ -85,7 +85,7 @@ class Classifier:
             QueueFullError: If too many images wait.
         """
         pixels = await _run(self._threads, self._decode, encoded)
-        return rank_classes(await self.compute_logits(pixels[None]), self.class_names, top)[0]
+        return self.model.interpret(await self.compute_logits(pixels[None]), top)[0]
 
     async def compute_logits(self, pixels: np.ndarray) -> np.ndarray:
         """Return the logits of images, float32 [N, classes].
@@ -117,7 +117,8 @@ class Classifier:
         [logits] = await self.compute_logits(pixels[None])
         number = int(logits.argmax()) if label is None else self.class_names.index(label)
         method, heat = await _run(self._explainer, self._compute_heat, pixels, number)
-        probability = float(softmax(logits[None])[0, number])
+        compute = sigmoid if self.model.task == "multilabel" else softmax
+        probability = float(compute(logits[None])[0, number])
         return Explanation(self.class_names[number], probability, method, heat, _encode_png(pixels))
 
     def close(self) -> None:

@@ -200,7 +200,11 @@ def load_configs(runs: Sequence[Run], recipe: str, overrides: Sequence[str] = ()
 
 
 def _check_architecture(run: Run, config: Config) -> None:
-    """Raise UserError if the recipe or `--set` would undo what the study has changed in a network."""
+    """Raise UserError if the recipe or `--set` would undo what the study has changed in a network, or has no top-1."""
+    if config.data.task != "classification":
+        raise UserError(
+            f"A study compares top-1 accuracies, so it needs data.task=classification, not {config.data.task}."
+        )
     for key in _ARCHITECTURE_KEYS:
         wanted, found = getattr(run.spec, key), getattr(config.model, key)
         if found != wanted:

@@ -25,7 +25,8 @@ class Callback:
 
         Args:
             trainer: The running trainer. `trainer.step` is the number of steps done; `trainer.stop()` ends the run.
-            metrics: "loss", "top1", "learning_rate", "seconds" and "images_per_second" of the loop.
+            metrics: "loss", "top1", "learning_rate", "seconds" and "images_per_second" of the loop. With another
+                data.task than classification, "exact" or "mae" takes the place of "top1".
         """
 
     def after_evaluation(self, trainer: Trainer, results: dict[str, dict[str, Any]]) -> None:
@@ -33,5 +34,5 @@ class Callback:
 
         Args:
             trainer: The running trainer.
-            results: {"raw": ..., "ema": ...}, each with "examples", "loss", "top1" and "top5".
+            results: {"raw": ..., "ema": ...}, each with what `evaluate_model` returns.
         """

@@ -52,16 +52,18 @@ class RunDirectory:
             )
         check_run(self._model_dir, self._config, self._allow_change)
 
-    def open(self, stack: contextlib.ExitStack, class_names: Sequence[str]) -> None:
+    def open(self, stack: contextlib.ExitStack, config: Config, class_names: Sequence[str]) -> None:
         """Create or check the directory, first as the chief, then as the other workers.
 
         Args:
             stack: Gets the lock, which it releases when it is closed.
+            config: The config of the run, now with what was measured from its data.
             class_names: The class names of the data.
 
         Raises:
             UserError: If the directory cannot be used, or another process trains in it.
         """
+        self._config = config
         if self._is_chief:
             stack.enter_context(self._lock)
             remove_leftovers(self._model_dir)

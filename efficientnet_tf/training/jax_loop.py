@@ -36,7 +36,8 @@ def make_train_loop(state: State, config: Config, strategy: JaxStrategy, graph: 
 
     Returns:
         A function of an iterator of batches, as `JaxStrategy.divide_batches` yields them, and a number of steps. It
-        returns float32 [2]: the loss, weight decay included, and the top-1 accuracy, averaged over steps and devices.
+        returns float32 [2]: the loss, weight decay included, and the metric of `losses.compute_metric`, averaged over
+        steps and devices.
     """
     step, variables = make_train_step(state, config, strategy, graph)
     copy = jax.jit(lambda values: [jnp.copy(value) for value in values])
@@ -62,7 +63,7 @@ def make_train_step(
 
     Returns:
         The step, a `jax.jit` of a function of the values of the variables, of totals float32 [2], of images uint8 [B,
-        S, S, C] and of labels int32 [B]. It returns new values and totals, and takes the memory of the old values. And
+        S, S, C] and of labels [B, ...]. It returns new values and totals, and takes the memory of the old values. And
         the variables, everything that a step reads or changes.
     """
     graph = make_training_graph(graph or state.model, config, strategy)

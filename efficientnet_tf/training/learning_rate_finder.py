@@ -17,6 +17,7 @@ from efficientnet_tf.data.pipeline import Failures, check_batches, train_dataset
 from efficientnet_tf.runtime.strategy import create_strategy, distribute_batches
 from efficientnet_tf.runtime.terminal import ProgressBar
 from efficientnet_tf.training.graph import build_phase_graph
+from efficientnet_tf.training.losses import measure_targets
 from efficientnet_tf.training.phase_loop import choose_engine
 from efficientnet_tf.training.schedule import Phase, plan_phases, scale_rate
 from efficientnet_tf.training.state import create_state
@@ -88,9 +89,10 @@ class RangeTest:
     """
 
     def __init__(self, config: Config, strategy: tf.distribute.Strategy, steps: int):
-        self._config, self._steps = config, steps
         check_batches(config, strategy.num_replicas_in_sync)
         source = open_source(config.data, config.data.train_split, training=True)
+        config = measure_targets(config, source)
+        self._config, self._steps = config, steps
         initial = read_initial_weights(config, source.class_names).values if config.train.init_from else None
         self._state = create_state(config, len(source.class_names), source.size, strategy, initial)
         self._phase = choose_phase(config, source.size)

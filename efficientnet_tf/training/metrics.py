@@ -110,9 +110,8 @@ class RunLog:
         """Record the metrics of a loop of training steps, and move the progress bar to `step`."""
         self.write(step, "train", metrics)
         self._bar.set_status(
-            "loss {loss:.3f}, top-1 {top1:.1%}, rate {learning_rate:.2g}, {images_per_second:.0f} images/s".format(
-                **metrics
-            )
+            f"loss {metrics['loss']:.3f}, {_describe_metric(metrics)}, rate {metrics['learning_rate']:.2g}, "
+            f"{metrics['images_per_second']:.0f} images/s"
         )
         self._bar.advance(step - self._bar.completed)
 
@@ -171,6 +170,15 @@ class SilentLog(contextlib.nullcontext):
         """Do nothing."""
 
 
+def _describe_metric(metrics: Mapping[str, float]) -> str:
+    """Return the metric of a training loop for people."""
+    if "top1" in metrics:
+        return f"top-1 {metrics['top1']:.1%}"
+    if "exact" in metrics:
+        return f"all labels right {metrics['exact']:.1%}"
+    return f"mean error {metrics['mae']:.3g}"
+
+
 def describe_run(
     config: Config, model: keras.Model, sizes: tuple[int, int], devices: str, total_steps: int
 ) -> Iterator[str]:
@@ -185,7 +193,7 @@ def describe_run(
     """
     params = sum(math.prod(v.shape) for v in model.trainable_variables)
     name, epochs = config.model.name, config.train.epochs
-    yield f"{name}: {params:,} parameters, {config.image_size} pixels, {model.output_shape[-1]:,} classes"
+    yield f"{name}: {params:,} parameters, {config.image_size} pixels, {_count_outputs(config, model)}"
     yield f"Data: {config.data.source}, {sizes[0]:,} training and {sizes[1]:,} evaluation images"
     yield f"Device: {devices}, {model.dtype_policy.name}"
     plural = "" if epochs == 1 else "s"
@@ -202,6 +210,12 @@ def describe_run(
             "Hint: the last feature maps have a single pixel. For images this small, --set model.stem_stride=1 usually "
             "gives a higher accuracy. Each step then takes longer."
         )
+
+
+def _count_outputs(config: Config, model: keras.Model) -> str:
+    count = model.output_shape[-1]
+    what = {"classification": "classes", "multilabel": "labels", "regression": "numbers"}[config.data.task]
+    return f"{count:,} {what if count > 1 else what.removesuffix('s')}"
 
 
 def _format_line(line: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
 from efficientnet_tf.runtime.workers import report_lost_workers
 from efficientnet_tf.training.graph import build_phase_graph
+from efficientnet_tf.training.losses import metric_name
 from efficientnet_tf.training.schedule import Phase
 from efficientnet_tf.training.state import State
 
@@ -72,7 +73,8 @@ class PhaseLoop:
             steps: Number of steps to train.
 
         Returns:
-            "loss" and "top1", means over the steps, "learning_rate", "seconds" and "images_per_second".
+            "loss" and the metric of `losses.metric_name`, means over the steps, "learning_rate", "seconds" and
+            "images_per_second".
 
         Raises:
             UserError: If too many images cannot be read, the loss is no longer finite, or TensorFlow fails.
@@ -80,7 +82,7 @@ class PhaseLoop:
         started = time.perf_counter()
         try:
             with report_lost_workers(self._strategy):
-                loss, accuracy = np.asarray(self._loop(self._batches, tf.constant(steps))).tolist()
+                loss, metric = np.asarray(self._loop(self._batches, tf.constant(steps))).tolist()
         except (tf.errors.OpError, *choose_engine().ERRORS) as error:
             self._failures.check(self._max_bad_fraction)
             raise UserError(f"Training failed after step {step}: {find_reason(error)}") from error
@@ -94,7 +96,7 @@ class PhaseLoop:
             )
         return {
             "loss": loss,
-            "top1": accuracy,
+            metric_name(self._phase.config.data.task): metric,
             "learning_rate": float(self._state.optimizer.learning_rate),
             "seconds": seconds,
             "images_per_second": steps * self._phase.batch_size / seconds,

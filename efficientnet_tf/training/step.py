@@ -20,11 +20,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from efficientnet_tf.config.schema import Config, TrainConfig
+from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.mixing import mix_images
 from efficientnet_tf.models.variables import batch_norm_statistics, decayed_variables, trained_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
+from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets
 from efficientnet_tf.training.optimizers import weight_penalty
 
 Tensor = Any  # of Keras's backend
@@ -74,22 +75,22 @@ class TrainStep:
             inputs: {path: value} of `inputs`.
             seed: Seed from `ops.random.make_seed`. It decides dropout masks and mixtures.
             images: uint8 [B, S, S, C].
-            labels: int32 [B].
+            labels: Labels as the pipeline reads them, [B, ...].
 
         Returns:
             The loss, float32 scalar, weight decay included; new values of `statistics`; and float32 [2], the loss and
-            the share of images that are classified correctly.
+            the metric of `losses.compute_metric`.
         """
         config = self._config
-        targets = ops.one_hot(labels, self._graph.output_shape[-1], dtype="float32")
+        targets = make_targets(labels, self._graph.output_shape[-1], config.data.task)
         images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
-        logits, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
-        losses = classification_losses(targets, logits, config.train)
+        outputs, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
+        losses = compute_losses(targets, outputs, config)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
         loss = ops.mean(losses) + weight_penalty(config, decayed)
         new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
-        is_correct = ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
-        return loss, [new[v.path] for v in self.statistics], ops.stack([loss, ops.mean(is_correct)])
+        metric = compute_metric(labels, outputs, config)
+        return loss, [new[v.path] for v in self.statistics], ops.stack([loss, metric])
 
     def clip(self, gradients: Sequence[Tensor], weights: Tensors) -> Tensors:
         """Clip the gradients of the whole batch. This is a pure function of its arguments.
@@ -110,28 +111,3 @@ class TrainStep:
             inputs[v.path] if v.path in inputs else random.derive_seed(seed, 1 + i)
             for i, v in enumerate(self._graph.non_trainable_variables)
         ]
-
-
-def classification_losses(targets: Tensor, logits: Tensor, settings: TrainConfig) -> Tensor:
-    """Return the loss of each image.
-
-    Args:
-        targets: Class probabilities, float32 [B, classes]: one class, or the shares of a mixture.
-        logits: float32 [B, classes].
-        settings: `loss` and `label_smoothing`.
-
-    Returns:
-        float32 [B]. The binary cross-entropy is the mean over the classes. Its gradient with respect to the logits is
-        therefore smaller than that of the cross-entropy, by about the number of classes.
-
-    Source: Wightman et al., "ResNet strikes back", 2021, and timm's `BinaryCrossEntropy`, for "bce".
-    Deviates: The paper gives both classes of a mixture the target 1. Here they keep their shares, as in timm without a
-    threshold. Keras's `BinaryCrossentropy` smooths the target of every class toward 1/2. Here smoothing is that of the
-    cross-entropy: a fraction of the target probability is spread evenly over the classes.
-    """
-    if settings.loss == "cross_entropy":
-        return keras.losses.categorical_crossentropy(
-            targets, logits, from_logits=True, label_smoothing=settings.label_smoothing
-        )
-    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / targets.shape[-1]
-    return ops.mean(ops.binary_crossentropy(targets, logits, from_logits=True), axis=-1)

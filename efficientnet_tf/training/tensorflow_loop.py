@@ -46,9 +46,9 @@ def make_train_loop(
         fuse_from: On a CPU, layers are fused for tensors of at least this many values.
 
     Returns:
-        A `tf.function` of an iterator of per-replica batches (images uint8 [B, S, S, C], labels int32 [B]) and a
-        number of steps, int32 scalar. It returns float32 [2]: the loss, weight decay included, and the top-1 accuracy,
-        averaged over steps and replicas.
+        A `tf.function` of an iterator of per-replica batches (images uint8 [B, S, S, C], labels [B, ...]) and a
+        number of steps, int32 scalar. It returns float32 [2]: the loss, weight decay included, and the metric of
+        `losses.compute_metric`, averaged over steps and replicas.
 
     Raises:
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
@@ -70,7 +70,7 @@ def make_train_loop(
 class ReplicaStep:
     """One replica's part of a training step: gradients of its images, then the update of the state.
 
-    Call it in a replica context with images uint8 [B, S, S, C] and labels int32 [B]. It returns the metrics of
+    Call it in a replica context with images uint8 [B, S, S, C] and labels [B, ...]. It returns the metrics of
     `TrainStep.compute_loss`.
     """
 

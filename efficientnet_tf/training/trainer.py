@@ -13,6 +13,7 @@ from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, check_batches
 from efficientnet_tf.models.model_dir import list_checkpoints, save_keras_model
+from efficientnet_tf.models.run_directory import adopt_statistics
 from efficientnet_tf.models.selection import check_metric
 from efficientnet_tf.runtime.signals import StopFlag, StopLimit
 from efficientnet_tf.runtime.strategy import create_strategy, describe_devices
@@ -21,6 +22,7 @@ from efficientnet_tf.training.callback import Callback
 from efficientnet_tf.training.checkpoint import Checkpointer
 from efficientnet_tf.training.directory import RunDirectory
 from efficientnet_tf.training.graph import batch_norm_group_size
+from efficientnet_tf.training.losses import measure_targets
 from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
 from efficientnet_tf.training.phase_loop import PhaseLoop
 from efficientnet_tf.training.schedule import Phase, Rhythm, plan_phases
@@ -99,11 +101,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         allow_change: Sequence[str] = (),
     ):
-        self.config, self.model_dir = config, model_dir
+        self.config, self.model_dir = adopt_statistics(model_dir, config), model_dir
         self.step = self.total_steps = 0
         self._strategy, self._tracker, self._callbacks = strategy, tracker, callbacks
         self._is_chief, self._gather = is_chief(strategy), make_gather(strategy)
-        self._directory = RunDirectory(model_dir, config, allow_change, self._is_chief, self._gather)
+        self._directory = RunDirectory(model_dir, self.config, allow_change, self._is_chief, self._gather)
         self._is_stopping, self._saved_step = False, 0
         self._doing, self._stop_seconds = "opening the data", QUICK_SECONDS
 
@@ -141,13 +143,14 @@ class Trainer:
         self._eval_source = open_source(config.data, config.data.eval_split, training=False)
         if self._eval_source.class_names != self._train_source.class_names:
             raise UserError("The training and the evaluation split have different classes.")
+        config = self.config = measure_targets(config, self._train_source)
         check_metric(config.eval.best, len(self._train_source.class_names))
         check_batches(config, self._strategy.num_replicas_in_sync)
         batch_norm_group_size(config, self._strategy)
         self._initial = None
         if config.train.init_from is not None and not list_checkpoints(self.model_dir):
             self._initial = read_initial_weights(config, self._train_source.class_names)
-        self._directory.open(stack, self._train_source.class_names)
+        self._directory.open(stack, config, self._train_source.class_names)
 
     def _create_or_restore_state(self) -> None:
         self._doing = "building the model"

@@ -13,6 +13,7 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import normalize_name
 from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import read_class_names, read_config
+from efficientnet_tf.models.run_directory import STATISTICS
 from efficientnet_tf.runtime.files import check_path, exists
 from efficientnet_tf.runtime.hub import fetch
 from efficientnet_tf.runtime.strategy import on_host
@@ -75,6 +76,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     check_path("train.init_from", path)
     theirs = _read_class_names(path)
     keep = theirs is not None and [*map(normalize_name, theirs)] == [*map(normalize_name, class_names)]
+    keep = keep and _has_same_task(path, config)
     with on_host():
         read_weights(path, variable_paths(config.model))  # reads no tensor, and refuses what is no weight file
         model = build_from_config(config, len(class_names))
@@ -94,7 +96,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     if keep:
         head = "The classifier is kept because the classes are the same."
     elif theirs:
-        head = "The classifier is new because the classes are different."
+        head = "The classifier is new because the classes or the task are different."
     else:
         head = "The classifier is new because the weights name no classes."
     notes = [f"{note[0].upper()}{note[1:]}." for note in loaded.notes]
@@ -103,9 +105,21 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     )
 
 
+def _find_folder(path: str) -> str | None:
+    """Return the folder of a model directory or an export that has its config and class names, or None."""
+    folders = path, os.path.join(path, "assets")
+    return next((folder for folder in folders if exists(os.path.join(folder, "classes.txt"))), None)
+
+
 def _read_class_names(path: str) -> list[str] | None:
-    """Return the class names that are stored with a model directory or an export, or None."""
-    for folder in (path, os.path.join(path, "assets")):
-        if exists(os.path.join(folder, "classes.txt")):
-            return read_class_names(folder)
-    return None
+    folder = _find_folder(path)
+    return None if folder is None else read_class_names(folder)
+
+
+def _has_same_task(path: str, config: Config) -> bool:
+    """Return whether the outputs of the weights at a path mean the same as those of a config."""
+    folder = _find_folder(path)
+    if folder is None or not exists(os.path.join(folder, "config.yaml")):
+        return True
+    data = read_config(folder).data
+    return all(getattr(data, key) == getattr(config.data, key) for key in ("task", *STATISTICS))

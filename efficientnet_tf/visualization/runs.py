@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from efficientnet_tf.config import schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
@@ -75,12 +76,13 @@ class LoggedRun:
     @property
     def evaluations(self) -> Evaluations:
         """The evaluations by their steps."""
-        return group_evaluations(line for kind in EVALUATIONS for line in self.lines[kind].values())
+        lines = (line for kind in EVALUATIONS for line in self.lines[kind].values())
+        return group_evaluations(lines, schema.METRICS[self.config.data.task][0])
 
     @property
     def metric(self) -> str:
-        """The metric of the best evaluation: `eval.best`, or top-1 if the run chooses none."""
-        return "top1" if self.config.eval.best == "none" else self.config.eval.best
+        """The metric of the best evaluation: `eval.best`, or the first one of the task if the run chooses none."""
+        return schema.METRICS[self.config.data.task][0] if self.config.eval.best == "none" else self.config.eval.best
 
     @property
     def best_step(self) -> int | None:
@@ -193,8 +195,8 @@ def join_loops(lines: Mapping[int, Line], most: int = 1000) -> dict[int, Line]:
         most: About how many lines to return at most.
 
     Returns:
-        Lines with "loss", "top1", "learning_rate" and "images_per_second", by their last steps. A value is None where
-        it is not a number. The learning rate is that of the last step, the others are means.
+        Lines with "loss", the metric that training logs, "learning_rate" and "images_per_second", by their last steps.
+        A value is None where it is not a number. The learning rate is that of the last step, the others are means.
     """
     counts = [after - before for before, after in zip([0, *lines], lines, strict=False)]
     short, least = statistics.median(counts) / 2 if counts else 0, sum(counts) / most
@@ -222,7 +224,7 @@ def _join(lines: Mapping[int, Line], group: Sequence[tuple[int, int]]) -> Line:
     rate = lines[group[-1][0]].get("learning_rate")
     return {
         "loss": average("loss", counts),
-        "top1": average("top1", counts),
+        **{key: average(key, counts) for key in ("top1", "exact", "mae") if key in lines[group[-1][0]]},
         "learning_rate": rate if is_number(rate) else None,
         "images_per_second": average("images_per_second", seconds),
     }

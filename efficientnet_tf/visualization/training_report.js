@@ -5,7 +5,9 @@ const KINDS = {
   "train": {text: "training", width: 1.3}, "eval/raw": {text: "evaluation, raw weights", dash: "2 4", width: 1.6, open: true},
   "eval/ema": {text: "evaluation, EMA weights", width: 2.2},
 };
-const CHARTS = {top1: "top-1 accuracy (%)", loss: "loss", learning_rate: "learning rate", images_per_second: "images/s"};
+const {metric} = data;  // of the first chart
+const CHARTS = {[metric.key]: metric.title, loss: "loss", learning_rate: "learning rate", images_per_second: "images/s"};
+const isShare = key => key === metric.key && metric.is_share;
 const isLogged = run => Object.values(run.curves).some(curve => curve.step.length);
 const hours = runs.flatMap(run => Object.values(run.curves)).flatMap(curve => curve.hours);
 const inMinutes = Math.max(0, ...hours) < 2;
@@ -16,7 +18,7 @@ const AXES = {
 const place = (value, x) => x === "hours" && value != null && inMinutes ? 60 * value : value;
 
 function describe(run, kind, curve, i, key) {
-  const value = key === "top1" ? `${(100 * curve.top1[i]).toFixed(2)} %` : formatNumber(curve[key][i]);
+  const value = isShare(key) ? `${(100 * curve[key][i]).toFixed(2)} %` : formatNumber(curve[key][i]);
   const epoch = curve.epoch[i] == null ? "" : `, epoch ${formatNumber(curve.epoch[i])}`;
   return `<b>${literal(run.name)}</b><br>${KINDS[kind].text}<br>step ${curve.step[i]}${epoch}<br>${CHARTS[key].replace(" (%)", "")} ${value}`;
 }
@@ -28,7 +30,7 @@ function traces(key, x) {
     return [{
       type: "scatter", name: literal(`${run.name}, ${style.text}`), hoverinfo: "text",
       visible: !hidden.has(`run:${run.name}`) && !hidden.has(kind),
-      x: curve[x].map(value => place(value, x)), y: curve[key].map(value => value != null && key === "top1" ? 100 * value : value),
+      x: curve[x].map(value => place(value, x)), y: curve[key].map(value => value != null && isShare(key) ? 100 * value : value),
       text: curve.step.map((_, i) => describe(run, kind, curve, i, key)),
       mode: isTraining && curve.step.length > 1 ? "lines" : "lines+markers",
       line: {color, width: style.width, dash: style.dash ? "dot" : "solid"}, opacity: isTraining && key in run.curves["eval/raw"] ? .6 : 1,
@@ -52,13 +54,12 @@ function draw() {
 
 const TITLES = {
   params: "parameters (M)", macs: "multiply-adds (M)", hours: AXES.hours, epochs: "epochs done",
-  steps: "steps done", image_size: "image size (pixels)", ema_top1: "EMA top-1 (%)", ema_top5: "EMA top-5 (%)",
-  ema_loss: "EMA loss", raw_top1: "raw top-1 (%)", raw_top5: "raw top-5 (%)", raw_loss: "raw loss",
+  steps: "steps done", image_size: "image size (pixels)", ...data.metric_titles,
   first_epoch: "from epoch", end_epoch: "to epoch", changes: "what it sets",
 };
 const heading = key => TITLES[key] ?? key.replaceAll("_", " ");
 function format(value, key) {
-  if (typeof value === "number" && /_top\d$/.test(key)) return (100 * value).toFixed(2);
+  if (typeof value === "number" && data.shares.includes(key)) return (100 * value).toFixed(2);
   return key === "hours" && value != null ? place(value, key).toFixed(1) : formatNumber(value);
 }
 
@@ -74,6 +75,8 @@ function showSettings(id, rows) {
   tabulate(element(id), items, keys, key => key === "key" ? "key" : runs[key].name, (item, key) => [item[key]]);
 }
 
+element("metric").id = metric.key;
+element("metric_title").textContent = metric.title.replace(" (%)", "");
 document.title = element("title").textContent = data.title;
 element("status").textContent = data.status;
 addPoints(element("notes"), data.notes);

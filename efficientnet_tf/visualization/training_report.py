@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.schema import METRICS
 from efficientnet_tf.models.run_directory import flatten
 from efficientnet_tf.models.run_metrics import is_number
-from efficientnet_tf.models.selection import LABELS
+from efficientnet_tf.models.selection import METRIC_TEXTS
 from efficientnet_tf.visualization.page import make_page
 from efficientnet_tf.visualization.runs import TRAIN, LoggedRun, describe_files, join_loops, list_times, name_runs
 
 CONTENT = Path(__file__).with_suffix(".html")
-# What is drawn of each kind of line.
-VALUES = {
-    "train": ("loss", "top1", "learning_rate", "images_per_second"),
-    "eval/raw": ("loss", "top1"),
-    "eval/ema": ("loss", "top1"),
+# What is drawn of each kind of line, besides the metric of the task.
+VALUES = {"train": ("loss", "learning_rate", "images_per_second"), "eval/raw": ("loss",), "eval/ema": ("loss",)}
+# The metric that training logs as well.
+DRAWN = {
+    "classification": ("top1", "top-1 accuracy (%)"),
+    "multilabel": ("exact", "images with all labels right (%)"),
+    "regression": ("mae", "mean absolute error"),
 }
 
 
@@ -27,12 +31,29 @@ def make_report(runs: Sequence[LoggedRun], shared_plotly: str | None = None) -> 
     Args:
         runs: Runs of `read_run`, at least one.
         shared_plotly: As for `make_page`.
+
+    Raises:
+        UserError: If the runs have different tasks, or one is given twice.
     """
+    tasks = [run.config.data.task for run in runs]
+    if len(set(tasks)) > 1:
+        raise UserError(f"The runs have different tasks, which cannot be compared: data.task={', '.join(tasks)}.")
+    key, title = DRAWN[tasks[0]]
+    keys = *METRICS[tasks[0]], "loss"
+    shares = [key for key in keys if METRIC_TEXTS[key].form.endswith("%")]
+    kinds = {"ema": "EMA", "raw": "raw"}
     names = name_runs([run.model_dir for run in runs])
     named = list(zip(names, runs, strict=True))
     data = {
         "title": f"Training of {names[0]}" if len(runs) == 1 else f"Comparison of {len(runs)} training runs",
         "status": _describe_status(runs),
+        "metric": {"key": key, "title": title, "is_share": key in shares},
+        "shares": [f"{kind}_{key}" for kind in kinds for key in shares],
+        "metric_titles": {
+            f"{kind}_{key}": f"{text} {METRIC_TEXTS[key].label}{' (%)' if key in shares else ''}"
+            for kind, text in kinds.items()
+            for key in keys
+        },
         "notes": [note for run in runs for note in describe_files(run)],
         "runs": [_describe_curves(name, run) for name, run in named],
         "overview": [_describe_run(name, run) for name, run in named],
@@ -64,7 +85,9 @@ def _describe_curves(name: str, run: LoggedRun) -> dict[str, Any]:
     """Return the points of the curves of a run, by the kinds of its lines."""
     times = list_times(run)
     curves = {}
-    for kind, keys in VALUES.items():
+    metric, _ = DRAWN[run.config.data.task]
+    for kind, others in VALUES.items():
+        keys = metric, *others
         lines = join_loops(run.lines[kind]) if kind == TRAIN else run.lines[kind]
         curves[kind] = {
             "step": list(lines),
@@ -111,14 +134,14 @@ def _list_evaluations(name: str, run: LoggedRun) -> list[dict[str, Any]]:
     evaluations, rows = run.evaluations, []
     roles: dict[int, list[str]] = {}
     if run.best_step is not None:
-        roles.setdefault(run.best_step, []).append(f"best {LABELS[run.metric]}")
+        roles.setdefault(run.best_step, []).append(f"best {METRIC_TEXTS[run.metric].label}")
     if evaluations:
         roles.setdefault(max(evaluations), []).append("last")
     for step, role in roles.items():
         row: dict[str, Any] = {"run": name, "evaluation": " and ".join(role), "step": step, "epoch": _epoch(run, step)}
         for kind in ("ema", "raw"):
             line = evaluations[step].get(kind, {})
-            row |= {f"{kind}_{key}": _number(line.get(key)) for key in ("top1", "top5", "loss")}
+            row |= {f"{kind}_{key}": _number(line.get(key)) for key in (*METRICS[run.config.data.task], "loss")}
         images = [_number(line.get("examples")) for line in evaluations[step].values()]
         rows.append(row | {"images": next(filter(None, images), None)})
     return rows

@@ -1,0 +1,174 @@
+"""The schema of the images: where they come from, what their labels mean, and how they are augmented."""
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from efficientnet_tf.config.fields import (
+    MOST_PIXELS,
+    Address,
+    Count,
+    Floats,
+    Levels,
+    Names,
+    Pair,
+    Path,
+    Positives,
+    Section,
+    Side,
+)
+
+
+class DataConfig(Section):
+    """The images, and how they are read.
+
+    Example:
+        >>> from efficientnet_tf import load_config
+        >>> load_config("b0", "imagenette").data.source
+        'tfds:imagenette/320px-v2'
+    """
+
+    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|arrays|synthetic|tfds:[\w./:+-]+)$")] = (
+        "digits"
+    )
+    """Where the images come from. `digits`: the handwritten digits of scikit-learn. `folder`: one folder per class.
+    `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
+    `<split>-00000-of-00128` and so on, in the format of the official tools. `arrays`: `.npz` files of NumPy with images
+    and labels, or the idx files of MNIST. `synthetic`: generated images. `tfds:<name>`: a data set of TensorFlow
+    Datasets."""
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+    """What belongs to an image. `classification`: one class. `multilabel`: any number of labels, or none. `regression`:
+    one or more numbers. The last two need `table` or `arrays`."""
+    dir: Path | None = None
+    """Folder that holds the images, or the data directory of TensorFlow Datasets. For `arrays`, this can also be the
+    `.npz` file."""
+    train_split: str = "train"
+    """Name of the training split. For `folder` this is the name of a subfolder."""
+    eval_split: str = "val"
+    """Name of the evaluation split. For `folder` this is the name of a subfolder. If the default `val` is missing,
+    `valid` or `validation` is used."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`folder` without split subfolders, or `arrays`: fraction of every class that is held out for evaluation. Of
+    `arrays`, the training split is divided, and others are not used."""
+    label_columns: Names | None = None
+    """`table`: columns with the labels. `classification`: the column with the classes. `multilabel`: one column for
+    each label, with 1 or 0, or a single column with the names of all labels of an image. `regression`: the columns with
+    the numbers. The default is the column `label`."""
+    label_separator: Annotated[str, Field(min_length=1, max_length=8)] = ";"
+    """`table` with task=multilabel: what separates the labels in a cell."""
+    target_mean: Floats | None = None
+    """`regression`: mean of each number. The network learns how far the numbers are from it, in units of target_std,
+    and still returns the numbers themselves. The default is the mean of the training images."""
+    target_std: Positives | None = None
+    """`regression`: standard deviation of each number, as target_mean."""
+    image_size: Side | None = None
+    """Side of the images in pixels. The default is the resolution of the model."""
+    channels: Literal[1, 3] = 3
+    """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
+    crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] | None = None
+    """The evaluation crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
+    published for images of 224 pixels and more. For smaller images it is a seventh of their size, which is 7/8 of the
+    shorter side, as at 224 pixels."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation used for resizing, without antialiasing."""
+    background: Levels = (255,)
+    """Color behind transparent pixels, from 0 to 255: one gray level, or red, green and blue. The default is white."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
+    """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
+    classes: Annotated[int, Field(ge=2, le=10**6)] | None = None
+    """`records` without a `classes.txt` file: number of classes."""
+    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """`arrays` without names of the classes in `classes.txt` or in an array `classes`: the names of the labels 0, 1 and
+    so on, or of the columns of the labels. The default is the numbers."""
+    cache: Path = "none"
+    """Where to keep a copy of the encoded images: `none`, `memory`, or a folder on a local disk."""
+    service: Address | None = None
+    """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
+    source these are the same batches as in a local run, in the order in which the workers deliver them. A resumed run
+    does not continue at the exact position."""
+    shuffle_buffer: Count = 16384
+    """Number of records that are shuffled together if the source cannot be indexed."""
+    synthetic_examples: Count = 256
+    """`synthetic`: number of images in each split."""
+    synthetic_classes: Annotated[int, Field(ge=2, le=10**6)] = 10
+    """`synthetic`: number of classes."""
+
+    def check(self) -> None:
+        """Raise ValueError if keys contradict each other. `Config` calls it, so that the message names the keys."""
+        if self.label_columns is not None:
+            self._check_columns(self.label_columns)
+        if self.task != "regression" and (self.target_mean or self.target_std):
+            raise ValueError(f"data.target_mean and data.target_std are for data.task=regression, not {self.task!r}")
+        if len(self.target_mean or ()) != len(self.target_std or ()):
+            raise ValueError("data.target_mean and data.target_std need one value each for every number")
+        if len(self.background) == 2:
+            raise ValueError(f"data.background has one value or three, received {list(self.background)}")
+
+    def _check_columns(self, columns: tuple[str, ...]) -> None:
+        if self.source != "table":
+            raise ValueError(f"data.label_columns is only for data.source=table, received source {self.source!r}")
+        names = [name.strip().lower() for name in columns]
+        if len(set(names)) < len(names) or "path" in names:
+            raise ValueError(f"data.label_columns names columns of labels, each once, received {list(columns)}")
+        if self.task == "classification" and len(columns) > 1:
+            raise ValueError(
+                f"data.label_columns has {len(columns)} columns, but with data.task=classification an image has one "
+                "label. Set data.task=multilabel or data.task=regression."
+            )
+
+
+class AugmentConfig(Section):
+    """The random changes to a training image.
+
+    Example:
+        >>> from efficientnet_tf import AugmentConfig
+        >>> AugmentConfig(policy="randaugment", mixup=0.2).crop_area
+        (0.08, 1.0)
+    """
+
+    crop_area: Pair = (0.08, 1.0)
+    """Range of the area of the random crop, as a fraction of the image."""
+    crop_aspect: Pair = (3 / 4, 4 / 3)
+    """Range of the aspect ratio (width / height) of the random crop."""
+    flip: bool = True
+    """Whether to mirror half of the images horizontally."""
+    flip_vertical: bool = False
+    """Whether to mirror half of the images vertically."""
+    shift: Annotated[int, Field(ge=0, le=10**5)] = 0
+    """Move the image by up to this many pixels in each direction after the crop. The border that becomes free is black.
+    For small images this is usual instead of crops: with crop_area [1, 1] and crop_aspect [1, 1], square images keep
+    their pixels."""
+    policy: Literal["none", "autoaugment", "randaugment"] = "none"
+    """Augmentation policy that is applied after the crop."""
+    randaugment_count: Annotated[int, Field(ge=1, le=16)] = 2
+    """RandAugment: number of operations per image."""
+    randaugment_level: Annotated[float, Field(ge=0, le=30)] = 10.0
+    """RandAugment: strength of the operations."""
+    randaugment_std: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """RandAugment: standard deviation of the strength. Each operation then has a strength of its own, from a normal
+    distribution around randaugment_level, limited to 0 and to the larger of 10 and randaugment_level. With 100 or more,
+    the strength is uniform between 0 and randaugment_level."""
+    randaugment_increasing: bool = False
+    """RandAugment: whether a higher strength always changes an image more, as with timm's `inc1`. Color, contrast,
+    brightness and sharpness are then raised or lowered at random. By default, as in the official code, strength 5 does
+    not change these four, and Posterize and Solarize change least at strength 10."""
+    randaugment_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """RandAugment: probability that an operation is applied. In timm it is 0.5."""
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Change brightness, contrast and saturation after the policy, in random order, each by a factor between
+    1 - color_jitter and 1 + color_jitter, but at least 0. 0 disables it."""
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a random rectangle of the image is replaced by noise."""
+    mixup: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Blend pairs of images with a weight from Beta(mixup, mixup). 0 disables it."""
+    cutmix: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Paste a part of one image into another, with an area from Beta(cutmix, cutmix). 0 disables it."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "AugmentConfig":
+        for key, top in (("crop_area", 1.0), ("crop_aspect", 1e3)):
+            low, high = getattr(self, key)
+            if low > high or high > top:
+                raise ValueError(f"{key} must be [low, high] with low <= high <= {top}, received [{low}, {high}]")
+        return self
