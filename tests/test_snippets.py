@@ -50,6 +50,19 @@ def photo(color, seed, side=240):
     return PIL.Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8))
 
 
+def write_products(root):
+    """Write tables of images with labels and a price, which follow from the color."""
+    root.mkdir()
+    for split, count in (("train", 48), ("val", 12)):
+        rows = []
+        for number in range(count):
+            name = list(COLORS)[number % 3]
+            photo(COLORS[name], number, side=64).save(root / f"{split}{number}.jpg")
+            labels = {"blue": "new;sale", "green": "sale", "red": ""}[name]
+            rows.append(f"{split}{number}.jpg,{labels},{len(name)}.{number % 10}")
+        (root / f"{split}.csv").write_text("path,label,price\n" + "\n".join(rows) + "\n")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder with everything that the pages assume."""
@@ -62,6 +75,7 @@ def folder(tmp_path_factory):
     (folder / "runs/nas").mkdir(parents=True)
     shutil.copy(ROOT / "configs/tiny.yaml", folder / "runs/nas/baseline.yaml")
     (folder / "more").mkdir()
+    write_products(folder / "products")
     photo(COLORS["red"], 1).save(folder / "some.jpg")
     photo(COLORS["green"], 2).save(folder / "more" / "other.jpg")
     images = np.random.default_rng(0).integers(0, 256, [60, 32, 32, 3], dtype=np.uint8)

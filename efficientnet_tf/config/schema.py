@@ -141,6 +141,11 @@ class Config(Section):
                 f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
                 "Set train.init_from=PATH."
             )
+        stages = len(self.model.stages)
+        if train.freeze.startswith("stage") and int(train.freeze.removeprefix("stage")) > stages:
+            raise ValueError(
+                f"train.freeze={train.freeze} is not a stage of the network, which has stage1 to stage{stages}"
+            )
         if data.source in ("folder", "table", "records", "arrays") and data.dir is None:
             raise ValueError(f"data.source={data.source} needs data.dir, the folder of the images. Set data.dir=PATH.")
         if data.val_fraction is not None and data.source not in ("folder", "arrays"):

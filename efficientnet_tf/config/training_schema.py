@@ -121,9 +121,10 @@ class TrainConfig(Section):
     """Weights to start from: a model directory, an export, any file that the command `weights` reads, or hf://user/name
     on the Hugging Face Hub. The default is a random initialization. The classifier is kept only if the classes are the
     same."""
-    freeze: Literal["none", "batch_norm", "body"] = "none"
+    freeze: Annotated[str, Field(pattern=r"^(none|batch_norm|body|stage[1-9][0-9]{0,2})$")] = "none"
     """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
-    stored. `body`: everything except the classifier, with stochastic depth turned off."""
+    stored. `stage4`, or another number: the stem and the stages up to this one. `body`: everything except the
+    classifier. What is frozen as a whole uses the stored statistics, and drops nothing."""
     quantize: Literal["none", "int8", "int8_frozen"] = "none"
     """Train for exports in int8: as if weights and activations were rounded. `int8`: the limits of each tensor are
     moving averages. `int8_frozen`: they keep their values, for a last phase. Batch norm keeps its statistics, and

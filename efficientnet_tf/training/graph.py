@@ -8,15 +8,15 @@ are those of `fused_layers`. The model itself stays plain Keras. `step` explains
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import Config
-from efficientnet_tf.models.from_config import build_from_config, precision_scope
+from efficientnet_tf.models.from_config import TARGETS, build_from_config, precision_scope
 from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.backend import uses_jax
@@ -46,8 +46,6 @@ def build_phase_graph(
     freeze = phase_config.train.freeze
     if phase_config == config and freeze == "none":
         return model
-    if freeze == "body":
-        phase_config = override_config(phase_config, ["model.drop_connect=0"])
     with on_host(), precision_scope(phase_config, strategy):
         graph = build_from_config(phase_config, model.output_shape[-1])
     freeze_layers(graph, freeze)
@@ -57,14 +55,32 @@ def build_phase_graph(
 def freeze_layers(model: keras.Model, freeze: str) -> None:
     """Set which layers of a model are trained.
 
+    A frozen part must compute what the stored network computes, so none of its branches are dropped.
+
     Args:
-        model: A model of this package.
-        freeze: "none"; "batch_norm" for all batch-norm layers, which then use their stored statistics; or "body" for
-            everything but the classifier.
+        model: A model of this package. Rates of its dropout layers can be changed.
+        freeze: "none"; "batch_norm" for all batch-norm layers, which then use their stored statistics; "stage4" for the
+            stem and the stages up to this one; or "body" for everything but the classifier.
     """
     for layer in model.layers:
-        is_frozen = freeze == "batch_norm" and isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = layer.name == "predictions" if freeze == "body" else not is_frozen
+        if freeze == "batch_norm":
+            layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+            continue
+        layer.trainable = not _is_frozen(layer.name, freeze)
+        if isinstance(layer, keras.layers.Dropout) and not layer.trainable:
+            layer.rate = 0.0
+
+
+def _is_frozen(name: str, freeze: str) -> bool:
+    """Return whether a layer belongs to the part of a network that is frozen as a whole."""
+    if freeze == "body":
+        return name not in ("top_dropout", "predictions", TARGETS)
+    if not freeze.startswith("stage") or name.startswith("top_"):
+        return False
+    block = re.match(r"block(\d+)", name)
+    if block:
+        return int(block[1]) <= int(freeze.removeprefix("stage"))
+    return name not in ("avg_pool", "predictions", TARGETS)
 
 
 def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> int:
