@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import math
 import os
@@ -34,6 +33,8 @@ def evaluate_model(
     real_labels: _Path | None = None,
     per_class: _Path | None = None,
     confusion: _Path | None = None,
+    metrics: _Path | None = None,
+    report: _Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a trained or exported model on the evaluation split of its config, or on other images.
@@ -53,17 +54,20 @@ def evaluate_model(
         checkpoint: Checkpoint of a model directory: "best", "newest" or the number of a step. The default is the best
             one if `eval.best` chooses one, else the newest.
         real_labels: Path of ImageNet-ReaL's labels, real.json, for images named ILSVRC2012_val_<number>.
-        per_class: Path of a .csv or .json file to write the accuracy of each class to.
+        per_class: Path of a .csv or .json file to write the accuracy of each class to, or the metrics of each label or
+            number.
         confusion: Path of a .png file to draw the confusion matrix to, for up to 100 classes.
+        metrics: Path of a .json file to write all metrics to that scikit-learn computes, see `evaluation.details`.
+            With this or `report`, one process evaluates all images.
+        report: Path of an .html file to write a page to, with curves, calibration and the worst mistakes.
         progress: Whether to show on standard error how many images are done, and how many per second.
 
     Returns:
         A dict with "examples", "loss", "top1" and "top5". With data.task=multilabel there are "f1" and "exact" instead,
         and with data.task=regression "mae" and "r2": see `evaluation.metrics`. With `real_labels` also
         "real", the share of the "real_examples" with labels whose prediction is among them. If the data has fewer
-        classes than the model, also
-        "classes" and "model_classes". With `per_class` the rows of `evaluation.per_class.per_class`. With `confusion`
-        the matrix as lists, a row for each true class.
+        classes than the model, also "classes" and "model_classes". With `per_class` its rows. With `confusion` the
+        matrix as lists, a row for each true class. With `metrics` or `report` the "metrics".
 
     Raises:
         UserError: If there is no model at the path, the data has classes that the model does not know, the labels do
@@ -84,35 +88,45 @@ def evaluate_model(
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.terminal import RateBar
     from efficientnet_tf.runtime.workers import is_chief, report_lost_workers
+    from efficientnet_tf.visualization.evaluation_files import EvaluationFiles, list_rows
 
-    data_dir, folder, real_labels, per_class, confusion = (
-        None if path is None else os.fspath(path) for path in (data_dir, folder, real_labels, per_class, confusion)
+    data_dir, folder, real_labels, *outputs = (
+        None if path is None else os.fspath(path)
+        for path in (data_dir, folder, real_labels, per_class, confusion, metrics, report)
     )
+    files = EvaluationFiles(*outputs)
     overrides = [*locate_data(data_dir, folder), *overrides]
-    _check_outputs(per_class, confusion, [real_labels, model if isinstance(model, str | os.PathLike) else None])
+    path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+    files.check([real_labels, path])
     strategy = strategy or create_strategy()
     loaded = _open(model, raw, checkpoint, strategy)
     if uses_jax() and loaded.keras_model is None:
         raise UserError("backend=jax cannot evaluate exported files, which need backend=tensorflow.")
-    _check_task(loaded.task, folder, real_labels, per_class, confusion)
-    data = EvaluationData(loaded, overrides, real_labels, functools.partial(_check_confusion, confusion))
+    files.check_task(loaded.task)
+    data = EvaluationData(loaded, overrides, real_labels, files.check_count)
     bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
-    evaluator = make_evaluator(
-        data.select_logits,
-        data.source,
-        data.config,
-        strategy,
-        bool(per_class or confusion),
-        bar and bar.advance,
-        loaded.keras_model.variables if loaded.keras_model else (),
-    )
+    advance, counts, details, page = bar and bar.advance, files.counts_classes(loaded.task), None, None
+    name = os.path.basename(path.rstrip("/")) if path else "model"
     with report_lost_workers(strategy), bar or contextlib.nullcontext():
-        result = evaluator()
+        if files.needs_outputs(loaded.task):
+            from efficientnet_tf.visualization.detailed_evaluation import evaluate_in_detail
+
+            title = f"Evaluation of {name}" if files.report else None
+            result, details, page = evaluate_in_detail(loaded, data, counts, title, advance)
+        else:
+            variables = loaded.keras_model.variables if loaded.keras_model else ()
+            result = make_evaluator(
+                data.select_logits, data.source, data.config, strategy, counts, advance, variables
+            )()
     data.check_real_labels()
     if len(data.class_names) < len(loaded.class_names):
         result |= {"classes": len(data.class_names), "model_classes": len(loaded.class_names)}
-    name = os.path.basename(os.fspath(model).rstrip("/")) if isinstance(model, str | os.PathLike) else "model"
-    return _write_outputs(result, data.class_names, strategy, name, per_class, confusion)
+    if is_chief(strategy):
+        files.write(result, details, data.class_names, name, page)
+    found = {"per_class": list_rows(result, details, data.class_names)} if files.per_class else {}
+    matrix = result.pop("confusion", None)
+    found |= {"confusion": matrix.tolist()} if files.confusion else {}
+    return result | found | ({"metrics": details} if files.metrics or files.report else {})
 
 
 def check_evaluation(
@@ -121,20 +135,22 @@ def check_evaluation(
     raw: bool = False,
     checkpoint: str | None = None,
     real_labels: str | None = None,
-    per_class: str | None = None,
-    confusion: str | None = None,
+    **files: str | None,
 ) -> None:
     """Refuse what can be refused before TensorFlow is imported. Arguments and errors are those of `evaluate_model`.
 
-    `overrides` includes those for `data_dir` and `folder`. If `model` is on gs://, only the outputs are checked.
+    `overrides` includes those for `data_dir` and `folder`, and `files` are the paths of the outputs. If `model` is on
+    gs://, only the outputs are checked.
     """
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.text import escape
     from efficientnet_tf.export.check import check_model, read_model
     from efficientnet_tf.export.evaluation_data import check_evaluation_data
     from efficientnet_tf.runtime.files import check_file, is_remote
+    from efficientnet_tf.visualization.evaluation_files import EvaluationFiles
 
-    _check_outputs(per_class, confusion, [real_labels, model])
+    outputs = EvaluationFiles(**files)
+    outputs.check([real_labels, model])
     if real_labels is not None:
         check_file(real_labels)
     if is_remote(model):
@@ -145,45 +161,8 @@ def check_evaluation(
             "weights."
         )
     check_model(model, checkpoint=checkpoint)
-    _check_task(read_model(model)[0].data.task, None, real_labels, per_class, confusion)
-    check_evaluation_data(model, overrides, real_labels, functools.partial(_check_confusion, confusion))
-
-
-def _check_outputs(per_class, confusion, inputs=()):
-    """Refuse files that cannot be written, before the work starts."""
-    from efficientnet_tf.runtime.files import check_output
-    from efficientnet_tf.visualization.figures import require_matplotlib
-
-    inputs = [None if path is None else os.fspath(path) for path in inputs]
-    check_output("per_class", per_class, (".csv", ".json"), inputs)
-    check_output("confusion", confusion, (".png",), inputs)
-    if confusion:
-        require_matplotlib("confusion")
-
-
-def _check_task(task, folder, real_labels, per_class, confusion):
-    """Refuse what is for classes only."""
-    from efficientnet_tf.config.errors import UserError
-
-    given = {"folder": folder, "real_labels": real_labels, "per_class": per_class, "confusion": confusion}
-    names = [name for name, value in given.items() if value is not None]
-    if task != "classification" and names:
-        raise UserError(
-            f"{' and '.join(names)} is for a model that predicts classes, and this one has data.task={task}."
-        )
-
-
-def _check_confusion(confusion, classes):
-    """Raise UserError if a file is to be drawn for too many classes."""
-    from efficientnet_tf.config.errors import UserError
-    from efficientnet_tf.config.text import escape
-    from efficientnet_tf.visualization.confusion_matrix import MOST_CLASSES
-
-    if confusion and classes > MOST_CLASSES:
-        raise UserError(
-            f"confusion={escape(confusion)} cannot show the data's {classes} classes, at most {MOST_CLASSES}. Use "
-            "per_class=FILE.csv, which takes any number."
-        )
+    outputs.check_task(read_model(model)[0].data.task)
+    check_evaluation_data(model, overrides, real_labels, outputs.check_count)
 
 
 def _open(model, raw, checkpoint, strategy):
@@ -200,46 +179,13 @@ def _open(model, raw, checkpoint, strategy):
     return model
 
 
-def _write_outputs(result, class_names, strategy, name, per_class, confusion):
-    """Write the files that were asked for, and return the result with what is in them."""
-    from efficientnet_tf.config.text import escape
-    from efficientnet_tf.evaluation import per_class as per_class_lib
-    from efficientnet_tf.runtime.workers import is_chief
-    from efficientnet_tf.visualization.confusion_matrix import draw_confusion
-    from efficientnet_tf.visualization.figures import save_figure
-
-    result = dict(result)
-    counts = result.pop("confusion", None)
-    if per_class:
-        result["per_class"] = per_class_lib.per_class(counts, class_names)
-        if is_chief(strategy):
-            per_class_lib.write_per_class(per_class, result["per_class"])
-    if confusion:
-        result["confusion"] = counts.tolist()
-        title = f"{escape(name)}: top-1 {result['top1']:.2%} on {result['examples']} examples"
-        if is_chief(strategy):
-            save_figure(draw_confusion(counts, class_names, title), confusion, "confusion")
-    return result
-
-
-def _describe_outputs(result, args):
+def _describe_outputs(result, files):
     """Yield the lines that are printed after the metrics."""
-    from efficientnet_tf.config.text import escape
-
     if "real" in result:
         yield "ImageNet-ReaL: {real:.2%} of the {real_examples} images with labels".format(**result)
     if "classes" in result:
         yield "Only the data's {classes} of the model's {model_classes} classes compete.".format(**result)
-    if args.per_class:
-        known = [row for row in result["per_class"] if row["examples"]]
-        worst = min(known, key=lambda row: row["accuracy"])
-        shown = f"{escape(args.per_class)}: {len(result['per_class'])} classes"
-        yield f"{shown}, the worst is {escape(worst['class'])} with " + (
-            "{correct} of {examples} images correct".format(**worst)
-        )
-    if args.confusion:
-        classes = len(result["confusion"])
-        yield f"{escape(args.confusion)}: {classes} classes, the true ones as rows and the predicted ones as columns"
+    yield from files.describe(result)
 
 
 def _without_nan(result):
@@ -255,13 +201,14 @@ def main(args: argparse.Namespace) -> int:
 
     choose_backend(args.backend)
     overrides = [*locate_data(args.data_dir, args.folder), *args.overrides]
-    files = {name: getattr(args, name) for name in ("real_labels", "per_class", "confusion")}
+    files = {name: getattr(args, name) for name in ("per_class", "confusion", "metrics", "report")}
     check_devices(args.device, args.tpu, args.replicas, BACKENDS)
-    check_evaluation(args.model_dir, overrides, args.raw, args.checkpoint, **files)
+    check_evaluation(args.model_dir, overrides, args.raw, args.checkpoint, args.real_labels, **files)
     from efficientnet_tf.evaluation.metrics import format_evaluation
     from efficientnet_tf.export.load import find_weights
     from efficientnet_tf.runtime.strategy import create_strategy
     from efficientnet_tf.runtime.workers import is_chief
+    from efficientnet_tf.visualization.evaluation_files import EvaluationFiles
 
     strategy = create_strategy(args.device, args.tpu, args.replicas, cluster=True)
     result = evaluate_model(
@@ -272,6 +219,7 @@ def main(args: argparse.Namespace) -> int:
         strategy=strategy,
         raw=args.raw,
         checkpoint=args.checkpoint,
+        real_labels=args.real_labels,
         **files,
         progress=True,
     )
@@ -281,7 +229,7 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(_without_nan(result)))
         return 0
     print(format_evaluation({find_weights(args.model_dir, args.raw): result}))
-    for line in _describe_outputs(result, args):
+    for line in _describe_outputs(result, EvaluationFiles(**files)):
         print(line)
     return 0
 
@@ -311,13 +259,26 @@ def make_parser() -> argparse.ArgumentParser:
         "--per_class",
         type=cli.path,
         metavar="FILE.csv",
-        help="Write the accuracy of each class to this .csv or .json file.",
+        help="Write the accuracy of each class, or the metrics of each label or number, to this .csv or .json file.",
     )
     parser.add_argument(
         "--confusion",
         type=cli.path,
         metavar="FILE.png",
         help="Draw the confusion matrix to this file, for up to 100 classes.",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=cli.path,
+        metavar="FILE.json",
+        help="Write precision, recall, F1, average precision, AUROC and calibration to this file, or the errors of "
+        "numbers. One process then evaluates all images.",
+    )
+    parser.add_argument(
+        "--report",
+        type=cli.path,
+        metavar="FILE.html",
+        help="Write a page with curves, calibration, confusion and the worst mistakes with their pictures.",
     )
     cli.add_override_arguments(parser)
     cli.add_device_arguments(parser)

@@ -86,6 +86,34 @@ def test_numbers(trained, digits):
     assert result["r2"] > 0.4, "the mean of the training images has 0"
 
 
+@pytest.mark.parametrize("task", [*SETTINGS])
+def test_all_metrics(trained, digits, task, tmp_path):
+    """The files of the command agree with scikit-learn on the outputs of the model."""
+    model_dir, _ = trained(task)
+    root, values = digits
+    flags = [f"--{name}={tmp_path}/{name}.{end}" for name, end in (("metrics", "json"), ("report", "html"))]
+    flags.append(f"--per_class={tmp_path}/rows.json")
+    assert exit_status("evaluate", f"--model_dir={model_dir}", *flags) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert json.loads((tmp_path / "rows.json").read_text()) == found["rows"]
+    assert "digit" not in (tmp_path / "report.html").read_text()[:200]
+    model = load_model(model_dir)
+    outputs = model(np.stack([model.load_image(path) for path in images_of(root)]))
+    if task == "regression":
+        assert found["summary"]["rmse"] == pytest.approx(
+            sklearn.metrics.root_mean_squared_error(values, outputs[:, 0]), rel=1e-4
+        )
+        return
+    true, scores = np.array([*map(recast.flags_of, values)]), 1 / (1 + np.exp(-outputs.astype(float)))
+    for average in ("macro", "weighted", "micro"):
+        for name in ("precision", "recall", "f1"):
+            score = getattr(sklearn.metrics, f"{name}_score")(true, scores > 0.5, average=average)
+            assert found["summary"][f"{average}_{name}"] == pytest.approx(score, rel=1e-4)
+    for name, function in (("average_precision", "average_precision_score"), ("auroc", "roc_auc_score")):
+        score = getattr(sklearn.metrics, function)(true, scores, average="macro")
+        assert found["summary"][f"macro_{name}"] == pytest.approx(score, rel=1e-3)
+
+
 def test_statistics_of_numbers_are_those_of_training(trained):
     model_dir, _ = trained("regression")
     data = load_model(model_dir).config.data
@@ -174,9 +202,10 @@ def test_files(trained, digits, task, ending, precision, tmp_path):
 @pytest.mark.parametrize("task", [*SETTINGS])
 def test_what_is_for_classes_only(trained, digits, task, tmp_path, capsys):
     model_dir, _ = trained(task)
-    for flags in ([f"--per_class={tmp_path}/a.csv"], [f"--confusion={tmp_path}/a.png"]):
-        assert exit_status("evaluate", f"--model_dir={model_dir}", *flags) == 1
-        assert f"is for a model that predicts classes, and this one has data.task={task}" in capsys.readouterr().err
+    assert exit_status("evaluate", f"--model_dir={model_dir}", f"--confusion={tmp_path}/a.png") == 1
+    assert f"--confusion is for a model that predicts classes, and this one has data.task={task}" in (
+        capsys.readouterr().err
+    )
     assert exit_status("push", f"--model_dir={model_dir}", f"--to={tmp_path}/published") == 1
     assert f"has data.task={task}" in capsys.readouterr().err
     if task == "regression":

@@ -155,17 +155,57 @@ def make_joint_evaluator(
         failures.clear()
         sums = np.asarray(sum_up(iter(batches()), eval_steps(source, config))).astype(float)
         bad = source.size - int(sums[0, 0])  # on all hosts, so that all raise the error or none
-        failures.check_count(bad, config.data.max_bad_fraction)
-        if bad and not reported.issuperset(names := failures.names()):
-            reported.update(names)
-            logging.getLogger(__name__).warning(
-                "%d of %d evaluation images could not be read and were left out: %s.",
-                bad, source.size, failures.describe(),
-            )  # fmt: skip
+        _check_failures(failures, bad, config, reported)
         results = (metrics.read(row, source.size) for row in sums)
         return dict(zip(classifiers, results, strict=True))
 
     return evaluate
+
+
+def collect_outputs(
+    compute: Callable[[np.ndarray], np.ndarray],
+    source: Source,
+    config: Config,
+    report: Callable[[int], Any] = lambda images: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the outputs for all images of a source that can be read, and their labels, in this process.
+
+    Args:
+        compute: Function of images, float32 [N, S, S, C], to outputs, float32 [N, outputs].
+        source: The images.
+        config: The config that says how images are cropped and batched.
+        report: Function that is called after each batch with its number of images.
+
+    Returns:
+        Outputs, float32 [N, outputs]; labels, [N, ...]; and where each image comes in the order of the evaluation, int
+        [N].
+
+    Raises:
+        UserError: If more images than data.max_bad_fraction allows cannot be decoded.
+    """
+    failures = Failures(source)
+    outputs, labels, places = [], [], []
+    dataset = eval_dataset(source, config, failures, tf.distribute.InputContext())
+    for number, (images, batch_labels, weights) in enumerate(dataset.as_numpy_iterator()):
+        good = weights > 0
+        outputs.append(compute(images[good]))
+        labels.append(batch_labels[good])
+        places.append(number * len(weights) + np.flatnonzero(good))
+        report(int(good.sum()))
+    found = np.concatenate(places)
+    _check_failures(failures, source.size - len(found), config, set())
+    return np.concatenate(outputs), np.concatenate(labels), found
+
+
+def _check_failures(failures, bad, config, reported):
+    """Raise UserError if too many images failed. Otherwise name them, unless they were reported before."""
+    failures.check_count(bad, config.data.max_bad_fraction)
+    if bad and not reported.issuperset(names := failures.names()):
+        reported.update(names)
+        logging.getLogger(__name__).warning(
+            "%d of %d evaluation images could not be read and were left out: %s.",
+            bad, failures.source.size, failures.describe(),
+        )  # fmt: skip
 
 
 def _fit_batch(config, replicas):

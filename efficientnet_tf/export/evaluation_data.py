@@ -95,6 +95,7 @@ class EvaluationData:
         config: Config of the evaluation.
         source: The images and labels.
         class_names: Names of the data's classes, as the model has them.
+        columns: Outputs of the model that belong to them.
         check_real_labels: Function that raises UserError if an image had no labels. Call it after the evaluation.
 
     Raises:
@@ -113,14 +114,14 @@ class EvaluationData:
         # Copies in a cache do not have the names of the files, which ReaL needs.
         self.config = override_data(model.config, [*overrides, *(["data.cache=none"] if real_labels else [])])
         self.source = open_source(self.config.data, self.config.data.eval_split, training=False)
-        self._columns = _match_outputs(self.source.class_names, model.class_names, model.task)
-        self.class_names = [model.class_names[column] for column in self._columns]
+        self.columns = _match_outputs(self.source.class_names, model.class_names, model.task)
+        self.class_names = [model.class_names[column] for column in self.columns]
         self._has_all_classes = self.class_names == model.class_names
         self._compute_logits = model.logits_in_graph
         self.check_real_labels = lambda: None
         check_count(len(self.class_names))
         if real_labels:
-            rows = read_real_labels(real_labels, model.class_names, self._columns)
+            rows = read_real_labels(real_labels, model.class_names, self.columns)
             self.source, self.check_real_labels = with_real_labels(self.source, rows)
 
     def select_logits(self, images: Any) -> Any:
@@ -128,4 +129,4 @@ class EvaluationData:
         from keras import ops
 
         logits = self._compute_logits(images)
-        return logits if self._has_all_classes else ops.take(logits, self._columns, axis=1)
+        return logits if self._has_all_classes else ops.take(logits, self.columns, axis=1)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -272,7 +273,9 @@ def test_frozen_stages_compute_what_is_stored(digits, trained):
 
 
 def test_a_stage_that_the_network_does_not_have():
-    with pytest.raises(UserError, match="train.freeze=stage4 is not a stage of the network, which has stage1 to stage3"):
+    with pytest.raises(
+        UserError, match="train.freeze=stage4 is not a stage of the network, which has stage1 to stage3"
+    ):
         tiny.load_config("train.freeze=stage4", "train.init_from=x")
     for wrong in ("stage0", "stage", "stage1.5", "stages2"):
         with pytest.raises(UserError, match=r"train.freeze: String should match pattern"):
@@ -280,7 +283,11 @@ def test_a_stage_that_the_network_does_not_have():
 
 
 def test_freezing_random_weights_is_refused():
-    for override in ("train.freeze=stage1", "train.freeze=body", "train.phases=[{until: 1.0, set: {train.freeze: batch_norm}}]"):
+    for override in (
+        "train.freeze=stage1",
+        "train.freeze=body",
+        "train.phases=[{until: 1.0, set: {train.freeze: batch_norm}}]",
+    ):
         with pytest.raises(UserError, match=r"needs train\.init_from, or it would keep random weights"):
             tiny.load_config(override)
 
