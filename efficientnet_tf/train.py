@@ -49,6 +49,7 @@ def _check(args, config):
     from efficientnet_tf.runtime.cluster import read_cluster
     from efficientnet_tf.runtime.hardware import check_devices
     from efficientnet_tf.runtime.lock import check_unlocked
+    from efficientnet_tf.training.teacher import check_teacher
     from efficientnet_tf.training.wandb import require_tracker
     from efficientnet_tf.visualization.figures import require_matplotlib
     from efficientnet_tf.weights.formats import check_weights
@@ -75,6 +76,7 @@ def _check(args, config):
         if not os.path.exists(os.path.join(args.model_dir, "config.yaml")):
             check_weights_path("train.init_from", config.train.init_from)
             check_weights(config.train.init_from, variable_paths(config.model))
+    check_teacher(config)
     check_batches(config, args.replicas)
     require_tracker(args.tracker)
     check_data(config.data)

@@ -141,6 +141,8 @@ class Config(Section):
                 f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
                 "Set train.init_from=PATH."
             )
+        if train.teacher is not None and train.quantize != "none":
+            raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.teacher. Use one of them.")
         stages = len(self.model.stages)
         if train.freeze.startswith("stage") and int(train.freeze.removeprefix("stage")) > stages:
             raise ValueError(

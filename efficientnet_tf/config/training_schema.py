@@ -129,6 +129,14 @@ class TrainConfig(Section):
     """Train for exports in int8: as if weights and activations were rounded. `int8`: the limits of each tensor are
     moving averages. `int8_frozen`: they keep their values, for a last phase. Batch norm keeps its statistics, and
     nothing is dropped. Needs init_from, or a phase before."""
+    teacher: ModelPath | None = None
+    """Model directory of a trained network whose outputs the network learns besides the labels (distillation). It sees
+    the same augmented images, resized to its own size, and predicts as in evaluation. It must have the same classes."""
+    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher in the loss. The labels have the rest. At 1, labels are not used."""
+    teacher_temperature: Annotated[float, Field(ge=0.1, le=100)] = 2.0
+    """Divisor of the logits of both networks before their probabilities are compared. A higher one shows more of how
+    similar the teacher finds the other classes."""
     loss: Literal["cross_entropy", "bce", "asymmetric", "mse", "mae", "huber"] | None = None
     """Training loss. For classes: `cross_entropy` of the softmax, the default, or `bce`, the binary cross-entropy of
     the sigmoid of every class, averaged over the classes. Evaluation reports the cross-entropy in either case. With

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.folders import open_files
 from efficientnet_tf.data.listing import check_classes, check_split, check_task
@@ -27,7 +28,7 @@ from efficientnet_tf.data.tfrecord import open_records, open_tfds
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
-__all__ = ["Order", "Source", "open_source"]
+__all__ = ["Order", "Source", "open_source", "open_splits"]
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +68,19 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
     if data.cache == "memory":
         return cache_in_memory(source, what)
     return cache_on_disk(source, what, os.path.join(data.cache, split))
+
+
+def open_splits(data: DataConfig) -> tuple[Source, Source]:
+    """Open the training and the evaluation split, and check that they have the same classes, labels or numbers.
+
+    Raises:
+        UserError: As `open_source`, or if they are different.
+    """
+    train = open_source(data, data.train_split, training=True)
+    evaluation = open_source(data, data.eval_split, training=False)
+    if evaluation.class_names != train.class_names:
+        raise UserError("The training and the evaluation split have different classes.")
+    return train, evaluation
 
 
 def _open_digits(split):

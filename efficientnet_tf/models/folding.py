@@ -60,6 +60,10 @@ class Inference:
         """Return a function like this one that reads other variables: {id(variable): the one to read instead}."""
         return lambda images: self._compute(images, lambda v: _read_value(stands_for.get(id(v), v)))
 
+    def compute(self, images: Any, values: Mapping[int, Any]) -> Any:
+        """Return the logits of images with other values of the variables: {id(variable): value}."""
+        return self._compute(images, lambda v: values[id(v)])
+
     def _compute(self, images, read):
         if self._folded is None:
             values = {id(variable): read(variable) for variable in self._model.variables}

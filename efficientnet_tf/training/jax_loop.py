@@ -67,7 +67,7 @@ def make_train_step(
         the variables, everything that a step reads or changes.
     """
     graph = make_training_graph(graph or state.model, config, strategy)
-    device_step = DeviceStep(TrainStep(state.model, graph, config, state.limits), state, config)
+    device_step = DeviceStep(TrainStep(state.model, graph, config, state.limits, state.teacher), state, config)
     return strategy.compile(device_step, batches=2, donate=True), device_step.variables
 
 
@@ -85,6 +85,7 @@ class DeviceStep:
         averages = [*ema.trainable, *ema.statistics] if ema else []
         weights = [*model.trainable_variables, *batch_norm_statistics(model)]
         self.variables = [*weights, *state.optimizer.variables, *averages, *state.limits]
+        self.variables += state.teacher.variables.values() if state.teacher else []
 
     def __call__(
         self, values: list[jax.Array], totals: jax.Array, images: jax.Array, labels: jax.Array

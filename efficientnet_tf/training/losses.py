@@ -90,6 +90,35 @@ def compute_losses(targets: Tensor, outputs: Tensor, config: Config) -> Tensor:
     return ops.mean(_asymmetric_losses(targets, outputs), axis=-1)
 
 
+def compute_teacher_losses(taught: Tensor, outputs: Tensor, config: Config) -> Tensor:
+    """Return how far the outputs for each image are from those of a teacher, float32 [B].
+
+    For classes, it is the Kullback-Leibler divergence of the probabilities, and for several labels the mean of those of
+    the labels. Both use the temperature and are multiplied by its square, so that gradients do not shrink with it. For
+    numbers, it is `train.loss` with the teacher's numbers as targets.
+
+    Args:
+        taught: What the teacher returns, float32 [B, outputs].
+        outputs: What the network returns, float32 [B, outputs].
+        config: Its keys `data.task`, `train.loss` and `train.teacher_temperature`, and the statistics of the numbers.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Deviates: There, the loss is the cross-entropy. The divergence has the same gradient, and is 0 for equal outputs.
+    """
+    if config.data.task == "regression":
+        return compute_losses(taught, outputs, config)
+    temperature = config.train.teacher_temperature
+    taught, outputs = taught / temperature, outputs / temperature
+    if config.data.task == "classification":
+        log_taught, log_outputs = (ops.log_softmax(x, axis=-1) for x in (taught, outputs))
+        divergence = ops.sum(ops.exp(log_taught) * (log_taught - log_outputs), axis=-1)
+    else:
+        probability = ops.sigmoid(taught)
+        entropy = ops.binary_crossentropy(probability, taught, from_logits=True)
+        divergence = ops.mean(ops.binary_crossentropy(probability, outputs, from_logits=True) - entropy, axis=-1)
+    return divergence * temperature**2
+
+
 def compute_metric(labels: Tensor, outputs: Tensor, config: Config) -> Tensor:
     """Return the metric that the log of a training step shows, float32 scalar: see `metric_name`.
 

@@ -11,8 +11,10 @@ from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.from_config import build_from_config, precision_scope
 from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.models.selection import Selection
+from efficientnet_tf.runtime.strategy import device_type
 from efficientnet_tf.training.ema import ModelEMA
 from efficientnet_tf.training.optimizers import create_optimizer
+from efficientnet_tf.training.teacher import Teacher, load_teacher
 
 
 @dataclass
@@ -20,7 +22,8 @@ class State:
     """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA.
 
     Quantization-aware training also changes the limits of the tensors, see `models.quantized`. The selection says which
-    evaluation was the best so far, because a resumed run must know it as an undisturbed one does.
+    evaluation was the best so far, because a resumed run must know it as an undisturbed one does. The teacher, if there
+    is one, does not change.
     """
 
     model: keras.Model
@@ -28,6 +31,7 @@ class State:
     ema: ModelEMA | None
     selection: Selection = Selection()
     limits: list[keras.Variable] = field(default_factory=list)
+    teacher: Teacher | None = None
 
     @property
     def step(self) -> int:
@@ -62,7 +66,8 @@ def create_state(
             variables[name].assign(value)
         optimizer = create_optimizer(config, model, size)
         ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
-        return State(model, optimizer, ema, Selection(config.eval.best), _create_limits(config, model))
+        limits, teacher = _create_limits(config, model), load_teacher(config, device_type(strategy))
+        return State(model, optimizer, ema, Selection(config.eval.best), limits, teacher)
 
 
 def _create_limits(config: Config, model: keras.Model) -> list[keras.Variable]:

@@ -25,8 +25,9 @@ from efficientnet_tf.data.mixing import mix_images
 from efficientnet_tf.models.variables import batch_norm_statistics, decayed_variables, trained_statistics
 from efficientnet_tf.ops import random
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
-from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets
+from efficientnet_tf.training.losses import compute_losses, compute_metric, compute_teacher_losses, make_targets
 from efficientnet_tf.training.optimizers import weight_penalty
+from efficientnet_tf.training.teacher import Teacher
 
 Tensor = Any  # of Keras's backend
 Tensors = list[Tensor]
@@ -39,12 +40,20 @@ class TrainStep:
         trainable: The model's variables that gradients update, list of keras.Variable.
         statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm, or
             the limits of a `QuantizedNetwork`.
-        inputs: {path: keras.Variable}, what the step reads besides the weights: statistics and frozen weights.
+        inputs: {path: keras.Variable}, what the step reads besides the weights: statistics, frozen weights, and the
+            variables of a teacher.
 
     Source: paper, section 5.2, and the official code.
     """
 
-    def __init__(self, model: keras.Model, graph: Any, config: Config, limits: Sequence[keras.Variable] = ()):
+    def __init__(
+        self,
+        model: keras.Model,
+        graph: Any,
+        config: Config,
+        limits: Sequence[keras.Variable] = (),
+        teacher: Teacher | None = None,
+    ):
         """Match the variables of two models.
 
         Args:
@@ -53,12 +62,15 @@ class TrainStep:
                 Everything else, including its optimizer slots and EMA, stays the same to the last bit.
             config: The config of the run or of its current phase.
             limits: The limits of the tensors that a `QuantizedNetwork` rounds.
+            teacher: The network whose outputs are learned as well.
         """
         owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model), *limits)}
         decayed = {v.path for v in decayed_variables(model, config.optimizer.decay_bias)}
         self.trainable = [owned[v.path] for v in graph.trainable_variables]
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]
         self.inputs = {v.path: owned[v.path] for v in graph.non_trainable_variables if v.path in owned}
+        self.inputs |= teacher.variables if teacher else {}
+        self._teacher = teacher
         self._is_decayed = [v.path in decayed for v in self.trainable]
         unit_axes = find_unit_axes(model)
         self._unit_axes = [unit_axes.get(v.path) for v in self.trainable]
@@ -86,6 +98,10 @@ class TrainStep:
         images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
         outputs, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
         losses = compute_losses(targets, outputs, config)
+        if self._teacher:
+            taught = self._teacher.compute(inputs, images)
+            weight = config.train.teacher_weight
+            losses = (1 - weight) * losses + weight * compute_teacher_losses(taught, outputs, config)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
         loss = ops.mean(losses) + weight_penalty(config, decayed)
         new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}

@@ -10,7 +10,7 @@ import tensorflow as tf
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason
-from efficientnet_tf.data.open import open_source
+from efficientnet_tf.data.open import open_splits
 from efficientnet_tf.data.pipeline import Failures, check_batches
 from efficientnet_tf.models.model_dir import list_checkpoints, save_keras_model
 from efficientnet_tf.models.run_directory import adopt_statistics
@@ -27,6 +27,7 @@ from efficientnet_tf.training.metrics import RunLog, SilentLog, describe_run
 from efficientnet_tf.training.phase_loop import PhaseLoop
 from efficientnet_tf.training.schedule import Phase, Rhythm, plan_phases
 from efficientnet_tf.training.state import State, create_state
+from efficientnet_tf.training.teacher import check_teacher
 from efficientnet_tf.training.tensorflow_loop import make_state_evaluator
 from efficientnet_tf.training.transfer import read_initial_weights
 from efficientnet_tf.training.wandb import require_tracker
@@ -102,11 +103,10 @@ class Trainer:
         allow_change: Sequence[str] = (),
     ):
         self.config, self.model_dir = adopt_statistics(model_dir, config), model_dir
-        self.step = self.total_steps = 0
         self._strategy, self._tracker, self._callbacks = strategy, tracker, callbacks
         self._is_chief, self._gather = is_chief(strategy), make_gather(strategy)
         self._directory = RunDirectory(model_dir, self.config, allow_change, self._is_chief, self._gather)
-        self._is_stopping, self._saved_step = False, 0
+        self._is_stopping, self.step, self.total_steps, self._saved_step = False, 0, 0, 0
         self._doing, self._stop_seconds = "opening the data", QUICK_SECONDS
 
     def run(self) -> dict[str, Any]:
@@ -136,14 +136,11 @@ class Trainer:
 
     def _check_and_open(self, stack: contextlib.ExitStack) -> None:
         """Open data, initial weights and directory: what is wrong with them shows before anything is built."""
-        config = self.config
         self._directory.check_first()
         require_tracker(self._tracker)
-        self._train_source = open_source(config.data, config.data.train_split, training=True)
-        self._eval_source = open_source(config.data, config.data.eval_split, training=False)
-        if self._eval_source.class_names != self._train_source.class_names:
-            raise UserError("The training and the evaluation split have different classes.")
-        config = self.config = measure_targets(config, self._train_source)
+        self._train_source, self._eval_source = open_splits(self.config.data)
+        config = self.config = measure_targets(self.config, self._train_source)
+        check_teacher(config, self._train_source.class_names)
         check_metric(config.eval.best, len(self._train_source.class_names))
         check_batches(config, self._strategy.num_replicas_in_sync)
         batch_norm_group_size(config, self._strategy)
@@ -155,7 +152,7 @@ class Trainer:
     def _create_or_restore_state(self) -> None:
         self._doing = "building the model"
         config, size, class_names = self.config, self._train_source.size, self._train_source.class_names
-        initial = self._initial.values if self._initial else None
+        initial = self._initial and self._initial.values
         self.state = create_state(config, len(class_names), size, self._strategy, initial)
         self._checkpointer = Checkpointer(self.model_dir, self.state, config, class_names, self._directory.check)
         self.step = self._saved_step = self._checkpointer.restore()

@@ -1,0 +1,95 @@
+"""Learning from another model: `train.teacher`. The network learns the teacher's outputs besides the labels.
+
+The module imports Keras only where a teacher is used, so that a command can check its config at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.schema import Config
+from efficientnet_tf.config.text import escape, normalize_name
+from efficientnet_tf.data.scan import show
+from efficientnet_tf.models.run_directory import read_class_names, read_config
+from efficientnet_tf.runtime.hub import fetch
+
+if TYPE_CHECKING:
+    import keras
+
+Tensor = Any  # of Keras's backend
+_PREFIX = "teacher/"  # of the paths of its variables, which are those of a network like the student's
+
+
+class Teacher:
+    """A trained network whose outputs another one learns.
+
+    Attributes:
+        variables: {path: keras.Variable}, what its outputs depend on. Training does not change them.
+    """
+
+    def __init__(self, model: keras.Model, config: Config, device: str):
+        from efficientnet_tf.models.folding import Inference
+
+        self.variables = {f"{_PREFIX}{v.path}": v for v in model.variables}
+        self._inference, self._size = Inference(model, device), config.image_size
+
+    def compute(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the outputs of the teacher in inference, float32 [B, outputs]. They have no gradient.
+
+        Args:
+            values: {path: value} of `variables`, and possibly others.
+            images: float32 [B, S, S, C], as the student sees them, mixed ones included. They are resized to the size
+                of the teacher's images.
+        """
+        from keras import ops
+
+        if images.shape[1] != self._size:
+            images = ops.image.resize(images, (self._size, self._size), antialias=True)
+        by_id = {id(variable): values[path] for path, variable in self.variables.items()}
+        outputs: Any = self._inference.compute(images, by_id)
+        return ops.stop_gradient(ops.cast(outputs, "float32"))
+
+
+def check_teacher(config: Config, class_names: Sequence[str] | None = None) -> None:
+    """Raise UserError if the teacher of a run is no model directory, or its outputs mean something else.
+
+    Args:
+        config: The config of the run.
+        class_names: Names of the classes, labels or numbers of the data, if they are known.
+    """
+    if config.train.teacher is None:
+        return
+    folder, shown = fetch(config.train.teacher), f"train.teacher={escape(config.train.teacher)}"
+    try:
+        theirs, names = read_config(folder), read_class_names(folder)
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from None
+    for key in ("task", "channels"):
+        ours, other = getattr(config.data, key), getattr(theirs.data, key)
+        if ours != other:
+            raise UserError(f"{shown} has data.{key}={other}, but this run has data.{key}={ours}.")
+    if class_names is not None and [*map(normalize_name, names)] != [*map(normalize_name, class_names)]:
+        theirs, ours = (show([*found], 5) for found in (names, class_names))
+        raise UserError(
+            f"{shown} predicts {theirs}, but the data has {ours}. Both must be the same, in the same order."
+        )
+
+
+def load_teacher(config: Config, device: str) -> Teacher | None:
+    """Load the teacher of a run, or return None if it has none. Call it in the scope of the run's strategy.
+
+    Args:
+        config: The config of the run.
+        device: The kind of device that computes, as `runtime.strategy.device_type` returns it.
+
+    Raises:
+        UserError: If there is no model at `train.teacher`.
+    """
+    if config.train.teacher is None:
+        return None
+    from efficientnet_tf.models.model_dir import restore_model
+
+    model, theirs, _ = restore_model(fetch(config.train.teacher))
+    return Teacher(model, theirs, device)
