@@ -351,19 +351,79 @@ def tables(write):
         _table(write, f"random bytes {number}", bytes(content), status=(0, 1, 2))
 
 
+def tasks(write):
+    """Tables of several labels and of numbers that cannot be right, and settings that contradict each other."""
+    files = [row.split(",")[0] for row in _rows()]
+    several = {
+        "no label at all": (("", "", "", "", "", ""), [], "no image has a label"),
+        "another separator": (("a|b", "b|c", "c|a", "a|b", "b", "c"), [], r"label_separator='\|'"),
+        "blanks as separator": (("a b", "b c", "c a", "a b", "b", "c"), [], "label_separator=' '"),
+        "a list": (("['a', 'b']", "['b', 'a']", "a", "b", "a", "b"), [], ""),
+        "escape in a label": (("a;\x1b[31m", "a", "b", "a", "b", "a"), [], ""),
+        "U+2028 in a label": (("a;b\u2028c", "a", "b", "a", "b", "a"), [], ""),
+        "a flag that is 2": (("1", "0", "2", "0", "1", "0"), ["--set=data.label_columns=[label,other]"], "is 1 or 0"),
+        "a flag that is empty": (
+            ("1", "", "1", "0", "1", "0"),
+            ["--set=data.label_columns=[label,other]"],
+            "empty cell",
+        ),
+        "a column that is not there": (("a",) * 6, ["--set=data.label_columns=[labels]"], "Did you mean 'label'"),
+        "the path as label": (("a",) * 6, ["--set=data.label_columns=[path]"], "each once"),
+        "a column twice": (("1",) * 6, ["--set=data.label_columns=[label,LABEL]"], "each once"),
+        "a separator of nothing": (("a;b",) * 6, ["--set=data.label_separator="], "label_separator"),
+        "the loss of classes": (("a;b",) * 6, ["--set=train.loss=cross_entropy"], "Use one of bce, asymmetric"),
+        "the metric of classes": (("a;b",) * 6, ["--set=eval.best=top1"], "Use one of f1, exact, loss"),
+        "another source": (("a;b",) * 6, ["--set=data.source=folder"], "needs data.source=table"),
+        "statistics": (("a;b",) * 6, ["--set=data.target_mean=[1]"], "for data.task=regression"),
+    }
+    numbers = {
+        "a word": (("1", "2", "three", "4", "5", "6"), [], "not a number"),
+        "a comma": (('"1,5"', "2", "3", "4", "5", "6"), [], "not a number"),
+        "a unit": (("1 kg", "2", "3", "4", "5", "6"), [], "not a number"),
+        "a percent sign": (("1%", "2", "3", "4", "5", "6"), [], "not a number"),
+        "underscores": (("1_000", "2", "3", "4", "5", "6"), [], "not a number"),
+        "hexadecimal": (("0x10", "2", "3", "4", "5", "6"), [], "not a number"),
+        "an empty cell": (("1", "", "3", "4", "5", "6"), [], "empty cell"),
+        "nan": (("1", "nan", "3", "4", "5", "6"), [], "must be finite"),
+        "infinity": (("1", "-inf", "3", "4", "5", "6"), [], "must be finite"),
+        "too large": (("1", "1e300", "3", "4", "5", "6"), [], "must be finite"),
+        "9,000 digits": (("1", "9" * 9000, "3", "4", "5", "6"), [], "must be finite"),
+        "always the same": (("7", "7.0", "7e0", "7", "7", "7"), [], "nothing to learn"),
+        "several in a cell": (("1;2", "2;3", "3;4", "4;5", "5;6", "6;7"), [], "not a number"),
+        "no such column": (("1", "2", "3", "4", "5", "6"), ["--set=data.label_columns=price"], "must name the columns"),
+        "the loss of labels": (("1", "2", "3", "4", "5", "6"), ["--set=train.loss=bce"], "Use one of mse, mae, huber"),
+        "a deviation of zero": (("1", "2", "3", "4", "5", "6"), ["--set=data.target_std=[0]"], "greater than 0"),
+        "a mean alone": (("1", "2", "3", "4", "5", "6"), ["--set=data.target_mean=[0]"], "one value each"),
+        "int8": (("1", "2", "3", "4", "5", "6"), ["--set=train.quantize=int8"], "classes and labels"),
+        "a task of its own": (("1", "2", "3", "4", "5", "6"), ["--set=data.task=both"], "'regression'"),
+    }
+    for task, cases in (("multilabel", several), ("regression", numbers)):
+        for name, (cells, flags, says) in cases.items():
+            rows = [f"{file},{cell},1" for file, cell in zip(files, cells, strict=True)]
+            folder = _write_table(write, f"{task} {name}", ("path,label,other\n" + "\n".join(rows) + "\n").encode())
+            argv = write.kit.train("data", "--set=data.source=table", f"--set=data.task={task}", *flags)
+            write.add(folder, f"train: {task}, {name}", argv, says=says, light=True, item="labels of a task")
+
+
 def _table(write, name, content, **settings):
-    folder = write.folder(f"table {name}")
-    data = folder / "data"
-    data.mkdir()
-    (data / "train").symlink_to(write.kit.photos / "train")
-    for split in ("train", "val"):
-        (data / f"{split}.csv").write_bytes(content)
+    folder = _write_table(write, name, content)
     if settings.get("status"):
         settings["writes"] = ("records*",)
     write.add(folder, f"prepare: table, {name}", _prepare("data", "--source=table"), **settings)
     if settings.get("light"):
         argv = write.kit.train("data", "--set=data.source=table")
         write.add(folder, f"train: table, {name}", argv, **settings)
+
+
+def _write_table(write, name, content):
+    """Return a folder with a table for both splits."""
+    folder = write.folder(f"table {name}")
+    data = folder / "data"
+    data.mkdir()
+    (data / "train").symlink_to(write.kit.photos / "train")
+    for split in ("train", "val"):
+        (data / f"{split}.csv").write_bytes(content)
+    return folder
 
 
 def bad_images(write):

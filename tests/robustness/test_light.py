@@ -6,7 +6,7 @@ from robustness.harness import Harness, Writer, report, run_cases
 from robustness.kit import Kit
 
 KINDS = [words.paths, words.words, words.numbers, words.configs, words.clusters]
-KINDS += [data.layouts, data.tables, array_files.arrays]
+KINDS += [data.layouts, data.tables, data.tasks, array_files.arrays]
 
 
 @pytest.fixture(scope="module")
