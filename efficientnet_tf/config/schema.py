@@ -181,6 +181,8 @@ class Config(Section):
         if best not in ("none", "loss", *METRICS[task]):
             allowed = ", ".join((*METRICS[task], "loss"))
             raise ValueError(f"eval.best={best} is not for data.task={task}. Use one of {allowed}.")
+        if task != "classification" and self.train.class_weights != "none":
+            raise ValueError(f"train.class_weights is for data.task=classification, received data.task={task}")
         if task == "regression" and self.train.quantize != "none":
             raise ValueError("train.quantize is for classes and labels, not for data.task=regression")
 

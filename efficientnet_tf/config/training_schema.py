@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from efficientnet_tf.config.fields import Count, Epochs, Fraction, ModelPath, NonNegative, Positive, Section
+from efficientnet_tf.config.fields import Count, Epochs, Fraction, ModelPath, NonNegative, Positive, Positives, Section
 
 
 class OptimizerConfig(Section):
@@ -143,6 +143,10 @@ class TrainConfig(Section):
     data.task=multilabel: `bce`, the default, or `asymmetric`, which counts labels that are absent and easy to recognize
     less. With data.task=regression, for errors in units of data.target_std: `mse`, the mean square, the default, `mae`,
     the mean absolute error, or `huber`, which is a square up to 1 and linear beyond."""
+    class_weights: Literal["none", "balanced"] | Positives = "none"
+    """Weights of the classes in the training loss. `balanced`: in inverse proportion to their training images, so that
+    all classes together count alike. A list has a weight for each class, in the order of classes.txt. A mixed image has
+    the mean of its classes. Evaluation does not use them."""
     label_smoothing: Fraction = 0.1
     """Fraction of the target probability that is spread over all classes. With data.task=multilabel, targets move by
     half of it from 0 and 1 toward 1/2. Numbers are not smoothed."""

@@ -67,7 +67,9 @@ def make_train_step(
         the variables, everything that a step reads or changes.
     """
     graph = make_training_graph(graph or state.model, config, strategy)
-    device_step = DeviceStep(TrainStep(state.model, graph, config, state.limits, state.teacher), state, config)
+    device_step = DeviceStep(
+        TrainStep(state.model, graph, config, state.limits, state.teacher, state.class_weights), state, config
+    )
     return strategy.compile(device_step, batches=2, donate=True), device_step.variables
 
 

@@ -94,7 +94,7 @@ class RangeTest:
         config = measure_targets(config, source)
         self._config, self._steps = config, steps
         initial = read_initial_weights(config, source.class_names).values if config.train.init_from else None
-        self._state = create_state(config, len(source.class_names), source.size, strategy, initial)
+        self._state = create_state(config, len(source.class_names), source.size, strategy, initial, source.labels)
         self._phase = choose_phase(config, source.size)
         self._failures = Failures(source)
         graph = build_phase_graph(self._phase.config, config, self._state.model, strategy)

@@ -90,6 +90,36 @@ def compute_losses(targets: Tensor, outputs: Tensor, config: Config) -> Tensor:
     return ops.mean(_asymmetric_losses(targets, outputs), axis=-1)
 
 
+def weigh_classes(config: Config, classes: int, labels: np.ndarray | None) -> list[float] | None:
+    """Return the weight of each class in the loss: `train.class_weights` as numbers, or None if there are none.
+
+    Args:
+        config: The config of the run.
+        classes: Number of classes.
+        labels: Class of each training image, int [N], or None if it is not known.
+
+    Returns:
+        The weights. Balanced ones have a mean of 1 over the images. A class without images has the weight 0.
+
+    Raises:
+        UserError: If there is a wrong number of weights, or the labels are needed and not known.
+    """
+    weights = config.train.class_weights
+    if weights == "none":
+        return None
+    if weights != "balanced":
+        if len(weights) != classes:
+            raise UserError(f"train.class_weights has {len(weights)} weights, but the data has {classes} classes.")
+        return list(weights)
+    if labels is None:
+        raise UserError(
+            "train.class_weights=balanced needs the labels of all images, which are not known for "
+            f"data.source={config.data.source}. State a list of weights instead."
+        )
+    counts = np.bincount(labels, minlength=classes)
+    return [len(labels) / (np.count_nonzero(counts) * count) if count else 0.0 for count in counts.tolist()]
+
+
 def compute_teacher_losses(taught: Tensor, outputs: Tensor, config: Config) -> Tensor:
     """Return how far the outputs for each image are from those of a teacher, float32 [B].
 

@@ -13,6 +13,7 @@ from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.models.selection import Selection
 from efficientnet_tf.runtime.strategy import device_type
 from efficientnet_tf.training.ema import ModelEMA
+from efficientnet_tf.training.losses import weigh_classes
 from efficientnet_tf.training.optimizers import create_optimizer
 from efficientnet_tf.training.teacher import Teacher, load_teacher
 
@@ -22,8 +23,8 @@ class State:
     """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA.
 
     Quantization-aware training also changes the limits of the tensors, see `models.quantized`. The selection says which
-    evaluation was the best so far, because a resumed run must know it as an undisturbed one does. The teacher, if there
-    is one, does not change.
+    evaluation was the best so far, because a resumed run must know it as an undisturbed one does. The teacher and the
+    weights of the classes, if there are any, do not change.
     """
 
     model: keras.Model
@@ -32,6 +33,7 @@ class State:
     selection: Selection = Selection()
     limits: list[keras.Variable] = field(default_factory=list)
     teacher: Teacher | None = None
+    class_weights: list[float] | None = None
 
     @property
     def step(self) -> int:
@@ -45,6 +47,7 @@ def create_state(
     size: int,
     strategy: Any,
     initial: dict[str, np.ndarray] | None = None,
+    labels: np.ndarray | None = None,
 ) -> State:
     """Create the model, the optimizer and the EMA on the strategy's devices.
 
@@ -54,10 +57,12 @@ def create_state(
         size: Number of training images. The schedule counts in epochs.
         strategy: Where to create the variables.
         initial: {path of a variable: value}, weights to start from, for the EMA too. The others are random.
+        labels: Class of each training image, if it is known, for `train.class_weights`.
 
     Returns:
         The state before the first step.
     """
+    class_weights = weigh_classes(config, classes, labels)
     with strategy.scope(), precision_scope(config, strategy):
         keras.utils.set_random_seed(config.train.seed)
         model = build_from_config(config, classes)
@@ -67,7 +72,7 @@ def create_state(
         optimizer = create_optimizer(config, model, size)
         ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
         limits, teacher = _create_limits(config, model), load_teacher(config, device_type(strategy))
-        return State(model, optimizer, ema, Selection(config.eval.best), limits, teacher)
+        return State(model, optimizer, ema, Selection(config.eval.best), limits, teacher, class_weights)
 
 
 def _create_limits(config: Config, model: keras.Model) -> list[keras.Variable]:

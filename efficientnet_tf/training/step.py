@@ -53,6 +53,7 @@ class TrainStep:
         config: Config,
         limits: Sequence[keras.Variable] = (),
         teacher: Teacher | None = None,
+        class_weights: Sequence[float] | None = None,
     ):
         """Match the variables of two models.
 
@@ -63,6 +64,7 @@ class TrainStep:
             config: The config of the run or of its current phase.
             limits: The limits of the tensors that a `QuantizedNetwork` rounds.
             teacher: The network whose outputs are learned as well.
+            class_weights: Weight of each class in the loss.
         """
         owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model), *limits)}
         decayed = {v.path for v in decayed_variables(model, config.optimizer.decay_bias)}
@@ -70,7 +72,7 @@ class TrainStep:
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]
         self.inputs = {v.path: owned[v.path] for v in graph.non_trainable_variables if v.path in owned}
         self.inputs |= teacher.variables if teacher else {}
-        self._teacher = teacher
+        self._teacher, self._class_weights = teacher, class_weights
         self._is_decayed = [v.path in decayed for v in self.trainable]
         unit_axes = find_unit_axes(model)
         self._unit_axes = [unit_axes.get(v.path) for v in self.trainable]
@@ -102,6 +104,8 @@ class TrainStep:
             taught = self._teacher.compute(inputs, images)
             weight = config.train.teacher_weight
             losses = (1 - weight) * losses + weight * compute_teacher_losses(taught, outputs, config)
+        if self._class_weights:
+            losses *= ops.matmul(targets, ops.convert_to_tensor(self._class_weights, "float32"))
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
         loss = ops.mean(losses) + weight_penalty(config, decayed)
         new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}

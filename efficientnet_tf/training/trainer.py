@@ -153,7 +153,7 @@ class Trainer:
         self._doing = "building the model"
         config, size, class_names = self.config, self._train_source.size, self._train_source.class_names
         initial = self._initial and self._initial.values
-        self.state = create_state(config, len(class_names), size, self._strategy, initial)
+        self.state = create_state(config, len(class_names), size, self._strategy, initial, self._train_source.labels)
         self._checkpointer = Checkpointer(self.model_dir, self.state, config, class_names, self._directory.check)
         self.step = self._saved_step = self._checkpointer.restore()
         if set(self._gather(self.step)) != {self.step}:

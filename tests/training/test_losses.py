@@ -6,9 +6,11 @@ import pytest
 import scipy.special
 import tensorflow as tf
 import tiny
+from sklearn.utils.class_weight import compute_class_weight
 
+from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.ops.random import make_seed
-from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets
+from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets, weigh_classes
 from efficientnet_tf.training.step import TrainStep
 
 RNG = np.random.default_rng(0)
@@ -119,3 +121,39 @@ def test_the_metric_of_a_step(task, labels, outputs, expected):
 def test_targets():
     assert make_targets(tf.constant([2, 0]), 3, "classification").numpy().tolist() == [[0, 0, 1], [1, 0, 0]]
     assert make_targets(tf.constant(LABELS), 5, "multilabel").numpy().tolist() == LABELS.tolist()
+
+
+def test_balanced_classes_count_alike():
+    """scikit-learn's "balanced": N / (classes * images of the class)."""
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    weights = weigh_classes(tiny.load_config("train.class_weights=balanced"), 5, labels)
+    assert weights == pytest.approx([10 / 18, 10 / 9, 0, 10 / 3, 0])
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    assert [weights[label] for label in (0, 1, 3)] == pytest.approx(expected)
+    assert np.mean([weights[label] for label in labels]) == pytest.approx(1)
+
+
+def test_weights_of_classes():
+    config = tiny.load_config("train.class_weights=[1, 2.5]")
+    assert weigh_classes(config, 2, None) == [1, 2.5] and weigh_classes(tiny.load_config(), 2, None) is None
+    with pytest.raises(UserError, match="train.class_weights has 2 weights, but the data has 10 classes"):
+        weigh_classes(config, 10, None)
+    with pytest.raises(UserError, match="train.class_weights=balanced needs the labels of all images"):
+        weigh_classes(tiny.load_config("train.class_weights=balanced"), 2, None)
+    for wrong in ("train.class_weights=[0, 1]", "train.class_weights=[-1, 1]", "train.class_weights=equal"):
+        with pytest.raises(UserError, match=r"train\.class_weights"):
+            tiny.load_config(wrong)
+    with pytest.raises(UserError, match="train.class_weights is for data.task=classification"):
+        tiny.load_config("data.task=multilabel", "train.class_weights=balanced")
+
+
+def test_a_step_weighs_its_images():
+    model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    model.layers[-1].kernel.assign(np.zeros((12, 5)))
+    model.layers[-1].bias.assign(LOGITS_OF_ALL)
+    config = tiny.load_config("optimizer.weight_decay=0.0", "train.label_smoothing=0.0")
+    images, labels = np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 2, 2], np.int32)
+    step = TrainStep(model, model, config, class_weights=[1.0, 1.0, 4.0, 1.0, 1.0])
+    loss = step.compute_loss([v.value for v in step.trainable], {}, make_seed(0, 0, 0), images, labels)[0]
+    losses = -scipy.special.log_softmax(np.array(LOGITS_OF_ALL))[labels]
+    assert float(loss) == pytest.approx((losses * [1, 4, 4]).mean(), rel=1e-5)
