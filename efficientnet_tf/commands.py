@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "Train a classifier, or continue a training run.",
     "evaluate": "Measure the accuracy of a trained or exported model.",
     "predict": "Classify images.",
+    "embed": "Write the feature vectors of images, and find near duplicates.",
     "report": "Show and compare training runs on a page.",
     "explain": "Draw where a model finds its classes.",
     "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",

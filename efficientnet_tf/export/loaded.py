@@ -133,12 +133,41 @@ class LoadedModel:
         Yields:
             One list per image, as `predict_images` returns it, or a UserError.
         """
-        top, batch_size = check_count("top", top), check_count("batch_size", batch_size)
+        top = check_count("top", top)
+        yield from self._iterate(images, batch_size, lambda pixels: self.interpret(self(pixels), top))
+
+    def embed(self, images: Any, batch_size: int = 32) -> np.ndarray:
+        """Return the feature vectors of images, float32 [N, features]; see `iterate_vectors`."""
+        vectors = []
+        for vector in self.iterate_vectors(images, batch_size):
+            if isinstance(vector, UserError):
+                raise vector
+            vectors.append(vector)
+        return np.stack(vectors) if vectors else np.zeros([0, 0], np.float32)
+
+    def iterate_vectors(self, images: Any, batch_size: int = 32) -> Iterator[np.ndarray | UserError]:
+        """Yield the feature vector of each image, in order, batch by batch: what the last layer classifies.
+
+        Args:
+            images: As for `predict_images`.
+            batch_size: As for `predict_images`.
+
+        Yields:
+            A vector, float32 [features], or the UserError that says why an image cannot be read.
+
+        Raises:
+            UserError: If the model is an exported file, which only has the outputs, or has another head.
+        """
+        compute = self._compute_vectors
+        yield from self._iterate(images, batch_size, lambda pixels: np.asarray(compute(pixels), np.float32))
+
+    def _iterate(self, images, batch_size, compute):
+        """Yield the parts of what `compute` returns for batches of pixels, or the error of an image."""
         with ThreadPoolExecutor(available_cores()) as pool:
-            for batch in batches(images, batch_size):
+            for batch in batches(images, check_count("batch_size", batch_size)):
                 batch = list(pool.map(self._read, batch))
                 pixels = [image for image in batch if not isinstance(image, UserError)]
-                answers = iter(self.interpret(self(np.stack(pixels)), top) if pixels else ())
+                answers = iter(compute(np.stack(pixels)) if pixels else ())
                 for image in batch:
                     yield image if isinstance(image, UserError) else next(answers)
 
@@ -190,15 +219,33 @@ class LoadedModel:
 
     @functools.cached_property
     def _forward(self):
-        """A graph for batches of any size, traced once. With JAX, a program for each size."""
+        return self._trace(self.logits_in_graph)
+
+    @functools.cached_property
+    def _compute_vectors(self):
+        if self.keras_model is None:
+            raise UserError("An exported file has no feature vectors. Pass the model directory, or its model.keras.")
+        import keras
+
+        from efficientnet_tf.models.folding import Inference
+        from efficientnet_tf.runtime.strategy import current_device_type
+
+        pools = [layer for layer in self.keras_model.layers if layer.name == "avg_pool"]
+        if not pools:
+            raise UserError("The network has no layer avg_pool, whose output would be the feature vector.")
+        body = keras.Model(self.keras_model.input, pools[0].output)
+        return self._trace(Inference(body, current_device_type()))
+
+    def _trace(self, function):
+        """Return a graph for batches of any size, traced once. With JAX, a program for each size."""
         if self.keras_model and uses_jax():
             import jax
 
-            return jax.jit(self.logits_in_graph)
+            return jax.jit(function)
         import tensorflow as tf
 
         signature = [tf.TensorSpec([None, *self._image_shape], tf.float32)]
-        return tf.function(self.logits_in_graph, input_signature=signature, autograph=False)
+        return tf.function(function, input_signature=signature, autograph=False)
 
 
 class LoadedFile(LoadedModel):
