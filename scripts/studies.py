@@ -1,11 +1,12 @@
-"""Run the scaling studies and searches on CIFAR-10, and write docs/studies: `python scripts/studies.py --cifar10=ZIP`.
+"""Run the scaling studies and the searches, and write docs/studies: `python scripts/studies.py --cifar10=ZIP`.
 
     python scripts/studies.py --cifar10=cifar10.zip                    # everything, several hours on two cores
     python scripts/studies.py --cifar10=cifar10.zip --parts=family     # one part
     python scripts/studies.py --parts=page                             # only the page, from the files
 
-cifar10.zip contains JPEG files `train/<class>/*.jpg` and `test/<class>/*.jpg`. Each part is one command, which is
-started once for each core. When you start the script again, it continues the part that was interrupted. The results are
+cifar10.zip contains JPEG files `train/<class>/*.jpg` and `test/<class>/*.jpg`. Each part is one command. Studies start
+it once for each core. A search for a baseline is a single process, because only then does it find the same networks
+again. When you start the script again, it continues the part that was interrupted. The results are
 copied to docs/studies/<part>, and docs/studies/README.md is written from them.
 """
 
@@ -27,6 +28,7 @@ FOLDER = ROOT / "docs/studies"
 RESTART = 75  # exit status of a command that continues when it is started again
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # of each class, the first by name
 RESULTS = ["*.csv", "*.html", "*.yaml", "*.png", "runs/*/config.yaml"]
+FOUND = ["search.csv", "pareto.png", "baseline.yaml"]  # by a search for a baseline
 HALF = "--baseline=docs/studies/half.yaml"
 # The recipe trains and evaluates with crops for 32x32 pixels. Here they are in proportion to the resolution.
 SHORT = ["--set", "schedule.warmup_epochs=0.5", "--set", "eval.every_epochs=100", "--set", "data.crop_padding=null"]
@@ -40,11 +42,13 @@ class Part:
         title: Heading of its section.
         text: What the section says.
         command: Words of the command after `python -m`, without the data and the folder.
+        searches_baseline: Whether it is a search for a baseline network, on digits.
     """
 
     title: str
     text: str
     command: list[str]
+    searches_baseline: bool = False
 
 
 ABOUT = f"""# Scaling studies on photographs
@@ -52,7 +56,14 @@ ABOUT = f"""# Scaling studies on photographs
 Networks trained from random weights on a part of CIFAR-10: the first {TRAIN_IMAGES:,} training images and the first
 {TEST_IMAGES} test images of each of its 10 classes. Each network was trained with three seeds. The accuracy is that of
 the averaged weights (EMA) on all test images after the last epoch. "±" is the standard deviation over the seeds. Each
-process trained on one core of a CPU. `python scripts/studies.py` repeats everything and writes this page."""
+process trained on one core of a CPU, on which other work was done now and then, so compare times only roughly.
+`python scripts/studies.py` repeats everything and writes this page."""
+
+MNASNET = [
+    *("efficientnet_tf.search", "--space=mnasnet", "--baseline=tiny", "--resolution=32", "--recipe=digits"),
+    *("--trials=30", "--classes=10", "--set", "train.epochs=6", "--set", "eval.every_epochs=1"),
+    *("--set", "schedule.warmup_epochs=1", "--device=cpu"),
+]
 
 PARTS = {
     "one_dimension": Part(
@@ -81,6 +92,8 @@ PARTS = {
             *("--recipe=cifar10", "--learning_rate_grid=0.004,0.008", "--set", "train.epochs=4", *SHORT),
         ],
     ),
+    "baseline_tpe": Part("A search for a baseline: TPE", "", [*MNASNET, "--sampler=tpe"], searches_baseline=True),
+    "baseline_random": Part("The same at random", "", [*MNASNET, "--sampler=random"], searches_baseline=True),
 }
 
 
@@ -137,11 +150,11 @@ def run(words: list[str], cores: int) -> None:
 
 def complete(name: str, data: Path, work: Path, cores: int) -> None:
     """Run a part as far as it is not finished, and copy its results."""
-    folder = work / name
-    flags = ["--share_plotly", "--set", "data.source=arrays", f"--data_dir={data}", f"--output_dir={folder}"]
-    run([*PARTS[name].command, *flags], cores)
-    found = [path for pattern in RESULTS for path in folder.glob(pattern)]
-    for path in [*found, work / "plotly.min.js"]:
+    folder, part = work / name, PARTS[name]
+    flags = ["--share_plotly", "--set", "data.source=arrays", f"--data_dir={data}"]
+    run([*part.command, *([] if part.searches_baseline else flags), f"--output_dir={folder}"], cores)
+    found = [path for pattern in (FOUND if part.searches_baseline else RESULTS) for path in folder.glob(pattern)]
+    for path in found if part.searches_baseline else [*found, work / "plotly.min.js"]:
         target = FOLDER / path.relative_to(work)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -179,18 +192,37 @@ def format_table(groups: dict[str, list[dict[str, str]]]) -> str:
     return "\n".join(lines)
 
 
+def format_search(path: Path) -> str:
+    """Return a Markdown table with the baseline and the five best networks of a search, given its search.csv."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    done = sorted((row for row in rows if row["state"] == "done"), key=lambda row: -float(row["objective"]))
+    shown = [*done[:5], *(row for row in done[5:] if row["sampler"] == "baseline")]
+    lines = ["| network | objective | top-1 | multiply-adds | parameters |", "|---|--:|--:|--:|--:|"]
+    for row in shown:
+        cells = [
+            *(row["trial"] + (" (baseline)" if row["sampler"] == "baseline" else ""), f"{float(row['objective']):.4f}"),
+            *(f"{float(row['top1']):.2%}", f"{float(row['macs']) / 1e6:.2f} M", f"{float(row['params']) / 1e6:.3f} M"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{len(done)} of {len(rows)} networks were trained to the end."
+
+
 def write_page() -> None:
     """Write README.md from the results of all parts."""
     sections = [ABOUT]
     for name, part in PARTS.items():
-        path = FOLDER / name / "results.csv"
-        if not path.exists():
+        results = FOLDER / name / ("search.csv" if part.searches_baseline else "results.csv")
+        if not results.exists():
             sections.append(f"## {part.title}\n\nNot measured yet.")
             continue
         sections.append(f"## {part.title}\n\n    python -m {shlex.join(part.command)}")
         sections += [f"![Top-1 accuracy]({name}/{plot.name})" for plot in sorted((FOLDER / name).glob("*.png"))]
-        sections += [format_table(read_groups(path)), part.text]
-        sections.append(f"[Interactive page]({name}/index.html), [all runs]({name}/results.csv)")
+        if part.searches_baseline:
+            sections += [format_search(results), part.text, f"[All networks]({name}/search.csv)"]
+        else:
+            sections += [format_table(read_groups(results)), part.text]
+            sections.append(f"[Interactive page]({name}/index.html), [all runs]({name}/results.csv)")
     (FOLDER / "README.md").write_text("\n\n".join(section for section in sections if section) + "\n")
 
 
@@ -200,8 +232,9 @@ def main(args: argparse.Namespace) -> None:
     data = args.work / "cifar10.npz"
     for name in chosen:
         if name != "page":
-            make_data(args.cifar10, data)
-            complete(name, data.resolve(), args.work.resolve(), args.cores)
+            if not PARTS[name].searches_baseline:
+                make_data(args.cifar10, data)
+            complete(name, data.resolve(), args.work.resolve(), 1 if PARTS[name].searches_baseline else args.cores)
     write_page()
 
 

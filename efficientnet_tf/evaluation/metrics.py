@@ -4,18 +4,22 @@ A batch is summed up by `Metrics.sum_up` on the device, and `Metrics.read` turns
 into results. Tensors are those of Keras's backend.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import METRICS, Config
-from efficientnet_tf.data.source import Source
 from efficientnet_tf.models.selection import METRIC_TEXTS
+
+if TYPE_CHECKING:
+    from efficientnet_tf.data.source import Source
 
 ops: Any = keras.ops  # whose types are too loose
 _LABELS = {"raw": "raw weights", "ema": "EMA", "exported": "exported model"}

@@ -1,7 +1,9 @@
 """Training losses and the metric of a training step, for each task. Tensors are those of Keras's backend."""
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -9,8 +11,10 @@ import numpy as np
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
 from efficientnet_tf.config.schema import METRICS, Config
-from efficientnet_tf.data.source import Source
 from efficientnet_tf.evaluation.metrics import normalize_targets, target_statistics
+
+if TYPE_CHECKING:
+    from efficientnet_tf.data.source import Source
 
 ops: Any = keras.ops  # whose types are too loose
 Tensor = Any  # of Keras's backend

@@ -17,6 +17,7 @@ from efficientnet_tf.data.open import open_source
 from efficientnet_tf.data.pipeline import Failures, train_dataset
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import distribute_batches
+from efficientnet_tf.training.losses import measure_targets
 from efficientnet_tf.training.state import create_state
 
 
@@ -32,11 +33,12 @@ def main(variant, weights, overrides, steps, output):
 
         strategy = tiny.make_strategy(1)
     source = open_source(config.data, config.data.train_split, training=True)
+    config, outputs = measure_targets(config, source), len(source.class_names)
     if not os.path.exists(weights):
-        model = create_state(config, 10, source.size, strategy).model
+        model = create_state(config, outputs, source.size, strategy, labels=source.labels).model
         np.savez(weights, **{v.path: np.asarray(v.value) for v in model.variables if v.dtype == "float32"})
     with np.load(weights) as values:
-        state = create_state(config, 10, source.size, strategy, dict(values))
+        state = create_state(config, outputs, source.size, strategy, dict(values), source.labels)
     failures = Failures(source)
     batches = iter(distribute_batches(strategy, lambda context: train_dataset(source, config, failures, 0, context)))
     loop = make_train_loop(state, config, strategy)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recast
 import tensorflow as tf
 import tiny
 from commands import run_process
 
+from efficientnet_tf.models.from_config import build_from_config
+from efficientnet_tf.models.model_dir import write_model_dir
 from efficientnet_tf.runtime.backend import BACKENDS
 
 SCRIPT = Path(__file__).with_name("engine_run.py")
@@ -74,6 +77,26 @@ def test_both_engines_take_the_same_steps(tmp_path, settings):
     jax = train(tmp_path, "jax", *settings)
     assert len(jax["losses"]) == STEPS
     assert_same(tensorflow, jax)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_both_engines_learn_labels_and_numbers(tmp_path, task):
+    recast.write_table(tmp_path, train=200)
+    settings = ["train.batch_size=32", "data.source=table", f"data.dir={tmp_path}", f"data.task={task}", tiny.SHORT]
+    settings += ["train.loss=asymmetric"] if task == "multilabel" else ["data.label_columns=value", "train.loss=huber"]
+    tensorflow = train(tmp_path, "tensorflow", *settings)
+    assert_same(tensorflow, train(tmp_path, "jax", *settings))
+
+
+@pytest.mark.slow
+def test_both_engines_learn_from_a_teacher(tmp_path):
+    config = tiny.load_config("train.ema_decay=0", "data.image_size=40")
+    model = tiny.randomize(build_from_config(config, 10))
+    write_model_dir(str(tmp_path / "teacher"), model, config, [*"0123456789"])
+    settings = ["train.batch_size=32", f"train.teacher={tmp_path}/teacher", "train.class_weights=balanced", tiny.SHORT]
+    tensorflow = train(tmp_path, "tensorflow", *settings)
+    assert_same(tensorflow, train(tmp_path, "jax", *settings))
 
 
 @pytest.mark.slow
