@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from efficientnet_tf.export.load import LoadedModel
     from efficientnet_tf.runtime.terminal import RateBar
 
-LABEL_THRESHOLD = 0.5  # probability above which a label is printed
+DEFAULT_TOP = 5
+LABEL_THRESHOLD = 0.5  # probability from which a label is printed
 LONG_LIST = 32  # images, above which a progress bar is shown
 
 
@@ -74,12 +75,12 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.export.load import load_model
 
     model = load_model(args.model_dir, checkpoint=args.checkpoint)
-    format_answer = _choose_format(args, model.task)
+    format_answer, top = _choose_format(args, model), _choose_top(args, model)
     failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
     with _open_output(args.output, bar) as write, bar if is_long else contextlib.nullcontext():
         if (args.output or "").endswith(".csv"):
-            write(_csv_header(model, args.top))
-        for path, answer in zip(paths, model.iterate_predictions(paths, args.top), strict=True):
+            write(_csv_header(model, top))
+        for path, answer in zip(paths, model.iterate_predictions(paths, top), strict=True):
             bar.advance()
             if isinstance(answer, UserError):
                 failed += 1
@@ -108,6 +109,8 @@ def _check(args):
             f"--json and output={escape(args.output)} exclude each other. Use --output=FILE.jsonl to write the lines "
             "that --json prints to a file."
         )
+    if args.threshold is not None and args.threshold > 1:
+        raise UserError(f"threshold={args.threshold:g} is not possible. A probability is at most 1.")
     check_output("output", args.output, (".csv", ".jsonl"), [args.model_dir, *args.images])
     check_model(args.model_dir, checkpoint=args.checkpoint)
     return find_images(args.images)
@@ -142,26 +145,40 @@ def _open_output(output: str | None, bar: RateBar) -> Iterator[Callable[[str], A
         yield lambda line: file.write(f"{line}\n".encode())
 
 
-def _choose_format(args, task):
+def _choose_top(args, model):
+    """Return how many classes or labels to ask the model for."""
+    if args.top is not None:
+        return args.top
+    is_shown = args.output is None and not args.json  # All labels over the threshold are printed.
+    return len(model.class_names) if is_shown and model.task == "multilabel" else DEFAULT_TOP
+
+
+def _choose_format(args, model):
     """Return the function of a path and its answer that formats the predictions of an image as a line."""
-    if args.json or (args.output or "").endswith(".jsonl"):
-        return functools.partial(_format_json, task=task)
-    if args.output is not None:
-        return functools.partial(_format_csv, task=task)
-    return {"classification": _format_classes, "multilabel": _format_labels, "regression": _format_numbers}[task]
+    from efficientnet_tf.config.errors import UserError
+
+    threshold = args.threshold
+    if model.task == "regression":
+        if threshold is not None:
+            raise UserError(f"threshold={threshold:g} is for classes and labels, and this model predicts numbers.")
+        formats = _format_numbers_json, _format_numbers_csv, _format_numbers
+    else:
+        columns = 2 * min(_choose_top(args, model), len(model.class_names))
+        formats = _format_json, functools.partial(_format_csv, columns=columns), _format_text
+    is_json = args.json or (args.output or "").endswith(".jsonl")
+    chosen = formats[0] if is_json else formats[1] if args.output is not None else formats[2]
+    if threshold is None and model.task == "multilabel" and chosen is _format_text:
+        threshold = LABEL_THRESHOLD
+    if threshold is None:
+        return chosen
+    return lambda path, answer: chosen(path, [pair for pair in answer if pair[1] >= threshold])
 
 
-def _format_classes(path, answer):
+def _format_text(path, answer):
     from efficientnet_tf.config.text import escape
 
-    return f"{escape(path)}: " + ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
-
-
-def _format_labels(path, answer):
-    from efficientnet_tf.config.text import escape
-
-    likely = [pair for pair in answer if pair[1] > LABEL_THRESHOLD]
-    return _format_classes(path, likely) if likely else f"{escape(path)}: no label"
+    found = ", ".join(f"{escape(name)} {probability:.1%}" for name, probability in answer)
+    return f"{escape(path)}: {found or 'nothing over the threshold'}"
 
 
 def _format_numbers(path, answer):
@@ -170,18 +187,26 @@ def _format_numbers(path, answer):
     return f"{escape(path)}: " + ", ".join(f"{escape(name)} {number:.5g}" for name, number in answer)
 
 
-def _format_json(path, answer, task):
+def _format_json(path, answer):
     # A path that is not UTF-8 is written with escapes such as \udcff, from which Python reads the same path.
-    if task == "regression":
-        return json.dumps({"path": path, "numbers": dict(answer)})
     return json.dumps({"path": path, "labels": [{"label": name, "probability": value} for name, value in answer]})
 
 
-def _format_csv(path, answer, task):
+def _format_numbers_json(path, answer):
+    return json.dumps({"path": path, "numbers": dict(answer)})
+
+
+def _format_csv(path, answer, columns):
     from efficientnet_tf.runtime.tables import format_csv_row
 
-    cells = [number for _, number in answer] if task == "regression" else itertools.chain.from_iterable(answer)
-    return format_csv_row([path, *cells]).removesuffix("\n")
+    cells = list(itertools.chain.from_iterable(answer))
+    return format_csv_row([path, *cells, *[None] * (columns - len(cells))]).removesuffix("\n")
+
+
+def _format_numbers_csv(path, answer):
+    from efficientnet_tf.runtime.tables import format_csv_row
+
+    return format_csv_row([path, *(number for _, number in answer)]).removesuffix("\n")
 
 
 def _csv_header(model, top):
@@ -200,7 +225,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_dir", type=cli.model_path, required=True, help=cli.MODEL_HELP)
     cli.add_checkpoint_argument(parser)
     cli.add_backend_argument(parser)
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="Number of classes or labels per image.")
+    parser.add_argument(
+        "--top",
+        type=cli.positive_int,
+        help=f"Number of classes or labels per image. {DEFAULT_TOP} unless this is given, but labels are printed all.",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=cli.positive_number,
+        help="Leave out classes or labels with a lower probability. Labels are printed from "
+        f"{LABEL_THRESHOLD:g} on unless this is given.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     parser.add_argument(
         "--output",

@@ -69,20 +69,20 @@ def train_cells(config: Config, count: int) -> Iterator[Cell]:
         seed = image_seed(source, config, position, id_)
         notes = _describe_operations(policy, split_seed(seed)[2]) if policy else []
         try:
-            yield Cell(train_image(encoded, seed, config).numpy(), name_label(source, label), notes)
+            yield Cell(train_image(encoded, seed, config).numpy(), name_label(source, label, config.data.task), notes)
         except tf.errors.OpError:
             yield _failed_cell(config, source, id_, label)
 
 
-def name_label(source: Source, label: Any) -> str:
+def name_label(source: Source, label: Any, task: str) -> str:
     """Return the label of an image for people: its class, its labels, or its numbers."""
     import numpy as np
 
     values = np.asarray(label)
-    if not source.label_shape:
+    if task == "classification":
         return source.class_names[int(values)]
     pairs = list(zip(source.class_names, values.tolist(), strict=True))
-    if source.labels is not None and source.labels.dtype == np.uint8:
+    if task == "multilabel":
         return ", ".join(name for name, value in pairs if value) or "no label"
     return ", ".join(f"{name} {value:.4g}" for name, value in pairs)
 
@@ -114,7 +114,7 @@ def eval_cells(config: Config, count: int) -> Iterator[Cell]:
         encoded, label = source.load(payload)
         try:
             pixels = tf.saturate_cast(tf.round(eval_image(encoded, config)), tf.uint8).numpy()
-            yield Cell(pixels, name_label(source, label))
+            yield Cell(pixels, name_label(source, label, config.data.task))
         except tf.errors.OpError:
             yield _failed_cell(config, source, id_, label)
 
@@ -126,7 +126,9 @@ def _failed_cell(config, source, id_, label):
     from efficientnet_tf.visualization.grids import Cell
 
     pixels = np.zeros((config.image_size, config.image_size, config.data.channels), np.uint8)
-    return Cell(pixels, name_label(source, label), ["unreadable:", source.describe(int(id_))], failed=True)
+    return Cell(
+        pixels, name_label(source, label, config.data.task), ["unreadable:", source.describe(int(id_))], failed=True
+    )
 
 
 def main(args):

@@ -158,8 +158,37 @@ def test_predictions(trained, digits, task, tmp_path, capsys):
     capsys.readouterr()
     assert exit_status("predict", f"--model_dir={model_dir}", *paths) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    form = r".*: value -?[\d.]+" if task == "regression" else r".*: ((even|large) [\d.]+%(, )?)+|.*: no label"
+    form = (
+        r".*: value -?[\d.]+"
+        if task == "regression"
+        else r".*: ((even|large) [\d.]+%(, )?)+|.*: nothing over the threshold"
+    )
     assert re.fullmatch(form, first)
+
+
+def test_a_threshold(trained, digits, tmp_path, capsys):
+    """It leaves out labels in every format, and the tables keep their columns."""
+    model_dir, _ = trained("multilabel")
+    paths = images_of(digits[0])[:20]
+    expected = {path: [p for p in answer if p[1] >= 0.7] for path, answer in zip(
+        paths, predict_images(model_dir, paths), strict=True
+    )}  # fmt: skip
+    assert 0 < sum(map(len, expected.values())) < 40
+    flags = [f"--model_dir={model_dir}", "--threshold=0.7", *paths]
+    assert exit_status("predict", f"--output={tmp_path}/t.csv", "--top=2", *flags) == 0
+    with open(tmp_path / "t.csv") as file:
+        for row in csv.DictReader(file):
+            names = [row[f"label_{i}"] for i in (1, 2) if row[f"label_{i}"]]
+            assert names == [name for name, _ in expected[row["path"]]]
+    capsys.readouterr()
+    assert exit_status("predict", *flags) == 0
+    for line, path in zip(capsys.readouterr().out.splitlines(), paths, strict=True):
+        found = [f"{name} {probability:.1%}" for name, probability in expected[path]]
+        assert line == f"{path}: {', '.join(found) or 'nothing over the threshold'}"
+    assert exit_status("predict", f"--model_dir={trained('regression')[0]}", "--threshold=0.7", *paths) == 1
+    assert "--threshold=0.7 is for classes and labels" in capsys.readouterr().err
+    assert exit_status("predict", f"--model_dir={model_dir}", "--threshold=1.5", *paths) == 1
+    assert "--threshold=1.5 is not possible" in capsys.readouterr().err
 
 
 @pytest.mark.slow

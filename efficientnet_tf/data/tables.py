@@ -193,8 +193,8 @@ def check_files(table: Table, max_bad_fraction: float) -> Table:
             first, second = (escape(shorten(", ".join(cells))) for cells in (table.cells[other], labels))
             raise UserError(
                 f"{escape(table.name)}, lines {table.lines[other]} and {line}: {escape(path)} has the labels "
-                f"'{first}' and '{second}'. Keep the right one. If an image has several labels, write them into one "
-                "row, and set data.task=multilabel."
+                f"'{first}' and '{second}'. Keep the right one. An image with several labels has one row with all of "
+                "them, which needs data.task=multilabel."
             )
     remarks = list(table.remarks)
     endings = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
