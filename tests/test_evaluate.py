@@ -308,6 +308,7 @@ def test_real_labels_of_tensorflow_datasets(run, sets, strategy, tmp_path):
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_images_without_a_number(run, sets, strategy, tmp_path):
     path = write_json(tmp_path / "real.json", real_lists(60))
     with pytest.raises(UserError, match=r"to 00000060, but 1 names have no such number: .*v2/0/0\.png"):

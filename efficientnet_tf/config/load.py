@@ -173,7 +173,7 @@ def _describe(schema: type[Section], item: Mapping[str, Any], layers: Layers) ->
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         allowed = _keys_at(schema, location)
-        hint = suggest(location[-1], allowed) or _suggest_section(location[-1])
+        hint = _suggest_section(location[-1]) or suggest(location[-1], allowed)
         message = f"unknown key. Allowed are {', '.join(sorted(allowed))}." + hint
     elif item["type"] == "missing":
         message = "is required but missing"

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from efficientnet_tf.config.fields import Count, Epochs, Fraction, ModelPath, NonNegative, Positive, Positives, Section
 
+_Stages = Annotated[str, Field(pattern=r"^stage[1-9][0-9]{0,2}$")]
+
 
 class OptimizerConfig(Section):
     """The optimizer and its settings.
@@ -121,7 +123,7 @@ class TrainConfig(Section):
     """Weights to start from: a model directory, an export, any file that the command `weights` reads, or hf://user/name
     on the Hugging Face Hub. The default is a random initialization. The classifier is kept only if the classes are the
     same."""
-    freeze: Annotated[str, Field(pattern=r"^(none|batch_norm|body|stage[1-9][0-9]{0,2})$")] = "none"
+    freeze: Literal["none", "batch_norm", "body"] | _Stages = "none"
     """Weights that keep their values from init_from. `batch_norm`: scale, offset and statistics, which are also used as
     stored. `stage4`, or another number: the stem and the stages up to this one. `body`: everything except the
     classifier. What is frozen as a whole uses the stored statistics, and drops nothing."""

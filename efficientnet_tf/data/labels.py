@@ -181,7 +181,7 @@ def _check_known(found, names, table, data):
     unknown = sorted(found - set(names))
     if unknown:
         raise UserError(
-            f"{escape(table.name)} has labels that the table of {escape(data.train_split)!r} does not have: "
+            f"{escape(table.name)} has labels that {escape(data.train_split)!r} does not have: "
             f"{unknown[:10]}. Remove these rows, or add training images." + suggest(unknown[0], names)
         )
 

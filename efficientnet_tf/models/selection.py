@@ -132,7 +132,7 @@ def parse_selection(text: str | bytes) -> Selection:
     """Return a selection from the text of `Selection.to_text`, or raise ValueError if it is none."""
     values = json.loads(text)
     names = [field.name for field in dataclasses.fields(Selection)]
-    if not isinstance(values, dict) or sorted(values) != sorted(names) or values["metric"] not in METRIC_TEXTS:
+    if not isinstance(values, dict) or sorted(values) != sorted(names) or values["metric"] not in [*METRIC_TEXTS]:
         raise ValueError("its record of the best evaluation is damaged")
     counts = [values["step"], values["since_best"], values["best_step"] or 0]
     if not all(type(count) is int and count >= 0 for count in counts) or type(values["best_value"]) is not float:

@@ -49,7 +49,10 @@ class EvaluationFiles:
     def check_task(self, task: str) -> None:
         """Raise UserError if a file is for classes only, and the model predicts something else."""
         if task != "classification" and self.confusion:
-            raise UserError(f"confusion is for a model that predicts classes, and this one has data.task={task}.")
+            raise UserError(
+                f"confusion={escape(self.confusion)} is for a model that predicts classes, and this one has "
+                f"data.task={task}."
+            )
 
     def check_count(self, classes: int) -> None:
         """Raise UserError if a picture cannot show so many classes."""

@@ -84,7 +84,7 @@ def test_unknown_labels_in_evaluation(tmp_path):
     write(tmp_path, ["cat;dog", "owl"])
     write(tmp_path, ["cat;dgo"], split="val")
     message = error(tmp_path, "val", task="multilabel")
-    assert "labels that the table of 'train' does not have: ['dgo']" in message and "Did you mean 'dog'?" in message
+    assert "labels that 'train' does not have: ['dgo']" in message and "Did you mean 'dog'?" in message
 
 
 def test_a_single_label_can_be_there_or_not(tmp_path):

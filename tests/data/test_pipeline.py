@@ -319,6 +319,7 @@ def test_vertical_and_horizontal_flips_are_independent(augment):
     check_frequencies([np.all(images == outcome, axis=(1, 2, 3)).sum() for outcome in outcomes], np.full(4, 1 / 4))
 
 
+@pytest.mark.slow
 def test_shifted_images_keep_their_pixels_and_every_shift_is_as_likely(augment):
     whole = ("augment.crop_area=[1.0, 1.0]", "augment.crop_aspect=[0.1, 10.0]", "augment.flip=false")
     image = augment(seeds(1), *whole)[0]

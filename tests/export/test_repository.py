@@ -77,6 +77,7 @@ def read_warmup(folder):
     return requests
 
 
+@pytest.mark.slow
 def test_a_version_for_tensorflow_serving(served, run):
     folder = served / "digits" / "1"
     assert (folder / "saved_model.pb").exists() and [path.name for path in served.iterdir()] == ["digits"]

@@ -219,7 +219,7 @@ def test_needs_are_recorded_so_that_a_resumed_run_needs_no_file(digits, trained,
     [
         ("body", 2, []),
         ("batch_norm", 1, ["train.precision=mixed_bfloat16"]),
-        ("stage2", 1, []),
+        ("stage1", 1, []),
         pytest.param("body", 1, ["optimizer.name=adamw"], marks=pytest.mark.slow),
         pytest.param("batch_norm", 2, ["optimizer.name=adamw"], marks=pytest.mark.slow),
         pytest.param("none", 2, [], marks=pytest.mark.slow),
@@ -235,7 +235,7 @@ def test_frozen_variables_stay_bit_for_bit_and_all_others_move(digits, trained, 
     loss, _ = steps(4, plan_phases(config, 50)[0])
     after = values_of(state)
     frozen = {"none": lambda name: False, "batch_norm": is_batch_norm, "body": lambda name: "predictions" not in name}
-    frozen["stage2"] = lambda name: any(part in name for part in ("stem_", "block1", "block2"))
+    frozen["stage1"] = lambda name: "stem_" in name or "block1" in name
     still = {name for name in before if same(before[name], after[name])}
     counter = {"optimizer/iteration"}
     assert still == {name for name in before if frozen[freeze](name)} - counter
@@ -263,13 +263,14 @@ def test_frozen_batch_norm_uses_its_stored_statistics(digits, trained):
 
 def test_frozen_stages_compute_what_is_stored(digits, trained):
     """Their batch norm and their branches are those of inference, and the stages after them are those of training."""
-    config = new_config(digits, trained, "train.freeze=stage2", "model.drop_connect=0.5")
+    config = new_config(digits, trained, "train.freeze=stage1", "model.drop_connect=0.5")
     state, _ = start(config, tiny.make_strategy(1))
     graph = build_phase_graph(config, config, state.model, tiny.make_strategy(1))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
-    for name, is_frozen in (("block2b_add", True), ("block3b_add", False)):
-        part = keras.Model(graph.input, graph.get_layer(name).output)
-        assert np.array_equal(part(images, training=True), part(images, training=False)) == is_frozen, name
+    for stage, is_frozen in (("block1", True), ("block2", False)):
+        last = [layer for layer in graph.layers if layer.name.startswith(stage)][-1]
+        part = keras.Model(graph.input, last.output)
+        assert np.array_equal(part(images, training=True), part(images, training=False)) == is_frozen, last.name
 
 
 def test_a_stage_that_the_network_does_not_have():
@@ -278,7 +279,7 @@ def test_a_stage_that_the_network_does_not_have():
     ):
         tiny.load_config("train.freeze=stage4", "train.init_from=x")
     for wrong in ("stage0", "stage", "stage1.5", "stages2"):
-        with pytest.raises(UserError, match=r"train.freeze: String should match pattern"):
+        with pytest.raises(UserError, match=r"train\.freeze"):
             tiny.load_config(f"train.freeze={wrong}", "train.init_from=x")
 
 
