@@ -86,8 +86,13 @@ def check_agreement(
         )
     if not result["agreement"] >= AGREEMENT:
         advice = advise() if precision == "int8" else ""
+        share, images = f"{result['agreement']:.1%}", f"{result['images']} images"
+        agrees = {
+            "classification": f"agrees with the Keras model's top-1 class on only {share} of {images}",
+            "multilabel": f"agrees with the Keras model on only {share} of the labels of {images}",
+            "regression": f"reproduces only {share} of the variance of the Keras model's numbers on {images}",
+        }[task]
         raise UserError(
-            f"In {runtime} with {precision}, the network differs too much from the Keras model: "
-            f"{describe_agreement(result['agreement'], task)}, on {result['images']} images. At least {AGREEMENT:.0%} "
-            f"is required. {output} was not written.{advice}"
+            f"In {runtime} with {precision}, the network {agrees}. At least {AGREEMENT:.0%} is required. {output} was "
+            f"not written.{advice}"
         )

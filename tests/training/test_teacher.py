@@ -110,6 +110,7 @@ def test_the_student_follows_the_teacher(teacher):
 def test_a_run_that_is_stopped_repeats_itself(teacher, tmp_path):
     """Bit for bit, with the teacher read again."""
     settings = [f"train.teacher={teacher[0]}", "train.epochs=1", "schedule.warmup_epochs=0", "train.steps_per_loop=5"]
+    settings.append(tiny.SHORT)
     config = tiny.load_config(*settings, "train.checkpoint_every_epochs=0.5")
     whole = train_model(config, str(tmp_path / "whole"), tiny.make_strategy(1))
     stopped = [tiny.At(step10=tiny.send_sigterm)]

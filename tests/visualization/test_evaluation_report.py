@@ -46,7 +46,8 @@ def visit(browser, tmp_path):
 
 
 def evaluated(task, labels, names=("cat", "dog"), scores=SCORES):
-    return Evaluated(task, names, scores, np.array(labels), np.arange(10, 10 + len(scores)))
+    labels = np.array(labels, np.float32 if task == "regression" else np.int64)
+    return Evaluated(task, names, scores, labels, np.arange(10, 10 + len(scores)))
 
 
 def captions(page):
