@@ -16,7 +16,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape, normalize_name, shorten
-from efficientnet_tf.data.scan import count, show
+from efficientnet_tf.data.scan import show
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
@@ -220,7 +220,7 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
         line, examples = table.lines[labels.index(lists[0])], show([shorten(label) for label in lists], 3)
         raise UserError(
             f"{escape(table.name)}, line {line}: the label '{escape(shorten(lists[0]))}' seems to name several "
-            f"classes. {count(len(lists), 'label does', 'labels do')} so, of {len(counts):,}: {examples}. Each would "
+            f"classes. {len(lists):,} of {len(counts):,} labels do so: {examples}. Each would "
             "become a class. If images have several labels, set data.task=multilabel and data.label_separator. If it "
             "is the name of one class, write it without the separator."
         )
