@@ -24,7 +24,7 @@ def find_duplicates(vectors: np.ndarray, similarity: float) -> list[tuple[int, i
 
     Returns:
         (first image, second image, cosine) of each pair, the most similar one first. The time grows with the square of
-        the number of images: about a minute for 100,000 of them.
+        the number of images.
     """
     import numpy as np
 
