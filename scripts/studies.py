@@ -77,14 +77,14 @@ which are spent on one dimension, or on all three as in compound scaling.
 - **More pixels gain most**, 8 points. A wider or deeper network cannot bring back the details that photographs of
   16x16 pixels lack.
 - **More width gains 5 points, compound scaling 4.** Compound scaling goes from 16 to 20 pixels only.
-- **More depth loses 13 points.** This network has 32 blocks instead of 10. All networks were trained for 1,170 steps
-  at the learning rate of the recipe, which is probably too short for it. Longer runs were not tried.
+- **More depth loses 13 points.** This network has 32 blocks instead of 10. All networks were trained for
+  1,170 steps at the learning rate of the recipe, which is probably too short for it. Longer runs were not tried.
 
 In table 7 of the paper, compound scaling is ahead of every single dimension. **Here it is not.** The likely
 reasons are that the base sees few pixels and that the runs are short. So the study does not contradict the paper. It
 suggests that the best dimension depends on the base, and that coefficients that were found for B0 at 224 pixels do not
-suit every network. The seeds differ by 0.3 to 1.7 points, so the order of pixels, width and depth is clear. That of width and
-compound scaling, 1.2 points apart, is likely.""",
+suit every network. The seeds differ by 0.3 to 1.7 points, so the order of pixels, width and depth is clear. That of
+width and compound scaling, 1.2 points apart, is likely.""",
         [
             *("efficientnet_tf.study", "--study=one_dimension", HALF, "--resolution=16", "--recipe=cifar10"),
             *("--widths=2", "--depths=4", "--resolutions=2", "--phis=1.1"),
