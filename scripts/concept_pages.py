@@ -108,16 +108,16 @@ def format_scaling_figure() -> str:
 def format_gpu() -> str:
     """Return the rates of JAX and timm on a GPU, from `docs/speed/gpu.json`, which `gpu_benchmark.py` writes."""
     report = json.loads((ROOT / "docs" / "speed" / "gpu.json").read_text(encoding="utf-8"))
-    lines = ["| network | mode | batch | this package | timm | ratio |", "|---|---|--:|--:|--:|--:|"]
+    lines = ["| network | mode | batch | GPU | this package | timm | ratio |", "|---|---|--:|---|--:|--:|--:|"]
     cases = {}
     for row in report["rows"]:
         cases.setdefault((row["variant"], row["size"], row["mode"], row["batch"]), {})[row["implementation"]] = row
     for (variant, size, mode, batch), rows in cases.items():
         rates = [f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f})" for row in rows.values()]
-        ratio = rows["jax"]["of_timm"]
-        lines.append(f"| {variant} at {size} pixels | {mode} | {batch} | {' | '.join(rates)} | {ratio:.2f} |")
+        gpu, ratio = rows["jax"]["device"], rows["jax"]["of_timm"]
+        lines.append(f"| {variant} at {size} pixels | {mode} | {batch} | {gpu} | {' | '.join(rates)} | {ratio:.2f} |")
     versions = ", ".join(f"{name} {report['environment'][name]}" for name in ("jax", "torch", "timm"))
-    about = f"Images per second on one {report['rows'][0]['device']} in bfloat16, with {versions}:"
+    about = f"Images per second on one GPU in bfloat16, with {versions}:"
     return "\n".join([about, "", *lines])
 
 
