@@ -127,16 +127,16 @@ networks, and every network here has the same learning rate and the same number 
 search on scikit-learn's digits, of which 360 are for evaluation, with the variant `tiny` as baseline and target. A
 network is trained for six epochs. After two of them or later it is stopped if it is behind the median of the others.
 
-The sampler TPE draws the first ten networks at random, baseline included, and learns from them. Of the next twenty, five
-were trained to the end, and four of them have an objective above 1. The best has the accuracy of the baseline with
+The sampler TPE draws the first nine networks after the baseline at random, and learns from them. Of the next twenty,
+six were trained to the end, and four of them have an objective above 1. The best has the accuracy of the baseline with
 43 % of its multiply-adds, and 4.6 times its parameters, which the objective does not see.""",
         [*MNASNET, "--sampler=tpe"],
         searches_baseline=True,
     ),
     "baseline_random": Part(
         "The same at random",
-        """The first ten networks are the same as those of TPE. Of the next twenty, four were trained to the end, and none
-has an objective above 0.972. The best network is one of the first ten.
+        """The first ten networks are the same as those of TPE. Of the next twenty, four were trained to the end, and
+none has an objective above 0.972. The best network is one of the first ten.
 
 What can be concluded: with thirty networks, TPE finds several better networks where random search finds none. What
 cannot be concluded is by how much a search gains in general, because each ran once, and one image more or less changes
