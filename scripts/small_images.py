@@ -97,9 +97,9 @@ def _finetune(rate: float, optimizer: list[str]) -> list[str]:
 PARTS = {
     "cifar10": Part(
         "CIFAR-10",
-        "B0 with the recipe as it is. At the end it classifies 85.7 % of the augmented training images correctly, about as "
-        "many as of the test images, so it does not overfit yet. With four times as long, "
-        "`--set train.epochs=100`, it should go further. This was not run.",
+        "B0 with the recipe as it is. At the end it classifies 85.7 % of the augmented training images correctly, "
+        "about as many as of the test images, so it does not overfit yet. With more time, "
+        "`--set train.epochs=100` should go further. This was not run.",
         "cifar10",
         {"recipe": ["--variant=b0", "--recipe=cifar10"]},
     ),
