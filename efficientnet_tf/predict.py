@@ -75,18 +75,16 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.export.load import load_model
 
     model = load_model(args.model_dir, checkpoint=args.checkpoint)
-    format_answer, top = _choose_format(args, model), _choose_top(args, model)
+    top = _choose_top(args, model)
     failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
-    with _open_output(args.output, bar) as write, bar if is_long else contextlib.nullcontext():
-        if (args.output or "").endswith(".csv"):
-            write(_csv_header(model, top))
+    with _open_output(args, model, top, bar) as write, bar if is_long else contextlib.nullcontext():
         for path, answer in zip(paths, model.iterate_predictions(paths, top), strict=True):
             bar.advance()
             if isinstance(answer, UserError):
                 failed += 1
                 bar.print(escape(str(answer)), sys.stderr)
             else:
-                write(format_answer(path, answer))
+                write(path, answer)
     if args.output is not None:
         print(f"{escape(args.output)}: {bar.summarize()}")
     elif is_long:
@@ -103,6 +101,7 @@ def _check(args):
     from efficientnet_tf.data.scan import find_images
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.runtime.files import check_output
+    from efficientnet_tf.runtime.parquet import require_pyarrow
 
     if args.json and args.output is not None:
         raise UserError(
@@ -111,9 +110,30 @@ def _check(args):
         )
     if args.threshold is not None and args.threshold > 1:
         raise UserError(f"threshold={args.threshold:g} is not possible. A probability is at most 1.")
-    check_output("output", args.output, (".csv", ".jsonl"), [args.model_dir, *args.images])
+    check_output("output", args.output, (".csv", ".jsonl", ".parquet"), [args.model_dir, *args.images])
+    table = args.output if (args.output or "").endswith(".parquet") else None
+    if args.soft and table is None:
+        raise UserError("--soft writes a table of probabilities. Add --output=FILE.parquet.")
+    if args.soft and (args.top is not None or args.threshold is not None):
+        raise UserError("--soft writes the probabilities of all classes, so leave out --top and --threshold.")
+    if table is not None:
+        require_pyarrow(f"output={escape(table)}")
     check_model(args.model_dir, checkpoint=args.checkpoint)
-    return find_images(args.images)
+    paths = find_images(args.images)
+    odd = next((path for path in paths if not _is_text(path)), None)
+    if odd is not None and table is not None:
+        raise UserError(
+            f"output={escape(table)} has file names as text, but {escape(odd)} is not UTF-8. Rename it, or use "
+            "--output=FILE.jsonl."
+        )
+    return paths
+
+
+def _is_text(path):
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _report_unreadable(paths):
@@ -134,44 +154,96 @@ def _print_failures(count):
 
 
 @contextlib.contextmanager
-def _open_output(output: str | None, bar: RateBar) -> Iterator[Callable[[str], Any]]:
-    """Give the block a function that writes a line to a file, or prints it if there is none."""
+def _open_output(args: argparse.Namespace, model: Any, top: int, bar: RateBar) -> Iterator[Callable[[str, Any], Any]]:
+    """Give the block a function that writes the answer for an image, given its path, or prints it."""
     from efficientnet_tf.runtime.files import atomic_writer
 
-    if output is None:
-        yield bar.print
+    choose = _choose_filter(args, model)
+    if args.output is None:
+        format_answer = _choose_format(args, model, top)
+        yield lambda path, answer: bar.print(format_answer(path, choose(answer)))
         return
-    with atomic_writer(output) as file:
-        yield lambda line: file.write(f"{line}\n".encode())
+    with atomic_writer(args.output) as file:
+        if args.output.endswith(".parquet"):
+            with _open_table(args, model, top, file) as write:
+                yield lambda path, answer: write(path, choose(answer))
+            return
+        format_answer = _choose_format(args, model, top)
+        if args.output.endswith(".csv"):
+            file.write(f"{_csv_header(model, top)}\n".encode())
+        yield lambda path, answer: file.write(f"{format_answer(path, choose(answer))}\n".encode())
+
+
+@contextlib.contextmanager
+def _open_table(args, model, top, file):
+    """Give the block a function that writes the answer for an image to a Parquet file, given its path."""
+    from efficientnet_tf.data.pseudo_labels import CLASS_NAMES, COLUMNS
+    from efficientnet_tf.runtime.parquet import ParquetWriter
+
+    names, notes = _list_columns(model, top), None
+    columns = {name: "text" if name.startswith("label_") and model.task != "regression" else "number" for name in names}
+    columns = {"path": "text"} | columns
+    if args.soft:
+        columns, notes = COLUMNS, {CLASS_NAMES: json.dumps(list(model.class_names))}
+    with ParquetWriter(file, columns, notes) as writer:
+
+        def write(path, answer):
+            if args.soft:
+                probability = dict(answer)
+                writer.write([os.path.abspath(path), [probability[name] for name in model.class_names]])
+                return
+            values = [value for _, value in answer] if model.task == "regression" else itertools.chain(*answer)
+            cells = [path, *values]
+            writer.write([*cells, *[None] * (len(columns) - len(cells))])
+
+        yield write
 
 
 def _choose_top(args, model):
     """Return how many classes or labels to ask the model for."""
+    from efficientnet_tf.config.errors import UserError
+
+    if args.soft:
+        if model.task != "classification":
+            raise UserError(f"--soft is for classes, and this model has data.task={model.task}.")
+        return len(model.class_names)
     if args.top is not None:
         return args.top
     is_shown = args.output is None and not args.json  # All labels over the threshold are printed.
     return len(model.class_names) if is_shown and model.task == "multilabel" else DEFAULT_TOP
 
 
-def _choose_format(args, model):
-    """Return the function of a path and its answer that formats the predictions of an image as a line."""
+def _choose_filter(args, model):
+    """Return the function of the answer for an image that leaves out what is under the threshold."""
     from efficientnet_tf.config.errors import UserError
 
     threshold = args.threshold
-    if model.task == "regression":
-        if threshold is not None:
-            raise UserError(f"threshold={threshold:g} is for classes and labels, and this model predicts numbers.")
-        formats = _format_numbers_json, _format_numbers_csv, _format_numbers
-    else:
-        columns = 2 * min(_choose_top(args, model), len(model.class_names))
-        formats = _format_json, functools.partial(_format_csv, columns=columns), _format_text
-    is_json = args.json or (args.output or "").endswith(".jsonl")
-    chosen = formats[0] if is_json else formats[1] if args.output is not None else formats[2]
-    if threshold is None and model.task == "multilabel" and chosen is _format_text:
+    if threshold is not None and model.task == "regression":
+        raise UserError(f"threshold={threshold:g} is for classes and labels, and this model predicts numbers.")
+    if threshold is None and model.task == "multilabel" and args.output is None and not args.json:
         threshold = LABEL_THRESHOLD
     if threshold is None:
-        return chosen
-    return lambda path, answer: chosen(path, [pair for pair in answer if pair[1] >= threshold])
+        return lambda answer: answer
+    return lambda answer: [pair for pair in answer if pair[1] >= threshold]
+
+
+def _choose_format(args, model, top):
+    """Return the function of a path and its answer that formats the predictions of an image as a line."""
+    if model.task == "regression":
+        formats = _format_numbers_json, _format_numbers_csv, _format_numbers
+    else:
+        columns = len(_list_columns(model, top))
+        formats = _format_json, functools.partial(_format_csv, columns=columns), _format_text
+    is_json = args.json or (args.output or "").endswith(".jsonl")
+    return formats[0] if is_json else formats[1] if args.output is not None else formats[2]
+
+
+def _list_columns(model, top):
+    """Return the names of the columns after the path, in a table of predictions."""
+    if model.task == "regression":
+        return list(model.class_names)
+    ranks = range(1, min(top, len(model.class_names)) + 1)
+    return [name for rank in ranks for name in (f"label_{rank}", f"probability_{rank}")]
 
 
 def _format_text(path, answer):
@@ -212,10 +284,7 @@ def _format_numbers_csv(path, answer):
 def _csv_header(model, top):
     from efficientnet_tf.runtime.tables import format_csv_row
 
-    if model.task == "regression":
-        return format_csv_row(["path", *model.class_names]).removesuffix("\n")
-    ranks = range(1, min(top, len(model.class_names)) + 1)
-    return ",".join(["path", *(f"label_{rank},probability_{rank}" for rank in ranks)])
+    return format_csv_row(["path", *_list_columns(model, top)]).removesuffix("\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -240,8 +309,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=cli.path,
-        metavar="FILE.csv|FILE.jsonl",
+        metavar="FILE.csv|FILE.jsonl|FILE.parquet",
         help="Write the results to this file instead: a table with one row per image, or one JSON object per line.",
+    )
+    parser.add_argument(
+        "--soft",
+        action="store_true",
+        help="Write the probabilities of all classes, for data.pseudo_labels. Needs --output=FILE.parquet.",
     )
     return parser
 

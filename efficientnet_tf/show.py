@@ -80,7 +80,7 @@ def name_label(source: Source, label: Any, task: str) -> str:
 
     values = np.asarray(label)
     if task == "classification":
-        return source.class_names[int(values)]
+        return source.class_names[int(values if values.ndim == 0 else values.argmax())]
     pairs = list(zip(source.class_names, values.tolist(), strict=True))
     if task == "multilabel":
         return ", ".join(name for name, value in pairs if value) or "no label"

@@ -121,6 +121,30 @@ def format_gpu() -> str:
     return "\n".join([about, "", *lines])
 
 
+def format_input_rates() -> str:
+    """Return the rates of the sources of files, from `docs/speed/input_sources.json`, which `input_rates.py` writes."""
+    report = json.loads((ROOT / "docs" / "speed" / "input_sources.json").read_text(encoding="utf-8"))
+    lines = ["| source | images/s read | as training images | of TFRecords |", "|---|--:|--:|--:|"]
+    for name in dict.fromkeys(row["source"] for row in report["rows"]):
+        read, decoded = (row for row in report["rows"] if row["source"] == name)
+        rates = " | ".join(f"{row['images_per_second']:,.0f}" for row in (read, decoded))
+        lines.append(f"| `{name}` | {rates} | {decoded['of_records']:.0%} |")
+    machine = report["environment"]
+    about = (
+        f"The same {report['photos']:,} photographs of about 500x375 pixels, on {machine['cores']} cores "
+        f"({machine['cpu']}), read from the memory of the system:"
+    )
+    return "\n".join([about, "", *lines])
+
+
+def format_noisy_student() -> str:
+    """Return what networks gain from others, from `docs/noisy_student.json`, which `noisy_student.py` writes."""
+    import noisy_student
+
+    report = json.loads(noisy_student.RESULTS.read_text(encoding="utf-8"))
+    return noisy_student.format_table(report)
+
+
 def format_serving() -> str:
     """Return the load table of the HTTP server, from `docs/speed/serving.json`."""
     report = json.loads((ROOT / "docs" / "speed" / "serving.json").read_text(encoding="utf-8"))

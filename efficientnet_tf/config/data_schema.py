@@ -19,6 +19,9 @@ from efficientnet_tf.config.fields import (
     Side,
 )
 
+_SOURCES = r"^(digits|folder|table|records|arrays|parquet|webdataset|synthetic|tfds:[\w./:+-]+)$"
+_WITH_COLUMNS = ("table", "parquet", "webdataset")
+
 
 class DataConfig(Section):
     """The images, and how they are read.
@@ -29,17 +32,17 @@ class DataConfig(Section):
         'tfds:imagenette/320px-v2'
     """
 
-    source: Annotated[str, Field(pattern=r"^(digits|folder|table|records|arrays|synthetic|tfds:[\w./:+-]+)$")] = (
-        "digits"
-    )
+    source: Annotated[str, Field(pattern=_SOURCES)] = "digits"
     """Where the images come from. `digits`: the handwritten digits of scikit-learn. `folder`: one folder per class.
     `table`: a file `<split>.csv` or `<split>.tsv` that lists paths and labels. `records`: TFRecord files named
     `<split>-00000-of-00128` and so on, in the format of the official tools. `arrays`: `.npz` files of NumPy with images
-    and labels, or the idx files of MNIST. `synthetic`: generated images. `tfds:<name>`: a data set of TensorFlow
+    and labels, or the idx files of MNIST. `parquet`: Parquet files in the layout of the Hugging Face Hub, named
+    `<split>-00000-of-00004.parquet` and so on. `webdataset`: tar files named `<split>-0000.tar` and so on. `synthetic`:
+    generated images. `tfds:<name>`: a data set of TensorFlow
     Datasets."""
     task: Literal["classification", "multilabel", "regression"] = "classification"
     """What belongs to an image. `classification`: one class. `multilabel`: any number of labels, or none. `regression`:
-    one or more numbers. The last two need `table` or `arrays`."""
+    one or more numbers. The last two need `table`, `arrays`, `parquet` or `webdataset`."""
     dir: Path | None = None
     """Folder that holds the images, or the data directory of TensorFlow Datasets. For `arrays`, this can also be the
     `.npz` file."""
@@ -52,16 +55,24 @@ class DataConfig(Section):
     """`folder` without split subfolders, or `arrays`: fraction of every class that is held out for evaluation. Of
     `arrays`, the training split is divided, and others are not used."""
     label_columns: Names | None = None
-    """`table`: columns with the labels. `classification`: the column with the classes. `multilabel`: one column for
-    each label, with 1 or 0, or a single column with the names of all labels of an image. `regression`: the columns with
-    the numbers. The default is the column `label`."""
+    """`table` and `parquet`: columns with the labels. `webdataset`: keys of the JSON. `classification`: the column with
+    the classes. `multilabel`: one column for each label, with 1 or 0, or a single column with the names of all labels
+    of an image. `regression`: the columns with the numbers. The default is the column `label`."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] = ";"
-    """`table` with task=multilabel: what separates the labels in a cell."""
+    """task=multilabel: what separates the labels in a cell or text."""
     target_mean: Floats | None = None
     """`regression`: mean of each number. The network learns how far the numbers are from it, in units of target_std,
     and still returns the numbers themselves. The default is the mean of the training images."""
     target_std: Positives | None = None
     """`regression`: standard deviation of each number, as target_mean."""
+    pseudo_labels: Path | None = None
+    """`folder` and `table`: file of `predict --soft`, whose images are added to the training images. The network learns
+    the probabilities in it, as Noisy Student does."""
+    pseudo_confidence: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Images of `pseudo_labels` whose most likely class has a lower probability are left out."""
+    pseudo_per_class: Count | None = None
+    """Number of images of `pseudo_labels` to take of each class, those with the highest probability. If there are
+    fewer, they are repeated. The default is to take all of them once."""
     image_size: Side | None = None
     """Side of the images in pixels. The default is the resolution of the model."""
     channels: Literal[1, 3] = 3
@@ -102,12 +113,25 @@ class DataConfig(Section):
             raise ValueError(f"data.target_mean and data.target_std are for data.task=regression, not {self.task!r}")
         if len(self.target_mean or ()) != len(self.target_std or ()):
             raise ValueError("data.target_mean and data.target_std need one value each for every number")
+        if self.pseudo_labels is not None and (self.source not in ("folder", "table") or self.task != "classification"):
+            raise ValueError(
+                "data.pseudo_labels needs data.source=folder or data.source=table with data.task=classification, "
+                f"received source {self.source!r} and task {self.task!r}"
+            )
+        if self.service is not None and self.source in ("parquet", "webdataset"):
+            raise ValueError(
+                f"data.service cannot be combined with data.source={self.source}, whose images are read by the process "
+                "that trains. Leave data.service out"
+            )
         if len(self.background) == 2:
             raise ValueError(f"data.background has one value or three, received {list(self.background)}")
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
-        if self.source != "table":
-            raise ValueError(f"data.label_columns is only for data.source=table, received source {self.source!r}")
+        if self.source not in _WITH_COLUMNS:
+            raise ValueError(
+                f"data.label_columns is only for data.source={' and '.join(_WITH_COLUMNS)}, received source "
+                f"{self.source!r}"
+            )
         names = [name.strip().lower() for name in columns]
         if len(set(names)) < len(names) or "path" in names:
             raise ValueError(f"data.label_columns names columns of labels, each once, received {list(columns)}")

@@ -16,7 +16,7 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, normalize_name
 from efficientnet_tf.data.array_files import StoredArray, list_members, open_array
 from efficientnet_tf.data.class_folders import find_alias, hold_out
-from efficientnet_tf.data.labels import LARGEST, describe_labels
+from efficientnet_tf.data.labels import LARGEST, describe_labels, name_numbers
 from efficientnet_tf.data.record_files import read_class_file
 from efficientnet_tf.data.scan import list_entries, show
 from efficientnet_tf.runtime.files import is_folder, is_remote
@@ -90,7 +90,8 @@ def list_arrays(data: DataConfig, split: str, training: bool) -> ArrayListing:
         images, labels = _open_split(root, name, places[name], data.task)
     class_names = _read_class_names(data, places[train]["images"])
     if class_names is None:
-        class_names = _name_classes(places[train]["labels"], train_labels)
+        is_class, where = train_labels.ndim == 1, _show(places[train]["labels"])
+        class_names = name_numbers(train_labels, where) if is_class else [str(n) for n in range(train_labels.shape[-1])]
     for part, found in {train: train_labels, name: labels}.items():
         _check_range(places[part]["labels"], found, class_names)
     found = describe_labels(train_labels, class_names, _show(places[train]["labels"]))
@@ -312,22 +313,6 @@ def _read_class_array(array):
         raise
     except ValueError:
         raise UserError(f"{array.name}: the class names are not valid Unicode.") from None
-
-
-def _name_classes(place, labels):
-    """Return the numbers 0, 1, ... as names, for labels that have none, after checking that no number is missing."""
-    if labels.ndim > 1:
-        return [str(number) for number in range(labels.shape[1])]
-    found = np.unique(labels)
-    if found[-1] != len(found) - 1:
-        missing = int(np.flatnonzero(found != np.arange(len(found)))[0])
-        advice = "Number the classes from 0 without gaps"
-        advice += f", for example by subtracting {found[0]}." if missing == 0 else "."
-        raise UserError(
-            f"{_show(place)}: no training image has the label {missing}, but labels go up to {found[-1]}. {advice} If "
-            f"this is right, name all classes in classes.txt, in an array {_CLASSES!r}, or in data.class_names."
-        )
-    return [str(number) for number in found]
 
 
 def _check_range(place, labels, class_names):

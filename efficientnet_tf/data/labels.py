@@ -119,6 +119,28 @@ def describe_labels(labels: np.ndarray, names: Sequence[str], where: str) -> lis
     return []
 
 
+def name_numbers(numbers: np.ndarray, where: str) -> list[str]:
+    """Return the numbers 0, 1, ... as names of the classes of training images that have no other names.
+
+    Args:
+        numbers: Class of each image, int [N], all >= 0.
+        where: Where they are, for messages, and what else can name the classes.
+
+    Raises:
+        UserError: If a number is missing.
+    """
+    found = np.unique(numbers)
+    if found[-1] != len(found) - 1:
+        missing = int(np.flatnonzero(found != np.arange(len(found)))[0])
+        advice = "Number the classes from 0 without gaps"
+        advice += f", for example by subtracting {found[0]}." if missing == 0 else "."
+        raise UserError(
+            f"{where}: no training image has the label {missing}, but labels go up to {found[-1]}. {advice} If this is "
+            "right, name all classes in classes.txt or in data.class_names."
+        )
+    return [str(number) for number in found]
+
+
 # --------------------------------------------------------------------------------------------------------- several
 
 
@@ -155,7 +177,7 @@ def _convert(table, parse):
             try:
                 values[row, column] = parse(cell)
             except ValueError as error:
-                where = f"{escape(table.name)}, line {table.lines[row]}, column {escape(table.columns[column])}"
+                where = f"{escape(table.name)}, {table.unit} {table.lines[row]}, column {escape(table.columns[column])}"
                 received = f"'{escape(shorten(cell))}'" if cell else "an empty cell"
                 raise UserError(f"{where}: {error}, received {received}.") from None
     return values
@@ -193,7 +215,7 @@ def _list_classes(table):
     """Return the class of each row."""
     for line, [label] in zip(table.lines, table.cells, strict=True):
         if not label:
-            raise UserError(f"{escape(table.name)}, line {line}: the label is empty. Each image needs a class.")
+            raise UserError(f"{escape(table.name)}, {table.unit} {line}: the label is empty. Each image needs a class.")
     return [label for [label] in table.cells]
 
 
@@ -219,7 +241,7 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
     if lists:
         line, examples = table.lines[labels.index(lists[0])], show([shorten(label) for label in lists], 3)
         raise UserError(
-            f"{escape(table.name)}, line {line}: the label '{escape(shorten(lists[0]))}' seems to name several "
+            f"{escape(table.name)}, {table.unit} {line}: the label '{escape(shorten(lists[0]))}' seems to name several "
             f"classes. {len(lists):,} of {len(counts):,} labels do so: {examples}. Each would "
             "become a class. If images have several labels, set data.task=multilabel and data.label_separator. If it "
             "is the name of one class, write it without the separator."

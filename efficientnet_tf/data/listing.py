@@ -18,9 +18,12 @@ from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.class_folders import find_alias, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
 from efficientnet_tf.data.labels import convert_labels, describe_labels, find_names
+from efficientnet_tf.data.parquet_files import list_parquet
+from efficientnet_tf.data.pseudo_labels import add_pseudo_labels
 from efficientnet_tf.data.record_files import find_record_files, read_record_classes
 from efficientnet_tf.data.scan import count, show
 from efficientnet_tf.data.tables import check_files, list_tables, read_table
+from efficientnet_tf.data.tar_files import list_tar
 from efficientnet_tf.runtime.files import is_folder, is_remote
 
 if TYPE_CHECKING:
@@ -33,8 +36,8 @@ class Listing:
 
     Attributes:
         paths: Path of each image.
-        labels: Class of each image, int32 [N]; or with other tasks than classification the labels of each image, uint8
-            [N, labels], or its numbers, float32 [N, numbers].
+        labels: Class of each image, int32 [N], or the probabilities of the classes, float32 [N, classes]. With other
+            tasks than classification the labels of each image, uint8 [N, labels], or its numbers, float32 [N, numbers].
         class_names: Names of the classes 0, 1, ..., or of the columns of the labels.
         remarks: Sentences that the user should read, for example about files that were left out.
     """
@@ -59,7 +62,7 @@ class CheckedSplit:
 
 
 def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[str, CheckedSplit]:
-    """Check the data of a run, as far as possible without TensorFlow: local folders, tables, arrays and records.
+    """Check the data of a run, as far as possible without TensorFlow: everything local but TensorFlow Datasets.
 
     Args:
         data: The section `data` of the configuration.
@@ -90,6 +93,12 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[st
         elif data.source == "arrays":
             arrays = list_arrays(data, split, split == data.train_split)
             known[split] = CheckedSplit(arrays.class_names, len(arrays.rows))
+        elif data.source == "parquet":
+            rows = list_parquet(data, split)
+            known[split] = CheckedSplit(rows.class_names, len(rows.labels))
+        elif data.source == "webdataset":
+            samples = list_tar(data, split)
+            known[split] = CheckedSplit(samples.class_names, len(samples.labels))
         elif data.source == "records" and not is_remote(str(data.dir)):
             find_record_files(str(data.dir), split)
             known[split] = CheckedSplit(read_record_classes(data), None)
@@ -100,10 +109,10 @@ def check_data(data: DataConfig, splits: Sequence[str] | None = None) -> dict[st
 
 def check_task(data: DataConfig) -> None:
     """Raise UserError if a source cannot have the labels of the task."""
-    if data.task != "classification" and data.source not in ("table", "arrays"):
+    if data.task != "classification" and data.source not in ("arrays", "parquet", "table", "webdataset"):
         raise UserError(
-            f"data.task={data.task} needs data.source=table or data.source=arrays, received data.source={data.source}. "
-            "A table has a line for each image, with its labels."
+            f"data.task={data.task} needs data.source=table, arrays, parquet or webdataset, received "
+            f"data.source={data.source}. A table has a line for each image, with its labels."
         )
 
 
@@ -151,6 +160,9 @@ def list_split(data: DataConfig, split: str, training: bool) -> Listing:
         listing = _list_table(data, folder, split)
     else:
         listing = _list_folders(data, folder, split, training)
+    if training and data.pseudo_labels is not None:
+        paths, labels, remarks = add_pseudo_labels(data, listing.paths, listing.labels, listing.class_names)
+        listing = Listing(paths, labels, listing.class_names, listing.remarks + remarks)
     check_readable(listing.paths)
     by_case = {}
     for name in listing.class_names:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.arrays import list_arrays
+from efficientnet_tf.data.containers import open_parquet_source, open_webdataset
 from efficientnet_tf.data.folders import open_files
 from efficientnet_tf.data.listing import check_classes, check_split, check_task
 from efficientnet_tf.data.source import (
@@ -59,6 +60,10 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         source = open_files(data, split, training)
     elif kind == "records":
         source = open_records(data, split)
+    elif kind == "parquet":
+        source = open_parquet_source(data, split)
+    elif kind == "webdataset":
+        source = open_webdataset(data, split)
     else:
         source = open_tfds(name, data, split)
     check_classes(data, source.class_names)

@@ -39,7 +39,7 @@ def check_new_records(source: str, split: str, folder: str, shards: int, images:
         images: Number of images of the split, or None if it is not known.
     """
     check_path("output", folder)
-    if not re.fullmatch(r"[^/\\.\0\[\]][^/\\\0\[\]]*", split) or source == "records":
+    if not re.fullmatch(r"[^/\\.\0\[\]][^/\\\0\[\]]*", split) or source in ("records", "parquet"):
         raise UserError(
             f"data.source={source}, split {split!r}: only whole splits of other sources can be written as records."
         )

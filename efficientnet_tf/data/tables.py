@@ -35,6 +35,7 @@ class Table:
         cells: What these columns have for each image, in the form of `normalize_name`. A cell can be empty.
         lines: Line of each row.
         remarks: Sentences about what was read in another way than it is written.
+        unit: What `lines` counts, for messages.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Table:
     cells: list[tuple[str, ...]]
     lines: list[int]
     remarks: list[str]
+    unit: str = "line"
 
 
 def list_tables(folder: str) -> dict[str, list[str]]:

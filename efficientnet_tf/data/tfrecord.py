@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import urllib.error
 import urllib.request
@@ -17,7 +16,8 @@ from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import escape, find_reason
 from efficientnet_tf.data.listing import check_split
 from efficientnet_tf.data.record_files import count_records, find_record_files, read_record_classes
-from efficientnet_tf.data.source import Order, Source
+from efficientnet_tf.data.shard_reader import ShardReader
+from efficientnet_tf.data.source import Source
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
@@ -169,7 +169,7 @@ def _check_first_records(path, features, classes):
         ) from None
 
 
-# -------------------------------------------------------------------------------------------------------- streams
+# --------------------------------------------------------------------------------------------------------- sources
 
 
 @dataclass(frozen=True)
@@ -186,75 +186,6 @@ class _Shard:
         return self.records_in_file - self.skip if self.take == -1 else self.take
 
 
-class _RecordReader:
-    """Reads the records of several files in the order of training or of evaluation.
-
-    Training shuffles files and records again in every epoch, as seed and epoch determine. In training, each host reads
-    its own files. In evaluation, each host reads all files and decodes its share.
-    """
-
-    def __init__(self, shards: Sequence[_Shard], shuffle_buffer: int) -> None:
-        self.sizes = [shard.size for shard in shards]
-        self._paths = [shard.path for shard in shards]
-        self._skips = [shard.skip for shard in shards]
-        self._shuffle_buffer = shuffle_buffer
-
-    @tf.autograph.experimental.do_not_convert  # It would write files: see `add_up` in runtime/strategy.py.
-    def stream(self, order: Order) -> tf.data.Dataset:
-        """Return a dataset of (position, id, record): the `stream` of a source."""
-        return self._stream_training(order) if order.shuffle else self._stream_evaluation(order)
-
-    def _stream_evaluation(self, order):
-        share = order.batch // order.hosts
-        records = self._read_epoch(order, list(range(len(self._paths))), 0)
-        padding = records.take(1).repeat()  # for the positions after the end, which have weight 0
-        records = records.concatenate(padding).enumerate().take((order.first_step + order.steps) * order.batch)
-
-        def is_of_host(position: Any, _: Any) -> Any:
-            return position % order.batch // share == order.host
-
-        records = records.filter(is_of_host)  # pyright: ignore[reportArgumentType]
-        return records.skip(order.first_step * share).map(lambda position, record: (position, *record))
-
-    def _stream_training(self, order):
-        if len(self._paths) < order.hosts:
-            raise UserError(
-                f"{len(self._paths)} record files cannot be divided among {order.hosts} hosts. Write more files with "
-                "`prepare --shards`."
-            )
-        own = list(range(order.host, len(self._paths), order.hosts))
-        size = sum(self.sizes[i] for i in own)
-        images_before = order.first_position // order.hosts + order.first_step * (order.batch // order.hosts)
-        first_epoch, skip = divmod(images_before, size)
-        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        records = epochs.flat_map(functools.partial(self._read_epoch, order, own)).skip(skip)
-        return tf.data.Dataset.zip(order.positions(), records).map(lambda position, record: (position, *record))
-
-    def _read_epoch(self, order, shards, epoch):
-        """Return a dataset of (id, record) of some files, given by their indices."""
-        shards = tf.constant(shards, tf.int64)
-        if order.shuffle:
-            seed = tf.stack([order.seed, epoch])
-            shards = tf.random.experimental.stateless_shuffle(shards, seed=seed)  # pyright: ignore[reportAttributeAccessIssue]
-        files = tf.data.Dataset.from_tensor_slices(shards)
-        records = files.interleave(
-            self._read_file, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE
-        )
-        if order.shuffle:
-            # `shuffle` also uses the global seed. Inside a traced function, it is only set for this function. It must
-            # not be zero, because then the graph would have to compare the other seed with zero, which fails.
-            tf.random.set_seed(order.seed % (2**31 - 2) + 1)
-            records = records.shuffle(self._shuffle_buffer, seed=epoch + 1)
-        return records
-
-    def _read_file(self, shard):
-        """Return a dataset of (id, record) of one file. The id is file index * 2**32 + record index."""
-        records = tf.data.TFRecordDataset(tf.gather(self._paths, shard)).enumerate()
-        records = records.skip(tf.gather(tf.constant(self._skips, tf.int64), shard))
-        records = records.take(tf.gather(tf.constant(self.sizes, tf.int64), shard))
-        return records.map(lambda index, record: (shard * 2**32 + index, record))
-
-
 def _make_record_source(
     shards: Sequence[_Shard],
     class_names: Sequence[str],
@@ -263,7 +194,16 @@ def _make_record_source(
     file_name: Callable | None,
 ) -> Source:
     """Return a source of record files."""
-    reader = _RecordReader(shards, shuffle_buffer)
+    with tf.device("CPU:0"):
+        paths = tf.constant([shard.path for shard in shards])
+        skips, sizes = (tf.constant([getattr(shard, key) for shard in shards], tf.int64) for key in ("skip", "size"))
+
+    def read(shard):
+        records = tf.data.TFRecordDataset(tf.gather(paths, shard)).enumerate()
+        return records.skip(tf.gather(skips, shard)).take(tf.gather(sizes, shard))
+
+    too_few = "record files cannot be divided among {hosts} hosts. Write more files with `prepare --shards`."
+    reader = ShardReader([shard.size for shard in shards], read, shuffle_buffer, too_few)
     return Source(
         sum(reader.sizes),
         tuple(class_names),

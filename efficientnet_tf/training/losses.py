@@ -51,11 +51,12 @@ def make_targets(labels: Tensor, outputs: int, task: str) -> Tensor:
     """Return what the network learns, float32 [B, outputs]: one-hot classes, or else the labels or numbers themselves.
 
     Args:
-        labels: int32 [B] for classes, else float32 [B, outputs].
+        labels: int32 [B] for classes, else float32 [B, outputs]: probabilities of classes, labels or numbers.
         outputs: Number of outputs of the network.
         task: `data.task`.
     """
-    return ops.one_hot(labels, outputs, dtype="float32") if task == "classification" else labels
+    is_class = task == "classification" and len(labels.shape) == 1
+    return ops.one_hot(labels, outputs, dtype="float32") if is_class else labels
 
 
 def compute_losses(targets: Tensor, outputs: Tensor, config: Config) -> Tensor:
@@ -100,7 +101,7 @@ def weigh_classes(config: Config, classes: int, labels: np.ndarray | None) -> li
     Args:
         config: The config of the run.
         classes: Number of classes.
-        labels: Class of each training image, int [N], or None if it is not known.
+        labels: Class of each training image, int [N], or its probabilities, [N, classes], or None if it is not known.
 
     Returns:
         The weights. Balanced ones have a mean of 1 over the images. A class without images has the weight 0.
@@ -120,7 +121,7 @@ def weigh_classes(config: Config, classes: int, labels: np.ndarray | None) -> li
             "train.class_weights=balanced needs the labels of all images, which are not known for "
             f"data.source={config.data.source}. State a list of weights instead."
         )
-    counts = np.bincount(labels, minlength=classes)
+    counts = np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.float64)
     return [len(labels) / (np.count_nonzero(counts) * count) if count else 0.0 for count in counts.tolist()]
 
 
@@ -160,7 +161,8 @@ def compute_metric(labels: Tensor, outputs: Tensor, config: Config) -> Tensor:
     error of the numbers.
     """
     if config.data.task == "classification":
-        is_right = ops.cast(ops.argmax(outputs, axis=-1), "int32") == labels
+        classes = labels if len(labels.shape) == 1 else ops.argmax(labels, axis=-1)
+        is_right = ops.cast(ops.argmax(outputs, axis=-1), "int32") == ops.cast(classes, "int32")
     elif config.data.task == "multilabel":
         is_right = ops.all((outputs > 0) == (labels > 0.5), axis=-1)
     else:

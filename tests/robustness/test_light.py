@@ -1,12 +1,12 @@
 """Hostile flags, paths, configs, folders and tables are refused without TensorFlow."""
 
 import pytest
-from robustness import array_files, data, words
+from robustness import array_files, container_files, data, words
 from robustness.harness import Harness, Writer, report, run_cases
 from robustness.kit import Kit
 
 KINDS = [words.paths, words.words, words.numbers, words.configs, words.clusters]
-KINDS += [data.layouts, data.tables, data.tasks, array_files.arrays]
+KINDS += [data.layouts, data.tables, data.tasks, array_files.arrays, container_files.containers]
 
 
 @pytest.fixture(scope="module")

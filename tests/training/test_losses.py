@@ -157,3 +157,21 @@ def test_a_step_weighs_its_images():
     loss = step.compute_loss([v.value for v in step.trainable], {}, make_seed(0, 0, 0), images, labels)[0]
     losses = -scipy.special.log_softmax(np.array(LOGITS_OF_ALL))[labels]
     assert float(loss) == pytest.approx((losses * [1, 4, 4]).mean(), rel=1e-5)
+
+
+def test_probabilities_of_classes_are_learned_as_they_are():
+    targets = make_targets(tf.constant(MIXED), 5, "classification")
+    np.testing.assert_array_equal(targets, MIXED)
+    config = tiny.load_config("train.label_smoothing=0.0")
+    losses = compute_losses(targets, tf.constant(LOGITS), config).numpy()
+    expected = -(MIXED * scipy.special.log_softmax(LOGITS.astype(float), axis=1)).sum(axis=1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    metric = float(compute_metric(tf.constant(MIXED), tf.constant(LOGITS), config))
+    assert metric == pytest.approx(np.mean(MIXED.argmax(axis=1) == LOGITS.argmax(axis=1)))
+
+
+def test_balanced_weights_count_probabilities():
+    config = tiny.load_config("train.class_weights=balanced")
+    weights = weigh_classes(config, 5, MIXED)
+    np.testing.assert_allclose(weights, 6 / (5 * MIXED.sum(axis=0, dtype=float)), rtol=1e-6)
+    assert weigh_classes(config, 5, np.eye(5, dtype=np.float32)) == weigh_classes(config, 5, np.arange(5)) == [1.0] * 5
