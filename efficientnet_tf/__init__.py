@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         decode_predictions,
         preprocess_input,
     )
+    from efficientnet_tf.calibrate import calibrate_model
     from efficientnet_tf.config.errors import UserError
     from efficientnet_tf.config.load import list_variants, load_config, load_variant
     from efficientnet_tf.config.schema import (
@@ -109,6 +110,7 @@ __all__ = [
     "UserError",
     "autoaugment",
     "build_model",
+    "calibrate_model",
     "class_activation_map",
     "compound",
     "count_cost",
@@ -146,6 +148,7 @@ _MODULES = {
     "UserError": "config.errors",
     "autoaugment": "data.policies",
     "build_model": "applications",
+    "calibrate_model": "calibrate",
     "class_activation_map": "evaluation.attribution",
     "compound": "scaling.compound",
     "count_cost": "scaling.complexity",

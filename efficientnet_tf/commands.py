@@ -6,6 +6,7 @@ import types
 COMMANDS = {
     "train": "Train a classifier, or continue a training run.",
     "evaluate": "Measure the accuracy of a trained or exported model.",
+    "calibrate": "Make the probabilities of a trained model right.",
     "predict": "Classify images.",
     "embed": "Write the feature vectors of images, and find near duplicates.",
     "report": "Show and compare training runs on a page.",

@@ -24,7 +24,7 @@ LONG_LIST = 32  # images, above which a progress bar is shown
 
 
 def predict_images(
-    model: str | os.PathLike[str] | LoadedModel, images: Any, top: int = 5, batch_size: int = 32
+    model: str | os.PathLike[str] | LoadedModel, images: Any, top: int = 5, batch_size: int = 32, tta: str = "none"
 ) -> list[list[tuple[str, float]]]:
     """Classify images.
 
@@ -38,6 +38,8 @@ def predict_images(
             works, too.
         top: Number of classes to return per image, at least 1.
         batch_size: Number of images to compute together, at least 1.
+        tta: Views of each image whose probabilities are averaged: "none" for the image itself, "flip" for the image and
+            its mirror image, or "crops" for ten crops of an image file. The time grows with the number of views.
 
     Returns:
         For each image, a list of (class name, probability), the most likely class first. For a network with
@@ -57,7 +59,7 @@ def predict_images(
     from efficientnet_tf.export.load import LoadedModel, load_cached
 
     loaded = model if isinstance(model, LoadedModel) else load_cached(model)
-    return loaded.predict(images, top, batch_size)
+    return loaded.predict(images, top, batch_size, tta)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     top = _choose_top(args, model)
     failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
     with _open_output(args, model, top, bar) as write, bar if is_long else contextlib.nullcontext():
-        for path, answer in zip(paths, model.iterate_predictions(paths, top), strict=True):
+        for path, answer in zip(paths, model.iterate_predictions(paths, top, tta=args.tta), strict=True):
             bar.advance()
             if isinstance(answer, UserError):
                 failed += 1
@@ -304,6 +306,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=cli.positive_number,
         help="Leave out classes or labels with a lower probability. Labels are printed from "
         f"{LABEL_THRESHOLD:g} on unless this is given.",
+    )
+    parser.add_argument(
+        "--tta",
+        choices=["none", "flip", "crops"],
+        default="none",
+        help="Average the predictions for several views of each image (test-time augmentation): the image and its "
+        "mirror image, or ten crops.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image and line.")
     parser.add_argument(

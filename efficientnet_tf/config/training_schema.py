@@ -36,6 +36,9 @@ class OptimizerConfig(Section):
     variables of batch norm do not decay."""
     decay_bias: bool = True
     """Whether biases decay, those of squeeze-and-excitation and of the classifier. EfficientNetV2 spares them."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fine-tuning: factor between the learning rates of neighboring parts of the network. The classifier has the whole
+    rate, and each block before it layer_decay times that of the next one, so that the first layers change least."""
     clip_norm: NonNegative = 0.0
     """Largest L2 norm of the gradient. A longer gradient is scaled down to it. The norm is that of all trained weights
     together and of the mean over the whole batch, weight decay in the loss included. 0 disables it."""

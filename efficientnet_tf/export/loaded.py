@@ -14,6 +14,7 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.image_formats import has_pillow
 from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
 from efficientnet_tf.export.pixels import batches, check_count, check_pixels
+from efficientnet_tf.export.views import check_views, make_views
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.hardware import available_cores
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.config.schema import Config
     from efficientnet_tf.export.formats import Export
 
+_FILES = str | bytes | bytearray | memoryview | os.PathLike  # the types of an image file or its content
 FEW_IMAGES = 8  # Up to this many images, running operation by operation is faster than tracing a graph.
 
 
@@ -99,27 +101,32 @@ class LoadedModel:
         Raises:
             UserError: If the file cannot be read or decoded.
         """
+        return self._load(source, self.image_size, self.config.crop_padding)
+
+    def _load(self, source, image_size, crop_padding):
         data = self.config.data
         return self._load_image(
             source,
-            self.image_size,
+            image_size,
             channels=data.channels,
-            crop_padding=self.config.crop_padding,
+            crop_padding=crop_padding,
             interpolation=data.interpolation,
             background=data.background,
         )
 
-    def predict(self, images: Any, top: int = 5, batch_size: int = 32) -> list[list[tuple[str, float]]]:
+    def predict(
+        self, images: Any, top: int = 5, batch_size: int = 32, tta: str = "none"
+    ) -> list[list[tuple[str, float]]]:
         """Classify images; see `predict_images`."""
         predictions = []
-        for answer in self.iterate_predictions(images, top, batch_size):
+        for answer in self.iterate_predictions(images, top, batch_size, tta):
             if isinstance(answer, UserError):
                 raise answer
             predictions.append(answer)
         return predictions
 
     def iterate_predictions(
-        self, images: Any, top: int = 5, batch_size: int = 32
+        self, images: Any, top: int = 5, batch_size: int = 32, tta: str = "none"
     ) -> Iterator[list[tuple[str, float]] | UserError]:
         """Yield the predictions of each image, in order, batch by batch.
 
@@ -129,12 +136,28 @@ class LoadedModel:
             images: As for `predict_images`.
             top: As for `predict_images`.
             batch_size: As for `predict_images`.
+            tta: As for `predict_images`.
 
         Yields:
             One list per image, as `predict_images` returns it, or a UserError.
         """
-        top = check_count("top", top)
-        yield from self._iterate(images, batch_size, lambda pixels: self.interpret(self(pixels), top))
+        top, padding = check_count("top", top), self.config.crop_padding
+        if check_views(tta) == "crops" and not padding:
+            raise UserError("tta=crops needs a border around the crop, and this model has data.crop_padding=0.")
+
+        def read(image):
+            if tta != "crops":
+                return self._read(image)
+            if not isinstance(image, _FILES):
+                raise UserError("tta=crops needs image files, and received pixels, which are one crop. Use tta=flip.")
+            return self._read(image, self.image_size + padding, crop_padding=0)
+
+        def compute(pixels):
+            views = make_views(pixels, self.image_size, tta)
+            answers = [self._find_answers(self(np.ascontiguousarray(view))) for view in views]
+            return self._list_answers(sum(answers[1:], answers[0]) / len(answers), top)
+
+        yield from self._iterate(images, batch_size, compute, read)
 
     def embed(self, images: Any, batch_size: int = 32) -> np.ndarray:
         """Return the feature vectors of images, float32 [N, features]; see `iterate_vectors`."""
@@ -161,11 +184,11 @@ class LoadedModel:
         compute = self._compute_vectors
         yield from self._iterate(images, batch_size, lambda pixels: np.asarray(compute(pixels), np.float32))
 
-    def _iterate(self, images, batch_size, compute):
+    def _iterate(self, images, batch_size, compute, read=None):
         """Yield the parts of what `compute` returns for batches of pixels, or the error of an image."""
         with ThreadPoolExecutor(available_cores()) as pool:
             for batch in batches(images, check_count("batch_size", batch_size)):
-                batch = list(pool.map(self._read, batch))
+                batch = list(pool.map(read or self._read, batch))
                 pixels = [image for image in batch if not isinstance(image, UserError)]
                 answers = iter(compute(np.stack(pixels)) if pixels else ())
                 for image in batch:
@@ -183,17 +206,31 @@ class LoadedModel:
             classes add up to 1, and each label has its own. For regression a list of (name, number), in the order of
             `class_names`.
         """
-        if self.task == "regression":
-            return [list(zip(self.class_names, row.tolist(), strict=True)) for row in outputs]
-        return rank(softmax(outputs) if self.task == "classification" else sigmoid(outputs), self.class_names, top)
+        return self._list_answers(self._find_answers(outputs), top)
 
-    def _read(self, image: Any) -> np.ndarray | UserError:
-        if isinstance(image, str | bytes | bytearray | memoryview | os.PathLike):
-            try:
-                return self.load_image(bytes(image) if isinstance(image, bytearray | memoryview) else image)
-            except UserError as error:
-                return error
-        return check_pixels("images", image, self._image_shape)
+    def _find_answers(self, outputs):
+        """Return the probabilities of classes or labels, or the numbers, float32 [N, outputs]."""
+        if self.task == "regression":
+            return outputs
+        return softmax(outputs) if self.task == "classification" else sigmoid(outputs)
+
+    def _list_answers(self, answers, top):
+        if self.task == "regression":
+            return [list(zip(self.class_names, row.tolist(), strict=True)) for row in answers]
+        return rank(answers, self.class_names, top)
+
+    def _read(
+        self, image: Any, image_size: int | None = None, crop_padding: int | None = None
+    ) -> np.ndarray | UserError:
+        """Return the pixels of an image, or the error that says why it cannot be read."""
+        if not isinstance(image, _FILES):
+            return check_pixels("images", image, self._image_shape)
+        source = bytes(image) if isinstance(image, bytearray | memoryview) else image
+        padding = self.config.crop_padding if crop_padding is None else crop_padding
+        try:
+            return self._load(source, image_size or self.image_size, padding)
+        except UserError as error:
+            return error
 
     @property
     def _image_shape(self):

@@ -1,5 +1,6 @@
 """Optimizers and weight decay."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,9 +50,64 @@ class RMSprop(keras.optimizers.RMSprop):
         )
 
 
-def _take_sums(kind: type[keras.optimizers.Optimizer]) -> Any:
-    """Return an optimizer class that does not sum gradients over replicas. `ReplicaStep` sums and clips them."""
-    return type(kind.__name__, (kind,), {"_all_reduce_sum_gradients": lambda self, pairs: pairs})
+def _take_sums(kind: type[keras.optimizers.Optimizer], scales: Sequence[float]) -> Any:
+    """Return an optimizer class that does not sum gradients over replicas. `ReplicaStep` sums and clips them.
+
+    Args:
+        kind: The class of the optimizer.
+        scales: Factor of the learning rate of each variable, in the order of the variables. Empty if all are 1.
+    """
+    methods: dict[str, Any] = {"_all_reduce_sum_gradients": lambda self, pairs: pairs}
+
+    def update_step(self, gradient, variable, learning_rate):
+        scale = scales[self._get_variable_index(variable)]
+        kind.update_step(self, gradient, variable, learning_rate * ops.cast(scale, learning_rate.dtype))
+
+    def apply_weight_decay(self, variables):
+        whole = self.weight_decay
+        if whole is None:
+            return
+        groups = {}
+        for variable in variables:
+            groups.setdefault(scales[self._get_variable_index(variable)], []).append(variable)
+        for scale, group in groups.items():
+            self.weight_decay = whole * scale
+            kind._apply_weight_decay(self, group)
+        self.weight_decay = whole
+
+    if scales:
+        methods |= {"update_step": update_step, "_apply_weight_decay": apply_weight_decay}
+    return type(kind.__name__, (kind,), methods)
+
+
+def find_rate_scales(model: keras.Model, layer_decay: float) -> list[float]:
+    """Return the factor of the learning rate of each trainable variable, in the order of the variables.
+
+    The classifier has 1. Each part before it, which is the layers between the blocks and the classifier, each block,
+    and the stem, has `layer_decay` times the factor of the part that follows.
+
+    Args:
+        model: A model of this package.
+        layer_decay: From 0 to 1.
+
+    Source: Clark et al., "ELECTRA", 2020, section 3.1, "layerwise learning-rate decay"; Bao et al., "BEiT", 2021.
+    """
+    parts = {}
+    for layer in model.layers:
+        parts.setdefault(_name_part(layer.name), len(parts))
+    depth = {name: position for position, name in enumerate(name for name in parts if name != "predictions")}
+    return [
+        1.0 if name == "predictions" else layer_decay ** (len(depth) - depth[name])
+        for name in (_name_part(variable.path.split("/")[0]) for variable in model.trainable_variables)
+    ]
+
+
+def _name_part(layer):
+    """Return which part of a network a layer belongs to: "stem", "block3b", "top" or "predictions"."""
+    block = re.match(r"block\d+[a-z]*", layer)
+    if block or layer == "predictions":
+        return block[0] if block else layer
+    return "top" if layer.startswith("top") else "stem"
 
 
 _DECOUPLED = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}
@@ -73,12 +129,15 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
     Deviates there, like Keras: the decay is added to the update instead of being scaled by a layer's trust ratio.
     """
     settings, rate = config.optimizer, create_schedule(config, size)
+    scales = [] if settings.layer_decay == 1 else find_rate_scales(model, settings.layer_decay)
     if settings.name == "rmsprop":
-        optimizer = _take_sums(RMSprop)(rate, rho=settings.rho, momentum=settings.momentum, epsilon=settings.epsilon)
+        optimizer = _take_sums(RMSprop, scales)(
+            rate, rho=settings.rho, momentum=settings.momentum, epsilon=settings.epsilon
+        )
     elif settings.name == "sgd":
-        optimizer = _take_sums(keras.optimizers.SGD)(rate, momentum=settings.momentum)
+        optimizer = _take_sums(keras.optimizers.SGD, scales)(rate, momentum=settings.momentum)
     else:
-        optimizer = _take_sums(_DECOUPLED[settings.name])(
+        optimizer = _take_sums(_DECOUPLED[settings.name], scales)(
             rate,
             weight_decay=settings.weight_decay,
             beta_1=settings.momentum,

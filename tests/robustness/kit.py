@@ -78,6 +78,7 @@ class Kit:
         return {
             "train": [*config, data, "--model_dir=run", "--device=cpu"],
             "evaluate": [model, "--device=cpu"],
+            "calibrate": [model, "--output=calibrated"],
             "predict": [model, str(self.image)],
             "embed": [model, "--output=vectors.npz", str(self.image)],
             "report": [model, "--output=report.html"],
@@ -115,6 +116,7 @@ PATHS = {
         "metrics": "new .json",
         "report": "new .html",
     },
+    "calibrate": {"model_dir": "folder", "output": "new"},
     "predict": {"model_dir": "folder", "output": "new .csv", "": "file"},
     "embed": {"model_dir": "folder", "output": "new .npz", "duplicates": "new .csv", "": "file"},
     "report": {"model_dir": "folder", "output": "new .html"},

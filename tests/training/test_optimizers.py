@@ -349,3 +349,38 @@ def test_ema_has_a_ramp_and_includes_the_statistics(decay):
         for got, want in zip([*average.trainable, *average.statistics], expected, strict=True):
             np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-6)
     assert not any(v.trainable for v in [*average.trainable, *average.statistics])
+
+
+# ------------------------------------------------------------------------------------------------- rates of layers
+
+
+def step_of(name, layer_decay):
+    """Return {path: change} of the weights of a small network in a single step with random gradients."""
+    config = tiny.load_config(
+        f"optimizer.name={name}",
+        f"optimizer.layer_decay={layer_decay}",
+        "optimizer.weight_decay=0.1",
+        "schedule.warmup_epochs=0",
+    )
+    keras.utils.set_random_seed(0)
+    model = build_model("tiny", 3, (32, 32, 3))
+    optimizer = create_optimizer(config, model, 1000)
+    before = [v.numpy() for v in model.trainable_variables]
+    rng = np.random.default_rng(0)
+    gradients = [keras.ops.convert_to_tensor(rng.normal(size=v.shape).astype("float32")) for v in before]
+    optimizer.apply(gradients, model.trainable_variables)
+    after = model.trainable_variables
+    return {v.path: v.numpy() - old for v, old in zip(after, before, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw", "lamb"])
+def test_earlier_layers_learn_more_slowly(name):
+    whole, decayed = step_of(name, 1.0), step_of(name, 0.5)
+    parts = ["stem", "block1a", "block2a", "block3a", "block4a", "block5a", "top", "predictions"]
+    seen = set()
+    for path, change in whole.items():
+        part = next(part for part in parts if path.startswith(part))
+        factor = 0.5 ** (len(parts) - 1 - parts.index(part))
+        np.testing.assert_allclose(decayed[path], factor * change, rtol=2e-3, atol=1e-7)
+        seen.add(part)
+    assert seen == set(parts)
