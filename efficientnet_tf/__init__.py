@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.hub.publish import push_model
     from efficientnet_tf.ops.image import random_erase
     from efficientnet_tf.predict import predict_images
+    from efficientnet_tf.probe import probe_model
     from efficientnet_tf.scaling.budget import fit_budget
     from efficientnet_tf.scaling.complexity import count_cost
     from efficientnet_tf.scaling.compound import Coefficients, compound, scale_by_phi
@@ -130,6 +131,7 @@ __all__ = [
     "mixup",
     "predict_images",
     "preprocess_input",
+    "probe_model",
     "push_model",
     "randaugment",
     "random_erase",
@@ -168,6 +170,7 @@ _MODULES = {
     "mixup": "data.mixing",
     "predict_images": "predict",
     "preprocess_input": "applications",
+    "probe_model": "probe",
     "push_model": "hub.publish",
     "randaugment": "data.policies",
     "random_erase": "ops.image",

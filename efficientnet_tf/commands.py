@@ -9,6 +9,7 @@ COMMANDS = {
     "calibrate": "Make the probabilities of a trained model right.",
     "predict": "Classify images.",
     "embed": "Write the feature vectors of images, and find near duplicates.",
+    "probe": "Measure how well the features of a network separate classes.",
     "report": "Show and compare training runs on a page.",
     "explain": "Draw where a model finds its classes.",
     "export": "Write a model as a SavedModel, or for LiteRT, ONNX Runtime or OpenVINO.",

@@ -13,7 +13,6 @@ import os
 import statistics
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from efficientnet_tf.benchmark.input import make_photos
+from efficientnet_tf.benchmark.input import make_photos, measure_rate
 from efficientnet_tf.config.load import describe_environment, load_config
 from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.open import open_source
@@ -82,17 +81,14 @@ def measure(root: Path, rounds: int, seconds: float) -> list[dict]:
         rates = {name: [] for name in SOURCES}
         for round_number in range(rounds + 1):
             for name, iterator in iterators.items():
-                images, end = 0, time.perf_counter() + seconds
-                started = time.perf_counter()
-                while time.perf_counter() < end:
-                    images += int(next(iterator))
+                rate = measure_rate(iterator, seconds / 2, seconds)
                 if round_number:
-                    rates[name].append(images / (time.perf_counter() - started))
+                    rates[name].append(rate)
         median = {name: statistics.median(values) for name, values in rates.items()}
         for name, values in rates.items():
-            row = {"source": name, "decodes": decodes, "images_per_second": round(median[name], 1)}
-            row |= {"low": round(min(values), 1), "high": round(max(values), 1)}
-            rows.append(row | {"of_records": round(median[name] / median["records"], 3)})
+            row = {"source": name, "decodes": decodes, "images_per_second": round(float(median[name]), 1)}
+            row |= {"low": round(float(min(values)), 1), "high": round(float(max(values)), 1)}
+            rows.append(row | {"of_records": round(float(median[name] / median["records"]), 3)})
     return rows
 
 

@@ -59,7 +59,7 @@ def measure_input(
                 rates = {policy: [] for policy in POLICIES}
                 for round_index in range(rounds + 1):
                     for policy, iterator in iterators.items():
-                        rate = _measure_rate(iterator, seconds / 2, seconds)
+                        rate = measure_rate(iterator, seconds / 2, seconds)
                         if round_index:  # in the first round tf.data still tunes itself
                             rates[policy].append(rate)
                         bar.advance()
@@ -136,8 +136,8 @@ def _wait_until_idle():
         busy = time.process_time() - used > 0.02
 
 
-def _measure_rate(iterator, warmup_seconds, seconds):
-    """Return images per second over `seconds`, after a warm-up that empties the buffers."""
+def measure_rate(iterator, warmup_seconds, seconds):
+    """Return images per second of an iterator of counts over `seconds`, after a warm-up that empties the buffers."""
     _wait_until_idle()
     start = time.perf_counter()
     while time.perf_counter() - start < warmup_seconds:
