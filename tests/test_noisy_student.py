@@ -55,7 +55,7 @@ def test_a_student_learns_from_them(run, caplog):
     assert "images are added to 200 with labels." in caplog.text
     logged = [json.loads(line) for line in (root / "student" / "metrics.jsonl").read_text().splitlines()]
     assert max(row["step"] for row in logged) > 8 * LABELED // 32  # An epoch has more images.
-    top1 = {name: evaluate_model(str(root / name)).top1 for name in ("teacher", "student")}
+    top1 = {name: evaluate_model(str(root / name))["top1"] for name in ("teacher", "student")}
     assert top1["student"] > 0.5 and top1["student"] > top1["teacher"] - 0.05
 
 

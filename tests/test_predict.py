@@ -76,7 +76,7 @@ def test_an_interrupted_run_leaves_the_old_file_and_no_part_of_the_new_one(photo
     pytest.importorskip("onnxruntime")
     (tmp_path / "answers.csv").write_text("old")
 
-    def interrupt(self, images, top):
+    def interrupt(self, images, top, tta):
         yield [("cat", 1.0)] * top
         raise KeyboardInterrupt
 

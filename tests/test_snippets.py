@@ -4,14 +4,18 @@ Each page runs in a folder of its own that has what the pages talk about: `photo
 The networks are replaced by the smallest one, and training takes one epoch.
 """
 
+import io
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import keras
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import run_here
 from foreign import timm_weights
@@ -63,6 +67,26 @@ def write_products(root):
         (root / f"{split}.csv").write_text("path,label,price\n" + "\n".join(rows) + "\n")
 
 
+def write_containers(root):
+    """Write the photographs of a few birds as Parquet and as tar files."""
+    for split, count in (("train", 24), ("val", 6)):
+        (root / "birds").mkdir(exist_ok=True)
+        (root / "shards").mkdir(exist_ok=True)
+        images, labels = [], [number % 3 for number in range(count)]
+        for number, label in enumerate(labels):
+            file = io.BytesIO()
+            photo(list(COLORS.values())[label], number, side=64).save(file, "jpeg")
+            images.append(file.getvalue())
+        table = {"image": [{"bytes": image, "path": None} for image in images], "label": labels}
+        pq.write_table(pa.table(table), root / "birds" / f"{split}-00000-of-00001.parquet")
+        with tarfile.open(root / "shards" / f"{split}-0000.tar", "w") as tar:
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                for name, content in ((f"{number}.jpg", image), (f"{number}.cls", str(label).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder with everything that the pages assume."""
@@ -76,6 +100,15 @@ def folder(tmp_path_factory):
     shutil.copy(ROOT / "configs/tiny.yaml", folder / "runs/nas/baseline.yaml")
     (folder / "more").mkdir()
     write_products(folder / "products")
+    write_containers(folder)
+    (folder / "unlabeled").mkdir()
+    for number in range(9):
+        color = list(COLORS.values())[number % 3]
+        photo(color, 1000 + number).save(folder / "unlabeled" / f"{number}.jpg")
+        for split in ("train", "val"):
+            (folder / "flowers" / split / "rose").mkdir(parents=True, exist_ok=True)
+            (folder / "flowers" / split / "iris").mkdir(exist_ok=True)
+            photo(color, number).save(folder / "flowers" / split / ("rose" if number % 2 else "iris") / f"{number}.jpg")
     photo(COLORS["red"], 1).save(folder / "some.jpg")
     photo(COLORS["green"], 2).save(folder / "more" / "other.jpg")
     images = np.random.default_rng(0).integers(0, 256, [60, 32, 32, 3], dtype=np.uint8)

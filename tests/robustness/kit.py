@@ -120,7 +120,7 @@ PATHS = {
     "calibrate": {"model_dir": "folder", "output": "new"},
     "predict": {"model_dir": "folder", "output": "new .csv", "": "file"},
     "embed": {"model_dir": "folder", "output": "new .npz", "duplicates": "new .csv", "": "file"},
-    "probe": {"model_dir": "folder", "data_dir": "folder"},
+    "probe": {"model_dir": "folder"},
     "report": {"model_dir": "folder", "output": "new .html"},
     "explain": {"model_dir": "folder", "output": "new .png", "": "file"},
     "export": {"model_dir": "folder", "output": "new"},

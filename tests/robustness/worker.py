@@ -75,6 +75,7 @@ def limits(seconds, file_bytes, stop_after):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+        sys.dont_write_bytecode = True  # Python would leave a part of a compiled module, and fail to read it later.
     signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     child = os.fork() if stop_after else None
@@ -90,6 +91,7 @@ def limits(seconds, file_bytes, stop_after):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = False
 
 
 def write_pixels(path):
