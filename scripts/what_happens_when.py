@@ -4,11 +4,14 @@ Every row of docs/what_happens_when.md is a command that this script ran. The in
 """
 
 import contextlib
+import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +21,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +37,8 @@ SHORT = (
 LONG = f"train --variant=tiny.yaml --recipe=folder {SHORT.replace('epochs=1 ', 'epochs=10000 ')}"
 TRAIN = f"train --variant=tiny.yaml --recipe=folder {SHORT}"
 PREDICT = "predict --model_dir=run --top=1"
+TASK = f"{TRAIN} --set data.source=table --set data.task={{}} --data_dir={{}} --model_dir=new"
+SOURCE = f"{TRAIN} --set data.source={{}} --data_dir={{}} --model_dir=new"
 CLUSTER = '{"cluster": {"worker": ["host:99999", "other:1"]}, "task": {"type": "worker", "index": 0}}'
 EXPLANATION = """# What happens when
 
@@ -217,6 +224,44 @@ def many_tiffs():
         subprocess.run(["cp", "photos/train/cat/0.jpg", f"endings/train/cat/x.{ending}"], check=True)
 
 
+def tasks(name, cells):
+    """Write tables whose labels are these cells, for the good pictures."""
+    paths = [row.partition(",")[0] for row in rows()]
+    for split in ("train", "val"):
+        lines = [f"{path},{cells[number % len(cells)]}" for number, path in enumerate(paths)]
+        path = Path(name, f"{split}.csv")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["path,label", *lines]) + "\n")
+    Path(name, "train").symlink_to(Path("photos/train").resolve())
+
+
+def parquet(name, labels=(0, 1, 2), image=None, file="train.parquet"):
+    """Write a Parquet file with three images."""
+    images = [Path(f"photos/train/{label}/0.jpg").read_bytes() for label in COLORS]
+    column = [{"bytes": content, "path": None} for content in images] if image is None else [image] * 3
+    Path(name).mkdir(exist_ok=True)
+    pq.write_table(pa.table({"image": column, "label": list(labels)}), Path(name, file))
+
+
+def tar(name, members, cut=0):
+    """Write a tar file with these members."""
+    Path(name).mkdir(exist_ok=True)
+    path = Path(name, "train.tar")
+    with tarfile.open(path, "w") as archive:
+        for member_name, content in members.items():
+            member = tarfile.TarInfo(member_name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
+
+
+def soft_labels(name, probabilities, classes=tuple(COLORS)):
+    """Write a file as `predict --soft` does, for a picture that has no label."""
+    picture(COLORS["cat"]).save("unlabeled.jpg")
+    columns = {"path": [str(Path("unlabeled.jpg").resolve())], "probabilities": [list(probabilities)]}
+    pq.write_table(pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(classes))}), name)
+
+
 def rows(*more):
     """Return rows of a good table, and more rows."""
     return [f"train/{label}/{i}.jpg,{label}" for label in COLORS for i in range(4)] + list(more)
@@ -377,6 +422,101 @@ SECTIONS: dict[str, list[Case]] = {
         Case("no path", "evaluate --model_dir="),
         Case("a path on S3", "evaluate --model_dir=s3://bucket/run"),
         Case("an incomplete name on the Hugging Face Hub", "evaluate --model_dir=hf://user"),
+    ],
+    "Several labels, and numbers": [
+        Case(
+            "several labels in a cell, without `data.task`",
+            TASK.format("classification", "several"),
+            lambda: tasks("several", ["new;sale", "sale", "new"]),
+        ),
+        Case(
+            "measured numbers, without `data.task`",
+            TASK.format("classification", "measured"),
+            lambda: tasks("measured", [f"{4.25 + 1.5 * n:g}" for n in range(12)]),
+        ),
+        Case(
+            "labels with another separator than the one that is set",
+            TASK.format("multilabel", "bars"),
+            lambda: tasks("bars", ["new|sale", "sale|old", "old|new"]),
+        ),
+        Case(
+            "a price with its currency",
+            TASK.format("regression", "prices"),
+            lambda: tasks("prices", ["4.99", "12 EUR", "3"]),
+        ),
+        Case(
+            "a decimal comma",
+            TASK.format("regression", "commas"),
+            lambda: tasks("commas", ['"4,99"', '"12,50"', '"3,10"']),
+        ),
+        Case("an infinite number", TASK.format("regression", "inf"), lambda: tasks("inf", ["1", "inf", "3"])),
+        Case("the same number for all images", TASK.format("regression", "same"), lambda: tasks("same", ["7"])),
+        Case(
+            "the loss of classes for labels", TASK.format("multilabel", "several") + " --set train.loss=cross_entropy"
+        ),
+        Case(
+            "several labels in class folders", f"{TRAIN} --set data.task=multilabel --data_dir=photos --model_dir=new"
+        ),
+    ],
+    "Parquet, WebDataset, and labels of a network": [
+        Case(
+            "a download that is a page of HTML",
+            SOURCE.format("parquet", "html"),
+            lambda: (Path("html").mkdir(), Path("html/train.parquet").write_text("<html>404 Not Found</html>")),
+        ),
+        Case(
+            "only one of four files",
+            SOURCE.format("parquet", "part"),
+            lambda: parquet("part", file="train-00000-of-00004.parquet"),
+        ),
+        Case(
+            "paths in place of the images",
+            SOURCE.format("parquet", "paths"),
+            lambda: parquet("paths", image={"bytes": None, "path": "cat.jpg"}),
+        ),
+        Case(
+            "labels of -1, as test sets on the Hub have them",
+            SOURCE.format("parquet", "unknown"),
+            lambda: parquet("unknown", labels=(-1, -1, -1)),
+        ),
+        Case(
+            "classes that do not count from 0",
+            SOURCE.format("parquet", "gap"),
+            lambda: parquet("gap", labels=(1, 2, 3)),
+        ),
+        Case(
+            "a compressed tar file",
+            SOURCE.format("webdataset", "packed"),
+            lambda: (Path("packed").mkdir(), Path("packed/train.tar").write_bytes(b"\x1f\x8b\x08" + bytes(2000))),
+        ),
+        Case(
+            "a truncated tar file",
+            SOURCE.format("webdataset", "cut"),
+            lambda: tar("cut", {"0.cls": b"0", "0.jpg": bytes(60_000)}, cut=40_000),
+        ),
+        Case(
+            "an image without a label",
+            SOURCE.format("webdataset", "bare"),
+            lambda: tar("bare", {"0.jpg": b"x", "0.txt": b"a cat"}),
+        ),
+        Case(
+            "labels of a network with other classes",
+            f"{TRAIN} --data_dir=photos --set data.pseudo_labels=elk.parquet --model_dir=new",
+            lambda: soft_labels("elk.parquet", [0.5, 0.25, 0.25], ["cat", "dog", "elk"]),
+        ),
+        Case(
+            "probabilities that are none",
+            f"{TRAIN} --data_dir=photos --set data.pseudo_labels=sum.parquet --model_dir=new",
+            lambda: soft_labels("sum.parquet", [0.5, 0.9, 0.9]),
+        ),
+        Case(
+            "a network that is not sure of any image",
+            f"{TRAIN} --data_dir=photos --set data.pseudo_labels=sure.parquet --set data.pseudo_confidence=0.9 "
+            "--model_dir=new",
+            lambda: soft_labels("sure.parquet", [0.5, 0.25, 0.25]),
+        ),
+        Case("`predict --soft` without a table", "predict --model_dir=run --soft photos"),
+        Case("a calibrated model in a folder that exists", "calibrate --model_dir=run --output=photos"),
     ],
     "Weights": [
         Case(

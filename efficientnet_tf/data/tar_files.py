@@ -163,6 +163,8 @@ def _scan_version(path: str, _time: int, file_bytes: int) -> list[_Sample]:
                 elif member.size <= _LARGEST_LABEL_BYTES:
                     content = os.pread(file.fileno(), member.size, member.offset_data)
                     texts.setdefault(name, {})[ending] = content.decode(errors="ignore")
+    except UserError:
+        raise
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         compressed = " A compressed file must be unpacked." if _is_compressed(path) else ""
         reason = escape(shorten(str(error), 200))
