@@ -137,14 +137,6 @@ def format_input_rates() -> str:
     return "\n".join([about, "", *lines])
 
 
-def format_noisy_student() -> str:
-    """Return what networks gain from others, from `docs/noisy_student.json`, which `noisy_student.py` writes."""
-    import noisy_student
-
-    report = json.loads(noisy_student.RESULTS.read_text(encoding="utf-8"))
-    return noisy_student.format_table(report)
-
-
 def format_serving() -> str:
     """Return the load table of the HTTP server, from `docs/speed/serving.json`."""
     report = json.loads((ROOT / "docs" / "speed" / "serving.json").read_text(encoding="utf-8"))

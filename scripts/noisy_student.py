@@ -11,7 +11,7 @@
 5. `distilled`: the small network is trained again on the images with labels, and learns from the student as well.
 
 All of them make the same number of steps. When you start the script again, it continues. It writes
-docs/noisy_student.json, from which the site makes a table.
+docs/noisy_student.json, and prints a table.
 """
 
 import argparse
