@@ -14,6 +14,8 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.training.trainer import train_model
 
 SIZES = ["data.image_size=16", "train.batch_size=32", "schedule.warmup_epochs=1", "eval.every_epochs=20"]
+SIZES += ["optimizer.name=adamw", "optimizer.learning_rate=0.05", "optimizer.rho=0.99", "train.ema_decay=0"]
+SIZES += ["model.batch_norm_momentum=0.9"]
 LABELED, UNLABELED = 200, 300
 
 
@@ -56,7 +58,7 @@ def test_a_student_learns_from_them(run, caplog):
     logged = [json.loads(line) for line in (root / "student" / "metrics.jsonl").read_text().splitlines()]
     assert max(row["step"] for row in logged) > 8 * LABELED // 32  # An epoch has more images.
     top1 = {name: evaluate_model(str(root / name))["top1"] for name in ("teacher", "student")}
-    assert top1["student"] > 0.5 and top1["student"] > top1["teacher"] - 0.05
+    assert top1["teacher"] > 0.6 and top1["student"] > top1["teacher"] - 0.05
 
 
 def test_other_tables_in_parquet(run, tmp_path):

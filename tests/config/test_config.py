@@ -258,7 +258,7 @@ MISTAKES = [
     (
         "data.source=imagnet",
         "overrides: data.source:",
-        ["digits|folder|table|records|arrays|synthetic|tfds:", "received 'imagnet'"],
+        ["digits|folder|table|records|arrays|parquet|webdataset|synthetic|tfds:", "received 'imagnet'"],
     ),
     ("model.stages=[]", "overrides: model.stages:", ["at least 1 item", "received []"]),
     # contradictions within the overrides, or between an override and the recipe

@@ -216,5 +216,6 @@ def test_names_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_sources_that_have_classes_only(tmp_path, source, task):
     data = schema.DataConfig(source=source, dir=str(tmp_path), task=task)
-    with pytest.raises(UserError, match=f"data.task={task} needs data.source=table or data.source=arrays, received"):
+    message = f"data.task={task} needs data.source=table, arrays, parquet or webdataset, received data.source={source}"
+    with pytest.raises(UserError, match=message):
         check_data(data)
