@@ -42,6 +42,7 @@ LONGEST = (
     "test_evaluate",
     "test_trainer",
 )
+TIERS = ("slow", "nightly")  # whose tests run only if the expression after -m mentions their mark
 FRAMEWORKS = {"tensorflow", "keras", "tensorflow_datasets"}
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 
@@ -69,11 +70,11 @@ def pytest_collection_modifyitems(items, config):
             item.add_marker("tensorflow")
         if "browser" in item.fixturenames:
             item.add_marker("slow")
-    # Slow tests run only if the expression after -m mentions them.
-    if "slow" not in (config.option.markexpr or ""):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    for tier in TIERS:
+        if tier not in (config.option.markexpr or ""):
+            left_out = {item for item in items if item.get_closest_marker(tier)}
+            config.hook.pytest_deselected(items=list(left_out))
+            items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
