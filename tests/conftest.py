@@ -42,7 +42,8 @@ LONGEST = (
     "test_evaluate",
     "test_trainer",
 )
-TIERS = ("slow", "nightly")  # whose tests run only if the expression after -m mentions their mark
+# Their tests run only if the expression after -m mentions the mark. A test with both marks is of the first tier.
+TIERS = ("nightly", "slow")
 FRAMEWORKS = {"tensorflow", "keras", "tensorflow_datasets"}
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 
@@ -70,11 +71,10 @@ def pytest_collection_modifyitems(items, config):
             item.add_marker("tensorflow")
         if "browser" in item.fixturenames:
             item.add_marker("slow")
-    for tier in TIERS:
-        if tier not in (config.option.markexpr or ""):
-            left_out = {item for item in items if item.get_closest_marker(tier)}
-            config.hook.pytest_deselected(items=list(left_out))
-            items[:] = [item for item in items if item not in left_out]
+    tiers = {item: next((tier for tier in TIERS if item.get_closest_marker(tier)), None) for item in items}
+    left_out = [item for item, tier in tiers.items() if tier and tier not in (config.option.markexpr or "")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

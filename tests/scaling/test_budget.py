@@ -111,7 +111,7 @@ def test_no_limit_is_exceeded(macs, params, memory_bytes, batch):
     check_budget(macs, params, memory_bytes, batch)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=500, deadline=None)
 @given(**budgets)
 def test_no_limit_is_exceeded_500_times(macs, params, memory_bytes, batch):

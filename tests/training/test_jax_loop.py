@@ -99,7 +99,7 @@ def test_both_engines_learn_from_a_teacher(tmp_path):
     assert_same(tensorflow, train(tmp_path, "jax", *settings))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_both_engines_take_the_same_steps_with_b0(tmp_path):
     settings = (
         *("data.image_size=64", "train.batch_size=8", "train.ema_decay=0.99", "optimizer.clip_norm=1.0"),
