@@ -103,3 +103,8 @@ def test_exported_files_have_no_vectors(run, photos):
     model.keras_model = None
     with pytest.raises(UserError, match="An exported file has no feature vectors. Pass the model directory"):
         model.embed([str(photos / "a.png")])
+
+
+def test_neighbors_in_the_list_are_compared_and_no_image_with_itself():
+    vectors = np.array([[1, 0], [1, 0.001], [0, 1]], np.float32)
+    assert [(first, second) for first, second, _ in find_duplicates(vectors, 0.99)] == [(0, 1)]
