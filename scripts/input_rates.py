@@ -2,7 +2,7 @@
 
 The same photographs, with the size of ImageNet's, are written as a folder of files, as TFRecords, as Parquet and as tar
 files. Each source is then read in turns, once without decoding and once as training images of B0. The script writes
-docs/speed/input_sources.json. Everything lies in the cache of the system, so the figures say what the formats cost, and
+docs/speed/input_sources.json. All files are in the memory of the system, so the figures say what the formats cost, and
 not how fast the disk is.
 """
 

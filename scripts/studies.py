@@ -121,7 +121,7 @@ trained for 310 steps, at one learning rate for all and at twice that.
   rates. This is the inversion that people report when they train larger networks on small data.
 - **What hurts is depth.** B1 has the pixels and the width of B0 and more blocks. Likewise, B3 has the 20 pixels of
   B2, and is deeper and wider.
-- **What helps is resolution.** B2 is deeper than B1, too, but it has 20 pixels instead of 16, and is 7 points ahead.
+- **What helps is resolution.** B2 is also deeper than B1, but it has 20 pixels instead of 16, and is 7 points ahead.
 - The best learning rate does not change the order. For all but B0, the lower one is as good or better.
 
 What can be concluded: with a few hundred steps, a deeper network has not learned as much as a shallow one, and no
