@@ -21,6 +21,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# XLA compiles faster if it does not optimize. The tests run few steps, so they do not need fast programs.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import hypothesis
 import pytest
 
@@ -32,8 +35,18 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # With loadfile each worker takes whole files. A long file that starts last would run alone at the end.
 LONGEST = (
+    "test_snippets",
+    "test_jax_loop",
+    "test_workers",
     "test_weights",
+    "test_notebooks",
     "test_end_to_end",
+    "test_models",
+    "test_benchmark",
+    "test_preflight",
+    "test_tasks",
+    "test_commands",
+    "test_search",
     "test_step",
     "test_applications",
     "test_pipeline",

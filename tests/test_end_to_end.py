@@ -180,9 +180,9 @@ PHASES = (
     " augment.randaugment_increasing: true, augment.color_jitter: 0.4, augment.flip_vertical: true}}]"
 )
 KILLED = [
-    *(*DIGITS, "--set", "train.epochs=5", "--set", "train.steps_per_loop=3", "--set", "eval.every_epochs=2"),
-    *("--set", "train.checkpoint_every_epochs=0.4", "--set", "augment.policy=randaugment"),
-    *("--set", "augment.erase=0.2", "--set", f"train.phases={PHASES}"),
+    *(*DIGITS, "--set", tiny.SHORT, "--set", "train.epochs=5", "--set", "train.steps_per_loop=3"),
+    *("--set", "eval.every_epochs=2", "--set", "train.checkpoint_every_epochs=0.4"),
+    *("--set", "augment.policy=randaugment", "--set", "augment.erase=0.2", "--set", f"train.phases={PHASES}"),
 ]
 
 

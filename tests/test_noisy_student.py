@@ -15,7 +15,7 @@ from efficientnet_tf.training.trainer import train_model
 
 SIZES = ["data.image_size=16", "train.batch_size=32", "schedule.warmup_epochs=1", "eval.every_epochs=20"]
 SIZES += ["optimizer.name=adamw", "optimizer.learning_rate=0.05", "optimizer.rho=0.99", "train.ema_decay=0"]
-SIZES += ["model.batch_norm_momentum=0.9"]
+SIZES += ["model.batch_norm_momentum=0.9", tiny.SHORT]
 LABELED, UNLABELED = 200, 300
 
 

@@ -167,7 +167,7 @@ def test_flags_reach_the_training(tmp_path):
 
 REAL = [
     *(f"--baseline={TINY}", "--recipe=smoke", "--alpha=1.0,2.0", "--beta=1.0,1.4", "--gamma=1.0"),
-    *("--seeds=2", "--heartbeat_seconds=1", "--device=cpu", "--set=train.epochs=16", "--set=eval.every_epochs=8"),
+    *("--seeds=1", "--heartbeat_seconds=1", "--device=cpu", "--set=train.epochs=16", "--set=eval.every_epochs=8"),
 ]
 
 
@@ -195,7 +195,7 @@ def test_search_of_two_processes_survives_being_killed(tmp_path):
     second.communicate()
     output = first.communicate(timeout=400)
     assert first.returncode == 0, output
-    names = [f"alpha{a}_beta{b}_gamma1_seed{s}" for a, b in (("1", "1.4"), ("2", "1")) for s in (0, 1)]
+    names = [f"alpha{a}_beta{b}_gamma1_seed0" for a, b in (("1", "1.4"), ("2", "1"))]
     done = {name: count for (name, state), count in count_trials(tmp_path).items() if state == "COMPLETE"}
     assert done == dict.fromkeys(names, 1)
     with open(tmp_path / "search.csv") as file:

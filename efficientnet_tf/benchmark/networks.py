@@ -47,6 +47,7 @@ class Plan:
         variants: Names of networks, for example "b0".
         batches: Images per step, each at least 1.
         compare: Names in `OTHERS` to compare with.
+        exports: Names in `EXPORTS` of the files to measure in the mode "export".
         rounds: Number of rounds that count, at least 1.
         seconds: Length of one measurement, above 0. A measurement has at least one step.
         sizes: Image sides in pixels, None for the variant's own.
@@ -66,11 +67,12 @@ class Plan:
     threads: Sequence[int | None] = (None,)
     precision: str = "float32"
     longest_step_seconds: float | None = None
+    exports: Sequence[str] = EXPORTS
 
     @property
     def implementations(self) -> list[str]:
         """Names of the workers that run a network. This package comes first."""
-        return ["efficientnet_tf", *self.compare, *(EXPORTS if self.mode == "export" else ())]
+        return ["efficientnet_tf", *self.compare, *(self.exports if self.mode == "export" else ())]
 
     def list_cases(self) -> list[Setting]:
         """Return the settings to measure, grouped by threads and without an implementation."""

@@ -35,7 +35,7 @@ def train(folder, backend, *overrides, devices=1, variant=tiny.VARIANT):
         "KERAS_BACKEND": backend,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     done = subprocess.run(
         [sys.executable, SCRIPT, json.dumps(arguments | {"overrides": overrides})],

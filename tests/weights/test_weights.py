@@ -71,10 +71,11 @@ def save_safetensors(tensors, path):
 
 
 SLOW = pytest.mark.slow
-LARGER = ["b0", pytest.param("b3", marks=SLOW), pytest.param("b7", marks=SLOW)]
+NIGHTLY = pytest.mark.nightly
+LARGER = ["b0", pytest.param("b3", marks=SLOW), pytest.param("b7", marks=NIGHTLY)]
 KERAS_FILES = [("b0", name) for name in ("w.weights.h5", "w.h5", "w.keras")]
 KERAS_FILES += [pytest.param("b3", name, marks=SLOW) for name in ("w.weights.h5", "w.h5", "w.keras")]
-KERAS_FILES += [pytest.param("b7", "w.weights.h5", marks=SLOW)]
+KERAS_FILES += [pytest.param("b7", "w.weights.h5", marks=NIGHTLY)]
 
 
 @pytest.mark.parametrize(("variant", "name"), KERAS_FILES)
@@ -202,10 +203,10 @@ def test_timm_names(variant, tmp_path, pixels):
 @pytest.mark.parametrize(
     ("variant", "name"),
     [
-        ("b0", "tf_efficientnet_b0.ns_jft_in1k"),
+        pytest.param("b0", "tf_efficientnet_b0.ns_jft_in1k", marks=NIGHTLY),
         ("b0", "efficientnet_b0.ra_in1k"),
         ("b0", "tf_efficientnet_b0.ap_in1k"),
-        ("b0", "efficientnet_b0.ra4_e3600_r224_in1k"),
+        pytest.param("b0", "efficientnet_b0.ra4_e3600_r224_in1k", marks=NIGHTLY),
         ("lite0", "tf_efficientnet_lite0.in1k"),
         ("lite0", "efficientnet_lite0.ra_in1k"),
         ("lite3", "tf_efficientnet_lite3.in1k"),
@@ -213,8 +214,8 @@ def test_timm_names(variant, tmp_path, pixels):
         ("v2-s", "tf_efficientnetv2_s.in1k"),
         ("edgetpu-s", "tf_efficientnet_es.in1k"),
         ("edgetpu-s", "efficientnet_es.ra_in1k"),
-        ("edgetpu-m", "efficientnet_em.ra2_in1k"),
-        ("edgetpu-l", "efficientnet_el.ra_in1k"),
+        pytest.param("edgetpu-m", "efficientnet_em.ra2_in1k", marks=NIGHTLY),
+        pytest.param("edgetpu-l", "efficientnet_el.ra_in1k", marks=NIGHTLY),
         ("tiny", "test_efficientnet.r160_in1k"),
     ],
 )
