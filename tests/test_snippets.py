@@ -1,7 +1,7 @@
 """The commands and the Python code of the README and the guides, run one after the other as a reader would.
 
 Each page runs in a folder of its own that has what the pages talk about: `photos`, `runs/photos`, `some.jpg` and so on.
-The networks are replaced by the smallest one, and training takes one epoch.
+The networks are replaced by one of two blocks, and training takes one epoch.
 """
 
 import io
@@ -17,6 +17,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from commands import run_here
 from foreign import timm_weights
 from safetensors.numpy import save_file
@@ -32,6 +33,9 @@ PAGES = (
     *(f"docs/guides/{p.name}" for p in ROOT.glob("docs/guides/*")),
 )
 FAST = ["train.epochs=1", "train.batch_size=8", "eval.batch_size=8", "schedule.warmup_epochs=0", "eval.every_epochs=1"]
+FAST += [tiny.SHORT]  # also for a variant that the page has made
+SIDE = 64  # pixels of an image, where a page has 224
+SMALL = "small.yaml"  # a variant that the folder of a page contains
 COLORS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 # What is not run, and why.
 SKIPPED = {
@@ -97,7 +101,9 @@ def folder(tmp_path_factory):
             for number in range(count):
                 photo(color, 100 * label + number).save(folder / "photos" / split / name / f"{number}.jpg")
     (folder / "runs/nas").mkdir(parents=True)
-    shutil.copy(ROOT / "configs/tiny.yaml", folder / "runs/nas/baseline.yaml")
+    head, _, _ = Path(tiny.VARIANT).read_text().partition("stages:")
+    (folder / SMALL).write_text(head + tiny.SHORT.removeprefix("model.").replace("=", ": ", 1))
+    shutil.copy(folder / SMALL, folder / "runs/nas/baseline.yaml")
     (folder / "more").mkdir()
     write_products(folder / "products")
     write_containers(folder)
@@ -114,14 +120,14 @@ def folder(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, [60, 32, 32, 3], dtype=np.uint8)
     labels = np.arange(60) % 10
     np.savez(folder / "cifar10.npz", x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:])
-    network = ef.build_model("tiny")
+    network = ef.build_model(str(folder / SMALL))
     save_file(timm_weights(network), folder / "tf_efficientnet_b4.safetensors")
-    config = ["data.dir=photos", "train.epochs=6", *FAST[1:], "data.image_size=224", "train.ema_decay=0.5"]
+    config = ["data.dir=photos", "train.epochs=6", *FAST[1:], f"data.image_size={SIDE}", "train.ema_decay=0.5"]
     config.append("optimizer.learning_rate=0.016")  # for few steps
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ef.train_model(ef.load_config("tiny", "folder", config), "runs/photos")
-        ef.train_model(ef.load_config("tiny", "digits", FAST), "runs/digits")
+        ef.train_model(ef.load_config(SMALL, "folder", config), "runs/photos")
+        ef.train_model(ef.load_config(SMALL, "digits", FAST), "runs/digits")
     shutil.copytree(folder / "runs/digits", folder / "runs/photos2")
     for name in ("wide", "deep", "compound"):
         shutil.copytree(folder / "runs/photos", folder / "runs" / name)
@@ -139,11 +145,11 @@ def list_parts(text):
 
 
 def run_command(words):
-    """Run a command in this process, with the smallest network."""
-    command, *flags = (re.sub(r"(--variant=)b\d|(--baseline=)b\d", r"\1\2tiny", word) for word in words)
+    """Run a command in this process, with the small network."""
+    command, *flags = (re.sub(r"(--variant=|--baseline=)b\d", rf"\g<1>{SMALL}", word) for word in words)
     if command == "train":
         flags += [word for setting in FAST for word in ("--set", setting)]
-        flags += [] if any(flag.startswith("--variant=") for flag in flags) else ["--variant=tiny"]
+        flags += [] if any(flag.startswith("--variant=") for flag in flags) else [f"--variant={SMALL}"]
     [given] = [Path(f.partition("=")[2]) for f in flags if command == "train" and f.startswith("--model_dir=")] or [
         None
     ]
@@ -166,7 +172,8 @@ def test_a_reader_can_run_the_page(page, folder, tmp_path, monkeypatch):
         if kind == "command":
             run_command(shlex.split(text))
         else:
-            code = text.replace('load_config("b0", "digits")', f'load_config("tiny", "digits", {FAST})')
+            code = text.replace('load_config("b0", "digits")', f'load_config("{SMALL}", "digits", {FAST})')
+            code = code.replace("224", str(SIDE))
             exec(compile(code, page, "exec"), namespace)
 
 
