@@ -23,6 +23,7 @@ from efficientnet_tf.runtime import failures
 from efficientnet_tf.runtime.backend import BACKENDS
 from efficientnet_tf.runtime.failures import EXIT_ERROR as EXIT_ERROR
 from efficientnet_tf.runtime.hardware import DEVICES, check_devices
+from efficientnet_tf.runtime.imports import faster_imports
 from efficientnet_tf.runtime.terminal import quiet_libraries
 
 LARGEST_COUNT = 10**9
@@ -321,7 +322,7 @@ def run(
             args = parser.parse_args(words[1:])
             if args.verbose:
                 absl_logging.use_absl_handler()  # shows the messages of all libraries
-            with contextlib.nullcontext() if args.verbose else quiet_libraries():
+            with faster_imports(), contextlib.nullcontext() if args.verbose else quiet_libraries():
                 try:
                     return main(args)
                 except Exception as error:

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 def make_config(root, *overrides):
     data = ["data.source=table", f"data.dir={root}", "data.label_columns=value", "data.eval_split=val"]
-    return tiny.load_config(*data, *SIZES, "train.epochs=12", *overrides)
+    return tiny.load_config(*data, *SIZES, "train.epochs=20", *overrides)
 
 
 def test_the_file_has_the_probabilities_of_all_classes(run):
@@ -48,10 +48,11 @@ def test_the_file_has_the_probabilities_of_all_classes(run):
         assert row == pytest.approx(answer, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_them(run, caplog):
     root, _ = run
     config = make_config(
-        root, f"data.pseudo_labels={root}/soft.parquet", "data.pseudo_confidence=0.2", "train.epochs=8"
+        root, f"data.pseudo_labels={root}/soft.parquet", "data.pseudo_confidence=0.2", "train.epochs=16"
     )
     train_model(config, str(root / "student"))
     assert "images are added to 200 with labels." in caplog.text

@@ -31,9 +31,9 @@ def digits(tmp_path_factory):
 
 
 def make_config(root, task, *overrides):
-    sizes = ["data.image_size=16", "train.batch_size=64", "train.epochs=6", "schedule.warmup_epochs=1"]
+    sizes = ["data.image_size=16", "train.batch_size=64", "train.epochs=12", "schedule.warmup_epochs=1"]
     data = ["data.source=table", f"data.dir={root}", "data.eval_split=val"]
-    return tiny.load_config(*data, *sizes, tiny.SHORT, "eval.every_epochs=6", *SETTINGS[task], *overrides)
+    return tiny.load_config(*data, *sizes, tiny.SHORT, "eval.every_epochs=12", *SETTINGS[task], *overrides)
 
 
 @pytest.fixture(scope="module")

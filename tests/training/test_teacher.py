@@ -86,7 +86,7 @@ def test_a_step_weights_labels_and_teacher(teacher, weight):
     assert loss == pytest.approx(((1 - weight) * hard + weight * soft).mean(), rel=1e-3)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_teacher_does_not_change(teacher, replicas):
     run = tiny.Run(tiny.load_config(f"train.teacher={teacher[0]}", "train.batch_size=16"), replicas)
     variables = list(run.state.teacher.variables.values())
