@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from efficientnet_tf.training.trainer import Callback, train_model
     from efficientnet_tf.weights.load import load_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AugmentConfig",
