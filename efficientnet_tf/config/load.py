@@ -90,7 +90,9 @@ def load_config(variant: str | Path | None, recipe: str | Path, overrides: Itera
         ('adamw', 3.0, 64)
     """
     layers = _read_layers(variant, recipe, overrides)
-    return _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
+    config = _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
+    _check_folder_is_read(config, layers[-1][1])
+    return config
 
 
 def load_recipe_network(variant: str | Path, recipe: str | Path) -> ModelSpec:
@@ -126,7 +128,9 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
         UserError: As for `load_config`.
     """
     changes = _parse_overrides(overrides)
-    return _validate(Config, merge(config.model_dump(), changes), [(OVERRIDES, changes)])
+    changed = _validate(Config, merge(config.model_dump(), changes), [(OVERRIDES, changes)])
+    _check_folder_is_read(changed, changes)
+    return changed
 
 
 def change_spec(spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
@@ -165,6 +169,19 @@ def _validate(schema: type[_Schema], content: dict, layers: Layers) -> _Schema:
         if len(items) > MOST_MISTAKES:
             lines.append(f"{len(items) - MOST_MISTAKES:,} more mistakes")
         raise UserError("\n".join(lines)) from None
+
+
+def _check_folder_is_read(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Raise an error if the overrides name a folder of images, and the source of the config has its own images.
+
+    The key itself is allowed with every source, because the configs of older runs may contain it.
+    """
+    if "dir" in overrides.get("data", {}) and config.data.dir and config.data.source in ("digits", "synthetic"):
+        raise UserError(
+            f"{OVERRIDES}: data.dir={shorten(escape(config.data.dir))} would not be read, because "
+            f"data.source={config.data.source} has images of its own. Choose another recipe, for example folder, or "
+            "set data.source=folder."
+        )
 
 
 def _describe(schema: type[Section], item: Mapping[str, Any], layers: Layers) -> str:

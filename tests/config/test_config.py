@@ -190,7 +190,7 @@ def test_override_forms():
     assert loaded.augment.crop_area == (0.25, 0.5)
     assert loaded.data.image_size is None
     assert loaded.image_size == 224
-    assert load("data.dir=a=b").data.dir == "a=b"
+    assert load("data.dir=a=b", "data.source=folder").data.dir == "a=b"
     assert load("train={epochs: 5}", "train={seed: 9}") == load("train.epochs=5", "train.seed=9")
 
 
@@ -434,11 +434,11 @@ def test_unknown_names(keywords, parts):
         ("off", "train.jit_compile", "off"),
         ("no", "data.train_split", "no"),
         ("Yes", "data.train_split", "Yes"),
-        ("y", "data.dir", "y"),
-        ("2024-01-01", "data.dir", "2024-01-01"),
-        ("12:30", "data.dir", "12:30"),
-        ("1_000", "data.dir", "1_000"),
-        ("0x10", "data.dir", "0x10"),
+        ("y", "data.cache", "y"),
+        ("2024-01-01", "data.cache", "2024-01-01"),
+        ("12:30", "data.cache", "12:30"),
+        ("1_000", "data.cache", "1_000"),
+        ("0x10", "data.cache", "0x10"),
         ("train[:10%]", "data.train_split", "train[:10%]"),
         ("True", "augment.flip", True),
         ("false", "augment.flip", False),
@@ -540,10 +540,10 @@ def test_errors_name_a_dump_with_a_mistake():
 
 
 def test_diff_shows_each_changed_key_with_both_values():
-    old, new = load(), load("train.epochs=5", "augment.crop_area=[0.5,1]", "data.dir=x", "model.width=2")
+    old, new = load(), load("train.epochs=5", "augment.crop_area=[0.5,1]", "data.cache=x", "model.width=2")
     assert sorted(load_lib.diff_config(old, new)) == [
         "augment.crop_area: (0.8, 1.0) -> (0.5, 1.0)",
-        "data.dir: None -> 'x'",
+        "data.cache: 'none' -> 'x'",
         "model.width: 1.0 -> 2.0",
         "train.epochs: 20.0 -> 5.0",
     ]
@@ -569,3 +569,22 @@ def test_environment_without_a_repository_and_without_git(monkeypatch, tmp_path)
     assert load_lib.describe_environment(source_dir=tmp_path)["git_commit"] == "not a git checkout"
     monkeypatch.setenv("PATH", "")
     assert load_lib.describe_environment()["git_commit"] == "not a git checkout"
+
+
+@pytest.mark.parametrize(("recipe", "source"), [("digits", "digits"), ("smoke", "synthetic")])
+def test_a_folder_that_would_not_be_read_is_refused(recipe, source):
+    message = f"data.dir=photos would not be read, because data.source={source} has images of its own"
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.load_config("b0", recipe, ["data.dir=photos"])
+    config = load_lib.load_config("b0", recipe)
+    assert config.data.source == source
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.override_config(config, ["data.dir=photos"])
+    changed = load_lib.override_config(config, ["data.dir=photos", "data.source=folder"])
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.override_config(changed, [f"data.source={source}", "data.dir=photos"])
+    # The config of an older run may contain both.
+    older = load_lib.parse_config(
+        load_lib.dump_config(changed).replace("source: folder", f"source: {source}"), "config.yaml"
+    )
+    assert older.data.dir == "photos" and load_lib.override_config(older, ["train.epochs=2"]).data.dir == "photos"

@@ -41,7 +41,13 @@ def test_keys_of_the_trained_model_cannot_change(key):
 
 def test_keys_of_the_data_can_change(tmp_path):
     config = read_config(RUN)
-    overrides = ["data.dir=/x", "eval.batch_size=7", "data.crop_padding=5", "data.eval_split=val", "train.epochs=2"]
+    overrides = [
+        "data.cache=memory",
+        "eval.batch_size=7",
+        "data.crop_padding=5",
+        "data.eval_split=val",
+        "train.epochs=2",
+    ]
     assert override_data(config, overrides) == override_config(config, overrides)
     with pytest.raises(UserError, match="train.epochs: 2.0 -> 3.0"):
         override_data(config, ["train.epochs=3"])

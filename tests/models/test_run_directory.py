@@ -5,7 +5,7 @@ import os
 import pytest
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import dump_config, load_config
+from efficientnet_tf.config.load import dump_config, load_config, override_config
 from efficientnet_tf.models.run_directory import (
     check_allowed,
     check_run,
@@ -129,16 +129,16 @@ def test_a_link_to_nothing_and_a_fifo_are_no_model_directory(tmp_path):
 def test_another_config_names_the_way_forward(tmp_path):
     model_dir = make_run(tmp_path)
     check_run(model_dir, CONFIG)
-    changed = load_config("b0", "digits", ["train.epochs=99", "data.dir=elsewhere"])
+    changed = override_config(CONFIG, ["train.epochs=99", "data.cache=memory"])
     with pytest.raises(
-        UserError, match="another config.*\n  data.dir: None -> 'elsewhere'\n  train.epochs: "
+        UserError, match="another config.*\n  data.cache: 'none' -> 'memory'\n  train.epochs: "
     ) as caught:
         check_run(model_dir, changed)
-    assert str(caught.value).endswith("add allow_change=data.dir,train.epochs")
-    with pytest.raises(UserError, match="add allow_change=data.dir,train.epochs") as caught:
+    assert str(caught.value).endswith("add allow_change=data.cache,train.epochs")
+    with pytest.raises(UserError, match="add allow_change=data.cache,train.epochs") as caught:
         check_run(model_dir, changed, ["train.epochs"])
     assert "train.epochs: " not in str(caught.value)
-    check_run(model_dir, changed, ["train.epochs", "data.dir", "train.seed"])
+    check_run(model_dir, changed, ["train.epochs", "data.cache", "train.seed"])
 
 
 @pytest.mark.parametrize(

@@ -134,12 +134,12 @@ def test_a_second_trainer_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_more_epochs_and_moved_data_continue_a_run(finished, tmp_path):
+def test_more_epochs_and_a_cache_continue_a_run(finished, tmp_path):
     model_dir = shutil.copytree(finished, tmp_path / "run")
-    changes = ("train.epochs=2", "data.dir=elsewhere")
-    with pytest.raises(UserError, match=r"another config(.|\n)*add allow_change=data.dir,train.epochs$"):
+    changes = ("train.epochs=2", "data.cache=memory")
+    with pytest.raises(UserError, match=r"another config(.|\n)*add allow_change=data.cache,train.epochs$"):
         train(model_dir, *changes)
-    result = train(model_dir, *changes, allow_change=["train.epochs", "data.dir"])
+    result = train(model_dir, *changes, allow_change=["train.epochs", "data.cache"])
     assert (result["step"], result["finished"]) == (12, True)
     assert lines_of(model_dir)[: len(lines_of(finished))] == lines_of(finished)
     (entry,) = read_history(str(model_dir))
@@ -147,7 +147,7 @@ def test_more_epochs_and_moved_data_continue_a_run(finished, tmp_path):
     assert read_config(str(model_dir)).train.epochs == 2
     assert train(model_dir, *changes)["step"] == 12  # The flag is not needed again.
     with pytest.raises(UserError, match="train.epochs=1 means 6 steps, but this run has already done 12"):
-        train(model_dir, "data.dir=elsewhere", allow_change=["train.epochs"])
+        train(model_dir, "data.cache=memory", allow_change=["train.epochs"])
 
 
 PROGRAM = """
