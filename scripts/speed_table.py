@@ -156,9 +156,9 @@ Seconds from the start of the process to the end of its first training step, and
 With one image of 32 pixels, almost all of the first step is tracing.""",
     "startup": """## Waiting
 
-Seconds from the start of a process to its answer, the median of the rounds. `predict`, `evaluate` and the first step of
-`train` are compared with short scripts as users of Keras and timm write them. Keras trains without XLA and timm without
-torch.compile, which would take longer. An exported file and an error need no TensorFlow.
+Seconds from the start of a process to its answer, the median of the rounds. `predict` and the first step of `train` are
+compared with short scripts as users of Keras and timm write them. Keras trains without XLA and timm without
+torch.compile, which would take longer. Predictions of exported files and errors need no TensorFlow.
 
 `before` is the median on the same machine with an earlier version, in which TensorFlow and Keras imported what was
 installed of scikit-learn, SciPy, matplotlib and JAX. Commands now hide these from TensorFlow and Keras. The first

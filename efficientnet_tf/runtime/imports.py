@@ -1,4 +1,4 @@
-"""Imports of TensorFlow and Keras that take half as long."""
+"""Makes importing TensorFlow and Keras faster."""
 
 import contextlib
 import sys
@@ -15,8 +15,8 @@ OF_JAX = ("jax", "scipy")  # what Keras needs to compute with JAX
 def faster_imports() -> Iterator[None]:
     """Hide optional libraries from TensorFlow and Keras if these are first imported within the block.
 
-    They then do without, as on a machine where the libraries are not installed. All other code can import them as
-    usual. Importing TensorFlow takes about two seconds less if all of them are installed. Afterwards,
+    TensorFlow and Keras then work as on a machine where these libraries are not installed. All other code can import
+    them as usual. Importing TensorFlow takes about two seconds less if all of them are installed. Afterwards,
     `keras.wrappers` does not work in this process.
     """
     finder = _Hide()
