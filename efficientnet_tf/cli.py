@@ -214,6 +214,11 @@ def positive_int(text: str) -> int:
     return value
 
 
+def index(text: str) -> int:
+    """Parse the value of a flag that is a place in a list, counted from 0."""
+    return positive_int(str(int(text) + 1)) - 1
+
+
 def positive_ints(text: str) -> list[int]:
     """Parse the value of a flag that is several counts: 1,2,4."""
     return [positive_int(part) for part in text.split(",")]
@@ -240,6 +245,7 @@ def positive_number(text: str) -> float:
 positive_number.__name__ = "number > 0"
 positive_ints.__name__ = "comma-separated integers >= 1"
 positive_int.__name__ = "integer >= 1"
+index.__name__ = "integer >= 0"
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

@@ -14,6 +14,7 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.config.load import dump_config, load_config
     from efficientnet_tf.runtime.backend import choose_backend
 
+    _describe_workers(args)
     choose_backend(args.backend)
     init_from = [] if args.init_from is None else [f"train.init_from={json.dumps(args.init_from)}"]
     overrides = init_from + cli.overrides(args)
@@ -37,6 +38,17 @@ def main(args: argparse.Namespace) -> int:
 
     result = train_model(config, args.model_dir, strategy, args.tracker, allow_change=args.allow_change)
     return 0 if result["finished"] else EXIT_RESTART
+
+
+def _describe_workers(args):
+    """Put the workers of the flags where TensorFlow looks for them."""
+    from efficientnet_tf.config.errors import UserError
+    from efficientnet_tf.runtime.cluster import describe_cluster
+
+    if args.workers or args.worker is not None:
+        if os.environ.get("TF_CONFIG"):
+            raise UserError("--workers and the environment variable TF_CONFIG both list the workers. Use one of them.")
+        os.environ["TF_CONFIG"] = describe_cluster(args.workers, args.worker)
 
 
 def _check(args, config):
@@ -171,6 +183,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps", type=cli.positive_int, help="Most steps of --find_learning_rate. 300 unless this is given."
     )
     cli.add_device_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=cli.names,
+        default=[],
+        metavar="HOST:PORT,...",
+        help="Train on several machines: the addresses of all of them, the same list on each. Short for TF_CONFIG.",
+    )
+    parser.add_argument("--worker", type=cli.index, metavar="I", help="Place of this machine in --workers, from 0.")
     cli.add_backend_argument(parser)
     cli.add_tracker_argument(parser)
     parser.add_argument("--print_config", action="store_true", help="Print the complete config and exit.")

@@ -4,9 +4,9 @@
 
 It measures b0, b4 and v2-s in bfloat16 at several batch sizes. This package runs its training loop, that of `train
 --backend=jax`. timm runs with torch.compile, channels_last and autocast. Batch, image size, optimizer, label smoothing
-and dropout are the same. Each implementation has its own process. These start one after the other, and are then measured
-in rounds. A measurement ends when the device has finished. A batch that does not fit is left out. The output is written
-after each network, and cases that it already has are kept. Install jax and torch for your device, and timm.
+and dropout are the same. Each implementation has its own process. These start one after the other, and are then
+measured in rounds. A measurement ends when the device has finished. A batch that does not fit is left out. The output
+is written after each network, and cases that it already has are kept. Install jax and torch for your device, and timm.
 """
 
 import argparse

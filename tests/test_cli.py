@@ -268,6 +268,7 @@ def test_wrong_flags_exit_with_status_2(parser, words, parts, capsys):
     [
         (cli.positive_int, "3", 3),
         (cli.positive_ints, "1,2,4", [1, 2, 4]),
+        (cli.index, "0", 0),
         (cli.names, "b0,,b1", ["b0", "b1"]),
         (cli.positive_number, "1.8e9", 1.8e9),
     ],
@@ -282,6 +283,7 @@ def test_values_of_flags(parse, text, value):
         (cli.positive_int, "0"),
         (cli.positive_int, "1.5"),
         (cli.positive_ints, "1,0"),
+        (cli.index, "-1"),
         (cli.positive_number, "nan"),
         (cli.positive_number, "inf"),
         (cli.positive_number, "-1"),

@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
@@ -46,6 +47,31 @@ def read_rank(text: str) -> tuple[list[str], int]:
     except UserError as error:
         shown = escape(text[:300])
         raise UserError(f"TF_CONFIG={shown} is not a list of workers: {error} Use {EXAMPLE}.") from None
+
+
+def describe_cluster(addresses: Sequence[str], own: int | None) -> str:
+    """Return the TF_CONFIG of some workers.
+
+    Args:
+        addresses: Addresses of all workers as "host:port", in the same order on every machine. The first is the chief.
+        own: Place of this worker among them, counted from 0.
+
+    Raises:
+        UserError: If an address is invalid, or there is no such worker.
+    """
+    shown = f"workers={escape(','.join(addresses)[:300])}"
+    if own is None:
+        raise UserError(f"{shown} needs worker, the place of this machine in that list: 0 to {len(addresses) - 1}.")
+    if not addresses:
+        raise UserError(f"worker={own} needs workers, the addresses of all machines: --workers=a:2222,b:2222.")
+    if own >= len(addresses):
+        raise UserError(f"worker={own} is not in {shown}. Use 0 to {len(addresses) - 1}.")
+    config = {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": own}}
+    try:
+        _read_addresses(config)
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from None
+    return json.dumps(config)
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -117,7 +143,7 @@ def await_workers(addresses: list[str], timeout_seconds: float = WAIT_SECONDS) -
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"TF_CONFIG: worker {address} did not appear within {timeout_seconds} seconds ({error}). Check "
+                        f"Worker {address} did not appear within {timeout_seconds} seconds ({error}). Check "
                         "that it is started and that no firewall blocks this machine."
                     ) from None
                 if not is_announced:

@@ -145,7 +145,7 @@ def join_processes(tf_config: str, on_tpu: bool, timeout_seconds: float) -> None
         "initialization_timeout": round(timeout_seconds),
         "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
     }
-    name = f"TF_CONFIG: worker {addresses[own]}" if addresses else "This process"
+    name = f"Worker {addresses[own]}" if addresses else "This process"
     try:
         if len(addresses) > 1:
             # The first worker opens its port when it has seen those of all others, which are open until then.

@@ -60,8 +60,8 @@ def create_strategy(
     if len(workers) > 1:
         if on_tpu or replicas > 1:
             raise UserError(
-                "TF_CONFIG lists several workers, which can have neither a TPU nor CPU replicas. Unset TF_CONFIG, or "
-                "leave out tpu and replicas."
+                "Several workers (TF_CONFIG) can have neither a TPU nor CPU replicas. Leave out the workers, or "
+                "tpu and replicas."
             )
         return join_workers(workers, device)
     gpus = [] if on_tpu or device == "cpu" else tf.config.list_physical_devices("GPU")

@@ -52,7 +52,7 @@ def join_workers(
     except UserError:
         raise
     except (tf.errors.OpError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"TF_CONFIG: worker {addresses[0]} cannot join the others: {find_reason(error)}") from None
+        raise UserError(f"Worker {addresses[0]} cannot join the others: {find_reason(error)}") from None
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -47,7 +47,7 @@ class RunDirectory:
                 different.append(name)
         if different:
             raise UserError(
-                f"The workers of TF_CONFIG have different configs, in the sections {', '.join(different)}. Start all "
+                f"The workers have different configs, in the sections {', '.join(different)}. Start all "
                 "workers with the same flags. `train --print_config` shows the config."
             )
         check_run(self._model_dir, self._config, self._allow_change)

@@ -153,7 +153,7 @@ def numbers(write):
         "benchmark": ("batch", "sizes", "threads", "rounds", "seconds"),
         "preflight": ("batch", "classes", "images"),
         "serve": ("port", "max_batch", "batch_delay_ms", "max_request_mb", "max_megapixels", "max_requests"),
-        "train": ("replicas",),
+        "train": ("replicas", "worker"),
         "evaluate": ("replicas",),
     }
     item = "D numbers out of range"
@@ -299,7 +299,7 @@ def _stages():
 
 
 def clusters(write):
-    """TF_CONFIG of clusters that cannot be."""
+    """TF_CONFIG and flags of clusters that cannot be."""
     folder = write.folder("cluster")
     worker = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
     texts = {
@@ -341,3 +341,6 @@ def clusters(write):
             env={"TF_CONFIG": text},
             item="D TF_CONFIG",
         )
+    for text in ("a", "a:x", "a:1,a:1", "a:99999,b:1", "\x1b[31m:1,b:1", ",", "a:1," * 10_000):
+        argv = [*write.kit.train(write.kit.photos), f"--workers={text}", "--worker=0"]
+        write.add(folder, f"train --workers={text[:24]}", argv, light=True, says="workers", item="D TF_CONFIG")

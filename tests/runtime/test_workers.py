@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import socket
 
 import pytest
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.runtime.cluster import describe_cluster
 from efficientnet_tf.runtime.strategy import create_strategy
 from efficientnet_tf.runtime.workers import is_chief, join_workers, make_gather, read_cluster
 
@@ -78,6 +80,25 @@ def test_invalid_tf_config(text, reason):
     assert len(str(caught.value)) < 800
 
 
+@pytest.mark.parametrize(
+    ("addresses", "own", "message"),
+    [
+        (["a:1", "b:2"], None, "workers=a:1,b:2 needs worker, the place of this machine in that list: 0 to 1"),
+        ([], 0, "worker=0 needs workers, the addresses of all machines"),
+        (["a:1", "b:2"], 2, "worker=2 is not in workers=a:1,b:2. Use 0 to 1"),
+        (["a", "b:2"], 0, "workers=a,b:2: 'a' is not an address of the form host:port"),
+        (["a:1", "a:1"], 0, "workers=a:1,a:1: the address a:1 is listed twice"),
+    ],
+)
+def test_flags_that_describe_no_cluster(addresses, own, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        describe_cluster(addresses, own)
+
+
+def test_flags_describe_a_cluster():
+    assert read_cluster(describe_cluster(["a:1", "b:2"], 1)) == ["b:2", "a:1"]
+
+
 def test_own_address_comes_first():
     cluster = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
     assert read_cluster(json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})) == [
@@ -100,8 +121,8 @@ def test_single_worker_is_no_cluster(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tpu": "local"}, "several workers, which can have neither a TPU nor CPU replicas"),
-        ({"replicas": 2}, "several workers, which can have neither a TPU nor CPU replicas"),
+        ({"tpu": "local"}, "Several workers .* can have neither a TPU nor CPU replicas"),
+        ({"replicas": 2}, "Several workers .* can have neither a TPU nor CPU replicas"),
         ({"device": "gpu"}, "device=gpu cannot be used because TensorFlow sees no GPU on this worker"),
     ],
 )
@@ -113,7 +134,7 @@ def test_arguments_that_contradict_a_cluster(monkeypatch, arguments, message):
 
 def test_missing_worker(addresses, caplog):
     own, other = addresses
-    message = f"^TF_CONFIG: worker {other} did not appear within 1 seconds.*refused.* Check that it is started"
+    message = f"^Worker {other} did not appear within 1 seconds.*refused.* Check that it is started"
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=message):
         join_workers([own, other], "cpu", timeout_seconds=1)
     assert caplog.messages == [f"waiting for worker {other}"]  # once, although it tried several times
@@ -125,7 +146,7 @@ def test_worker_that_cannot_start(monkeypatch, addresses):
     monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
     with socket.create_server(("127.0.0.1", int(other.rpartition(":")[2]))):
         tf.constant(1) + 1  # the cluster must be joined before TensorFlow computes anything
-        with pytest.raises(UserError, match=f"worker {own} cannot join the others: .*program startup"):
+        with pytest.raises(UserError, match=f"Worker {own} cannot join the others: .*program startup"):
             join_workers([own, other], "cpu")
-        with pytest.raises(UserError, match=f"worker {other} cannot join the others: .*in use"):
+        with pytest.raises(UserError, match=f"Worker {other} cannot join the others: .*in use"):
             join_workers([other, own], "cpu")
