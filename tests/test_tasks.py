@@ -296,7 +296,7 @@ def test_a_run_keeps_its_task(trained, digits, task, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("best", ["exact", "mae", "r2"])
+@pytest.mark.parametrize("best", ["exact", pytest.param("mae", marks=pytest.mark.nightly), "r2"])
 def test_the_best_checkpoint_by_each_metric(digits, best, tmp_path):
     task = "multilabel" if best == "exact" else "regression"
     config = make_config(digits[0], task, f"eval.best={best}", "eval.every_epochs=1", "train.epochs=3")

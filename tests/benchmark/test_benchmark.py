@@ -157,7 +157,7 @@ def test_names_of_networks_in_other_libraries():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("infer", marks=pytest.mark.nightly)])
 def test_networks_are_measured_next_to_keras(mode):
     plan = Plan(mode, ["b0"], [2], compare=["keras"], rounds=2, seconds=0.01, sizes=[32], threads=[1])
     (ours, keras), skipped, _ = measure_networks(plan)

@@ -253,7 +253,7 @@ def test_the_program_of_one_replica_equals_the_step_of_the_loop():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x4", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v3:2x2", pytest.param("v5e:2x4", marks=pytest.mark.nightly), "v6e:2x4"])
 def test_the_tiny_network_compiles(traced, topology):
     topology = parse_topology(topology)
     assert topology.replicas == 8

@@ -80,7 +80,7 @@ def test_both_engines_take_the_same_steps(tmp_path, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("task", ["multilabel", pytest.param("regression", marks=pytest.mark.nightly)])
 def test_both_engines_learn_labels_and_numbers(tmp_path, task):
     recast.write_table(tmp_path, train=200)
     settings = ["train.batch_size=32", "data.source=table", f"data.dir={tmp_path}", f"data.task={task}", tiny.SHORT]
