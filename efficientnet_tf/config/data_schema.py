@@ -21,6 +21,16 @@ from efficientnet_tf.config.fields import (
 
 _SOURCES = r"^(digits|folder|table|records|arrays|parquet|webdataset|synthetic|tfds:[\w./:+-]+)$"
 _WITH_COLUMNS = ("table", "parquet", "webdataset")
+# Keys that only some sources or tasks read: {key of `data`: (other key, its values, without what follows a colon)}.
+READ_WITH = {
+    "dir": ("source", ("folder", "table", "records", "arrays", "parquet", "webdataset", "tfds")),
+    "classes": ("source", ("records",)),
+    "class_names": ("source", ("arrays",)),
+    "shuffle_buffer": ("source", ("records", "tfds", "parquet", "webdataset")),
+    "synthetic_examples": ("source", ("synthetic",)),
+    "synthetic_classes": ("source", ("synthetic",)),
+    "label_separator": ("task", ("multilabel",)),
+}
 
 
 class DataConfig(Section):

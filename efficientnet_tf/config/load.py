@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from efficientnet_tf.config.data_schema import READ_WITH, DataConfig
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.layers import CONFIG_DIR, PACKAGE_DIR, Layers, list_names, read_recipe, read_variant
 from efficientnet_tf.config.schema import Config, FieldError, ModelSpec, Section, merge, nest
@@ -91,7 +92,7 @@ def load_config(variant: str | Path | None, recipe: str | Path, overrides: Itera
     """
     layers = _read_layers(variant, recipe, overrides)
     config = _validate(Config, functools.reduce(merge, (layer for _, layer in layers)), layers)
-    _check_folder_is_read(config, layers[-1][1])
+    _check_keys_are_read(config, layers[-1][1])
     return config
 
 
@@ -129,7 +130,7 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     """
     changes = _parse_overrides(overrides)
     changed = _validate(Config, merge(config.model_dump(), changes), [(OVERRIDES, changes)])
-    _check_folder_is_read(changed, changes)
+    _check_keys_are_read(changed, changes)
     return changed
 
 
@@ -171,17 +172,22 @@ def _validate(schema: type[_Schema], content: dict, layers: Layers) -> _Schema:
         raise UserError("\n".join(lines)) from None
 
 
-def _check_folder_is_read(config: Config, overrides: Mapping[str, Any]) -> None:
-    """Raise an error if the overrides name a folder of images, and the source of the config has its own images.
+def _check_keys_are_read(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Raise an error if the overrides set a key of `data` that the source or the task of the config does not read.
 
-    The key itself is allowed with every source, because the configs of older runs may contain it.
+    The keys are allowed in files, because a recipe may get another source, and older runs may contain them.
     """
-    if "dir" in overrides.get("data", {}) and config.data.dir and config.data.source in ("digits", "synthetic"):
-        raise UserError(
-            f"{OVERRIDES}: data.dir={shorten(escape(config.data.dir))} would not be read, because "
-            f"data.source={config.data.source} has images of its own. Choose another recipe, for example folder, or "
-            "set data.source=folder."
-        )
+    default = DataConfig()
+    for key in overrides.get("data", {}):
+        value = getattr(config.data, key)
+        other, readers = READ_WITH.get(key, ("source", ()))
+        chosen = getattr(config.data, other)
+        if readers and chosen.partition(":")[0] not in readers and value != getattr(default, key):
+            advice = "Choose another recipe, for example folder, or set data.source=folder." if key == "dir" else ""
+            raise UserError(
+                f"{OVERRIDES}: data.{key}={shorten(escape(str(value)))} would not be read. It is only for data.{other}="
+                f"{' or '.join(readers)}, and this config has {escape(chosen)}. {advice}".rstrip()
+            )
 
 
 def _describe(schema: type[Section], item: Mapping[str, Any], layers: Layers) -> str:

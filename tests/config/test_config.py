@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from efficientnet_tf.config import errors
 from efficientnet_tf.config import load as load_lib
-from efficientnet_tf.config.schema import Phase, Stage
+from efficientnet_tf.config.schema import DataConfig, Phase, Stage
 
 VARIANTS = [f"b{i}" for i in range(9)] + ["l2"]
 LITE = [f"lite{i}" for i in range(5)]
@@ -573,7 +573,7 @@ def test_environment_without_a_repository_and_without_git(monkeypatch, tmp_path)
 
 @pytest.mark.parametrize(("recipe", "source"), [("digits", "digits"), ("smoke", "synthetic")])
 def test_a_folder_that_would_not_be_read_is_refused(recipe, source):
-    message = f"data.dir=photos would not be read, because data.source={source} has images of its own"
+    message = f"data.dir=photos would not be read. It is only for data.source=folder or .* has {source}. Choose"
     with pytest.raises(errors.UserError, match=message):
         load_lib.load_config("b0", recipe, ["data.dir=photos"])
     config = load_lib.load_config("b0", recipe)
@@ -588,3 +588,24 @@ def test_a_folder_that_would_not_be_read_is_refused(recipe, source):
         load_lib.dump_config(changed).replace("source: folder", f"source: {source}"), "config.yaml"
     )
     assert older.data.dir == "photos" and load_lib.override_config(older, ["train.epochs=2"]).data.dir == "photos"
+
+
+@pytest.mark.parametrize(
+    ("override", "readers"),
+    [
+        ("data.classes=5", "source=records"),
+        ("data.class_names=[a, b]", "source=arrays"),
+        ("data.shuffle_buffer=7", "source=records or tfds or parquet or webdataset"),
+        ("data.synthetic_examples=7", "source=synthetic"),
+        ("data.synthetic_classes=7", "source=synthetic"),
+        ("data.label_separator='|'", "task=multilabel"),
+    ],
+)
+def test_a_key_that_would_not_be_read_is_refused(override, readers):
+    key = override.partition("=")[0].removeprefix("data.")
+    message = f"overrides: data.{key}=.* would not be read. It is only for data.{readers}, and"
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.load_config("b0", "folder", ["data.dir=photos", override])
+    default = getattr(DataConfig(), key)
+    text = "null" if default is None else repr(default)
+    load_lib.load_config("b0", "folder", ["data.dir=photos", f"data.{key}={text}"])
