@@ -65,7 +65,7 @@ def calibrate_model(
         raise UserError(
             f"The data has {len(data.class_names)} of the model's {len(loaded.class_names)} classes. All are needed."
         )
-    with RateBar(data.source.size, "Evaluating", "image") as bar:
+    with RateBar(data.source.size, "Evaluating", "images") as bar:
         logits, labels, _ = collect_outputs(loaded, data.source, data.config, bar.advance)
     if not np.isfinite(logits).all():
         raise UserError("Some outputs of the model are not finite, so they cannot be calibrated.")

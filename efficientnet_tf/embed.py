@@ -83,7 +83,7 @@ def _compute(model: Any, paths: Sequence[str]) -> tuple[list[Any], int]:
     from efficientnet_tf.runtime.terminal import RateBar
 
     vectors, failed = [], 0
-    with RateBar(len(paths), "Embedding", "image") as bar:
+    with RateBar(len(paths), "Embedding", "images") as bar:
         for vector in model.iterate_vectors(paths):
             bar.advance()
             if isinstance(vector, UserError):

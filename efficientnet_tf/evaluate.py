@@ -104,7 +104,7 @@ def evaluate_model(
         raise UserError("backend=jax cannot evaluate exported files, which need backend=tensorflow.")
     files.check_task(loaded.task)
     data = EvaluationData(loaded, overrides, real_labels, files.check_count)
-    bar = RateBar(data.source.size, "Evaluating", "image") if progress and is_chief(strategy) else None
+    bar = RateBar(data.source.size, "Evaluating", "images") if progress and is_chief(strategy) else None
     advance, counts, details, page = bar and bar.advance, files.counts_classes(loaded.task), None, None
     name = os.path.basename(path.rstrip("/")) if path else "model"
     with report_lost_workers(strategy), bar or contextlib.nullcontext():

@@ -57,7 +57,7 @@ def explain_photos(
     read = make_image_reader(lambda encoded: eval_image(encoded, config))
     cells = []
     # One by one, because the gradients of a large model take gigabytes per photo.
-    for path in track(paths, len(paths), os.path.basename(model_dir.rstrip("/")), "photo"):
+    for path in track(paths, len(paths), os.path.basename(model_dir.rstrip("/")), "photos"):
         images, errors = read([path])
         if errors:
             raise UserError(f"{escape(path)} can no longer be read: {errors[path]}")

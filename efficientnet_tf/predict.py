@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
 
     model = load_model(args.model_dir, checkpoint=args.checkpoint)
     top = _choose_top(args, model)
-    failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "image")
+    failed, is_long, bar = 0, len(paths) > LONG_LIST, RateBar(len(paths), "Predicting", "images")
     with _open_output(args, model, top, bar) as write, bar if is_long else contextlib.nullcontext():
         for path, answer in zip(paths, model.iterate_predictions(paths, top, tta=args.tta), strict=True):
             bar.advance()

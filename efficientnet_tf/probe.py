@@ -61,7 +61,7 @@ def probe_model(
     _check_task(config.data.task)
     vectors, labels = [], []
     for what, source in zip(("training", "evaluation"), open_splits(config.data), strict=True):
-        with RateBar(source.size, f"Embedding the {what} images", "image") as bar:
+        with RateBar(source.size, f"Embedding the {what} images", "images") as bar:
             found, classes, _ = collect_outputs(loaded.embed, source, config, bar.advance)
         vectors.append(found)
         labels.append(classes)

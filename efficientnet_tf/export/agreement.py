@@ -37,7 +37,7 @@ def compare_file(reference: Callable[[Any], Any], path: str, images: np.ndarray,
     run = open_export(path).compute_logits
     forward = tf.function(reference, autograph=False)
     batches = [images[i : i + _BATCH_SIZE] for i in range(0, len(images), _BATCH_SIZE)]  # the last one may be smaller
-    pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batch")]
+    pairs = [(forward(b).numpy(), run(b)) for b in track(batches, len(batches), "Comparing logits", "batches")]
     expected, exported = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
     return {
         "images": len(images),

@@ -221,7 +221,7 @@ def _prepare_for_int8(model, calibration, keep_float):
     from efficientnet_tf.runtime.terminal import track
 
     def images(what):
-        return track((image[None] for image in calibration), len(calibration), what, "image")
+        return track((image[None] for image in calibration), len(calibration), what, "images")
 
     equalize_channels(model, images("Measuring ranges"))
     round_weights(model, images("Measuring inputs of layers"), keep_float)
@@ -252,7 +252,7 @@ def _read_images(config, count, training):
     failures = Failures(source)
     dataset = sample_images(source, config, failures, count)
     total = min(count, source.size)
-    images = list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "image"))
+    images = list(track(dataset.as_numpy_iterator(), total, f"Reading {split} images", "images"))
     failures.check(config.data.max_bad_fraction if images else 0)
     return np.stack(images)
 

@@ -116,7 +116,7 @@ class ProgressBar:
     Args:
         total: Number of units of the whole task, int >= 0.
         description: Text in front of the bar, str.
-        unit: What is counted, str, for example "step".
+        unit: What is counted, in the plural, str, for example "steps".
         completed: Units that are done already, int >= 0.
     """
 
@@ -197,11 +197,11 @@ class RateBar(ProgressBar):
     def summarize(self):
         """Return how many units were done, in how many seconds, and how many per second, as text."""
         seconds = time.monotonic() - self._start
-        return f"{self.completed:,} {self._unit}s in {seconds:.1f} s, {self._format_rate(self.completed)}"
+        return f"{self.completed:,} {self._unit} in {seconds:.1f} s, {self._format_rate(self.completed)}"
 
     def _format_rate(self, count):
         rate = count / max(time.monotonic() - self._start, 1e-9)
-        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}s/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 def track(items, total, description, unit=""):
@@ -211,7 +211,7 @@ def track(items, total, description, unit=""):
         items: Iterable.
         total: Number of items, int.
         description: Text in front of the bar, str.
-        unit: What is counted, str.
+        unit: What is counted, in the plural, str.
     """
     with ProgressBar(total, description, unit) as bar:
         for item in items:
