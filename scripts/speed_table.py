@@ -162,8 +162,8 @@ torch.compile, which would take longer. Predictions of exported files and errors
 
 `before` is the median on the same machine with an earlier version, in which TensorFlow and Keras imported what was
 installed of scikit-learn, SciPy, matplotlib and JAX. Commands now hide these from TensorFlow and Keras. The import of
-TensorFlow still takes 2.2 seconds, so `predict` of a model directory stays behind timm. Predict with an exported file if
-this matters.
+TensorFlow still takes 2.2 seconds, so `predict` of a model directory stays behind timm. Predict with an exported file
+if this matters.
 
 The first training step takes longer than in Keras, because the command also traces AutoAugment, the averaged weights,
 and the gradients of the faster operations. Each further step takes about half as long as in Keras, so the command is

@@ -63,7 +63,8 @@ def list_starts(variant: str, compare: Sequence[str], folder: str) -> list[Start
     )
     settings += ("train.steps_per_loop=1", "eval.batch_size=8")
     sets = [word for setting in settings for word in ("--set", setting)]
-    train = ("--variant", variant, "--recipe=imagenet", f"--model_dir={model_dir}", *sets)
+    network = ("--variant", variant, f"--model_dir={model_dir}")
+    train = (*network, "--recipe=imagenet", *sets)
     missing = os.path.join(folder, "missing")
     exports = [name for name in (f"network.{ending}" for ending in FILES) if os.path.exists(os.path.join(folder, name))]
     return [
@@ -74,9 +75,7 @@ def list_starts(variant: str, compare: Sequence[str], folder: str) -> list[Start
         start("first training step", "train", *train, answer=os.path.join(model_dir, "metrics.jsonl")),
         *others("first training step", "train"),
         start("error: no such model", "predict", f"--model_dir={missing}", picture, answer=re.escape(missing)),
-        start(
-            "error: no such data", "train", *train, f"--data_dir={missing}", "--set=data.source=folder", answer=missing
-        ),
+        start("error: no such data", "train", *network, "--recipe=folder", f"--data_dir={missing}", answer=missing),
     ]
 
 
