@@ -32,7 +32,7 @@ from efficientnet_tf.runtime.hardware import describe_hardware  # noqa: E402
 
 FOLDER = ROOT / "docs/real_weights"
 VARIANTS = ("lite0", "lite1", "lite2")
-PACKAGES = ("ai-edge-litert", "onnxruntime", "openvino", "nncf", "scikit-learn", "scikit-image")
+PACKAGES = ("ai-edge-litert", "onnxruntime", "openvino", "scikit-learn", "scikit-image")
 # What a photograph shows, and which of ImageNet's classes name it, if any do.
 PHOTOS = {
     "china": ("a Chinese palace", ("palace",)),

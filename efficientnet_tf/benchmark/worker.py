@@ -168,19 +168,22 @@ def _prepare_exported_file(setting):
     import numpy as np
 
     from efficientnet_tf.export.formats import FORMATS, require_packages
+    from efficientnet_tf.export.int8_network import make_int8_network, measure_limits
     from efficientnet_tf.models.builder import build_model
     from efficientnet_tf.models.folding import fold_batch_norm
 
     runtime, precision = setting.implementation.split(":")
     kind = FORMATS[RUNTIMES[runtime]]
-    require_packages(kind, precision)
+    require_packages(kind)
     keras.config.set_image_data_format("channels_last")
     images = make_batch(setting)[0].astype(np.float32)
     model = fold_batch_norm(build_model(setting.variant, CLASSES, images.shape[1:]))
+    if precision == "int8":
+        model = make_int8_network(model, measure_limits(model, images[:8, None]), runtime != "litert")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{RUNTIMES[runtime]}")
         named = keras.Model(model.input, {"logits": model.output})
-        kind.write(named, path, precision, images[:8, None], (), {"precision": precision})
+        kind.write(named, path, precision, {"precision": precision})
         file_bytes = sum(file.stat().st_size for file in os.scandir(folder))
         logits_of, _ = kind.open(path, precision)
     return Job(repeat(lambda: logits_of(images)), lambda: {"file_bytes": file_bytes})

@@ -145,7 +145,7 @@ def check_export(
     config = override_data(read_config(model_dir), overrides, FIXED_KEYS)
     _check_layers(config.model, keep_float)
     if kind is not None:
-        check_packages(kind, precision)
+        check_packages(kind)
         check_texts(output, {"classes.txt": format_class_names(read_class_names(model_dir))})
         _check_data(config.data, calibrates=precision == "int8" and (bool(keep_float) or not config.trains_for_int8))
     return kind
@@ -181,7 +181,7 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     from efficientnet_tf.models.folding import fold_batch_norm
     from efficientnet_tf.models.model_dir import restore_model_and_limits
 
-    require_packages(kind, precision)
+    require_packages(kind)
     model, config, class_names, limits = restore_model_and_limits(model_dir, checkpoint=checkpoint)
     is_trained = precision == "int8" and bool(limits) and not keep_float
     folded = fold_batch_norm(model)
@@ -191,19 +191,20 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     trained_config, config = config, override_data(config, overrides, FIXED_KEYS)
     compared = _read_images(config, images, training=False)
     calibration, network, reference = [], folded, functools.partial(model, training=False)
-    if is_trained:
-        from efficientnet_tf.export.trained_int8 import compute_quantized_logits, make_int8_network
+    if precision == "int8":
+        from efficientnet_tf.export.int8_network import compute_quantized_logits, make_int8_network
 
-        reference = compute_quantized_logits(model, limits)
-        network = make_int8_network(model, limits, rounds_dense=output.endswith(".xml"))
-    elif precision == "int8":
-        calibration = _read_images(config, calibration_images, training=True)
-        _prepare_for_int8(folded, calibration, keep_float)
+        if is_trained:
+            folded, reference = model, compute_quantized_logits(model, limits)
+        else:
+            calibration = _read_images(config, calibration_images, training=True)
+            limits = _prepare_for_int8(folded, calibration, keep_float)
+        network = make_int8_network(folded, limits, not output.endswith(".tflite"), keep_float)
 
     with tempfile.TemporaryDirectory() as scratch, unfinished_output(output) as unfinished:
         path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")
         named = keras.Model(network.input, {"logits": network.output})
-        kind.write(named, path, precision, [image[None] for image in calibration], keep_float, texts, io)
+        kind.write(named, path, precision, texts, io)
         append_record(path, make_record(trained_config, class_names, read_metadata(path).compute_digest()))
         result = compare_file(reference, path, compared, config)
         all_used = len(calibration) < calibration_images
@@ -215,16 +216,21 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
 
 
 def _prepare_for_int8(model, calibration, keep_float):
-    """Change the weights of a folded model in place so that int8 changes what it computes as little as possible."""
+    """Change a folded model in place so that int8 changes little of what it computes. Return the limits of its tensors.
+
+    The arguments are those of `int8_network.measure_limits`, with the calibration images in one array.
+    """
     from efficientnet_tf.export.equalization import equalize_channels
+    from efficientnet_tf.export.int8_network import measure_limits
     from efficientnet_tf.export.rounding import round_weights
     from efficientnet_tf.runtime.terminal import track
 
     def images(what):
         return track((image[None] for image in calibration), len(calibration), what, "images")
 
-    equalize_channels(model, images("Measuring ranges"))
+    equalize_channels(model, images("Measuring ranges of channels"))
     round_weights(model, images("Measuring inputs of layers"), keep_float)
+    return measure_limits(model, images("Measuring ranges of tensors"), keep_float)
 
 
 def _check_layers(spec, keep_float):

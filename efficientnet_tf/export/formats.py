@@ -42,7 +42,6 @@ class Format:
         precisions: Precisions in which the format can be written.
         io: Types that the input and the output of a network in int8 can have.
         write_modules: Modules that writing needs.
-        quantize_modules: Modules that writing in int8 needs in addition.
         run_module: Module of the runtime.
         writer: Module of this package with the function `write`. It imports TensorFlow.
         open: Opens a file, see `runtimes`.
@@ -53,17 +52,13 @@ class Format:
     precisions: tuple[str, ...]
     io: tuple[str, ...]
     write_modules: tuple[str, ...]
-    quantize_modules: tuple[str, ...]
     run_module: str
     writer: str
     open: Callable[[str, str], runtimes.Runner]
 
     @property
     def write(self) -> Callable:
-        """Writes a file, given (model, path, precision, calibration images, layers to keep in float, texts, io).
-
-        A network in int8 without calibration images must be one that rounds its tensors, as in `trained_int8`.
-        """
+        """Writes a file, given (model, path, precision, texts, io). In int8, the model is one of `int8_network`."""
         return importlib.import_module(self.writer).write
 
 
@@ -72,20 +67,16 @@ def find_format(path: str) -> Format | None:
     return FORMATS.get(os.path.splitext(path)[1])
 
 
-def check_packages(kind: Format, precision: str) -> None:
-    """Raise a UserError if a package that writing in this precision needs is not installed. Nothing is imported."""
-    for name in _list_write_modules(kind, precision):
+def check_packages(kind: Format) -> None:
+    """Raise a UserError if a package that writing needs is not installed. Nothing is imported."""
+    for name in kind.write_modules:
         if importlib.util.find_spec(name.partition(".")[0]) is None:
             raise _explain_missing(kind, name, "it is not installed")
 
 
-def require_packages(kind: Format, precision: str) -> None:
-    """Raise a UserError if a package that writing in this precision needs cannot be imported."""
-    _import(kind, *_list_write_modules(kind, precision))
-
-
-def _list_write_modules(kind, precision):
-    return (*kind.write_modules, *(kind.quantize_modules if precision == "int8" else ()))
+def require_packages(kind: Format) -> None:
+    """Raise a UserError if a package that writing needs cannot be imported."""
+    _import(kind, *kind.write_modules)
 
 
 @dataclass(frozen=True)
@@ -184,7 +175,6 @@ FORMATS = {
         precisions=("float32", "float16", "dynamic", "int8"),
         io=("float32", "int8", "uint8"),
         write_modules=("ai_edge_litert.interpreter",),
-        quantize_modules=(),
         run_module="ai_edge_litert.interpreter",
         writer="efficientnet_tf.export.litert",
         open=runtimes.open_litert,
@@ -195,7 +185,6 @@ FORMATS = {
         precisions=("float32", "float16", "int8"),
         io=("float32", "int8", "uint8"),
         write_modules=("onnx", "tf2onnx", "onnxruntime"),
-        quantize_modules=(),
         run_module="onnxruntime",
         writer="efficientnet_tf.export.onnx",
         open=runtimes.open_onnx,
@@ -206,7 +195,6 @@ FORMATS = {
         precisions=("float32", "float16", "bfloat16", "int8"),
         io=("float32",),
         write_modules=("openvino",),
-        quantize_modules=("nncf",),
         run_module="openvino",
         writer="efficientnet_tf.export.openvino",
         open=runtimes.open_openvino,

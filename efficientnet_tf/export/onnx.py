@@ -1,14 +1,12 @@
 """Writes `.onnx` files for ONNX Runtime. The arguments are those of `formats.Format.write`."""
 
 import json
-import logging
 import warnings
 
-from efficientnet_tf.export.quantization import find_float_region, fingerprint, map_kernels
 from efficientnet_tf.export.runtimes import INTEGERS
 
 
-def write(model, path, precision, calibration, keep_float, texts, io="float32"):
+def write(model, path, precision, texts, io="float32"):
     """Write a network and its texts to a file."""
     import onnx
 
@@ -22,51 +20,16 @@ def write(model, path, precision, calibration, keep_float, texts, io="float32"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         network = convert_float_to_float16(network, keep_io_types=True)
-    if precision == "int8" and not len(calibration):
-        _round_kernels(network.graph)
-    elif precision == "int8":
-        operations = _list_operations(network.graph, map_kernels(model))
-        network = _quantize(network, path, calibration, find_float_region(operations, keep_float), io)
+    if precision == "int8":
+        _store_kernels(network.graph)
     if io != "float32":
         texts = texts | {INTEGERS: json.dumps(_make_integer(network.graph, io))}
     onnx.helper.set_model_props(network, texts)
     onnx.save(network, path)
 
 
-def _quantize(network, path, calibration, float_operations, io):
-    """Return a network with int8 weights, scaled per channel, and int8 activations, except for some operations.
-
-    This uses ONNX Runtime's own quantizer. ONNX Runtime has only int8 convolutions that also return int8, so networks
-    that NNCF quantized, with swish and biases in float, run slower there than in float32.
-    """
-    import onnx
-    from onnxruntime import quantization
-
-    class Reader(quantization.CalibrationDataReader):
-        images = iter(calibration)
-
-        def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {"image": image}
-
-    logging.disable(logging.WARNING)  # It recommends folding batch norm, which is done already.
-    try:
-        quantization.quantize_static(
-            network,
-            path,
-            Reader(),
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8 if io == "int8" else quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=sorted(float_operations),
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-    return onnx.load(path)
-
-
-def _round_kernels(graph):
-    """Store the kernels of a network that rounds its tensors in int8, with a scale per output channel."""
+def _store_kernels(graph):
+    """Store the kernels that are rounded in int8, with a scale per output channel. Others belong to layers in float."""
     import numpy as np
     import onnx
 
@@ -77,7 +40,10 @@ def _round_kernels(graph):
         axis = 0 if node.op_type == "Conv" or is_transposed else 1
         others = tuple(other for other in range(kernel.ndim) if other != axis)
         scale = np.maximum(np.abs(kernel).max(axis=others) / 127, 1e-12).astype(np.float32)
-        steps = np.round(kernel / np.expand_dims(scale, others)).astype(np.int8)
+        levels = kernel / np.expand_dims(scale, others)
+        steps = np.round(levels).astype(np.int8)
+        if np.abs(levels - steps).max() > 0.01:
+            continue
         name = f"{node.name}_kernel"
         for value, end in ((steps, "int8"), (scale, "scale"), (np.zeros(scale.shape, np.int8), "zero_point")):
             graph.initializer.append(onnx.numpy_helper.from_array(value, f"{name}_{end}"))
@@ -114,22 +80,13 @@ def _make_integer(graph, io):
     maker = next(node for node in graph.node if last.input[0] in node.output)
     maker.output[:] = ["logits"]
     graph.node.remove(last)
+    zero_points = {"image": zero_point, "logits": int(values[shift]) + zero_point}
+    # The network rounds to uint8. In int8, everything is shifted by 128.
+    graph.initializer.append(onnx.helper.make_tensor("logits_zero_point", dtype, (), [zero_points["logits"]]))
+    maker.input[2] = "logits_zero_point"
     for value in (graph.input[0], graph.output[0]):
         value.type.tensor_type.elem_type = dtype
     return {
-        "image": {"type": io, "scale": 1.0, "zero_point": zero_point},
-        "logits": {"type": io, "scale": float(values[scale]), "zero_point": int(values[shift])},
+        "image": {"type": io, "scale": 1.0, "zero_point": zero_points["image"]},
+        "logits": {"type": io, "scale": float(values[scale]), "zero_point": zero_points["logits"]},
     }
-
-
-def _list_operations(graph, layer_of):
-    """Return the operations of a network as `quantization.find_float_region` takes them."""
-    import onnx
-
-    maker = {output: node.name for node in graph.node for output in node.output}
-    kernels = {tensor.name: fingerprint(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
-
-    def layer(node):
-        return next((layer_of[kernels[i]] for i in node.input if kernels.get(i) in layer_of), None)
-
-    return {node.name: ([maker[i] for i in node.input if i in maker], layer(node)) for node in graph.node}

@@ -1,6 +1,6 @@
-"""Measures what int8 does to each layer of a network, and finds what must stay in float together with a layer."""
+"""Measures what int8 does to each layer of a network."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -107,55 +107,3 @@ def kernel_step(layer: keras.layers.Layer) -> np.ndarray:
     channel = 2 if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.ndim - 1
     others = tuple(axis for axis in range(kernel.ndim) if axis != channel)
     return np.maximum(np.abs(kernel).max(axis=others, keepdims=True) / 127, 1e-12)
-
-
-# ------------------------------------------------------------------------------------------------- layers kept in float
-
-
-def fingerprint(kernel: np.ndarray) -> bytes:
-    """Return bytes that identify a kernel, in whatever layout an exporter has stored it."""
-    return np.sort(np.asarray(kernel, np.float32), axis=None).tobytes()
-
-
-def map_kernels(model: keras.Model) -> dict[bytes, str]:
-    """Return the names of a model's convolutions and dense layers by the fingerprint of their kernels."""
-    return {fingerprint(model.get_layer(name).kernel): name for name in list_kernel_layers(model)}
-
-
-def find_float_region(
-    operations: Mapping[str, tuple[Sequence[str], str | None]], keep_float: Sequence[str]
-) -> set[str]:
-    """Return the operations of an exported network that must compute in float so that some layers do.
-
-    These are the operations of the layers themselves, and all operations before and after them up to the next layers.
-    If the input of a layer were rounded to int8 on its way, keeping the layer in float would gain nothing.
-
-    Args:
-        operations: For each operation, by name, the names of the operations whose results it reads, and the name of
-            its layer, or None if it has no kernel.
-        keep_float: Names of the layers to keep in float.
-
-    Returns:
-        Names of operations.
-
-    Raises:
-        RuntimeError: If a layer has no operation.
-    """
-    own = {name for name, (_, layer) in operations.items() if layer in keep_float}
-    lost = set(keep_float) - {operations[name][1] for name in own}
-    if lost:
-        raise RuntimeError(f"layers are missing from the exported network: {', '.join(sorted(lost))}")
-    before = {name: list(reads) for name, (reads, _) in operations.items()}
-    after: dict[str, list[str]] = {name: [] for name in operations}
-    for name, reads in before.items():
-        for other in reads:
-            after[other].append(name)
-    region = set(own)
-    for neighbors in (before, after):
-        reached, front = set(own), list(own)
-        while front:
-            new = {name for name in neighbors[front.pop()] if operations[name][1] is None} - reached
-            reached |= new
-            front.extend(new)
-        region |= reached
-    return region

@@ -98,6 +98,7 @@ def copy_for_int8(
     model: keras.Model,
     make_rounding: Callable[[str], keras.layers.Layer],
     make_layer: Callable[[Any], keras.layers.Layer] | None = None,
+    keep_float: Sequence[str] = (),
 ) -> tuple[Any, Mapping[str, keras.layers.Layer]]:
     """Return a copy of a model without batch norm and dropout that rounds every tensor that a runtime would store.
 
@@ -105,23 +106,36 @@ def copy_for_int8(
         model: A float32 model of `build_model`.
         make_rounding: Returns the layer that rounds a tensor, given its name.
         make_layer: For an export: returns the layer that stands for a layer of the folded model, which is given to it
-            without an activation if it has a kernel.
+            without an activation if it has a kernel. Layers in float are not given to it.
+        keep_float: Names of convolutions and dense layers that compute in float, see `find_float_region`.
 
     Returns:
         The copy, whose weights are not set, and the batch norms by the name of their convolution.
     """
     folded, norms = copy_without_norms(model, for_export=make_layer is not None)
-    readers: dict[int, list[Any]] = {}
-    for layer in folded.layers:
-        for tensor in keras.tree.flatten(layer.input):
-            readers.setdefault(id(tensor), []).append(layer)
+    in_float = find_float_region(folded, keep_float)
+    makers = {id(layer.output): layer.name for layer in folded.layers}
+    readers = _list_readers(folded)
+    rounded: dict[str, Any] = {}  # results of layers in float, as the layers in int8 read them
 
     def is_fused(name):
-        """Whether the only reader of a layer is a ReLU."""
-        after = readers.get(id(folded.get_layer(name).output), [])
-        return len(after) == 1 and getattr(after[0], "activation", None) in _RELUS and not hasattr(after[0], "kernel")
+        """Whether the only reader of a layer is a ReLU in int8."""
+        after = readers[name]
+        is_relu = len(after) == 1 and getattr(after[0], "activation", None) in _RELUS
+        return is_relu and not hasattr(after[0], "kernel") and after[0].name not in in_float
+
+    def enter(old, x):
+        """Return an input of a layer in int8, given the tensor of the folded model that it stands for."""
+        maker = makers[id(old)]
+        if maker not in in_float:
+            return x
+        if maker not in rounded:
+            rounded[maker] = make_rounding(maker)(x)
+        return rounded[maker]
 
     def copy(layer):
+        if layer.name in in_float:
+            return type(layer).from_config(layer.get_config())
         changes = {"activation": "linear"} if hasattr(layer, "kernel") else {}
         new: Any = type(layer).from_config(layer.get_config() | changes)
         new = make_layer(new) if make_layer else new
@@ -131,6 +145,9 @@ def copy_for_int8(
 
     def call(layer, x, **options):
         name = layer.name
+        if name in in_float:
+            return layer(x, **options)
+        x = keras.tree.map_structure(enter, folded.get_layer(name).input, x)
         if isinstance(folded.get_layer(name), keras.layers.Normalization | keras.layers.Rescaling):
             x = FixedRounding(*PIXELS, name="pixels")(x)
         y = layer(x, **options)
@@ -146,6 +163,49 @@ def copy_for_int8(
         return make_rounding(name)(y)
 
     return keras.models.clone_model(folded, clone_function=copy, call_function=call), norms
+
+
+def find_float_region(model: keras.Model, keep_float: Sequence[str]) -> set[str]:
+    """Return the layers of a model that must compute in float so that some of them do.
+
+    These are the layers themselves, and all layers without a kernel before and after them. If the input of a layer were
+    rounded to int8 on its way, keeping the layer in float would gain nothing.
+
+    Args:
+        model: A model without batch norm.
+        keep_float: Names of the convolutions and dense layers to keep in float.
+
+    Returns:
+        Names of layers.
+    """
+    readers = _list_readers(model)
+    after = {name: [layer.name for layer in each] for name, each in readers.items()}
+    before: dict[str, list[str]] = {layer.name: [] for layer in model.layers}
+    for name, each in after.items():
+        for reader in each:
+            before[reader].append(name)
+    region = set(keep_float)
+    for neighbors in (before, after):
+        front = list(keep_float)
+        reached = set(front)
+        while front:
+            near = map(model.get_layer, neighbors[front.pop()])
+            new = {layer.name for layer in near if not hasattr(layer, "kernel")} - reached
+            reached |= new
+            front.extend(new)
+        region |= reached
+    return region
+
+
+def _list_readers(model):
+    """Return the layers that read the result of each layer, by its name."""
+    makers = {id(layer.output): layer.name for layer in model.layers}
+    readers: dict[str, list[Any]] = {layer.name: [] for layer in model.layers}
+    for layer in model.layers:
+        for tensor in keras.tree.flatten(layer.input):
+            if makers[id(tensor)] != layer.name:  # An input layer is its own input.
+                readers[makers[id(tensor)]].append(layer)
+    return readers
 
 
 def _rounded(activation):

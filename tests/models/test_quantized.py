@@ -6,8 +6,18 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from efficientnet_tf.models.folding import fold_batch_norm
 from efficientnet_tf.models.from_config import build_from_config
-from efficientnet_tf.models.quantized import MOMENTUM, LearnedRounding, QuantizedNetwork, round_kernel, round_tensor
+from efficientnet_tf.models.quantized import (
+    MOMENTUM,
+    FixedRounding,
+    LearnedRounding,
+    QuantizedNetwork,
+    copy_for_int8,
+    find_float_region,
+    round_kernel,
+    round_tensor,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -146,3 +156,69 @@ def test_a_quantized_network_is_close_to_its_model(settings):
         np.testing.assert_array_equal(before, after)
     for variable, value in zip(model.non_trainable_variables, learned, strict=False):
         np.testing.assert_array_equal(variable, value)  # Batch norm keeps its statistics.
+
+
+# ------------------------------------------------------------------------------------------------- layers in float
+
+
+@pytest.fixture
+def branches():
+    """A graph a -> b -> (h; c, d -> e -> f -> g), in which a, d and f have kernels, and c and e are added for f."""
+    inputs = keras.Input([4, 4, 3], name="pixels")
+    b = keras.layers.Activation("relu6", name="b")(keras.layers.Conv2D(3, 1, name="a")(inputs))
+    c = keras.layers.Activation("sigmoid", name="c")(b)
+    e = keras.layers.Activation(keras.activations.silu, name="e")(keras.layers.Conv2D(3, 1, name="d")(b))
+    f = keras.layers.Conv2D(3, 1, name="f")(keras.layers.Add(name="sum")([c, e]))
+    h = keras.layers.ZeroPadding2D(0, name="h")(b)
+    return keras.Model(inputs, keras.layers.Add(name="g")([f, h]))
+
+
+def test_float_region(branches):
+    assert find_float_region(branches, ["d"]) == {"b", "d", "e", "sum"}
+    assert find_float_region(branches, ["a"]) == {"pixels", "a", "b", "c", "h", "sum", "g"}
+    assert find_float_region(branches, ["f"]) == {"b", "c", "e", "sum", "f", "g"}
+    assert find_float_region(branches, []) == set()
+
+
+def test_no_tensor_is_rounded_around_a_layer_in_float(branches):
+    """d and f are in int8 and round what they read: in f, the sum that was computed in float."""
+
+    def list_rounded(keep_float):
+        names = []
+
+        def make_rounding(name):
+            names.append(name)
+            return FixedRounding(0.0, 1.0, name=f"{name}_limits")
+
+        copy, _ = copy_for_int8(branches, make_rounding, keep_float=keep_float)
+        assert len(names) == len(set(names)) and copy.output_shape == branches.output_shape
+        return set(names)
+
+    assert list_rounded([]) == {"b", "c", "d", "e", "sum", "f", "g"}
+    assert list_rounded(["a"]) == {"b", "d", "e", "sum", "f"}
+    assert list_rounded(["d"]) == {"a", "b", "c", "sum", "f", "g"}
+    assert list_rounded(["a", "d", "f"]) == set()
+
+
+def test_a_network_that_is_float_throughout_is_exact_and_one_layer_in_float_is_not_rounded():
+    model = build_from_config(tiny.load_config(), 10)
+    size = model.input_shape[1]
+    images = RNG.integers(0, 256, [2, size, size, 3]).astype(np.float32)
+    folded = fold_batch_norm(model)
+    every = [layer.name for layer in folded.layers if hasattr(layer, "kernel")]
+
+    def copy_and_compute(keep_float):
+        def make_rounding(name):
+            return FixedRounding(-8.0, 8.0, name=f"{name}_limits")
+
+        copy, _ = copy_for_int8(folded, make_rounding, keep_float=keep_float)
+        for layer in (layer for layer in copy.layers if layer.weights):
+            layer.set_weights(folded.get_layer(layer.name).get_weights())
+        return {layer.name for layer in copy.layers}, copy(images).numpy()
+
+    exact = folded(images).numpy()
+    np.testing.assert_array_equal(copy_and_compute(every)[1], exact)
+    names, logits = copy_and_compute(["block2a_se_reduce"])
+    assert np.abs(logits - exact).max() > 0
+    assert {"block2a_se_squeeze_limits", "block2a_se_reduce_sum_limits"}.isdisjoint(names)
+    assert {"block2a_se_reduce_limits", "block2a_se_expand_sum_limits"} <= names  # se_expand reads int8
