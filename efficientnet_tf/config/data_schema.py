@@ -30,6 +30,7 @@ READ_WITH = {
     "synthetic_examples": ("source", ("synthetic",)),
     "synthetic_classes": ("source", ("synthetic",)),
     "label_separator": ("task", ("multilabel",)),
+    "sampling": ("task", ("classification",)),
 }
 
 
@@ -108,6 +109,10 @@ class DataConfig(Section):
     """Address `grpc://address:port` of a tf.data service whose workers prepare the training batches. For an indexed
     source these are the same batches as in a local run, in the order in which the workers deliver them. A resumed run
     does not continue at the exact position."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """How often training sees the images of a class. `uniform`: each image once per epoch. `balanced`: all classes
+    equally often. An epoch has as many images as before. Images of rare classes come several times in it, and not all
+    images of frequent classes do. The sources `records`, `tfds:` and `parquet` need `data.cache` for it."""
     shuffle_buffer: Count = 16384
     """Number of records that are shuffled together if the source cannot be indexed."""
     synthetic_examples: Count = 256

@@ -183,6 +183,13 @@ class Config(Section):
             raise ValueError(f"eval.best={best} is not for data.task={task}. Use one of {allowed}.")
         if task != "classification" and self.train.class_weights != "none":
             raise ValueError(f"train.class_weights is for data.task=classification, received data.task={task}")
+        if self.data.sampling != "uniform" and task != "classification":
+            raise ValueError(f"data.sampling={self.data.sampling} is for data.task=classification, received {task!r}")
+        if self.data.sampling != "uniform" and self.train.class_weights == "balanced":
+            raise ValueError(
+                "data.sampling=balanced and train.class_weights=balanced would make up for the number of images twice. "
+                "Use one of them."
+            )
         if task == "regression" and self.train.quantize != "none":
             raise ValueError("train.quantize is for classes and labels, not for data.task=regression")
 

@@ -16,6 +16,7 @@ from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.containers import open_parquet_source, open_webdataset
 from efficientnet_tf.data.folders import open_files
 from efficientnet_tf.data.listing import check_classes, check_split, check_task
+from efficientnet_tf.data.sampling import balance_classes
 from efficientnet_tf.data.source import (
     Order,
     Source,
@@ -40,7 +41,7 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
     Args:
         data: The section `data` of the configuration.
         split: Name of the split.
-        training: Which part of a folder to open if `data.val_fraction` is set.
+        training: Which part of a folder to open if `data.val_fraction` is set, and whether `data.sampling` applies.
 
     Returns:
         A source with at least two classes and one image.
@@ -67,12 +68,12 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
     else:
         source = open_tfds(name, data, split)
     check_classes(data, source.class_names)
-    if data.cache == "none":
-        return source
     what = f"{data.source} {split}"
     if data.cache == "memory":
-        return cache_in_memory(source, what)
-    return cache_on_disk(source, what, os.path.join(data.cache, split))
+        source = cache_in_memory(source, what)
+    elif data.cache != "none":
+        source = cache_on_disk(source, what, os.path.join(data.cache, split))
+    return balance_classes(source, data.source) if training and data.sampling == "balanced" else source
 
 
 def open_splits(data: DataConfig) -> tuple[Source, Source]:

@@ -125,12 +125,7 @@ def indexed_source(
         def add_index(position):
             index = position % size
             if order.shuffle:
-                # The shuffle uses a few low bits of its key, only 8 for small sizes. Mix seed and epoch into all bits.
-                seed = tf.stack([tf.constant(order.seed, tf.int64), position // size])
-                bounds: Any = {"minval": None, "maxval": None}  # all integers
-                key = tf.random.stateless_uniform([2], seed, dtype=tf.int32, **bounds)
-                last = tf.constant(size - 1, tf.int64)
-                index = tf.random.experimental.index_shuffle(index, seed=key, max_index=last)  # pyright: ignore[reportAttributeAccessIssue]
+                index = shuffle_index(index, size, [order.seed, position // size])
             return position, index, index
 
         return order.positions().map(add_index)
@@ -139,6 +134,22 @@ def indexed_source(
     if labels is None or labels.ndim == 1:
         return source
     return dataclasses.replace(source, label_shape=labels.shape[1:], label_dtype=tf.float32)
+
+
+def shuffle_index(index: tf.Tensor, size: int | tf.Tensor, seed: Sequence[int | tf.Tensor]) -> tf.Tensor:
+    """Return the image at a place of a random order of `size` images, int64 scalar.
+
+    Args:
+        index: The place, int64 scalar in [0, size).
+        size: Number of images.
+        seed: Two integers that determine the order.
+    """
+    # The shuffle uses a few low bits of its key, only 8 for small sizes. Mix the seed into all bits.
+    bounds: Any = {"minval": None, "maxval": None}  # all integers
+    whole = tf.stack([tf.cast(part, tf.int64) for part in seed])
+    key = tf.random.stateless_uniform([2], whole, dtype=tf.int32, **bounds)
+    last = tf.cast(size, tf.int64) - 1
+    return tf.random.experimental.index_shuffle(index, seed=key, max_index=last)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def make_label_reader(labels: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
