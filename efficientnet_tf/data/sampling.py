@@ -9,17 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.data.source import Order, Source, shuffle_index
+from efficientnet_tf.data.shuffle import shuffle_index
+from efficientnet_tf.data.source import Order, Source
 
 
 def balance_classes(source: Source, name: str) -> Source:
     """Return a source whose shuffled order shows every class equally often.
 
     An epoch still has as many images as the source. They are divided among the classes that have images. So an image of
-    a rare class comes several times in an epoch, differently augmented each time, and not all images of a frequent class
-    come in every epoch. At the end of an epoch, two images of a class differ by one at most in how often they have been
-    shown so far. Which image is at a position follows from the seed alone, so a run can be resumed anywhere and on any
-    number of hosts.
+    a rare class comes several times in an epoch, differently augmented each time, and a part of the images of a
+    frequent class is left out. At the end of an epoch, two images of a class differ by one at most in how often they
+    have been shown so far. Which image is at a position follows from the seed alone, so a run can be resumed anywhere
+    and on any number of hosts.
 
     Args:
         source: Images with classes, or with probabilities of classes, of which the largest counts.
@@ -49,7 +50,7 @@ def balance_classes(source: Source, name: str) -> Source:
         if not order.shuffle:
             return source.stream(order)
 
-        def choose(position):
+        def choose(position: Any):
             epoch = position // size
             place = shuffle_index(position % size, size, [order.seed, epoch])
             number = place % classes

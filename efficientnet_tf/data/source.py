@@ -20,6 +20,7 @@ import tensorflow as tf
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.data.shuffle import shuffle_index
 from efficientnet_tf.runtime.files import exists, read_text, write_text
 from efficientnet_tf.runtime.terminal import track
 
@@ -134,22 +135,6 @@ def indexed_source(
     if labels is None or labels.ndim == 1:
         return source
     return dataclasses.replace(source, label_shape=labels.shape[1:], label_dtype=tf.float32)
-
-
-def shuffle_index(index: tf.Tensor, size: int | tf.Tensor, seed: Sequence[int | tf.Tensor]) -> tf.Tensor:
-    """Return the image at a place of a random order of `size` images, int64 scalar.
-
-    Args:
-        index: The place, int64 scalar in [0, size).
-        size: Number of images.
-        seed: Two integers that determine the order.
-    """
-    # The shuffle uses a few low bits of its key, only 8 for small sizes. Mix the seed into all bits.
-    bounds: Any = {"minval": None, "maxval": None}  # all integers
-    whole = tf.stack([tf.cast(part, tf.int64) for part in seed])
-    key = tf.random.stateless_uniform([2], whole, dtype=tf.int32, **bounds)
-    last = tf.cast(size, tf.int64) - 1
-    return tf.random.experimental.index_shuffle(index, seed=key, max_index=last)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def make_label_reader(labels: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
