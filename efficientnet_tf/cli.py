@@ -178,7 +178,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, recipe: str = "digits"
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change single keys of a config."""
     parser.add_argument(
-        "--data_dir", type=path, help="Folder of the images or of TensorFlow Datasets. Short for --set data.dir=..."
+        "--data_dir",
+        type=data_path,
+        help="Folder of the images or of TensorFlow Datasets, or hf://datasets/user/name. Short for --set data.dir=...",
     )
     parser.add_argument(
         "--set",
@@ -193,6 +195,13 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
 def path(text: str) -> str:
     """Parse the value of a flag that is a path, local or on gs://. There does not have to be anything at it."""
     if problem := find_problem(text):
+        raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
+    return text
+
+
+def data_path(text: str) -> str:
+    """Parse the value of a flag that names data: a path, or hf://datasets/user/name on the Hugging Face Hub."""
+    if problem := find_problem(text, datasets=True):
         raise argparse.ArgumentTypeError(f"'{shorten(escape(text))}' {problem}")
     return text
 

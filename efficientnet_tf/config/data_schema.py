@@ -9,6 +9,7 @@ from efficientnet_tf.config.fields import (
     MOST_PIXELS,
     Address,
     Count,
+    DataPath,
     Floats,
     Levels,
     Names,
@@ -18,6 +19,7 @@ from efficientnet_tf.config.fields import (
     Section,
     Side,
 )
+from efficientnet_tf.config.paths import is_hub
 
 _SOURCES = r"^(digits|folder|table|records|arrays|parquet|webdataset|synthetic|tfds:[\w./:+-]+)$"
 _WITH_COLUMNS = ("table", "parquet", "webdataset")
@@ -54,9 +56,10 @@ class DataConfig(Section):
     task: Literal["classification", "multilabel", "regression"] = "classification"
     """What belongs to an image. `classification`: one class. `multilabel`: any number of labels, or none. `regression`:
     one or more numbers. The last two need `table`, `arrays`, `parquet` or `webdataset`."""
-    dir: Path | None = None
+    dir: DataPath | None = None
     """Folder that holds the images, or the data directory of TensorFlow Datasets. For `arrays`, this can also be the
-    `.npz` file."""
+    `.npz` file. For `parquet` and `webdataset`, it can be hf://datasets/user/name on the Hugging Face Hub, whose files
+    are downloaded once."""
     train_split: str = "train"
     """Name of the training split. For `folder` this is the name of a subfolder."""
     eval_split: str = "val"
@@ -137,6 +140,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.service cannot be combined with data.source={self.source}, whose images are read by the process "
                 "that trains. Leave data.service out"
+            )
+        if self.dir is not None and is_hub(self.dir) and self.source not in ("parquet", "webdataset"):
+            raise ValueError(
+                f"data.dir={self.dir!r} is on the Hugging Face Hub, which only data.source=parquet and "
+                f"data.source=webdataset read, received source {self.source!r}"
             )
         if len(self.background) == 2:
             raise ValueError(f"data.background has one value or three, received {list(self.background)}")

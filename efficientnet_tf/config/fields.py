@@ -40,8 +40,8 @@ def _check_smallest(value: float) -> float:
     return value
 
 
-def _check_path(value: str, hub: bool = False) -> str:
-    problem = find_problem(value, hub)
+def _check_path(value: str, hub: bool = False, datasets: bool = False) -> str:
+    problem = find_problem(value, hub, datasets)
     if problem is not None:
         raise FieldError(f"'{shorten(escape(value))}' {problem}")
     return value
@@ -64,6 +64,7 @@ Channels = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=8, le=MOST_PIXELS)]
 Path = Annotated[str, AfterValidator(_check_path)]
 ModelPath = Annotated[str, AfterValidator(lambda value: _check_path(value, hub=True))]
+DataPath = Annotated[str, AfterValidator(lambda value: _check_path(value, datasets=True))]
 Address = Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$"), AfterValidator(_check_address)]
 # YAML has lists but no tuples, so tuple fields accept lists.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]

@@ -5,6 +5,7 @@ import re
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, shorten
 
+_DATASETS = "datasets/"  # before the name of a data set on the Hub
 LONGEST_PATH = 4096  # bytes, PATH_MAX of Linux
 
 
@@ -14,13 +15,16 @@ def is_remote(path: str) -> bool:
 
 
 def is_hub(path: str) -> bool:
-    """Return whether a path names a model on the Hugging Face Hub: hf://user/name, or hf://user/name@revision."""
+    """Return whether a path is on the Hugging Face Hub: hf://user/name, or hf://datasets/user/name for a data set.
+
+    Both may end in @revision.
+    """
     return path.startswith("hf://")
 
 
 def split_hub(path: str) -> tuple[str, str | None]:
     """Return the repository, as "user/name", and the revision or None, of a path for which `is_hub` is true."""
-    repository, _, revision = path.removeprefix("hf://").partition("@")
+    repository, _, revision = path.removeprefix("hf://").removeprefix(_DATASETS).partition("@")
     return repository.rstrip("/"), revision or None
 
 
@@ -46,12 +50,13 @@ def check_model_name(name: str) -> None:
         )
 
 
-def find_problem(path: str, hub: bool = False) -> str | None:
+def find_problem(path: str, hub: bool = False, datasets: bool = False) -> str | None:
     """Return why a text cannot be a path of this package, as the rest of a sentence that begins with it, or None.
 
     Args:
         path: The text.
         hub: Whether it may name a model on the Hugging Face Hub.
+        datasets: Whether it may name a data set there.
     """
     if not path.strip():
         return "is empty. Give a path."
@@ -59,9 +64,10 @@ def find_problem(path: str, hub: bool = False) -> str | None:
         return "contains a null character, which no path can have."
     if len(path.encode(errors="surrogatepass")) > LONGEST_PATH:
         return f"is longer than the {LONGEST_PATH} bytes that a path can have."
-    if hub and is_hub(path):
-        has_form = re.fullmatch(r"hf://[\w.-]+/[\w.-]+/?(@[\w./-]+)?", path, re.ASCII)
-        return None if has_form else "does not name a model on the Hugging Face Hub. Use hf://user/name."
+    if (hub or datasets) and is_hub(path):
+        kind, prefix = ("data set", _DATASETS) if datasets else ("model", "")
+        has_form = re.fullmatch(rf"hf://{prefix}[\w.-]+/[\w.-]+/?(@[\w./-]+)?", path, re.ASCII)
+        return None if has_form else f"does not name a {kind} on the Hugging Face Hub. Use hf://{prefix}user/name."
     scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
     if not scheme or is_remote(path) or len(scheme[1]) == 1:  # A single letter is a drive of Windows.
         return None

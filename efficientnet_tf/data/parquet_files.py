@@ -14,7 +14,7 @@ from efficientnet_tf.config.text import check_class_names, escape, normalize_nam
 from efficientnet_tf.data.columns import convert_columns, label_columns
 from efficientnet_tf.data.labels import describe_labels
 from efficientnet_tf.data.scan import show
-from efficientnet_tf.data.shards import find_shards, read_classes
+from efficientnet_tf.data.shards import download_shards, find_shards, read_classes
 from efficientnet_tf.runtime.parquet import open_parquet, read_column
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def list_parquet(data: DataConfig, split: str) -> ParquetListing:
     Raises:
         UserError: If there are no such files, they are damaged, or have no images or labels.
     """
+    data = download_shards(data, ".parquet")
     train = find_shards(data, data.train_split, ".parquet")
     labels, class_names, where = _read_labels(data, train, None)
     if data.task == "classification":

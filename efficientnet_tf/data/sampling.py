@@ -50,9 +50,9 @@ def balance_classes(source: Source, name: str) -> Source:
         if not order.shuffle:
             return source.stream(order)
 
-        def choose(position: Any):
+        def choose(position):
             epoch = position // size
-            place = shuffle_index(position % size, size, [order.seed, epoch])
+            place: Any = shuffle_index(position % size, size, [order.seed, epoch])
             number = place % classes
             turn = epoch * tf.gather(turns, number) + place // classes
             count: Any = tf.gather(sizes, number)

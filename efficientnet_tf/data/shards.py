@@ -12,12 +12,26 @@ from efficientnet_tf.data.class_folders import find_alias
 from efficientnet_tf.data.record_files import read_class_file
 from efficientnet_tf.data.scan import list_entries, show
 from efficientnet_tf.runtime.files import is_folder, is_remote
+from efficientnet_tf.runtime.hub import fetch_data
 
 if TYPE_CHECKING:
     from efficientnet_tf.config.schema import DataConfig
 
 _NUMBER = r"[-_.]?\d+(-of-\d+)?"  # at the end of a name: train-00000-of-00004, train_0001, train-000
 _SUBFOLDERS = ("data", "default")  # of the data sets of the Hugging Face Hub
+
+
+def download_shards(data: DataConfig, suffix: str) -> DataConfig:
+    """Return a config whose folder is local, after downloading the files if they are on the Hugging Face Hub.
+
+    Args:
+        data: The section `data` of the configuration.
+        suffix: Ending of the files, ".parquet" or ".tar".
+
+    Raises:
+        UserError: If they cannot be downloaded.
+    """
+    return data.model_copy(update={"dir": fetch_data(str(data.dir), [f"*{suffix}", "classes.txt"])})
 
 
 def find_shards(data: DataConfig, split: str, suffix: str) -> list[str]:

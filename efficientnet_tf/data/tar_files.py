@@ -22,7 +22,7 @@ from efficientnet_tf.data.columns import convert_columns, label_columns
 from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES, READABLE_SUFFIXES
 from efficientnet_tf.data.labels import describe_labels
 from efficientnet_tf.data.scan import is_junk
-from efficientnet_tf.data.shards import find_shards, read_classes
+from efficientnet_tf.data.shards import download_shards, find_shards, read_classes
 from efficientnet_tf.runtime.files import check_file
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def list_tar(data: DataConfig, split: str) -> TarListing:
     Raises:
         UserError: If there are no such files, they are damaged or compressed, or a sample has no image or no label.
     """
+    data = download_shards(data, ".tar")
     train = find_shards(data, data.train_split, ".tar")
     labels, class_names, where = _read_labels(data, train, None)
     paths, remarks = train, describe_labels(labels, class_names, escape(where))

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from hub_cache import fill_cache, run_offline
 
 from efficientnet_tf.config import schema
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import load_config
 from efficientnet_tf.data.listing import check_data
 from efficientnet_tf.data.open import Order, open_source
 
@@ -324,3 +326,39 @@ def test_settings_that_do_not_fit():
         schema.DataConfig(source="parquet", dir="x", service="grpc://localhost:5000").check()
     with pytest.raises(UserError, match="data.source=parquet reads local files"):
         check_data(config("parquet", "gs://bucket/x"))
+
+
+# ------------------------------------------------------------------------------------------------- Hugging Face Hub
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_data_set_of_the_hub_is_the_local_one(kind, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    for split, sizes in SIZES.items():
+        write_split(kind, tmp_path / "pond", split, sizes)
+    (tmp_path / "pond/classes.txt").write_text("\n".join(CLASSES))
+    home = fill_cache(tmp_path / "home", tmp_path / "pond", "datasets--user--pond")
+    code = (
+        "from efficientnet_tf.config.schema import DataConfig\n"
+        "from efficientnet_tf.data.listing import check_data\n"
+        f"for place in ({str(tmp_path / 'pond')!r}, 'hf://datasets/user/pond', 'hf://datasets/user/pond@main'):\n"
+        f"    print(check_data(DataConfig(source={kind!r}, dir=place)))\n"
+        f"check_data(DataConfig(source={kind!r}, dir='hf://datasets/user/other'))\n"
+    )
+    done = run_offline(home, code=code)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and len(set(lines)) == 1 and "images=20" in lines[0] and "'olm'" in lines[0], done.stderr
+    assert "UserError: hf://datasets/user/other cannot be downloaded: the Hub cannot be reached" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "message"),
+    [
+        ("folder", "hf://datasets/user/pond", "which only data.source=parquet and data.source=webdataset read"),
+        ("parquet", "hf://user/pond", "does not name a data set on the Hugging Face Hub. Use hf://datasets/user/name"),
+        ("parquet", "hf://datasets/pond", "Use hf://datasets/user/name"),
+    ],
+)
+def test_places_on_the_hub_that_are_no_data_sets(source, place, message):
+    with pytest.raises(UserError, match=message):
+        load_config("tiny", "folder", [f"data.source={source}", f"data.dir={place}"])

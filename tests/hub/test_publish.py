@@ -13,6 +13,7 @@ import pytest
 import tiny
 import yaml
 from commands import exit_status
+from hub_cache import fill_cache, run_offline
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -20,8 +21,6 @@ from efficientnet_tf.config.errors import UserError  # noqa: E402
 from efficientnet_tf.export.load import load_model  # noqa: E402
 from efficientnet_tf.hub.publish import push_model  # noqa: E402
 from efficientnet_tf.models.model_dir import restore_model  # noqa: E402
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +44,7 @@ def published(run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(published, tmp_path_factory):
     """Return a home of huggingface_hub that has the model, as a download would leave it."""
-    home = tmp_path_factory.mktemp("home")
-    repository = home / "hub/models--user--digits"
-    snapshot = repository / "snapshots" / COMMIT
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text(COMMIT)
-    for number, path in enumerate(sorted(path for path in published.rglob("*") if path.is_file())):
-        blob = repository / "blobs" / f"{number:040}"
-        blob.parent.mkdir(exist_ok=True)
-        shutil.copy(path, blob)
-        link = snapshot / path.relative_to(published)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    return home
-
-
-def run_offline(home, *words, code=None):
-    """Run a command, or Python code, where the Hub cannot be reached but the cache has what was downloaded."""
-    start = [sys.executable, *(["-c", code] if code else ["-m", *words])]
-    environment = os.environ | {
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "1",
-        "HF_TOKEN": "",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    return subprocess.run(start, capture_output=True, text=True, env=environment, timeout=300)
+    return fill_cache(tmp_path_factory.mktemp("home"), published, "models--user--digits")
 
 
 def test_the_published_model_is_the_same(run, published):
