@@ -155,3 +155,25 @@ def format_serving() -> str:
         f"{' and '.join(limits)}."
     )
     return "\n".join([about, "", *lines])
+
+
+def format_noisy_student() -> str:
+    """Return what networks gained by learning from others, from `docs/noisy_student.json`."""
+    report = json.loads((ROOT / "docs" / "noisy_student.json").read_text(encoding="utf-8"))
+    about = {
+        "teacher": "the small network, on the labels",
+        "student": "the wide network, on the labels and on what the teacher predicts for the other images",
+        "alone": "the wide network, on the labels, with the same noise",
+        "distilled": "the small network, on the labels and the student's predictions for the same images",
+    }
+    lines = ["| network | learned from | top-1 of each seed | mean |", "|---|---|--:|--:|"]
+    for name, how in about.items():
+        found = [100 * run["top1"] for run in report["runs"] if run["name"] == name]
+        each = ", ".join(f"{value:.1f}" for value in found)
+        lines.append(f"| {name} | {how} | {each} % | {sum(found) / len(found):.1f} % |")
+    counts = report["images_of_a_class"]
+    steps, examples = report["runs"][0]["step"], report["runs"][0]["examples"]
+    notes = f"Each run made {steps:,} steps of 128 images, on {counts['labeled']:,} images of each class with a label and "
+    notes += f"{counts['unlabeled']:,} without one, and was evaluated on {examples:,} images."
+    environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    return "\n".join([*lines, "", notes, "", f"Measured with {environment}."])

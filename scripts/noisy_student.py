@@ -1,8 +1,8 @@
-"""Show what a network gains by learning from another one, with a tenth of CIFAR-10's labels.
+"""Show what a network gains by learning from another one, with a tenth of the labels of a quarter of CIFAR-10.
 
     python scripts/noisy_student.py --cifar10=cifar10.zip    # about an hour on two cores
 
-500 images of each class have a label, and 1,500 have none. For each of three seeds:
+125 images of each class have a label, and 1,125 have none. For each of three seeds:
 
 1. `teacher`: a small network is trained on the images with labels.
 2. It labels the other images: `predict --soft`.
@@ -12,6 +12,10 @@
 
 All of them make the same number of steps. When you start the script again, it continues. It writes
 docs/noisy_student.json, and prints a table.
+
+A run of 1,200 steps sees 154,000 images. Of all of CIFAR-10, that is 3 epochs, which are too few for a network to use
+more images: with 500 images of each class with a label, 4,500 without one and 1,560 steps, two students had 54.5 and
+56.6 %, and the same networks on the labels alone 56.9 and 56.4 %.
 """
 
 import argparse
@@ -31,13 +35,13 @@ from efficientnet_tf.runtime.hardware import describe_hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "noisy_student.json"
-LABELED, UNLABELED, TEST = 500, 1500, 500  # images of each class
+LABELED, UNLABELED, TEST = 125, 1125, 1000  # images of each class
 SEEDS = (0, 1, 2)
-STEPS = 780
+STEPS = 1200
 LABELED_EPOCHS = STEPS * 128 / (10 * LABELED)
 NETWORK = ["data.image_size=24", "data.crop_padding=null", "eval.every_epochs=1000"]
 WIDER = ["model.width=0.7"]
-NOISE = ["augment.policy=randaugment", "augment.randaugment_level=5", "model.drop_connect=0.1"]
+NOISE = ["model.drop_connect=0.1"]
 # What each network is trained with, besides the recipe: settings, and whether it has the images without labels.
 RUNS = {
     "teacher": ([], False),

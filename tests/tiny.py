@@ -57,7 +57,7 @@ def variables_of(state):
     """Return {part/name: tf.Variable} of everything that training changes, named as in a checkpoint."""
     model, optimizer, average = state.model, state.optimizer, state.ema
     weights = [*model.trainable_variables, *batch_norm_statistics(model)]
-    named = {f"model/{v.path}": v.value for v in weights}
+    named = {f"model/{v.path}": v.value for v in (*weights, *state.limits)}
     named |= {f"optimizer/{v.path.partition('/')[2]}": v.value for v in optimizer.variables}
     if average:
         averages = [*average.trainable, *average.statistics]

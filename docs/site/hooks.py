@@ -26,6 +26,7 @@ GENERATED = {
     "gpu": concept_pages.format_gpu,
     "input_rates": concept_pages.format_input_rates,
     "memory": concept_pages.format_memory,
+    "noisy_student": concept_pages.format_noisy_student,
     "phi": concept_pages.format_phi,
     "python": reference_pages.format_python,
     "scaling_figure": concept_pages.format_scaling_figure,
