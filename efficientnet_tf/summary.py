@@ -45,7 +45,7 @@ def summarize(config: Config, classes: int = 1000, available_bytes: float = 16 *
 
     spec, batch = config.model, config.train.batch_size
     precision = "float32" if config.train.precision == "auto" else config.train.precision
-    optimizer, ema = config.optimizer.name, bool(config.train.ema_decay)
+    settings = precision, config.optimizer.name, bool(config.train.ema_decay), config.train.remat
     layers = list_layers(spec, config.image_size, classes, config.data.channels)
     costs = sum_by(layers, "part")
     return {
@@ -60,14 +60,15 @@ def summarize(config: Config, classes: int = 1000, available_bytes: float = 16 *
         "memory": {
             "batch": batch,
             "precision": precision,
-            "optimizer": optimizer,
-            "average": ema,
-            "training": _memory_by_purpose(count_training_memory(layers, batch, precision, optimizer, ema)),
+            "optimizer": config.optimizer.name,
+            "average": bool(config.train.ema_decay),
+            "remat": config.train.remat,
+            "training": _memory_by_purpose(count_training_memory(layers, batch, *settings)),
             "inference": _memory_by_purpose(count_inference_memory(layers, batch, precision)),
         },
         "largest_batch": {
             "available_bytes": int(available_bytes),
-            "batch": find_largest_batch(layers, available_bytes, precision, optimizer, ema),
+            "batch": find_largest_batch(layers, available_bytes, *settings),
         },
     }
 

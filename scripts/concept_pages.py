@@ -121,6 +121,24 @@ def format_gpu() -> str:
     return "\n".join([about, "", *lines])
 
 
+def format_soak() -> str:
+    """Return what happened in the soak of the HTTP server, from `docs/speed/serving_soak.json`."""
+    report = json.loads((ROOT / "docs" / "speed" / "serving_soak.json").read_text(encoding="utf-8"))
+    soak, machine = report["soak"], report["environment"]
+    good = {name.rpartition(" ")[2]: count for name, count in soak["requests"].items() if name.startswith("good")}
+    attacks = {name: count for name, count in soak["requests"].items() if not name.startswith("good")}
+    memory = soak["memory_mib"]
+    return (
+        f"For {soak['minutes']:g} minutes, four clients sent images and compared each answer with the one of a quiet "
+        f"server, while four others sent {sum(attacks.values()):,} requests of these kinds: {', '.join(sorted(attacks))}. "
+        f"{sum(good.values()):,} images were answered, {good.get('200', 0):,} of them with the status 200 and "
+        f"{sum(good.values()) - good.get('200', 0):,} with another one. {len(soak['wrong'])} answers were wrong or "
+        f"missing. The server's memory was {memory[len(memory) // 5]:.0f} MiB after a fifth of the time, {max(memory):.0f} "
+        f"MiB at most, and {memory[-1]:.0f} MiB at the end. This was {report['network']} at {report['image_size']} pixels "
+        f"({report['format']}) on {machine['cores']} cores ({machine['cpu']})."
+    )
+
+
 def format_input_rates() -> str:
     """Return the rates of the sources of files, from `docs/speed/input_sources.json`, which `input_rates.py` writes."""
     report = json.loads((ROOT / "docs" / "speed" / "input_sources.json").read_text(encoding="utf-8"))
@@ -173,7 +191,24 @@ def format_noisy_student() -> str:
         lines.append(f"| {name} | {how} | {each} % | {sum(found) / len(found):.1f} % |")
     counts = report["images_of_a_class"]
     steps, examples = report["runs"][0]["step"], report["runs"][0]["examples"]
-    notes = f"Each run made {steps:,} steps of 128 images, on {counts['labeled']:,} images of each class with a label and "
+    notes = (
+        f"Each run made {steps:,} steps of 128 images, on {counts['labeled']:,} images of each class with a label and "
+    )
     notes += f"{counts['unlabeled']:,} without one, and was evaluated on {examples:,} images."
     environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
     return "\n".join([*lines, "", notes, "", f"Measured with {environment}."])
+
+
+def format_remat() -> str:
+    """Return what `train.remat` saves and costs, from `docs/memory_remat.json`."""
+    report = json.loads((ROOT / "docs" / "memory_remat.json").read_text(encoding="utf-8"))
+    lines = [
+        "| variant | batch | `train.remat` | predicted | measured | seconds of a step |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for row in report["rows"]:
+        predicted, measured = (f"{row[f'{name}_bytes'] / 2**30:.2f} GiB" for name in ("predicted", "measured"))
+        cells = row["variant"], row["batch"], str(row["remat"]).lower(), predicted, measured, f"{row['seconds']:.2f}"
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    return "\n".join([*lines, "", f"Measured with {environment}."])

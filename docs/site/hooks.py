@@ -29,8 +29,10 @@ GENERATED = {
     "noisy_student": concept_pages.format_noisy_student,
     "phi": concept_pages.format_phi,
     "python": reference_pages.format_python,
+    "remat": concept_pages.format_remat,
     "scaling_figure": concept_pages.format_scaling_figure,
     "serving": concept_pages.format_serving,
+    "soak": concept_pages.format_soak,
 }
 CONFIG = "reference/config.md"
 

@@ -143,6 +143,8 @@ class Config(Section):
             )
         if train.teacher is not None and train.quantize != "none":
             raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.teacher. Use one of them.")
+        if train.remat and train.quantize != "none":
+            raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.remat. Use one of them.")
         stages = len(self.model.stages)
         if train.freeze.startswith("stage") and int(train.freeze.removeprefix("stage")) > stages:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The layers of a network with their shapes, parameters and multiply-adds, listed without building it."""
 
+import re
 from typing import NamedTuple
 
 from efficientnet_tf.config.schema import ModelSpec
@@ -28,6 +29,12 @@ class Layer(NamedTuple):
     def elements(self) -> int:
         """Number of values in the output."""
         return self.side * self.side * self.channels
+
+
+def find_block(name: str) -> str:
+    """Return what a layer belongs to, given its name: "stem", a block such as "block2a", or "head"."""
+    block = re.match(r"block\d+[a-z]+(?=_)", name)
+    return block[0] if block else "head" if name.startswith(("top_", "avg_pool", "predictions")) else "stem"
 
 
 def _output_side(side: int, stride: int = 2) -> int:

@@ -4,10 +4,11 @@ Without XLA, TensorFlow keeps exactly the outputs that `layers` marks as kept un
 arithmetic. The rest (the traced program and its kernels, and updates in flight) was measured on a CPU.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efficientnet_tf.scaling.layers import Layer
+from efficientnet_tf.scaling.layers import Layer, find_block
 
 ACTIVATION_BYTES = {"float32": 4, "mixed_bfloat16": 2}
 OPTIMIZER_SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2, "lamb": 2}  # numbers that an optimizer keeps per weight
@@ -44,20 +45,32 @@ class Memory:
         return self.weights + self.optimizer + self.ema + self.gradients + self.activations + self.program
 
 
-def count_kept_bytes(layers: Sequence[Layer], precision: str = "float32") -> int:
+def count_kept_bytes(layers: Sequence[Layer], precision: str = "float32", remat: bool = False) -> int:
     """Return the bytes of one image's activations that are kept for the backward pass.
 
     Args:
         layers: The layers of a network or of a part of it.
         precision: "float32" or "mixed_bfloat16". Pixels and logits are always float32.
+        remat: Whether blocks are computed again in the backward pass. Then only what leaves a block is kept, and inside
+            the block that needs most.
     """
     size = ACTIVATION_BYTES[precision]
+    if remat:
+        blocks = [list(group) for _, group in itertools.groupby(layers, key=lambda layer: find_block(layer.name))]
+        return sum(block[-1].elements * size for block in blocks) + max(
+            count_kept_bytes(block, precision) for block in blocks
+        )
     bytes_of = {"normalization": 4, "dense": 4}
     return sum(layer.elements * bytes_of.get(layer.kind, size) for layer in layers if layer.kept)
 
 
 def count_training_memory(
-    layers: Sequence[Layer], batch: int, precision: str = "float32", optimizer: str = "rmsprop", ema: bool = True
+    layers: Sequence[Layer],
+    batch: int,
+    precision: str = "float32",
+    optimizer: str = "rmsprop",
+    ema: bool = True,
+    remat: bool = False,
 ) -> Memory:
     """Return the predicted peak memory of a training step.
 
@@ -67,6 +80,7 @@ def count_training_memory(
         precision: "float32" or "mixed_bfloat16".
         optimizer: A key of `OPTIMIZER_SLOTS`.
         ema: Whether training keeps an exponential moving average of the weights.
+        remat: Whether blocks are computed again in the backward pass.
 
     Returns:
         A `Memory`. Its activations are those kept for the backward pass and twice the largest one, for the gradients
@@ -80,7 +94,7 @@ def count_training_memory(
         optimizer=params * WEIGHT_BYTES * OPTIMIZER_SLOTS[optimizer],
         ema=weights * ema,
         gradients=params * WEIGHT_BYTES * (1 + UPDATES),
-        activations=batch * (count_kept_bytes(layers, precision) + 2 * largest),
+        activations=batch * (count_kept_bytes(layers, precision, remat) + 2 * largest),
         program=round(len(layers) * PROGRAM_BYTES),
     )
 
@@ -125,6 +139,7 @@ def find_largest_batch(
     precision: str = "float32",
     optimizer: str = "rmsprop",
     ema: bool = True,
+    remat: bool = False,
 ) -> int:
     """Return the largest batch whose training step fits, or 0 if none does.
 
@@ -134,7 +149,8 @@ def find_largest_batch(
         precision: "float32" or "mixed_bfloat16".
         optimizer: A key of `OPTIMIZER_SLOTS`.
         ema: Whether training keeps an exponential moving average of the weights.
+        remat: Whether blocks are computed again in the backward pass.
     """
-    fixed = count_training_memory(layers, 0, precision, optimizer, ema).total
-    per_image = count_training_memory(layers, 1, precision, optimizer, ema).total - fixed
+    fixed = count_training_memory(layers, 0, precision, optimizer, ema, remat).total
+    per_image = count_training_memory(layers, 1, precision, optimizer, ema, remat).total - fixed
     return max(0, int((available_bytes - fixed) // per_image))

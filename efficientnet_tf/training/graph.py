@@ -21,6 +21,7 @@ from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import device_type, on_host, replica_count, should_jit
+from efficientnet_tf.training.remat import RecomputingNetwork
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -120,7 +121,7 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
 
 def make_training_graph(
     model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int | None = None
-) -> keras.Model | QuantizedNetwork:
+) -> keras.Model | QuantizedNetwork | RecomputingNetwork:
     """Copy a model for training.
 
     Args:
@@ -132,13 +133,23 @@ def make_training_graph(
 
     Returns:
         A model with the same layer and variable names, to be called in a replica with seeds of `ops.random`. Its own
-        variables are in the host's memory and only lend their names. The model itself if no layer would differ.
+        variables are in the host's memory and only lend their names. The model itself if no layer would differ. Or a
+        network that calls such a copy in another way, if `train.quantize` or `train.remat` asks for it.
 
     Raises:
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
     """
     if config.train.quantize != "none":
         return QuantizedNetwork(model, learns=config.train.quantize == "int8")
+    graph = _copy_for_training(model, config, strategy, fuse_from)
+    if not config.train.remat:
+        return graph
+    with on_host():
+        return RecomputingNetwork(keras.models.clone_model(graph) if graph is model else graph)
+
+
+def _copy_for_training(model, config, strategy, fuse_from):
+    """Return the copy of a model that `make_training_graph` describes."""
     group = batch_norm_group_size(config, strategy)
     replacements, fusible = {keras.layers.Dropout: PositionalDropout}, {}
     if group > 1 or uses_jax():

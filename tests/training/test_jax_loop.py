@@ -100,6 +100,13 @@ def test_both_engines_learn_from_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", pytest.param("tensorflow", marks=pytest.mark.nightly)])
+def test_an_engine_that_computes_blocks_again_takes_the_same_steps(tmp_path, backend):
+    settings = ["train.batch_size=32", "model.dropout=0.2", "model.drop_connect=0.2", tiny.SHORT]
+    assert_same(train(tmp_path, backend, *settings), train(tmp_path, backend, *settings, "train.remat=true"))
+
+
+@pytest.mark.slow
 def test_both_engines_train_for_int8(tmp_path):
     """Rounding turns the smallest difference into a whole step now and then, so they cannot be as close as in float."""
     config = tiny.load_config("train.ema_decay=0")
