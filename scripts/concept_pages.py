@@ -128,13 +128,14 @@ def format_soak() -> str:
     good = {name.rpartition(" ")[2]: count for name, count in soak["requests"].items() if name.startswith("good")}
     attacks = {name: count for name, count in soak["requests"].items() if not name.startswith("good")}
     memory = soak["memory_mib"]
+    answered, right = sum(good.values()), good.get("200", 0)
     return (
         f"For {soak['minutes']:g} minutes, four clients sent images and compared each answer with the one of a quiet "
-        f"server, while four others sent {sum(attacks.values()):,} requests of these kinds: {', '.join(sorted(attacks))}. "
-        f"{sum(good.values()):,} images were answered, {good.get('200', 0):,} of them with the status 200 and "
-        f"{sum(good.values()) - good.get('200', 0):,} with another one. {len(soak['wrong'])} answers were wrong or "
-        f"missing. The server's memory was {memory[len(memory) // 5]:.0f} MiB after a fifth of the time, {max(memory):.0f} "
-        f"MiB at most, and {memory[-1]:.0f} MiB at the end. This was {report['network']} at {report['image_size']} pixels "
+        f"server. Four others sent {sum(attacks.values()):,} requests of these kinds: {', '.join(sorted(attacks))}. "
+        f"{answered:,} images were answered, {right:,} of them with the status 200 and {answered - right:,} with another "
+        f"one. {len(soak['wrong'])} answers were wrong or missing. The server's memory was "
+        f"{memory[len(memory) // 5]:.0f} MiB after a fifth of the time, {max(memory):.0f} MiB at most, and "
+        f"{memory[-1]:.0f} MiB at the end. This was {report['network']} at {report['image_size']} pixels "
         f"({report['format']}) on {machine['cores']} cores ({machine['cpu']})."
     )
 

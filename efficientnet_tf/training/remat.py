@@ -49,7 +49,7 @@ class RecomputingNetwork:
                 [values[id(v)] for v in group] for group in (part.trainable_variables, part.non_trainable_variables)
             )
             compute = _make_function(part, rest, training)
-            x, updated = (compute if part is self._parts[-1] else _recompute(compute))(x, *weights)
+            x, updated, *_ = (compute if part is self._parts[-1] else _recompute(compute))(x, *weights)
             values |= zip(map(id, part.non_trainable_variables), updated, strict=True)
         return x, [values[id(v)] for v in self.non_trainable_variables]
 
