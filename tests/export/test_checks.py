@@ -54,6 +54,9 @@ def test_keys_of_the_data_can_change(tmp_path):
     evaluate.check_evaluation(RUN, ["data.crop_padding=5"])
     with pytest.raises(UserError, match="data.crop_padding: 0 -> 5"):
         check_export(RUN, str(tmp_path / "new.onnx"), overrides=["data.crop_padding=5"])
+    evaluate.check_evaluation(RUN, ["data.crop=pad"])
+    with pytest.raises(UserError, match="data.crop: 'center' -> 'pad'"):
+        check_export(RUN, str(tmp_path / "new.onnx"), overrides=["data.crop=pad"])
 
 
 def test_moved_images_are_named_with_the_flag_for_their_place(run_on_folder, tmp_path):
