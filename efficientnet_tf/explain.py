@@ -1,7 +1,7 @@
 """Show where models look: `python -m efficientnet_tf.explain --model_dir=A --model_dir=B photo.jpg`.
 
-The picture has a row for each photo and a column for each model. Each cell is the crop that the model sees, with a heat
-map of where it finds the class.
+The picture has a row for each photo and a column for each model. Each cell is the square that the model sees, with a
+heat map of where it finds the class. The photos are cut to squares unless a model sees them whole (`data.crop`).
 """
 
 from __future__ import annotations
@@ -118,11 +118,13 @@ def main(args):
 
     choose_backend(args.backend)
     paths = _check(args)
+    from efficientnet_tf.models.run_directory import read_config
     from efficientnet_tf.runtime.hub import fetch
     from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
 
-    photos, errors = _read_photos(paths)
+    whole = any(read_config(fetch(model_dir)).data.crop != "center" for model_dir in args.model_dir)
+    photos, errors = _read_photos(paths, whole)
     columns = [
         Column(
             title, *explain_photos(fetch(model_dir), list(photos), args.method, args.layer, args.label, args.checkpoint)
@@ -198,15 +200,23 @@ def _check_layer(layer: str, model_dir: str) -> None:
         )
 
 
-def _read_photos(paths: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the central squares of photos by path, and why the others cannot be read. Print the latter, too."""
+def _read_photos(paths: Sequence[str], whole: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return photos as squares by path, and why the others cannot be read. Print the latter, too.
+
+    Args:
+        paths: Image files.
+        whole: Whether to show whole photos on a white square instead of their central squares.
+    """
     import tensorflow as tf
 
-    from efficientnet_tf.data.decode import center_window, decode_window
+    from efficientnet_tf.data.decode import decode_window, pad_to_square
     from efficientnet_tf.data.pipeline import make_image_reader
+    from efficientnet_tf.data.windows import center_window, whole_window
     from efficientnet_tf.visualization.heatmap import SIDE
 
     def read_square(encoded):
+        if whole:
+            return pad_to_square(decode_window(encoded, 3, whole_window), SIDE, "area")
         image = decode_window(encoded, 3, lambda shape: center_window(shape, 1, 0))
         return tf.image.resize(image, [SIDE, SIDE], "area")
 

@@ -132,8 +132,8 @@ def format_soak() -> str:
     return (
         f"For {soak['minutes']:g} minutes, four clients sent images and compared each answer with the one of a quiet "
         f"server. Four others sent {sum(attacks.values()):,} requests of these kinds: {', '.join(sorted(attacks))}. "
-        f"{answered:,} images were answered, {right:,} of them with the status 200 and {answered - right:,} with another "
-        f"one. {len(soak['wrong'])} answers were wrong or missing. The server's memory was "
+        f"{answered:,} images were answered, {right:,} of them with the status 200, and {answered - right:,} with "
+        f"another one. {len(soak['wrong'])} answers were wrong or missing. The server's memory was "
         f"{memory[len(memory) // 5]:.0f} MiB after a fifth of the time, {max(memory):.0f} MiB at most, and "
         f"{memory[-1]:.0f} MiB at the end. This was {report['network']} at {report['image_size']} pixels "
         f"({report['format']}) on {machine['cores']} cores ({machine['cpu']})."

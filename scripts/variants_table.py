@@ -80,7 +80,7 @@ RECIPES = """
 Where they differ from the published code:
 
 - `imagenet_v2` evaluates the largest square of an image. The code stretches the whole image to a square for V2-S to
-  V2-XL.
+  V2-XL, as `data.crop=squash` does.
 - With both mixup and CutMix, `imagenet_v2` applies each to half of the batches. The code applies each to half of every
   batch.
 - In `imagenet_v2`, up to 8 replicas normalize their own images unless `train.batch_norm_group` is set. In the code they

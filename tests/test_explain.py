@@ -12,9 +12,11 @@ import tensorflow as tf
 import tiny
 from commands import run_process
 from sklearn.datasets import load_sample_images
+from squares import compute_square
 
 from efficientnet_tf import explain
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.load import override_config
 from efficientnet_tf.data.pipeline import eval_image
 from efficientnet_tf.evaluation.attribution import class_activation_map, grad_cam
 from efficientnet_tf.models.from_config import build_from_config
@@ -98,6 +100,28 @@ def test_cells_hold_map_class_and_probability(runs, photos):
         assert cell.class_name == NAMES[row.argmax()] and cell.probability == pytest.approx(row.max(), abs=1e-5)
     _, [cell] = explain.explain_photos(runs["gray"], paths[:1], label="flower")
     assert (cell.class_name, cell.probability) == ("flower", pytest.approx(probabilities[0, 1], abs=1e-5))
+
+
+@pytest.mark.parametrize("crop", ["squash", "pad"])
+def test_maps_are_over_whole_photos_if_the_model_sees_them(runs, tmp_path, crop):
+    """The map of each cell covers the square that the model saw, and the photo next to it is not cut."""
+    stripes = np.zeros([40, 120, 3], np.uint8)
+    stripes[:, :20], stripes[:, 100:] = (255, 0, 0), (0, 0, 255)  # A center crop shows neither.
+    photo, output, model_dir = tmp_path / "stripes.png", tmp_path / "explain.png", str(tmp_path / "run")
+    PIL.Image.fromarray(stripes).save(photo)
+    model, config, _ = restore_model(runs["color"])
+    config = override_config(config, [f"data.crop={crop}", "data.background=[0, 99, 0]"])
+    write_model_dir(model_dir, model, config, NAMES)
+    assert run(f"--model_dir={model_dir}", f"--output={output}", photo) == 0
+    canvas = np.asarray(PIL.Image.open(output).convert("RGB"))
+    square = compute_square(stripes, 32, crop, "bicubic", (0, 99, 0)).astype(np.float32)
+    [heat] = class_activation_map(restore_model(model_dir)[0], square[None])
+    top = find_cell(canvas, 1, draw_heat_map(square, heat))
+    assert top is not None
+    drawn = canvas[top : top + SIDE, GAP : GAP + SIDE]
+    row = drawn[SIDE // 2]
+    assert (row[5] == (255, 0, 0)).all() and (row[-5] == (0, 0, 255)).all() and (row[SIDE // 2] == 0).all()
+    assert (drawn[5] == 255).all() and (drawn[-5] == 255).all()  # the border of a wide photo
 
 
 @pytest.mark.slow

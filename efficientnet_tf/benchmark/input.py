@@ -96,9 +96,10 @@ def _make_pipeline(source, config, policy):
     import tensorflow as tf
 
     from efficientnet_tf.config.load import override_config
-    from efficientnet_tf.data.decode import center_window, decode_window, random_window
+    from efficientnet_tf.data.decode import decode_window
     from efficientnet_tf.data.pipeline import Failures, train_dataset
     from efficientnet_tf.data.source import Order
+    from efficientnet_tf.data.windows import center_window, random_window
 
     if policy != "decode":
         config = override_config(config, [f"augment.policy={policy}"])

@@ -6,6 +6,7 @@ Modules:
         types of values in `fields`.
     load: Variants, recipes and overrides become one `Config`.
     yaml12: The dialect of YAML that the files are written in.
+    preprocessing: How an image becomes the pixels of a network, as one value.
     errors: The exception for mistakes that a user can fix.
     text: Decoding of text files, and names that are safe to show.
 

@@ -23,7 +23,8 @@ from efficientnet_tf.config.paths import is_hub
 
 _SOURCES = r"^(digits|folder|table|records|arrays|parquet|webdataset|synthetic|tfds:[\w./:+-]+)$"
 _WITH_COLUMNS = ("table", "parquet", "webdataset")
-# Keys that only some sources or tasks read: {key of `data`: (other key, its values, without what follows a colon)}.
+# Keys that are only read with some values of another key: {key of `data`: (other key, its values, without what follows
+# a colon)}.
 READ_WITH = {
     "dir": ("source", ("folder", "table", "records", "arrays", "parquet", "webdataset", "tfds")),
     "classes": ("source", ("records",)),
@@ -33,6 +34,7 @@ READ_WITH = {
     "synthetic_classes": ("source", ("synthetic",)),
     "label_separator": ("task", ("multilabel",)),
     "sampling": ("task", ("classification",)),
+    "crop_padding": ("crop", ("center",)),
 }
 
 
@@ -91,14 +93,20 @@ class DataConfig(Section):
     """Side of the images in pixels. The default is the resolution of the model."""
     channels: Literal[1, 3] = 3
     """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
+    crop: Literal["center", "squash", "pad"] = "center"
+    """How an image becomes a square in evaluation, in `predict` and `explain`, and in exported models. `center`: its
+    center is cut out, as published. `squash`: the whole image is resized to a square, which distorts it. `pad`: the
+    whole image is resized until its longer side fits, and centered on a square of the color `background`. Training
+    always uses random crops."""
     crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] | None = None
-    """The evaluation crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
+    """crop=center: the crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
     published for images of 224 pixels and more. For smaller images it is a seventh of their size, which is 7/8 of the
-    shorter side, as at 224 pixels."""
+    shorter side, as at 224 pixels. Other crops use the whole image and ignore the value of a recipe."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation used for resizing, without antialiasing."""
     background: Levels = (255,)
-    """Color behind transparent pixels, from 0 to 255: one gray level, or red, green and blue. The default is white."""
+    """Color behind transparent pixels, and around images with crop=pad, from 0 to 255: one gray level, or red, green
+    and blue. The default is white."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 1e-3
     """Training stops if more than this fraction of the training or of the evaluation images cannot be decoded."""
     classes: Annotated[int, Field(ge=2, le=10**6)] | None = None

@@ -173,7 +173,7 @@ def _validate(schema: type[_Schema], content: dict, layers: Layers) -> _Schema:
 
 
 def _check_keys_are_read(config: Config, overrides: Mapping[str, Any]) -> None:
-    """Raise an error if the overrides set a key of `data` that the source or the task of the config does not read.
+    """Raise an error if the overrides set a key of `data` that is not read with the source, task or crop of the config.
 
     The keys are allowed in files, because a recipe may get another source, and older runs may contain them.
     """

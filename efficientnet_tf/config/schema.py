@@ -12,6 +12,7 @@ import pydantic
 from efficientnet_tf.config.data_schema import AugmentConfig, DataConfig
 from efficientnet_tf.config.fields import MOST_PIXELS, Count, Epochs, FieldError, Section
 from efficientnet_tf.config.model_schema import ModelSpec, Stage
+from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.config.text import shorten
 from efficientnet_tf.config.training_schema import OptimizerConfig, Phase, ScheduleConfig, TrainConfig
 
@@ -101,13 +102,24 @@ class Config(Section):
 
     @property
     def crop_padding(self) -> int:
-        """Pixels around the evaluation crop: `data.crop_padding`, or else its default for the size of the images."""
+        """Pixels around the center crop: `data.crop_padding`, or else its default. It is 0 for other crops."""
         padding = self.data.crop_padding
+        if self.data.crop != "center":
+            return 0
         return default_crop_padding(self.image_size) if padding is None else padding
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the pixels that the network sees in evaluation."""
+        data = self.data
+        return Preprocessing(
+            self.image_size, data.channels, data.crop, self.crop_padding, data.interpolation, data.background
+        )
 
     def resolve(self) -> "Config":
         """Return the same config with values instead of the defaults that depend on other keys."""
-        data = {"image_size": self.image_size, "crop_padding": self.crop_padding}
+        padding = self.crop_padding if self.data.crop == "center" else None  # Nothing else reads it.
+        data = {"image_size": self.image_size, "crop_padding": padding}
         train = self.train.model_copy(update={"loss": self.loss})
         return self.model_copy(update={"data": self.data.model_copy(update=data), "train": train})
 

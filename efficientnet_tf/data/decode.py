@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_tf.config.preprocessing import as_rgb
 from efficientnet_tf.data import pillow_decoder
 from efficientnet_tf.data.headers import (
     cut,
@@ -26,9 +27,10 @@ from efficientnet_tf.data.headers import (
     with_size_check,
 )
 from efficientnet_tf.data.image_formats import has_pillow
+from efficientnet_tf.data.windows import center_window, whole_window
 
 if TYPE_CHECKING:
-    from efficientnet_tf.config.schema import AugmentConfig
+    from efficientnet_tf.config.preprocessing import Preprocessing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _STRIP_PIXELS = 2**22  # pixels that are converted at a time, which bounds the memory for large images
@@ -36,38 +38,59 @@ _READS_WEBP = "decode_webp" in dir(tf.io)  # since TensorFlow 2.20
 _NOT_PORTABLE = "this image needs Pillow, which is not used in exported models: convert it to JPEG or PNG"
 
 
-def decode_center_crop(
-    encoded: tf.Tensor,
-    image_size: int,
-    channels: int,
-    crop_padding: int,
-    interpolation: str,
-    background: Sequence[int] = (255,),
-    portable: bool = False,
-) -> tf.Tensor:
-    """Decode the center crop of an image and resize it, as for evaluation.
+def decode_square(encoded: tf.Tensor, preprocessing: Preprocessing, portable: bool = False) -> tf.Tensor:
+    """Decode an image and bring it to the square that a network sees in evaluation.
 
     Args:
         encoded: Bytes of an image file, string scalar.
-        image_size: Side S of the result in pixels.
-        channels: 1 or 3.
-        crop_padding: The crop covers image_size / (image_size + crop_padding) of the shorter side.
-        interpolation: "bicubic" or "bilinear".
-        background: As for `decode_window`.
+        preprocessing: The size of the square, and how the image is brought to it.
         portable: As for `decode_window`.
 
     Returns:
-        float32 [S, S, channels], in about [0, 255]. Bicubic interpolation overshoots this range at edges.
+        float32 [S, S, C], in about [0, 255]. Bicubic interpolation overshoots this range at edges.
 
-    Source: official code, `preprocess_for_eval`.
+    Source: official code, `preprocess_for_eval`, for the center crop.
     """
+    size, channels, background = preprocessing.image_size, preprocessing.channels, preprocessing.background
 
     def choose_window(shape):
-        return center_window(shape, image_size, crop_padding)
+        if preprocessing.crop == "center":
+            return center_window(shape, size, preprocessing.crop_padding)
+        return whole_window(shape)
 
     image = decode_window(encoded, channels, choose_window, background, portable)
-    image = tf.image.resize(image, [image_size, image_size], interpolation)
-    return tf.ensure_shape(image, [image_size, image_size, channels])
+    if preprocessing.crop == "pad":
+        return pad_to_square(image, size, preprocessing.interpolation, background)
+    image = tf.image.resize(image, [size, size], preprocessing.interpolation)
+    return tf.ensure_shape(image, [size, size, channels])
+
+
+def pad_to_square(image: tf.Tensor, size: int, interpolation: str, background: Sequence[int] = (255,)) -> tf.Tensor:
+    """Resize an image to a longer side of `size` pixels, and place it in the center of a square.
+
+    Args:
+        image: uint8 [H, W, 1 or 3].
+        size: Side S of the result in pixels.
+        interpolation: As for `tf.image.resize`.
+        background: Color of the border, in [0, 255]: one gray level, or red, green and blue.
+
+    Returns:
+        float32 [S, S, C]. If the border is an odd number of pixels, the larger part is on the right or at the bottom.
+    """
+    channels = image.shape[-1]
+    height, width = tf.unstack(tf.shape(image)[:2])
+    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
+    # Integers only, as for the center crop. Halves are rounded up.
+    scaled = tf.maximum((shorter * size + longer // 2) // longer, 1)
+    rows, columns = tf.where(height < width, scaled, size), tf.where(width < height, scaled, size)
+    image = tf.image.resize(image, tf.stack([rows, columns]), interpolation)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    border = tf.stack([[top, size - rows - top], [left, size - columns - left], [0, 0]])
+    inside = tf.pad(tf.ones([rows, columns, 1], tf.bool), border)
+    color = tf.constant([[as_rgb(background)]], tf.uint8)
+    if channels == 1:
+        color = tf.image.rgb_to_grayscale(color)  # the level that transparent pixels get, too
+    return tf.ensure_shape(tf.where(inside, tf.pad(image, border), tf.cast(color, tf.float32)), [size, size, channels])
 
 
 def decode_window(
@@ -97,7 +120,7 @@ def decode_window(
     Returns:
         uint8 [height, width, channels]. The image is rotated as its Exif orientation says.
     """
-    color = tuple(background) * (3 if len(background) == 1 else 1)
+    color = as_rgb(background)
 
     def decode_other():
         image = _make_whole_decoder(color, portable, has_pillow() and not portable)(encoded)
@@ -266,56 +289,3 @@ def _composite(pixels, color):
     alpha = values[..., 3:]
     total = values[..., :3] * alpha + tf.constant(color, tf.uint16) * (255 - alpha) + 128
     return tf.cast(tf.bitwise.right_shift(tf.bitwise.right_shift(total, 8) + total, 8), tf.uint8)
-
-
-def whole_window(shape: tf.Tensor) -> tf.Tensor:
-    """Return the window of a whole image of a shape, int32 [3], as (y, x, height, width), int32 [4]."""
-    return tf.stack([0, 0, shape[0], shape[1]])
-
-
-def center_window(shape: tf.Tensor, image_size: int, padding: int) -> tf.Tensor:
-    """Return the evaluation crop: a centered square.
-
-    Args:
-        shape: Height, width and channels of the image, int32 [3].
-        image_size: Side of the network's input in pixels.
-        padding: The crop covers image_size / (image_size + padding) of the shorter side, >= 0.
-
-    Returns:
-        The window (y, x, height, width) in pixels, int32 [4].
-
-    Source: official code, `_decode_and_center_crop`. The fraction is 0.875 for 224 pixels and a padding of 32.
-    """
-    height, width = shape[0], shape[1]
-    # Integers only: a float product can fall just short of an integer and make the crop one pixel too small.
-    side = tf.maximum(tf.minimum(height, width) * image_size // (image_size + padding), 1)
-    return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
-
-
-def random_window(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentConfig, fallback: tf.Tensor) -> tf.Tensor:
-    """Return a training crop of random area and aspect ratio, or `fallback` after ten failed attempts.
-
-    Args:
-        shape: Height, width and channels of the image, int32 [3].
-        seed: int64 [2].
-        augment: The ranges of the area and of the aspect ratio.
-        fallback: A window, int32 [4].
-
-    Returns:
-        The window (y, x, height, width) in pixels, int32 [4].
-
-    Source: official code, `distorted_bounding_box_crop` with the whole image as the object.
-    """
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.zeros([1, 0, 4]),
-        seed=seed,
-        min_object_covered=0.1,
-        aspect_ratio_range=augment.crop_aspect,
-        area_range=augment.crop_area,
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.stack([begin[0], begin[1], size[0], size[1]])
-    failed = tf.reduce_all(size[:2] == shape[:2])  # In this case the operation returns the whole image.
-    return tf.where(failed & (augment.crop_area[0] < 1), fallback, window)

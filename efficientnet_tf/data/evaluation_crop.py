@@ -1,8 +1,8 @@
-"""The center crop of evaluation without TensorFlow: Pillow decodes the image, and NumPy resizes it.
+"""The square that a network sees in evaluation without TensorFlow: Pillow decodes the image, and NumPy resizes it.
 
-`decode.decode_center_crop` does the same in input pipelines. TensorFlow takes seconds to import, and a model that runs
+`decode.decode_square` does the same in input pipelines. TensorFlow takes seconds to import, and a model that runs
 without it does not need to wait for this. The pixels are equal, with two exceptions. In a JPEG with color at half the
-size, the outermost columns of the crop differ by a few gray levels (at most 7 in photographs), because TensorFlow
+size, the outermost columns of a center crop differ by a few gray levels (at most 7 in photographs), because TensorFlow
 decodes the crop alone, and libjpeg smooths colors less at its edges. In a CMYK JPEG, colors are rounded differently, by
 one gray level.
 """
@@ -10,10 +10,10 @@ one gray level.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
+from efficientnet_tf.config.preprocessing import Preprocessing, as_rgb
 from efficientnet_tf.data import pillow_decoder
 
 _TABLE_SIZE = 1024  # steps between two pixels at which TensorFlow evaluates the cubic kernel
@@ -22,70 +22,87 @@ _GRAY_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 _ROWS = 256
 
 
-def decode_center_crop(
-    encoded: bytes,
-    image_size: int,
-    channels: int,
-    crop_padding: int,
-    interpolation: str,
-    background: Sequence[int] = (255,),
-) -> np.ndarray:
-    """Decode the center crop of an image and resize it. Arguments and result are those of `decode.decode_center_crop`.
+def decode_square(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode an image and bring it to a square. Arguments and result are those of `decode.decode_square`.
 
     Raises:
         UserError: If the file is no image or has too many pixels.
         Exception: If the file is damaged. Pillow has many types for this.
     """
-    image = pillow_decoder.decode(encoded, tuple(background) * (3 if len(background) == 1 else 1))
+    size, color = preprocessing.image_size, as_rgb(preprocessing.background)
+    image = pillow_decoder.decode(encoded, color)
     height, width = image.shape[:2]
-    y, x, side, _ = center_window(height, width, image_size, crop_padding)
-    image = image[y : y + side, x : x + side]
-    if channels == 1:
-        image = _to_gray(image)
-    return resize(image, image_size, interpolation)
+    if preprocessing.crop == "center":
+        y, x, side, _ = center_window(height, width, size, preprocessing.crop_padding)
+        image = image[y : y + side, x : x + side]
+    convert = _to_gray if preprocessing.channels == 1 else np.asarray
+    image, level = convert(image), convert(np.array([[color]], np.uint8))
+    if preprocessing.crop != "pad":
+        return resize(image, size, size, preprocessing.interpolation)
+    top, left, rows, columns = padded_window(height, width, size)
+    square = np.empty([size, size, preprocessing.channels], np.float32)
+    square[:] = level
+    square[top : top + rows, left : left + columns] = resize(image, rows, columns, preprocessing.interpolation)
+    return square
 
 
 def center_window(height: int, width: int, image_size: int, padding: int) -> tuple[int, int, int, int]:
-    """Return the evaluation crop (y, x, height, width) of an image, as `decode.center_window` does."""
+    """Return the center crop (y, x, height, width) of an image, as `windows.center_window` does."""
     side = max(min(height, width) * image_size // (image_size + padding), 1)
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+def padded_window(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Return where a padded image is in its square (y, x, height, width), as in `decode.pad_to_square`."""
+    longer = max(height, width)
+    rows, columns = (max((side * size + longer // 2) // longer, 1) for side in (height, width))
+    return (size - rows) // 2, (size - columns) // 2, rows, columns
+
+
+def resize(image: np.ndarray, rows: int, columns: int, interpolation: str) -> np.ndarray:
     """Resize an image as `tf.image.resize` does without antialiasing, with the same rounding.
 
     Pillow's own filters always smooth when they shrink an image, so they give other pixels.
 
     Args:
         image: uint8 or float32 [H, W, C].
-        size: Side S of the result in pixels.
+        rows: Height R of the result in pixels.
+        columns: Width S of the result in pixels.
         interpolation: "bicubic" or "bilinear".
 
     Returns:
-        float32 [S, S, C].
+        float32 [R, S, C].
     """
-    if interpolation == "bilinear":
-        return _resize_bilinear(image, size)
-    for axis in (0, 1):
-        indices, weights = _cubic_taps(image.shape[axis], size)
-        shape = [-1 if each == axis else 1 for each in range(3)]
-        taps = zip(indices, weights, strict=True)
-        # From the first to the last, in float32, because rounding depends on the order.
-        image = functools.reduce(np.add, (image.take(index, axis) * weight.reshape(shape) for index, weight in taps))
-    return image
-
-
-def _resize_bilinear(image, size):
-    """Interpolate along rows, then along columns."""
+    is_cubic = interpolation == "bicubic"
+    taps = []
+    for axis, size in enumerate((rows, columns)):
+        indices, weights = (_cubic_taps if is_cubic else _linear_taps)(image.shape[axis], size)
+        used, places = np.unique(indices, return_inverse=True)
+        image = image.take(used, axis)  # Otherwise an image of one row or column could take any amount of memory.
+        taps.append((places.reshape(indices.shape), weights.reshape([len(weights), *_column(axis)])))
+    if is_cubic:
+        for axis, (indices, weights) in enumerate(taps):
+            # From the first to the last, in float32, because rounding depends on the order.
+            parts = (image.take(index, axis) * weight for index, weight in zip(indices, weights, strict=True))
+            image = functools.reduce(np.add, parts)
+        return image
     for axis in (1, 0):
-        where = _source_positions(image.shape[axis], size)
-        first = np.floor(where)
-        share = (where - first).reshape([-1 if each == axis else 1 for each in range(3)])
-        last = image.shape[axis] - 1
-        low = image.take(np.maximum(first, 0).astype(int), axis).astype(np.float32)
-        high = image.take(np.minimum(np.ceil(where), last).astype(int), axis).astype(np.float32)
-        image = low + (high - low) * share
+        (low, high), [share] = taps[axis]
+        first, second = (image.take(index, axis).astype(np.float32) for index in (low, high))
+        image = first + (second - first) * share
     return image
+
+
+def _column(axis):
+    return [-1 if each == axis else 1 for each in range(3)]
+
+
+def _linear_taps(length, size):
+    """Return which two old pixels each new pixel is between, int [2, size], and the share of the second, [1, size]."""
+    where = _source_positions(length, size)
+    first = np.floor(where)
+    indices = np.stack([np.maximum(first, 0), np.minimum(np.ceil(where), length - 1)])
+    return indices.astype(int), (where - first)[None]
 
 
 def _source_positions(length, size):

@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.batch_sizes import check_batches as check_batches
-from efficientnet_tf.data.decode import center_window, decode_center_crop, decode_window, random_window
+from efficientnet_tf.data.decode import decode_square, decode_window
 from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.image_formats import read_file
 from efficientnet_tf.data.pillow_decoder import explain_failure
 from efficientnet_tf.data.policies import apply_policy, make_policy
 from efficientnet_tf.data.source import Order, Source, map_with_fallback, without_tuning
+from efficientnet_tf.data.windows import center_window, random_window
 from efficientnet_tf.ops import image as image_ops
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def split_seed(seed: tf.Tensor) -> list[tf.Tensor]:
 
 def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tensor:
     """Decode a random crop of an image, resize it, and augment it as the configuration says.
+
+    `data.crop` is for evaluation. Here it only matters if no random crop is found: then the center crop of evaluation
+    is used, or the largest square in the center if evaluation uses whole images.
 
     Args:
         encoded: Bytes of an image file, string scalar.
@@ -78,7 +82,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
 
 
 def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf.Tensor:
-    """Decode the center crop of an image and resize it.
+    """Decode an image and bring it to the square that the network sees in evaluation.
 
     Args:
         encoded: Bytes of an image file, string scalar.
@@ -86,11 +90,9 @@ def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf
         portable: As for `decode_window`.
 
     Returns:
-        float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_center_crop`.
+        float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_square`.
     """
-    data = config.data
-    settings = data.channels, config.crop_padding, data.interpolation, data.background
-    return decode_center_crop(encoded, config.image_size, *settings, portable)
+    return decode_square(encoded, config.preprocessing, portable)
 
 
 def make_image_reader(

@@ -35,7 +35,8 @@ from efficientnet_tf.scaling.layers import list_layers
 
 WORST_LAYERS = 5  # layers that an error names if int8 loses too much
 PROBE_IMAGES = 64  # images on which the loss of each layer is measured
-FIXED_KEYS = ("data.crop_padding", "data.interpolation", "data.background")  # are part of what is exported
+# Keys that are part of what is exported.
+FIXED_KEYS = ("data.crop", "data.crop_padding", "data.interpolation", "data.background")
 
 
 def export_model(

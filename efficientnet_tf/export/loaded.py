@@ -12,7 +12,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.image_formats import has_pillow
-from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
+from efficientnet_tf.data.load_image import load_image_by_pillow, load_image_by_tensorflow
 from efficientnet_tf.export.pixels import batches, check_count, check_pixels
 from efficientnet_tf.export.views import check_views, make_views
 from efficientnet_tf.runtime.backend import uses_jax
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from efficientnet_tf.config.preprocessing import Preprocessing
     from efficientnet_tf.config.schema import Config
     from efficientnet_tf.export.formats import Export
 
@@ -101,18 +102,7 @@ class LoadedModel:
         Raises:
             UserError: If the file cannot be read or decoded.
         """
-        return self._load(source, self.image_size, self.config.crop_padding)
-
-    def _load(self, source, image_size, crop_padding):
-        data = self.config.data
-        return self._load_image(
-            source,
-            image_size,
-            channels=data.channels,
-            crop_padding=crop_padding,
-            interpolation=data.interpolation,
-            background=data.background,
-        )
+        return self._load_image(source, self.config.preprocessing)
 
     def predict(
         self, images: Any, top: int = 5, batch_size: int = 32, tta: str = "none"
@@ -141,16 +131,18 @@ class LoadedModel:
         Yields:
             One list per image, as `predict_images` returns it, or a UserError.
         """
-        top, padding = check_count("top", top), self.config.crop_padding
+        top, padding, kind = check_count("top", top), self.config.crop_padding, self.config.data.crop
         if check_views(tta) == "crops" and not padding:
-            raise UserError("tta=crops needs a border around the crop, and this model has data.crop_padding=0.")
+            setting = "crop_padding=0" if kind == "center" else f"crop={kind}"
+            raise UserError(f"tta=crops needs a border around the crop, and this model has data.{setting}.")
+        larger = self.config.preprocessing._replace(image_size=self.image_size + padding, crop_padding=0)
 
         def read(image):
             if tta != "crops":
                 return self._read(image)
             if not isinstance(image, _FILES):
                 raise UserError("tta=crops needs image files, and received pixels, which are one crop. Use tta=flip.")
-            return self._read(image, self.image_size + padding, crop_padding=0)
+            return self._read(image, larger)
 
         def compute(pixels):
             views = make_views(pixels, self.image_size, tta)
@@ -219,16 +211,13 @@ class LoadedModel:
             return [list(zip(self.class_names, row.tolist(), strict=True)) for row in answers]
         return rank(answers, self.class_names, top)
 
-    def _read(
-        self, image: Any, image_size: int | None = None, crop_padding: int | None = None
-    ) -> np.ndarray | UserError:
+    def _read(self, image: Any, preprocessing: Preprocessing | None = None) -> np.ndarray | UserError:
         """Return the pixels of an image, or the error that says why it cannot be read."""
         if not isinstance(image, _FILES):
             return check_pixels("images", image, self._image_shape)
         source = bytes(image) if isinstance(image, bytearray | memoryview) else image
-        padding = self.config.crop_padding if crop_padding is None else crop_padding
         try:
-            return self._load(source, image_size or self.image_size, padding)
+            return self._load_image(source, preprocessing or self.config.preprocessing)
         except UserError as error:
             return error
 
@@ -236,8 +225,8 @@ class LoadedModel:
     def _image_shape(self):
         return (self.image_size, self.image_size, self.config.data.channels)
 
-    def _load_image(self, source, image_size, **settings):
-        return load_image(source, image_size, **settings)
+    def _load_image(self, source, preprocessing):
+        return load_image_by_tensorflow(source, preprocessing)
 
     def _run(self, pixels):
         """Return the logits of images that were checked."""
@@ -301,10 +290,10 @@ class LoadedFile(LoadedModel):
     def _run(self, pixels):
         return self._export.compute_logits(pixels)
 
-    def _load_image(self, source, image_size, **settings):
+    def _load_image(self, source, preprocessing):
         # Without Pillow, TensorFlow decodes the image. The pixels are the same, see `data.evaluation_crop`.
-        load = load_image_by_pillow if has_pillow() else load_image
-        return load(source, image_size, **settings)
+        load = load_image_by_pillow if has_pillow() else load_image_by_tensorflow
+        return load(source, preprocessing)
 
 
 def rank(probabilities: np.ndarray, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

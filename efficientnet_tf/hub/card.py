@@ -121,12 +121,20 @@ def _describe_model(config, class_names, data):
         f"[efficientnet_tf](https://github.com/efficientnet-tf/efficientnet_tf).\n\n"
         f"| | |\n|---|---|\n"
         f"| Input | {kind} images of {side}x{side} pixels with values in [0, 255], which the network normalizes |\n"
-        f"| Preprocessing | center crop of {side / (side + config.crop_padding):.1%} of the shorter side, "
-        f"{config.data.interpolation} resizing |\n"
+        f"| Preprocessing | {_describe_crop(config)}, {config.data.interpolation} resizing |\n"
         f"| Output | {len(class_names):,} logits: {names}{others} |\n"
         f"| Parameters | {cost.trainable_params:,} |\n"
         f"| Multiply-adds | {cost.macs:,} for one image |"
     )
+
+
+def _describe_crop(config):
+    side, levels = config.image_size, ", ".join(map(str, config.data.background))
+    return {
+        "center": f"center crop of {side / (side + config.crop_padding):.1%} of the shorter side",
+        "squash": "the whole image, resized to a square without keeping its aspect ratio",
+        "pad": f"the whole image, on a square of the color [{levels}]",
+    }[config.data.crop]
 
 
 def _describe_use(repository, config):

@@ -30,9 +30,9 @@ CHANGEABLE_IN_MODEL = frozenset({"model.name", "model.dropout", "model.drop_conn
 FIXED_ELSEWHERE = frozenset({"data.task", "data.channels", "optimizer.name"})
 STATISTICS = ("target_mean", "target_std")  # keys of the section `data` that are measured from the training images
 # Keys outside of the section `model` that decide what a trained model answers.
-PREDICTION_KEYS = frozenset(
+PREDICTION_KEYS = tuple(
     f"data.{key}"
-    for key in ("task", "image_size", "channels", "crop_padding", "interpolation", "background", *STATISTICS)
+    for key in ("task", "image_size", "channels", "crop", "crop_padding", "interpolation", "background", *STATISTICS)
 )
 
 # ------------------------------------------------------------------------------------------------------------ files

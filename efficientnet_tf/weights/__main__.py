@@ -33,6 +33,7 @@ def main(args):
         "std": config.model.std,
         "padding": config.model.padding,
         "size": config.image_size,
+        "crop": config.data.crop,
         "crop padding": config.crop_padding,
         "interpolation": config.data.interpolation,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.models.run_directory import CONFIG_ENTRY as CONFIG_ENTRY
-from efficientnet_tf.models.run_directory import STATISTICS
+from efficientnet_tf.models.run_directory import PREDICTION_KEYS
 
 NORMALIZATIONS = {
     "imagenet": {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)},
@@ -65,6 +65,5 @@ def needs_of(config: Config) -> dict[str, Any]:
     """Return {"section.key": value} of the config keys that determine predictions, apart from the weights."""
     keys = ("mean", "std", "batch_norm_epsilon", "padding", "stem_stride")
     model = {f"model.{key}": getattr(config.model, key) for key in keys}
-    keys = ("task", "image_size", "channels", "crop_padding", "interpolation", "background", *STATISTICS)
     data = config.resolve().data
-    return model | {f"data.{key}": getattr(data, key) for key in keys}
+    return model | {key: getattr(data, key.removeprefix("data.")) for key in PREDICTION_KEYS}

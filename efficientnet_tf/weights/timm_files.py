@@ -73,7 +73,7 @@ def _find_needs(path, padding):
     config = _read_config(config_path) if os.path.lexists(config_path) else {}
     settings = config.get("pretrained_cfg", config)
     try:
-        needs, notes = _convert_settings(settings), ()
+        needs, notes = _convert_settings(settings)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise UserError(
             f"{escape(config_path)}: its settings are not those of timm: {escape(str(error)[:200])}."
@@ -90,7 +90,7 @@ def _find_needs(path, padding):
                 "efficientnet_*."
             )
         padding = "same" if family[1] else "symmetric"
-        notes = (f"padding {padding}, {reason}",)
+        notes = (*notes, f"padding {padding}, {reason}")
     if family and "model.mean" not in needs:
         normalization = "advprop" if _HALF.search(architecture) else "imagenet"
         needs |= NORMALIZATIONS[normalization]
@@ -130,9 +130,13 @@ def _read_config(path) -> dict[str, Any]:
     return config
 
 
-def _convert_settings(settings) -> dict[str, Any]:
-    """Convert timm's pretrained_cfg: mean and std of [0, 1], and the crop as a fraction of the resized side."""
-    needs = {}
+def _convert_settings(settings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Convert timm's pretrained_cfg, with mean and std of [0, 1], and the crop as a fraction of the resized side.
+
+    Returns:
+        The needs, and notes about what has no equal here.
+    """
+    needs, notes = {}, ()
     for key in ("mean", "std"):
         if key in settings:
             values = [_number(v, key) for v in settings[key]]
@@ -151,9 +155,18 @@ def _convert_settings(settings) -> dict[str, Any]:
             if not 0.01 <= fraction <= 1:
                 raise ValueError("crop_pct must be a number from 0.01 to 1")
             needs["data.crop_padding"] = round(size / fraction) - size
+    mode = settings.get("crop_mode")
+    if mode in ("squash", "border") and settings.get("crop_pct") == 1:
+        needs.pop("data.crop_padding", None)
+        needs["data.crop"] = "squash" if mode == "squash" else "pad"
+        if mode == "border" and "model.mean" in needs:  # the color of timm's border
+            needs["data.background"] = [round(v) for v in needs["model.mean"]]
+    elif mode not in (None, "center"):
+        described = f"crop mode {escape(str(mode)[:50])} with crop_pct {escape(str(settings.get('crop_pct'))[:50])}"
+        notes = (f"evaluation uses the center crop, because {described} has no equal here",)
     if settings.get("interpolation") in ("bicubic", "bilinear"):
         needs["data.interpolation"] = settings["interpolation"]
-    return needs
+    return needs, notes
 
 
 def _number(value, key):

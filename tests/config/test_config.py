@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -609,3 +610,35 @@ def test_a_key_that_would_not_be_read_is_refused(override, readers):
     default = getattr(DataConfig(), key)
     text = "null" if default is None else repr(default)
     load_lib.load_config("b0", "folder", ["data.dir=photos", f"data.{key}={text}"])
+
+
+@pytest.mark.parametrize("crop", ["squash", "pad"])
+def test_whole_images_have_no_crop_padding(crop):
+    recipe = load_lib.load_config("b0", "digits")
+    assert recipe.data.crop == "center" and recipe.data.crop_padding == 0
+    whole = load_lib.load_config("b0", "digits", [f"data.crop={crop}"])  # The value of the recipe is not read.
+    assert (whole.crop_padding, whole.resolve().data.crop_padding) == (0, None)
+    assert load_lib.load_config("b0", "imagenet", [f"data.crop={crop}"]).crop_padding == 0
+    message = f"overrides: data.crop_padding=5 would not be read. It is only for data.crop=center, .* has {crop}."
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.load_config("b0", "digits", [f"data.crop={crop}", "data.crop_padding=5"])
+    with pytest.raises(errors.UserError, match=message):
+        load_lib.override_config(whole, ["data.crop_padding=5"])
+    assert load_lib.override_config(whole, ["data.crop=center", "data.crop_padding=5"]).crop_padding == 5
+    assert load_lib.override_config(whole, ["data.crop_padding=null"]).preprocessing == whole.preprocessing
+    # Only the crop counts as changed, not the padding that is no longer read.
+    assert load_lib.diff_config(recipe, whole) == [f"data.crop: 'center' -> {crop!r}"]
+
+
+def test_the_crop_of_an_older_config_is_the_center():
+    config = load_lib.load_config("b0", "digits")
+    content = yaml.safe_load(load_lib.dump_config(config))
+    assert content["data"].pop("crop") == "center"
+    assert load_lib.parse_config(yaml.safe_dump(content), "config.yaml") == config
+
+
+def test_an_unknown_crop_is_refused():
+    with pytest.raises(
+        errors.UserError, match="data.crop: Input should be 'center', 'squash' or 'pad', received 'fit'"
+    ):
+        load_lib.load_config("b0", "digits", ["data.crop=fit"])

@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data import image_formats, pillow_decoder
-from efficientnet_tf.data.decode import decode_window, whole_window
+from efficientnet_tf.data.decode import decode_window
+from efficientnet_tf.data.windows import whole_window
 
 HEIGHT, WIDTH = 18, 26
 RNG = np.random.default_rng(0)

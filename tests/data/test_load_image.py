@@ -12,6 +12,7 @@ from real_pictures import find_photos
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_config
+from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.data import decode as decode_module
 from efficientnet_tf.data.load_image import load_image, load_image_by_pillow
 from efficientnet_tf.data.pipeline import eval_image
@@ -29,6 +30,8 @@ def encode(shape=(60, 90, 3), kind="JPEG"):
         {"image_size": 32},
         {"image_size": 24, "channels": 1},
         {"image_size": 24, "crop_padding": 0, "interpolation": "bilinear"},
+        {"image_size": 24, "crop": "squash"},
+        {"image_size": 24, "crop": "pad", "channels": 1},
     ],
 )
 def test_pixels_are_those_of_evaluation(tmp_path, settings):
@@ -55,18 +58,18 @@ def test_default_is_the_input_of_b0():
 def test_decoding_is_traced_once_per_setting(monkeypatch):
     traced = []
 
-    def decode(encoded, *settings):
-        traced.append(settings)
+    def decode(encoded, preprocessing):
+        traced.append(preprocessing)
         return tf.zeros([8, 8, 3])
 
-    monkeypatch.setattr(decode_module, "decode_center_crop", decode)
+    monkeypatch.setattr(decode_module, "decode_square", decode)
     encoded = encode(kind="PNG")
     for _ in range(20):
         for size in (11, 12):
             load_image(encoded, size)
     # The first eight are decoded without a graph, because tracing takes longer.
     for size in (11, 12):
-        assert traced.count((size, 3, 2, "bicubic", (255,))) == 8 + 1
+        assert traced.count(Preprocessing(size, crop_padding=2)) == 8 + 1
 
 
 def test_images_are_the_same_with_and_without_a_graph():
@@ -101,6 +104,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"background": [256]}, "is not a list of one or three levels"),
         ({"channels": 4}, "channels=4 is not supported. Use 3 for color or 1 for gray."),
         ({"crop_padding": -1}, "crop_padding=-1 is negative"),
+        ({"crop": "skwash"}, "crop='skwash' is not one of center, squash, pad. Did you mean 'squash'?"),
+        ({"crop": "squash", "crop_padding": 0}, "crop_padding=0 is only for crop='center', received crop='squash'"),
         ({"interpolation": "bicubik"}, "interpolation='bicubik' is not one of .* Did you mean 'bicubic'?"),
     ],
 )
@@ -189,7 +194,7 @@ EXACT = {
 def test_pixels_without_tensorflow_are_equal(name):
     for size, settings in ((40, COLOR), (96, GRAY)):
         with_tensorflow = load_image(EXACT[name], size, **settings)
-        pixels = load_image_by_pillow(EXACT[name], size, **settings)
+        pixels = load_image_by_pillow(EXACT[name], Preprocessing(size, **settings))
         assert pixels.dtype == np.float32 and np.ptp(pixels) > 30
         # Equal on x86. Processors that multiply and add in one step round differently.
         np.testing.assert_allclose(pixels, with_tensorflow, atol=1e-3)
@@ -201,14 +206,14 @@ def test_only_the_outermost_columns_of_a_jpeg_with_reduced_color_differ_without_
     PIL.Image.open(find_photos()[name]).save(buffer, "JPEG", subsampling=2, quality=90)
     # A crop of 395 pixels. Where images shrink, bicubic interpolation may not read the outermost column at all.
     with_tensorflow = load_image(buffer.getvalue(), 400, **COLOR)
-    difference = np.abs(load_image_by_pillow(buffer.getvalue(), 400, **COLOR) - with_tensorflow)
+    difference = np.abs(load_image_by_pillow(buffer.getvalue(), Preprocessing(400, **COLOR)) - with_tensorflow)
     assert difference[:, 3:-3].max() < 1e-3
     assert 0 < difference.max() <= 8
 
 
 def test_color_of_a_cmyk_jpeg_differs_by_up_to_one_gray_level_without_tensorflow():
     encoded = save("CMYK", "JPEG", subsampling=0)
-    difference = load_image_by_pillow(encoded, 40, **COLOR) - load_image(encoded, 40, **COLOR)
+    difference = load_image_by_pillow(encoded, Preprocessing(40, **COLOR)) - load_image(encoded, 40, **COLOR)
     assert np.abs(difference).max() <= 1.6  # Bicubic interpolation can add to it.
 
 
@@ -217,5 +222,5 @@ def test_the_cause_of_a_failure_is_the_same_without_tensorflow(encoded):
     with pytest.raises(UserError) as expected:
         load_image(encoded, 40, **COLOR)
     with pytest.raises(UserError) as caught:
-        load_image_by_pillow(encoded, 40, **COLOR)
+        load_image_by_pillow(encoded, Preprocessing(40, **COLOR))
     assert str(caught.value) == str(expected.value)

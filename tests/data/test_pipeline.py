@@ -17,7 +17,7 @@ from efficientnet_tf.config import load, schema
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.data.batch_sizes import check_batches
-from efficientnet_tf.data.decode import center_window, decode_window, random_window
+from efficientnet_tf.data.decode import decode_window
 from efficientnet_tf.data.open import Order, open_source
 from efficientnet_tf.data.pipeline import (
     Failures,
@@ -29,6 +29,7 @@ from efficientnet_tf.data.pipeline import (
     train_dataset,
     train_image,
 )
+from efficientnet_tf.data.windows import center_window, random_window
 from efficientnet_tf.ops import image as image_ops
 
 # Crop fractions of the published checkpoints (three digits, some cut, some rounded).

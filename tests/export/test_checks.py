@@ -1,5 +1,6 @@
 """What `evaluate`, `export` and `explain` refuse before TensorFlow is imported. This file does not import it either."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from efficientnet_tf.export import evaluation_data
 from efficientnet_tf.export.check import check_model
 from efficientnet_tf.export.export import check_export
 from efficientnet_tf.export.overrides import override_data
-from efficientnet_tf.models.run_directory import read_config
+from efficientnet_tf.export.record import check_record, make_record
+from efficientnet_tf.models.run_directory import decides_predictions, read_config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RUN = str(FIXTURES / "old_run")
@@ -54,6 +56,21 @@ def test_keys_of_the_data_can_change(tmp_path):
     evaluate.check_evaluation(RUN, ["data.crop_padding=5"])
     with pytest.raises(UserError, match="data.crop_padding: 0 -> 5"):
         check_export(RUN, str(tmp_path / "new.onnx"), overrides=["data.crop_padding=5"])
+    evaluate.check_evaluation(RUN, ["data.crop=pad"])
+    with pytest.raises(UserError, match="data.crop: 'center' -> 'pad'"):
+        check_export(RUN, str(tmp_path / "new.onnx"), overrides=["data.crop=pad"])
+
+
+def test_an_export_notices_a_changed_crop():
+    config = read_config(RUN)
+    record = make_record(config, ["a", "b"], "digest")
+    changed = override_config(config, ["data.crop=squash"])
+    with pytest.raises(UserError, match="data.crop: 'center' -> 'squash'"):
+        check_record("net.onnx", record, changed, ["a", "b"], "digest")
+    older = json.loads(record)
+    del older["config"]["data.crop"]  # as earlier versions wrote it
+    check_record("net.onnx", json.dumps(older), config, ["a", "b"], "digest")
+    assert decides_predictions("data.crop")
 
 
 def test_moved_images_are_named_with_the_flag_for_their_place(run_on_folder, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.load import override_config
+from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.data.load_image import load_image_by_pillow
 from efficientnet_tf.export.load import load_model
 from efficientnet_tf.export.loaded import softmax
@@ -56,7 +57,7 @@ def test_an_image_and_its_mirror_image(model, photos):
 def test_ten_crops(model, photos):
     size, data = model.image_size, model.config.data
     settings = {"channels": data.channels, "interpolation": data.interpolation, "background": data.background}
-    whole = np.stack([load_image_by_pillow(path, size + 6, crop_padding=0, **settings) for path in photos])
+    whole = np.stack([load_image_by_pillow(path, Preprocessing(size + 6, **settings)) for path in photos])
     crops = [whole[:, y : y + size, x : x + size] for y, x in [(0, 0), (0, 6), (6, 0), (6, 6), (3, 3)]]
     expected = expected_answers(model, [*crops, *(crop[:, :, ::-1] for crop in crops)])
     np.testing.assert_allclose(answers(model, photos, "crops"), expected, atol=1e-6)
@@ -82,8 +83,10 @@ def test_refusals(model, photos, settings, message):
     assert message in str(error.value)
 
 
-def test_crops_need_a_border(photos):
+@pytest.mark.parametrize("setting", ["crop_padding=0", "crop=squash", "crop=pad"])
+def test_crops_need_a_border(photos, setting):
     model = load_model(ONNX)
-    model.config = override_config(model.config, ["data.crop_padding=0"])
-    with pytest.raises(UserError, match="tta=crops needs a border around the crop"):
+    model.config = override_config(model.config, [f"data.{setting}"])
+    with pytest.raises(UserError, match=f"tta=crops needs a border around the crop, .* has data.{setting}."):
         model.predict(photos, tta="crops")
+    assert np.abs(answers(model, photos, "flip") - answers(model, photos, "none")).max() > 1e-3

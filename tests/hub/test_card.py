@@ -51,6 +51,25 @@ def test_the_library_of_the_hub_reads_the_card():
         assert part in card.text or part in text, part
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([], "center crop of 87.5% of the shorter side, bicubic resizing"),
+        (
+            ["data.crop=squash"],
+            "the whole image, resized to a square without keeping its aspect ratio, bicubic resizing",
+        ),
+        (
+            ["data.crop=pad", "data.background=[1, 2, 3]"],
+            "the whole image, on a square of the color [1, 2, 3], bicubic",
+        ),
+    ],
+)
+def test_a_card_describes_the_crop(overrides, text):
+    config = load_config("b0", "folder", ["data.dir=photos", *overrides])
+    assert f"| Preprocessing | {text}" in make_card("user/photos", config, ["a", "b"], None)
+
+
 def test_a_card_says_what_is_not_known():
     text = make_card("digits", load_config("b0", "folder", ["data.dir=/home/me/secret"]), ["a"] * 30, None)
     for part in ("No evaluation of these weights", "has not described", "has not named a license", "10 others"):

@@ -37,10 +37,12 @@ def changes(data):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_images_are_read_or_refused(kind):
     @SOME
-    @hypothesis.given(data=changes(images.encode(images.pattern(), kind)))
-    def check(data):
+    @hypothesis.given(
+        data=changes(images.encode(images.pattern(), kind)), crop=st.sampled_from(["center", "squash", "pad"])
+    )
+    def check(data, crop):
         try:
-            pixels = load_image(data, 32, crop_padding=0)
+            pixels = load_image(data, 32, crop=crop)
         except UserError as error:
             assert not find_strange(str(error))
         else:

@@ -57,14 +57,12 @@ def find_photos(*names):
 @pytest.mark.slow
 def test_photographs_decoded_without_tensorflow_have_the_same_classes(model_dir):
     model, with_tensorflow, without = load_model(model_dir), [], []
-    data, names = model.config.data, ("channels", "crop_padding", "interpolation", "background")
     for path in real_pictures.find_photos().values():
         for subsampling in (0, 2):
             encoded = io.BytesIO()
             Image.open(path).convert("RGB").save(encoded, "JPEG", subsampling=subsampling)
             with_tensorflow.append(model.load_image(encoded.getvalue()))
-            settings = {name: getattr(data, name) for name in names}
-            without.append(load_image_by_pillow(encoded.getvalue(), model.image_size, **settings))
+            without.append(load_image_by_pillow(encoded.getvalue(), model.config.preprocessing))
     difference = np.abs(np.stack(without) - np.stack(with_tensorflow))
     assert difference[::2].max() < 1e-3 and difference[1::2, :, 1:-1].max() < 1e-3, "only the outermost columns differ"
     assert 0 < difference[1::2].max() < 8

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import foreign
+import hostile_weights
 import keras
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from foreign import logits, make_keras_model
 
 from efficientnet_tf import EfficientNetB0, build_model, load_weights
 from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.load import load_variant
+from efficientnet_tf.config.load import load_config, load_variant, override_config
 from efficientnet_tf.models.model_dir import restore_model
 from efficientnet_tf.predict import predict_images
 from efficientnet_tf.scaling.compound import scale_network
@@ -197,6 +198,31 @@ def test_timm_names(variant, tmp_path, pixels):
     np.testing.assert_allclose(logits(mine, pixels), logits(model, pixels), atol=1e-4)
     assert summary.needs["data.crop_padding"] == 32 and summary.needs["data.interpolation"] == "bilinear"
     assert summary.needs["data.image_size"] == 300
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs", "noted"),
+    [
+        ({"crop_mode": "center", "crop_pct": 0.875}, {"crop_padding": 32}, False),
+        ({"crop_mode": "squash", "crop_pct": 1.0}, {"crop": "squash"}, False),
+        ({"crop_mode": "border", "crop_pct": 1}, {"crop": "pad", "background": [124, 116, 104]}, False),
+        ({"crop_mode": "squash", "crop_pct": 0.875}, {"crop_padding": 32}, True),
+        ({"crop_mode": "border"}, {}, True),
+    ],
+)
+def test_crop_modes_of_timm(settings, needs, noted, tmp_path):
+    settings = settings | {"mean": MEAN.tolist(), "std": STD.tolist(), "input_size": [3, 224, 224]}
+    content = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": settings}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = read_weights(hostile_weights.write_safetensors(tmp_path / "model.safetensors"), hostile_weights.VARIABLES)
+    keys = ("data.crop", "data.crop_padding", "data.background")
+    assert {key: loaded.needs[key] for key in keys if key in loaded.needs} == {f"data.{k}": v for k, v in needs.items()}
+    note = f"evaluation uses the center crop, because crop mode {settings['crop_mode']} with crop_pct "
+    assert any(note in each for each in loaded.notes) == noted
+    config = override_config(
+        load_config("b0", "imagenet"), [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
+    )
+    assert config.data.crop == needs.get("crop", "center")
 
 
 @pytest.mark.slow
