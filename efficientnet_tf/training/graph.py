@@ -16,6 +16,7 @@ from keras import ops
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.auxiliary_norms import AuxiliaryNetwork
 from efficientnet_tf.models.from_config import TARGETS, build_from_config, precision_scope
 from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.ops import random
@@ -120,7 +121,7 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
 
 def make_training_graph(
     model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int | None = None
-) -> keras.Model | QuantizedNetwork:
+) -> keras.Model | QuantizedNetwork | AuxiliaryNetwork:
     """Copy a model for training.
 
     Args:
@@ -139,6 +140,12 @@ def make_training_graph(
     """
     if config.train.quantize != "none":
         return QuantizedNetwork(model, learns=config.train.quantize == "int8")
+    graph = _copy_layers(model, config, strategy, fuse_from)
+    return AuxiliaryNetwork(graph, model) if config.train.adversarial_steps else graph
+
+
+def _copy_layers(model, config, strategy, fuse_from):
+    """Return a copy of a model with the layers that training needs, or the model itself if none would differ."""
     group = batch_norm_group_size(config, strategy)
     replacements, fusible = {keras.layers.Dropout: PositionalDropout}, {}
     if group > 1 or uses_jax():
