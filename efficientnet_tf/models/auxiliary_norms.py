@@ -26,12 +26,13 @@ def create_auxiliary_norms(model: keras.Model) -> list[keras.layers.BatchNormali
     Returns:
         Layers in the order of the model, with `PREFIX` before their names. The model does not contain them.
     """
-    norms, layers = [], list[Any](model.layers)
-    for layer in layers:
+    norms = []
+    for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             config = layer.get_config() | {"name": f"{PREFIX}{layer.name}"}
             norm = keras.layers.BatchNormalization.from_config(config)
-            norm.build(layer.input.shape)
+            inputs: Any = layer.input
+            norm.build(inputs.shape)
             norm.set_weights(layer.get_weights())
             norms.append(norm)
     return norms
