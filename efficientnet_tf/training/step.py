@@ -40,8 +40,8 @@ class TrainStep:
 
     Attributes:
         trainable: The model's variables that gradients update, list of keras.Variable.
-        statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm, or
-            the limits of a `QuantizedNetwork`.
+        statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm,
+            auxiliary ones included, or the limits of a `QuantizedNetwork`.
         inputs: {path: keras.Variable}, what the step reads besides the weights: statistics, frozen weights, and the
             variables of a teacher.
 
