@@ -62,7 +62,7 @@ def variables_of(state):
     if average:
         averages = [*average.trainable, *average.statistics]
         named |= {f"average/{v.path}": a.value for v, a in zip(weights, averages, strict=True)}
-    return named
+    return named | {f"auxiliary/{v.path}": v.value for v in state.auxiliary}
 
 
 class At(Callback):

@@ -153,6 +153,7 @@ class Config(Section):
                 f"train.freeze={train.freeze} needs train.init_from, or it would keep random weights. "
                 "Set train.init_from=PATH."
             )
+        self._check_adversarial()
         if train.teacher is not None and train.quantize != "none":
             raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.teacher. Use one of them.")
         if train.remat and train.quantize != "none":
@@ -206,6 +207,17 @@ class Config(Section):
             )
         if task == "regression" and self.train.quantize != "none":
             raise ValueError("train.quantize is for classes and labels, not for data.task=regression")
+
+    def _check_adversarial(self) -> None:
+        """Check what cannot be combined with adversarial images."""
+        train = self.train
+        for key, default in (("quantize", "none"), ("freeze", "none"), ("teacher", None)):
+            value = getattr(train, key)
+            if train.adversarial_steps and value != default:
+                raise ValueError(
+                    f"train.adversarial_steps={train.adversarial_steps} cannot be combined with train.{key}={value}. "
+                    f"Set train.adversarial_steps=0, or leave out train.{key}."
+                )
 
     def _check_phases(self) -> None:
         phases = self.train.phases

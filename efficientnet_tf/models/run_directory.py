@@ -27,7 +27,7 @@ HISTORY = "config_history.yaml"
 CONFIG_ENTRY, CLASSES_ENTRY = "efficientnet_tf.yaml", "classes.txt"
 # A run may change what belongs to training. Everything else in the section `model` describes the trained network.
 CHANGEABLE_IN_MODEL = frozenset({"model.name", "model.dropout", "model.drop_connect", "model.batch_norm_momentum"})
-FIXED_ELSEWHERE = frozenset({"data.task", "data.channels", "optimizer.name"})
+FIXED_ELSEWHERE = frozenset({"data.task", "data.channels", "optimizer.name", "train.adversarial_steps"})
 STATISTICS = ("target_mean", "target_std")  # keys of the section `data` that are measured from the training images
 # Keys outside of the section `model` that decide what a trained model answers.
 PREDICTION_KEYS = tuple(

@@ -22,7 +22,7 @@ def batch_norm_statistics(model: keras.Model) -> list[keras.Variable]:
 def trained_statistics(model: Any) -> list[keras.Variable]:
     """Return what training updates without a gradient: statistics of batch norm, or limits of a `QuantizedNetwork`.
 
-    A frozen layer keeps its own.
+    An `AuxiliaryNetwork` has the statistics of both its sets of batch norms. A frozen layer keeps its own.
     """
     if not isinstance(model, keras.Model):
         return model.statistics

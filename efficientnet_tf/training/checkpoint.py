@@ -41,6 +41,8 @@ def _name_variables(state: State) -> dict[str, dict[str, Any]]:
         parts["average"] = {v.path: a for v, a in zip(weights, averages, strict=True)}
     if state.limits:
         parts["limits"] = {v.path: v for v in state.limits}
+    if state.auxiliary:
+        parts["auxiliary"] = {v.path: v for v in state.auxiliary}
     return parts
 
 

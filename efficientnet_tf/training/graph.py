@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.auxiliary_norms import AuxiliaryNetwork
 from efficientnet_tf.models.from_config import TARGETS, build_from_config, precision_scope
 from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.ops import random
@@ -121,7 +122,7 @@ def batch_norm_group_size(config: Config, strategy: tf.distribute.Strategy) -> i
 
 def make_training_graph(
     model: keras.Model, config: Config, strategy: tf.distribute.Strategy, fuse_from: int | None = None
-) -> keras.Model | QuantizedNetwork | RecomputingNetwork:
+) -> keras.Model | QuantizedNetwork | RecomputingNetwork | AuxiliaryNetwork:
     """Copy a model for training.
 
     Args:
@@ -141,15 +142,15 @@ def make_training_graph(
     """
     if config.train.quantize != "none":
         return QuantizedNetwork(model, learns=config.train.quantize == "int8")
-    graph = _copy_for_training(model, config, strategy, fuse_from)
-    if not config.train.remat:
-        return graph
-    with on_host():
-        return RecomputingNetwork(keras.models.clone_model(graph) if graph is model else graph)
+    graph: Any = _copy_layers(model, config, strategy, fuse_from)
+    if config.train.remat:
+        with on_host():
+            graph = RecomputingNetwork(keras.models.clone_model(graph) if graph is model else graph)
+    return AuxiliaryNetwork(graph, model) if config.train.adversarial_steps else graph
 
 
-def _copy_for_training(model, config, strategy, fuse_from):
-    """Return the copy of a model that `make_training_graph` describes."""
+def _copy_layers(model, config, strategy, fuse_from):
+    """Return a copy of a model with the layers that training needs, or the model itself if none would differ."""
     group = batch_norm_group_size(config, strategy)
     replacements, fusible = {keras.layers.Dropout: PositionalDropout}, {}
     if group > 1 or uses_jax():

@@ -68,7 +68,7 @@ def make_train_step(
     """
     graph = make_training_graph(graph or state.model, config, strategy)
     device_step = DeviceStep(
-        TrainStep(state.model, graph, config, state.limits, state.teacher, state.class_weights), state, config
+        TrainStep(state.model, graph, config, state.extras, state.teacher, state.class_weights), state, config
     )
     return strategy.compile(device_step, batches=2, donate=True), device_step.variables
 
@@ -86,7 +86,7 @@ class DeviceStep:
         model, ema = state.model, state.ema
         averages = [*ema.trainable, *ema.statistics] if ema else []
         weights = [*model.trainable_variables, *batch_norm_statistics(model)]
-        self.variables = [*weights, *state.optimizer.variables, *averages, *state.limits]
+        self.variables = [*weights, *state.optimizer.variables, *averages, *state.extras]
         self.variables += state.teacher.variables.values() if state.teacher else []
 
     def __call__(

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.auxiliary_norms import name_original
 from efficientnet_tf.models.variables import decayed_variables
 from efficientnet_tf.training.schedule import create_schedule
 
@@ -80,7 +81,7 @@ def _take_sums(kind: type[keras.optimizers.Optimizer], scales: Sequence[float]) 
     return type(kind.__name__, (kind,), methods)
 
 
-def find_rate_scales(model: keras.Model, layer_decay: float) -> list[float]:
+def find_rate_scales(model: keras.Model, layer_decay: float, more: Sequence[keras.Variable] = ()) -> list[float]:
     """Return the factor of the learning rate of each trainable variable, in the order of the variables.
 
     The classifier has 1. Each part before it, which is the layers between the blocks and the classifier, each block,
@@ -89,6 +90,7 @@ def find_rate_scales(model: keras.Model, layer_decay: float) -> list[float]:
     Args:
         model: A model of this package.
         layer_decay: From 0 to 1.
+        more: Trainable variables of auxiliary batch norms. They follow those of the model.
 
     Source: Clark et al., "ELECTRA", 2020, section 3.1, "layerwise learning-rate decay"; Bao et al., "BEiT", 2021.
     """
@@ -98,7 +100,7 @@ def find_rate_scales(model: keras.Model, layer_decay: float) -> list[float]:
     depth = {name: position for position, name in enumerate(name for name in parts if name != "predictions")}
     return [
         1.0 if name == "predictions" else layer_decay ** (len(depth) - depth[name])
-        for name in (_name_part(variable.path.split("/")[0]) for variable in model.trainable_variables)
+        for name in (_name_part(name_original(v.path).split("/")[0]) for v in (*model.trainable_variables, *more))
     ]
 
 
@@ -113,13 +115,16 @@ def _name_part(layer):
 _DECOUPLED = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}
 
 
-def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.optimizers.Optimizer:
+def create_optimizer(
+    config: Config, model: keras.Model, size: int, more: Sequence[keras.Variable] = ()
+) -> keras.optimizers.Optimizer:
     """Create the optimizer of a run and its slot variables.
 
     Args:
         config: The config of the run.
         model: The model to train.
         size: Number of training images. The schedule counts in epochs.
+        more: Scales and offsets of auxiliary batch norms, which are trained as well.
 
     Returns:
         A built optimizer. It takes gradients that are already summed over the replicas. AdamW and LAMB decay weights by
@@ -128,8 +133,8 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
     Source: You et al., "Large batch optimization for deep learning", ICLR 2020, for LAMB.
     Deviates there, like Keras: the decay is added to the update instead of being scaled by a layer's trust ratio.
     """
-    settings, rate = config.optimizer, create_schedule(config, size)
-    scales = [] if settings.layer_decay == 1 else find_rate_scales(model, settings.layer_decay)
+    settings, rate, trainable = config.optimizer, create_schedule(config, size), [*model.trainable_variables, *more]
+    scales = [] if settings.layer_decay == 1 else find_rate_scales(model, settings.layer_decay, more)
     if settings.name == "rmsprop":
         optimizer = _take_sums(RMSprop, scales)(
             rate, rho=settings.rho, momentum=settings.momentum, epsilon=settings.epsilon
@@ -145,8 +150,8 @@ def create_optimizer(config: Config, model: keras.Model, size: int) -> keras.opt
             epsilon=settings.epsilon,
         )
         decayed = {id(v) for v in decayed_variables(model, settings.decay_bias)}
-        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if id(v) not in decayed])
-    optimizer.build(model.trainable_variables)
+        optimizer.exclude_from_weight_decay([v for v in trainable if id(v) not in decayed])
+    optimizer.build(trainable)
     return optimizer
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from efficientnet_tf.models.variables import trained_statistics
 from efficientnet_tf.runtime.backend import uses_jax
@@ -49,14 +50,21 @@ class RecomputingNetwork:
                 [values[id(v)] for v in group] for group in (part.trainable_variables, part.non_trainable_variables)
             )
             compute = _make_function(part, rest, training)
-            x, updated, *_ = (compute if part is self._parts[-1] else _recompute(compute))(x, *weights)
+            x, updated = (compute if part is self._parts[-1] else _recompute(compute))(x, *weights)
             values |= zip(map(id, part.non_trainable_variables), updated, strict=True)
         return x, [values[id(v)] for v in self.non_trainable_variables]
 
 
 def _make_function(part, others, training):
     """Return the function of a part's input and weights. Gradients pass through these only."""
-    return lambda x, *weights: part.stateless_call(weights, others, x, training=training)
+
+    def compute(x, *weights):
+        result: Any = part.stateless_call(weights, others, x, training=training)
+        x, updated = result
+        # TensorFlow wants new tensors, even of values that stay the same.
+        return x, [ops.stop_gradient(value) for value in updated]
+
+    return compute
 
 
 def _recompute(function):

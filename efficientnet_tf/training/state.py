@@ -8,6 +8,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.schema import Config
+from efficientnet_tf.models.auxiliary_norms import create_auxiliary_norms
 from efficientnet_tf.models.from_config import build_from_config, precision_scope
 from efficientnet_tf.models.quantized import QuantizedNetwork
 from efficientnet_tf.models.selection import Selection
@@ -22,7 +23,8 @@ from efficientnet_tf.training.teacher import Teacher, load_teacher
 class State:
     """What training changes: a model's weights, the optimizer with its slot variables and step, and the EMA.
 
-    Quantization-aware training also changes the limits of the tensors, see `models.quantized`. The selection says which
+    Quantization-aware training also changes the limits of the tensors, see `models.quantized`. Training with
+    adversarial images also changes the auxiliary batch norms, see `models.auxiliary_norms`. The selection says which
     evaluation was the best so far, because a resumed run must know it as an undisturbed one does. The teacher and the
     weights of the classes, if there are any, do not change.
     """
@@ -34,6 +36,12 @@ class State:
     limits: list[keras.Variable] = field(default_factory=list)
     teacher: Teacher | None = None
     class_weights: list[float] | None = None
+    auxiliary: list[keras.Variable] = field(default_factory=list)
+
+    @property
+    def extras(self) -> list[keras.Variable]:
+        """What only training uses besides the weights: limits and auxiliary batch norms."""
+        return [*self.limits, *self.auxiliary]
 
     @property
     def step(self) -> int:
@@ -69,10 +77,13 @@ def create_state(
         variables = {v.path: v for v in model.variables}
         for name, value in (initial or {}).items():
             variables[name].assign(value)
-        optimizer = create_optimizer(config, model, size)
+        norms = create_auxiliary_norms(model) if config.train.adversarial_steps else []
+        scales_and_offsets = [v for norm in norms for v in norm.trainable_variables]
+        optimizer = create_optimizer(config, model, size, scales_and_offsets)
         ema = ModelEMA(model, config.train.ema_decay) if config.train.ema_decay else None
         limits, teacher = _create_limits(config, model), load_teacher(config, device_type(strategy))
-        return State(model, optimizer, ema, Selection(config.eval.best), limits, teacher, class_weights)
+        auxiliary = [v for norm in norms for v in norm.variables]
+        return State(model, optimizer, ema, Selection(config.eval.best), limits, teacher, class_weights, auxiliary)
 
 
 def _create_limits(config: Config, model: keras.Model) -> list[keras.Variable]:

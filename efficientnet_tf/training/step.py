@@ -22,8 +22,10 @@ from keras import ops
 
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.data.mixing import mix_images
+from efficientnet_tf.models.auxiliary_norms import name_original
 from efficientnet_tf.models.variables import batch_norm_statistics, decayed_variables, trained_statistics
 from efficientnet_tf.ops import random
+from efficientnet_tf.training.adversarial import attack_images, make_dropout_seed
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
 from efficientnet_tf.training.losses import compute_losses, compute_metric, compute_teacher_losses, make_targets
 from efficientnet_tf.training.optimizers import weight_penalty
@@ -38,8 +40,8 @@ class TrainStep:
 
     Attributes:
         trainable: The model's variables that gradients update, list of keras.Variable.
-        statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm, or
-            the limits of a `QuantizedNetwork`.
+        statistics: What the step updates without a gradient, list of keras.Variable: the statistics of batch norm,
+            auxiliary ones included, or the limits of a `QuantizedNetwork`.
         inputs: {path: keras.Variable}, what the step reads besides the weights: statistics, frozen weights, and the
             variables of a teacher.
 
@@ -51,7 +53,7 @@ class TrainStep:
         model: keras.Model,
         graph: Any,
         config: Config,
-        limits: Sequence[keras.Variable] = (),
+        more: Sequence[keras.Variable] = (),
         teacher: Teacher | None = None,
         class_weights: Sequence[float] | None = None,
     ):
@@ -59,14 +61,16 @@ class TrainStep:
 
         Args:
             model: The model that owns the variables.
-            graph: The model whose layers compute, or a `QuantizedNetwork`. Whatever is trainable in it is trained.
-                Everything else, including its optimizer slots and EMA, stays the same to the last bit.
+            graph: The model whose layers compute, a `QuantizedNetwork`, or, for `train.adversarial_steps`, an
+                `AuxiliaryNetwork`. Whatever is trainable in it is trained. Everything else, including its optimizer
+                slots and EMA, stays the same to the last bit.
             config: The config of the run or of its current phase.
-            limits: The limits of the tensors that a `QuantizedNetwork` rounds.
+            more: Variables of the graph that the model does not own: the limits of the tensors that a
+                `QuantizedNetwork` rounds, or the auxiliary batch norms.
             teacher: The network whose outputs are learned as well.
             class_weights: Weight of each class in the loss.
         """
-        owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model), *limits)}
+        owned = {v.path: v for v in (*model.trainable_variables, *batch_norm_statistics(model), *more)}
         decayed = {v.path for v in decayed_variables(model, config.optimizer.decay_bias)}
         self.trainable = [owned[v.path] for v in graph.trainable_variables]
         self.statistics = [owned[v.path] for v in trained_statistics(graph)]
@@ -75,7 +79,7 @@ class TrainStep:
         self._teacher, self._class_weights = teacher, class_weights
         self._is_decayed = [v.path in decayed for v in self.trainable]
         unit_axes = find_unit_axes(model)
-        self._unit_axes = [unit_axes.get(v.path) for v in self.trainable]
+        self._unit_axes = [unit_axes.get(name_original(v.path)) for v in self.trainable]
         self._graph = graph
         self._config = config
 
@@ -83,6 +87,8 @@ class TrainStep:
         self, weights: Tensors, inputs: dict[str, Tensor], seed: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensors, Tensor]:
         """Compute the loss of some images. This is a pure function of its arguments.
+
+        With `train.adversarial_steps`, it is the sum of the losses of the images and of their adversarial copies.
 
         Args:
             weights: Values of `trainable`, in its order.
@@ -93,12 +99,26 @@ class TrainStep:
 
         Returns:
             The loss, float32 scalar, weight decay included; new values of `statistics`; and float32 [2], the loss and
-            the metric of `losses.compute_metric`.
+            the metric of `losses.compute_metric`, both without adversarial copies.
         """
         config = self._config
         targets = make_targets(labels, self._graph.output_shape[-1], config.data.task)
         images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
-        outputs, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, training=True)
+        outputs, new = self._call(weights, inputs, seed, images, training=True)
+        decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
+        loss = self._compute_mean_loss(targets, outputs, inputs, images) + weight_penalty(config, decayed)
+        reported = loss
+        if config.train.adversarial_steps:
+            inputs = {path: new.get(path, value) for path, value in inputs.items()}
+            added, new = self._compute_adversarial_loss(weights, inputs, seed, images, targets)
+            loss += added
+            reported = ops.where(ops.isfinite(added), reported, added)  # so that it ends the run
+        metric = compute_metric(labels, outputs, config)
+        return loss, [new[v.path] for v in self.statistics], ops.stack([reported, metric])
+
+    def _compute_mean_loss(self, targets: Tensor, outputs: Tensor, inputs: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Return the mean loss of some images, without weight decay."""
+        config = self._config
         losses = compute_losses(targets, outputs, config)
         if self._teacher:
             taught = self._teacher.compute(inputs, images)
@@ -106,11 +126,29 @@ class TrainStep:
             losses = (1 - weight) * losses + weight * compute_teacher_losses(taught, outputs, config)
         if self._class_weights:
             losses *= ops.matmul(targets, ops.convert_to_tensor(self._class_weights, "float32"))
-        decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
-        loss = ops.mean(losses) + weight_penalty(config, decayed)
-        new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
-        metric = compute_metric(labels, outputs, config)
-        return loss, [new[v.path] for v in self.statistics], ops.stack([loss, metric])
+        return ops.mean(losses)
+
+    def _compute_adversarial_loss(
+        self, weights: Tensors, inputs: dict[str, Tensor], seed: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss of adversarial copies of some images, and {path: value} of new statistics.
+
+        Attack and loss use the auxiliary batch norms.
+
+        Source: Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020, algorithm 1. The network is in
+        evaluation mode during the attack, so nothing is dropped and no statistics change. This follows the PyTorch code
+        written with their guidance, `tingxueronghua/pytorch-classification-advprop`.
+        Deviates: That code lowers the loss of a random class by default. Here the loss of the image's own target grows.
+        """
+        fixed = [ops.stop_gradient(w) for w in weights]
+
+        def compute_loss(images):
+            outputs, _ = self._call(fixed, inputs, seed, images, training=False, auxiliary=True)
+            return self._compute_mean_loss(targets, outputs, inputs, images)
+
+        images = attack_images(images, compute_loss, seed, self._config.train)
+        outputs, new = self._call(weights, inputs, make_dropout_seed(seed), images, training=True, auxiliary=True)
+        return self._compute_mean_loss(targets, outputs, inputs, images), new
 
     def clip(self, gradients: Sequence[Tensor], weights: Tensors) -> Tensors:
         """Clip the gradients of the whole batch. This is a pure function of its arguments.
@@ -124,6 +162,13 @@ class TrainStep:
             The gradients that the optimizer takes: see `clip_gradients`.
         """
         return clip_gradients(gradients, weights, self._unit_axes, self._config.optimizer)
+
+    def _call(
+        self, weights: Tensors, inputs: dict[str, Tensor], seed: Tensor, images: Tensor, **options: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the graph's outputs for some images, and {path: value} of its new non-trainable variables."""
+        outputs, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, **options)
+        return outputs, {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
 
     def _others(self, inputs: dict[str, Tensor], seed: Tensor) -> Tensors:
         """Return values of the graph's non-trainable variables. Those that are no `inputs` are seeds of layers."""

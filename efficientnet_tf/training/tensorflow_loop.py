@@ -54,7 +54,7 @@ def make_train_loop(
         UserError: If the strategy cannot have the config's `train.batch_norm_group`.
     """
     graph = make_training_graph(graph or state.model, config, strategy, fuse_from)
-    step = TrainStep(state.model, graph, config, state.limits, state.teacher, state.class_weights)
+    step = TrainStep(state.model, graph, config, state.extras, state.teacher, state.class_weights)
     replica_step = ReplicaStep(step, state, config, strategy)
 
     @tf.function(autograph=False)

@@ -164,6 +164,7 @@ def test_what_cannot_change_in_a_run(tmp_path, override, message):
         ("", "no such key"),
         ("model.stages", "cannot change in a run"),
         ("data.channels", "cannot change in a run"),
+        ("train.adversarial_steps", "cannot change in a run"),
     ],
 )
 def test_keys_that_cannot_be_allowed(key, message):

@@ -102,7 +102,7 @@ def test_both_engines_learn_from_a_teacher(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", pytest.param("tensorflow", marks=pytest.mark.nightly)])
 def test_an_engine_that_computes_blocks_again_takes_the_same_steps(tmp_path, backend):
-    settings = ["train.batch_size=32", "model.dropout=0.2", "model.drop_connect=0.2", tiny.SHORT]
+    settings = ["train.batch_size=32", "model.dropout=0.2", "train.adversarial_steps=1", tiny.SHORT]
     assert_same(train(tmp_path, backend, *settings), train(tmp_path, backend, *settings, "train.remat=true"))
 
 
@@ -122,6 +122,16 @@ def test_both_engines_train_for_int8(tmp_path):
         np.testing.assert_allclose(jax[name], tensorflow[name], atol=1e-3 * np.ptp(tensorflow[name]), err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_both_engines_learn_from_adversarial_images(tmp_path, accumulate):
+    settings = ["train.batch_size=32", "train.adversarial_steps=2", "model.dropout=0.2", "augment.mixup=0.2"]
+    settings += [tiny.SHORT, f"train.accumulate={accumulate}", "train.ema_decay=0.99"]
+    tensorflow = train(tmp_path, "tensorflow", *settings)
+    assert sum(name.startswith("auxiliary/") for name in tensorflow) == 28
+    assert_same(tensorflow, train(tmp_path, "jax", *settings))
+
+
 @pytest.mark.nightly
 def test_both_engines_take_the_same_steps_with_b0(tmp_path):
     settings = (
@@ -133,9 +143,11 @@ def test_both_engines_take_the_same_steps_with_b0(tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_devices_equal_one(tmp_path):
+@pytest.mark.parametrize("adversarial_steps", [0, pytest.param(2, marks=pytest.mark.nightly)])
+def test_eight_devices_equal_one(tmp_path, adversarial_steps):
     """With the batch-norm statistics of all images, and with one part of the batch each, which TensorFlow refuses."""
     settings = ("train.batch_size=32", "model.drop_connect=0.2", "augment.mixup=0.2", "train.batch_norm_group=all")
+    settings += (f"train.adversarial_steps={adversarial_steps}",)
     one = train(tmp_path, "jax", tiny.SHORT, *settings)
     assert_same(one, train(tmp_path, "jax", tiny.SHORT, *settings, devices=8))
 
