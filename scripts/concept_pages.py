@@ -196,8 +196,20 @@ def format_noisy_student() -> str:
         f"Each run made {steps:,} steps of 128 images, on {counts['labeled']:,} images of each class with a label and "
     )
     notes += f"{counts['unlabeled']:,} without one, and was evaluated on {examples:,} images."
+    gains = [
+        f"`{pair[0]}` is better than `{pair[1]}` by {_subtract(report, *pair)} points"
+        for pair in (("student", "alone"), ("student", "teacher"), ("distilled", "teacher"))
+    ]
     environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
-    return "\n".join([*lines, "", notes, "", f"Measured with {environment}."])
+    gained = f"With the three seeds, {', '.join(gains)}."
+    return "\n".join([*lines, "", notes, "", gained, "", f"Measured with {environment}."])
+
+
+def _subtract(report, name, other):
+    """Return by how many points the runs of a name are better than those of another one, for each seed."""
+    found = {(run["name"], run["seed"]): 100 * run["top1"] for run in report["runs"]}
+    seeds = sorted({seed for _, seed in found})
+    return ", ".join(f"{found[name, seed] - found[other, seed]:+.1f}" for seed in seeds)
 
 
 def format_remat() -> str:
