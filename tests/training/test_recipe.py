@@ -21,9 +21,9 @@ from unallocated import unallocated
 from efficientnet_tf.config import schema
 from efficientnet_tf.config.load import CONFIG_DIR, load_config, load_variant
 from efficientnet_tf.data import pipeline
-from efficientnet_tf.data.decode import random_window
 from efficientnet_tf.data.pipeline import eval_steps, train_image
 from efficientnet_tf.data.source import source_from_bytes
+from efficientnet_tf.data.windows import random_window
 from efficientnet_tf.evaluation.loop import make_evaluator
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.variables import batch_norm_statistics
