@@ -51,15 +51,14 @@ def count_kept_bytes(layers: Sequence[Layer], precision: str = "float32", remat:
     Args:
         layers: The layers of a network or of a part of it.
         precision: "float32" or "mixed_bfloat16". Pixels and logits are always float32.
-        remat: Whether blocks are computed again in the backward pass. Then only what leaves a block is kept, and inside
-            the block that needs most.
+        remat: Whether blocks are computed again in the backward pass. Then only what leaves a block is kept, and what
+            is inside of two neighbors: one is computed again while the gradients of the other's kernels are computed.
     """
     size = ACTIVATION_BYTES[precision]
     if remat:
         blocks = [list(group) for _, group in itertools.groupby(layers, key=lambda layer: find_block(layer.name))]
-        return sum(block[-1].elements * size for block in blocks) + max(
-            count_kept_bytes(block, precision) for block in blocks
-        )
+        inside = [count_kept_bytes(block, precision) for block in blocks]
+        return sum(block[-1].elements * size for block in blocks) + max(map(sum, itertools.pairwise([0, *inside])))
     bytes_of = {"normalization": 4, "dense": 4}
     return sum(layer.elements * bytes_of.get(layer.kind, size) for layer in layers if layer.kept)
 

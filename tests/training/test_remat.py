@@ -70,17 +70,19 @@ def test_a_model_that_trains_itself_is_not_divided(model):
         assert layer.output is not None  # raises if the layer is called in two places
 
 
-def test_memory_is_that_of_the_ends_and_of_the_largest_block():
+def test_memory_is_that_of_the_ends_and_of_the_two_neighbors_that_need_most():
     layers = list_layers(load_config("b0", "digits").model, 224, 1000, 3)
     blocks = {}
     for layer in layers:
         blocks.setdefault(find_block(layer.name), []).append(layer)
     assert len(blocks) == 18  # stem, 16 blocks, head
     ends = sum(4 * block[-1].side ** 2 * block[-1].channels for block in blocks.values())
-    assert count_kept_bytes(layers, remat=True) == ends + max(map(count_kept_bytes, blocks.values()))
+    inside = [count_kept_bytes(block) for block in blocks.values()]
+    largest = max(one + other for one, other in zip(inside, inside[1:], strict=False))
+    assert count_kept_bytes(layers, remat=True) == ends + largest
     whole, recomputed = (count_training_memory(layers, 32, remat=remat) for remat in (False, True))
-    assert recomputed.activations < 0.4 * whole.activations and recomputed.weights == whole.weights
-    assert find_largest_batch(layers, 2**34, remat=True) > 2.5 * find_largest_batch(layers, 2**34)
+    assert recomputed.activations < 0.55 * whole.activations and recomputed.weights == whole.weights
+    assert find_largest_batch(layers, 2**34, remat=True) > 1.9 * find_largest_batch(layers, 2**34)
 
 
 def test_it_cannot_be_combined_with_int8():
