@@ -146,8 +146,8 @@ The files that `export` writes, each run by its own runtime, next to the network
 agreement is the share of images for which the file and the Keras model predict the same class. The export command
 reports it for a B0 trained on digits, on the evaluation split of digits (`docs/speed/agreement.json`).
 
-The rows of int8 were measured before version 0.3, with files that each runtime's own quantizer wrote. Today's files come
-from one calibration for all runtimes: see [int8 on photographs](int8.md).""",
+The rows of int8 were measured before version 0.3, with files that each runtime's own quantizer wrote. Today's files
+come from one calibration for all runtimes: see [int8 on photographs](int8.md).""",
     "deploy_bfloat16": "The networks themselves in bfloat16:",
     "family": "## Do fewer multiply-adds mean less time?",
     "scale_infer": "## Inference across the family\n\nMilliseconds per batch, each network at its own resolution.",
