@@ -228,6 +228,16 @@ def test_files(trained, digits, task, ending, precision, tmp_path):
         assert np.mean((found > 0) == (expected > 0)) >= 0.95
 
 
+@pytest.mark.slow
+def test_training_for_int8(trained, digits, tmp_path):
+    """Numbers are computed in float from the rounded output of the network."""
+    initial = f"train.init_from={trained('regression')[0]}"
+    config = make_config(digits[0], "regression", "train.quantize=int8", "train.epochs=4", initial)
+    results = train_model(config, str(tmp_path / "run"))
+    assert results["ema"]["r2"] > 0.4
+    assert export_model(str(tmp_path / "run"), str(tmp_path / "net.tflite"), "int8", images=200)["agreement"] >= 0.98
+
+
 @pytest.mark.parametrize("task", [*SETTINGS])
 def test_what_is_for_classes_only(trained, digits, task, tmp_path, capsys):
     model_dir, _ = trained(task)
@@ -237,6 +247,9 @@ def test_what_is_for_classes_only(trained, digits, task, tmp_path, capsys):
     assert exit_status("push", f"--model_dir={model_dir}", f"--to={tmp_path}/published") == 1
     assert f"has data.task={task}" in capsys.readouterr().err
     if task == "regression":
+        integers = [f"--output={tmp_path}/net.tflite", "--precision=int8", "--io=int8"]
+        assert exit_status("export", f"--model_dir={model_dir}", *integers) == 1
+        assert "--io=int8 is not available for data.task=regression" in capsys.readouterr().err
         assert exit_status("serve", f"--model_dir={model_dir}") == 1
         assert "predicts numbers" in capsys.readouterr().err
         photo = images_of(digits[0])[0]
@@ -259,7 +272,6 @@ def test_a_new_task_has_a_new_head(trained, digits):
         ("regression", "train.loss=bce", "train.loss=bce is not for data.task=regression. Use one of mse, mae, huber"),
         ("multilabel", "eval.best=top1", "eval.best=top1 is not for data.task=multilabel. Use one of f1, exact, loss"),
         ("regression", "eval.best=f1", "eval.best=f1 is not for data.task=regression. Use one of mae, r2, loss"),
-        ("regression", "train.quantize=int8", "train.quantize is for classes and labels"),
         ("regression", "data.target_std=[1, 2]", "need one value each"),
         ("multilabel", "data.target_mean=[1]", "are for data.task=regression"),
         ("multilabel", "data.label_columns=[path]", "names columns of labels, each once, received ['path']"),

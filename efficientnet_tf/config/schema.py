@@ -205,8 +205,6 @@ class Config(Section):
                 "data.sampling=balanced and train.class_weights=balanced would make up for the number of images twice. "
                 "Use one of them."
             )
-        if task == "regression" and self.train.quantize != "none":
-            raise ValueError("train.quantize is for classes and labels, not for data.task=regression")
 
     def _check_adversarial(self) -> None:
         """Check what cannot be combined with adversarial images."""

@@ -137,13 +137,13 @@ def check_export(
         raise UserError(
             f"keep_float={','.join(keep_float)} applies to precision=int8 only, received precision={precision}."
         )
-    _check_io(kind, precision, keep_float, io)
     if check_model(model_dir, checkpoint=checkpoint) != "model_dir":
         raise UserError(
             f"model_dir={escape(model_dir)} is not a model directory but a single model. Pass the directory that a run "
             "wrote."
         )
     config = override_data(read_config(model_dir), overrides, FIXED_KEYS)
+    _check_io(kind, precision, keep_float, io, config.data.task)
     _check_layers(config.model, keep_float)
     if kind is not None:
         check_packages(kind)
@@ -152,13 +152,15 @@ def check_export(
     return kind
 
 
-def _check_io(kind, precision, keep_float, io):
+def _check_io(kind, precision, keep_float, io, task):
     """Refuse integers as input and output of a network that does not compute with integers throughout."""
     if io == "float32":
         return
     if precision != "int8" or keep_float:
         what = f"keep_float={','.join(keep_float)}" if keep_float else f"precision={precision}"
         raise UserError(f"io={escape(io)} needs a network that is int8 throughout, received {what}.")
+    if task == "regression":
+        raise UserError(f"io={escape(io)} is not available for data.task=regression, whose numbers are always float32.")
     if io not in kind.io:
         raise UserError(f"io={escape(io)} is not available for {kind.name}. Choose one of {', '.join(kind.io)}.")
 
@@ -193,14 +195,20 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     compared = _read_images(config, images, training=False)
     calibration, network, reference = [], folded, functools.partial(model, training=False)
     if precision == "int8":
+        from efficientnet_tf.export.bias_correction import correct_biases
         from efficientnet_tf.export.int8_network import compute_quantized_logits, make_int8_network
+        from efficientnet_tf.models.quantized import PIXELS
 
         if is_trained:
             folded, reference = model, compute_quantized_logits(model, limits)
         else:
             calibration = _read_images(config, calibration_images, training=True)
             limits = _prepare_for_int8(folded, calibration, keep_float)
+        if io != "float32":  # Whole numbers are the pixels themselves.
+            limits = {name: each for name, each in limits.items() if name != PIXELS}
         network = make_int8_network(folded, limits, not output.endswith(".tflite"), keep_float)
+        if not is_trained:
+            correct_biases(network, folded, calibration)
 
     with tempfile.TemporaryDirectory() as scratch, unfinished_output(output) as unfinished:
         path = os.path.join(scratch, f"network{os.path.splitext(output)[1]}")

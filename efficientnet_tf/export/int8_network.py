@@ -10,6 +10,8 @@ from keras import ops
 
 from efficientnet_tf.models.folding import fold_weights
 from efficientnet_tf.models.quantized import (
+    PIXEL_LIMITS,
+    PIXELS,
     FixedRounding,
     LearnedRounding,
     QuantizedInference,
@@ -68,7 +70,7 @@ def measure_limits(
 
     Returns:
         The smallest and the largest value by the name of the tensor, as `make_int8_network` takes them. Zero is always
-        between them.
+        between them. Those of the pixels are 0 and 255 or further apart, because bicubic resizing overshoots.
     """
     copy, _ = copy_for_int8(model, lambda name: LearnedRounding(name=f"{name}_limits"), keep_float=keep_float)
     roundings = [layer for layer in copy.layers if isinstance(layer, LearnedRounding)]
@@ -82,8 +84,9 @@ def measure_limits(
         return tf.stack([[tf.reduce_min(x), tf.reduce_max(x)] for x in tensors(image, training=False)])
 
     measured = np.stack([measure(image).numpy() for image in calibration])
-    lows, highs = np.minimum(measured[..., 0].min(0), 0), np.maximum(measured[..., 1].max(0), 1e-6)
     names = [rounding.name.removesuffix("_limits") for rounding in roundings]
+    lows = np.minimum(measured[..., 0].min(0), 0)
+    highs = np.maximum(measured[..., 1].max(0), [PIXEL_LIMITS[1] if name == PIXELS else 1e-6 for name in names])
     return {name: (float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
 
 
@@ -95,6 +98,7 @@ def make_int8_network(
     Args:
         model: A float32 model of `build_model` or of `models.folding.fold_batch_norm`.
         limits: The limits of each tensor, by name: those that training has learned, or those of `measure_limits`.
+            Without those of the pixels, they are 0 and 255.
         rounds_dense: Whether the dense layer rounds its kernel. LiteRT's converter does that by itself, and refuses
             a dense layer that does.
         keep_float: Names of convolutions and dense layers that compute in float.
@@ -113,6 +117,7 @@ def make_int8_network(
         kind: Any = _ROUNDED.get(type(layer), type(layer))
         return kind.from_config(settings)
 
+    limits = {PIXELS: PIXEL_LIMITS} | dict(limits)
     copy, norms = copy_for_int8(
         model, lambda name: FixedRounding(*limits[name], name=f"{name}_limits", dtype="float32"), make_layer, keep_float
     )

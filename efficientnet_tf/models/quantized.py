@@ -14,12 +14,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from efficientnet_tf.models import normalization
 from efficientnet_tf.models.folding import copy_without_norms, fold_weights
+from efficientnet_tf.models.from_config import TARGETS
 from efficientnet_tf.runtime.strategy import on_host
 from efficientnet_tf.runtime.variables import read_values
 
 MOMENTUM = 0.99  # of the moving averages of limits
-PIXELS = (0.0, 255.0)
+PIXELS = "pixels"  # name of the tensor that the network gets
+PIXEL_LIMITS = (0.0, 255.0)
 SIGMOID = (0.0, 255 / 256)  # LiteRT has no other limits for it
 _RELUS = (keras.activations.relu, keras.activations.relu6)  # which runtimes compute together with the layer before
 _PASSING = (keras.layers.ZeroPadding2D, keras.layers.Reshape)  # These change no value.
@@ -113,7 +116,7 @@ def copy_for_int8(
         The copy, whose weights are not set, and the batch norms by the name of their convolution.
     """
     folded, norms = copy_without_norms(model, for_export=make_layer is not None)
-    in_float = find_float_region(folded, keep_float)
+    in_float = find_float_region(folded, keep_float) | {TARGETS}  # Numbers may have very different ranges.
     makers = {id(layer.output): layer.name for layer in folded.layers}
     readers = _list_readers(folded)
     rounded: dict[str, Any] = {}  # results of layers in float, as the layers in int8 read them
@@ -148,8 +151,8 @@ def copy_for_int8(
         if name in in_float:
             return layer(x, **options)
         x = keras.tree.map_structure(enter, folded.get_layer(name).input, x)
-        if isinstance(folded.get_layer(name), keras.layers.Normalization | keras.layers.Rescaling):
-            x = FixedRounding(*PIXELS, name="pixels")(x)
+        if name == normalization.LAYER:
+            x = make_rounding(PIXELS)(x)
         y = layer(x, **options)
         if isinstance(layer, _PASSING) or is_fused(name):
             return y
@@ -241,10 +244,13 @@ class QuantizedNetwork:
     """
 
     def __init__(self, model: keras.Model, learns: bool = True):
+
+        def make_rounding(name):
+            options: dict[str, Any] = {"name": f"{name}_limits", "dtype": "float32"}
+            return FixedRounding(*PIXEL_LIMITS, **options) if name == PIXELS else LearnedRounding(learns, **options)
+
         with on_host():
-            self._copy, self._norms = copy_for_int8(
-                model, lambda name: LearnedRounding(learns, name=f"{name}_limits", dtype="float32")
-            )
+            self._copy, self._norms = copy_for_int8(model, make_rounding)
         self._model = model
         self.limits = [layer.limits for layer in self._copy.layers if isinstance(layer, LearnedRounding)]
         self.trainable_variables = list(model.trainable_variables)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from efficientnet_tf.export.bias_correction import correct_biases
 from efficientnet_tf.export.equalization import LARGEST_SCALE, equalize_channels
+from efficientnet_tf.export.int8_network import make_int8_network, measure_limits
 from efficientnet_tf.export.quantization import kernel_step, list_kernel_layers
 from efficientnet_tf.export.rounding import round_weights
 
@@ -104,3 +106,40 @@ def test_a_channel_of_zeros_stays_finite(network, images):
     round_weights(network, images)
     assert all(np.isfinite(weight).all() for weight in network.get_weights())
     np.testing.assert_allclose(compute(network, images), expected, atol=0.2 * np.abs(expected).max())
+
+
+def test_corrected_biases_keep_the_mean_of_every_layer(network, images):
+    """The limits of one tensor are so narrow that they clip, which shifts all tensors after it."""
+    limits = measure_limits(network, images) | {"expand_activation": (0.0, 1.0), "activation": (0.0, 1.0)}
+    rounded, batch = make_int8_network(network, limits, rounds_dense=True), np.concatenate(images[:16])
+    before = [np.abs(compute(rounded, images) - compute(network, images)).mean()]
+    correct_biases(rounded, network, batch)
+    assert np.abs(compute(rounded, images) - compute(network, images)).mean() < before[0]
+    names = list_kernel_layers(network)
+    expected, found = (
+        compute(keras.Model(model.input, [model.get_layer(name).output for name in names]), images[:16])
+        for model in (network, rounded)
+    )
+    for x, y in zip(expected, found, strict=True):
+        axes = tuple(range(x.ndim - 1))
+        np.testing.assert_allclose(x.mean(axes), y.mean(axes), atol=1e-4)
+
+
+def test_biases_stay_if_correcting_them_does_not_help(network, images):
+    """The float network as it is, and images of which the first is unlike the others."""
+    limits = {name: (-1e4, 1e4) for name in measure_limits(network, images)}
+    del limits["pixels"]
+    rounded = make_int8_network(network, limits, rounds_dense=True)
+    before = rounded.get_weights()
+    correct_biases(rounded, network, np.concatenate(images))
+    error = np.square(compute(rounded, images) - compute(network, images)).mean()
+    rounded.set_weights(before)
+    assert error <= np.square(compute(rounded, images) - compute(network, images)).mean()
+
+
+def test_pixels_outside_of_0_to_255_are_kept(network, images):
+    """Bicubic resizing overshoots."""
+    assert measure_limits(network, images)["pixels"] == (0, 255)
+    wide = [np.where(image > 150, image + 100, image - 100) for image in images]
+    low, high = measure_limits(network, wide)["pixels"]
+    assert (low, high) == (min(map(np.min, wide)), max(map(np.max, wide)))
