@@ -44,6 +44,7 @@ LONGEST = (
     "test_models",
     "test_benchmark",
     "test_preflight",
+    "test_quantize",
     "test_tasks",
     "test_commands",
     "test_search",

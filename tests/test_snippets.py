@@ -161,7 +161,9 @@ def run_command(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.nightly) if page == "docs/faq.md" else page for page in PAGES]
+)
 def test_a_reader_can_run_the_page(page, folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

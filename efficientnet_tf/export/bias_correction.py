@@ -36,7 +36,8 @@ def correct_biases(network: keras.Model, model: keras.Model, calibration: np.nda
         return shifts[layer.name](y) if layer.name in shifts else y
 
     shifted = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
-    measure_shifts = keras.Model(shifted.input, [_mean(shift.output - shift.input) for shift in shifts.values()])
+    changes = [ops.subtract(shift.output, shift.input) for shift in shifts.values()]
+    measure_shifts = keras.Model(shifted.input, list(map(_mean, changes)))
 
     @tf.function(autograph=False)
     def measure(images):

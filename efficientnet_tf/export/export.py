@@ -193,7 +193,8 @@ def _export_file(kind, model_dir, output, precision, calibration_images, keep_fl
     check_texts(output, texts)  # the config, too
     trained_config, config = config, override_data(config, overrides, FIXED_KEYS)
     compared = _read_images(config, images, training=False)
-    calibration, network, reference = [], folded, functools.partial(model, training=False)
+    calibration: Any = []
+    network, reference = folded, functools.partial(model, training=False)
     if precision == "int8":
         from efficientnet_tf.export.bias_correction import correct_biases
         from efficientnet_tf.export.int8_network import compute_quantized_logits, make_int8_network

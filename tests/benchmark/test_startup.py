@@ -54,7 +54,7 @@ def test_every_command_has_these_flags(tmp_path):
     assert {start.implementation for start in starts if start.task == "predict"} == {"efficientnet_tf", "keras", "timm"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_task_is_measured(monkeypatch):
     monkeypatch.setattr(startup, "WARM_UPS", 0)
     rows = list(measure_startup(["tiny"], [], rounds=1))

@@ -366,7 +366,10 @@ def test_the_whole_command():
     [
         (("--topology=v5e:2x4",), "77 of 77", 70 + 32 + 1),  # the gradients, the statistics and the metrics
         # Each of 16 batch norms sums its mean and its variance, in both directions. jaxlib cannot read this program.
-        (("--topology=tpu7x:2x2x1", "--set=train.batch_norm_group=2"), "unknown", 70 + 32 + 1 + 2 * 16),
+        pytest.param(
+            *(("--topology=tpu7x:2x2x1", "--set=train.batch_norm_group=2"), "unknown", 70 + 32 + 1 + 2 * 16),
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_the_steps_of_jax_compile(flags, convolutions, sums):

@@ -64,9 +64,12 @@ def assert_same(one, other):
     "settings",
     [
         ("augment.mixup=0.2", "model.dropout=0.2", "optimizer.clip_norm=1.0", "train.ema_decay=0.99"),
-        (
-            *("augment.mixup=0.2", "augment.cutmix=1.0", "optimizer.name=adamw", "optimizer.epsilon=1e-6"),
-            *(tiny.SHORT, "optimizer.agc=0.01", "train.accumulate=2", "train.loss=bce", "train.ema_decay=0"),
+        pytest.param(
+            (
+                *("augment.mixup=0.2", "augment.cutmix=1.0", "optimizer.name=adamw", "optimizer.epsilon=1e-6"),
+                *(tiny.SHORT, "optimizer.agc=0.01", "train.accumulate=2", "train.loss=bce", "train.ema_decay=0"),
+            ),
+            marks=pytest.mark.nightly,
         ),
     ],
     ids=["rmsprop", "adamw"],
