@@ -274,8 +274,8 @@ which the Keras model gives a class with at least 30 % and 50 %. int8 is calibra
 
 The difference is that of a logit. The logits have a standard deviation of {deviation}, and the largest is {largest}.
 `export` also compares files with the Keras model, and refuses those below 98 %. Here it does so on the crops to which
-the Keras model gives a class with at least 30 %. For a file that it refuses, the table has its message. On all crops it
-would refuse the other int8 files, too. Most of what is left of the error comes from rounding activations to 256 values.
+the Keras model gives a class with at least 30 %. On all crops it would refuse the int8 files. Most of what is left of
+the error comes from rounding activations to 256 values.
 
     python -m {export_command}
 
