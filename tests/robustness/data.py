@@ -394,7 +394,6 @@ def tasks(write):
         "the loss of labels": (("1", "2", "3", "4", "5", "6"), ["--set=train.loss=bce"], "Use one of mse, mae, huber"),
         "a deviation of zero": (("1", "2", "3", "4", "5", "6"), ["--set=data.target_std=[0]"], "greater than 0"),
         "a mean alone": (("1", "2", "3", "4", "5", "6"), ["--set=data.target_mean=[0]"], "one value each"),
-        "int8": (("1", "2", "3", "4", "5", "6"), ["--set=train.quantize=int8"], "classes and labels"),
         "a task of its own": (("1", "2", "3", "4", "5", "6"), ["--set=data.task=both"], "'regression'"),
     }
     for task, cases in (("multilabel", several), ("regression", numbers)):
