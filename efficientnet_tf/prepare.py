@@ -16,8 +16,9 @@ def main(args):
     # The first of several splits is the training split, which determines the classes.
     first = [f"data.train_split={args.splits[0]}"] if len(args.splits) > 1 else []
     data = load_config("b0", "folder", [f"data.source={args.source}", *first, *cli.overrides(args)]).data
-    if data.pseudo_labels is not None:
-        raise UserError("Records have one class for each image, so data.pseudo_labels cannot be written to them.")
+    for key in ("pseudo_labels", "weight_column"):
+        if getattr(data, key) is not None:
+            raise UserError(f"Records have one class for each image, so data.{key} cannot be written to them.")
     counts = args.shards if len(args.shards) > 1 else args.shards * len(args.splits)
     if len(counts) != len(args.splits):
         raise UserError(

@@ -61,7 +61,8 @@ def train_cells(config: Config, count: int) -> Iterator[Cell]:
     from efficientnet_tf.data.policies import make_policy
     from efficientnet_tf.visualization.grids import Cell
 
-    source = open_source(config.data, config.data.train_split, training=True)
+    data = config.data.model_copy(update={"weight_column": None})  # Only labels are shown.
+    source = open_source(data, data.train_split, training=True)
     policy = make_policy(config.augment)
     order = Order(batch=config.train.batch_size, shuffle=True, seed=config.train.seed)
     for position, id_, payload in source.stream(order).take(count):

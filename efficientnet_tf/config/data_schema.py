@@ -74,6 +74,10 @@ class DataConfig(Section):
     """`table` and `parquet`: columns with the labels. `webdataset`: keys of the JSON. `classification`: the column with
     the classes. `multilabel`: one column for each label, with 1 or 0, or a single column with the names of all labels
     of an image. `regression`: the columns with the numbers. The default is the column `label`."""
+    weight_column: Annotated[str, Field(min_length=1)] | None = None
+    """`table`, `parquet` and `webdataset`: column with the weight of each training image, a number from 0. It
+    multiplies the loss of the image. Weights with a mean of 1 keep the meaning of the learning rate. Evaluation ignores
+    them."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] = ";"
     """task=multilabel: what separates the labels in a cell or text."""
     target_mean: Floats | None = None
@@ -135,6 +139,8 @@ class DataConfig(Section):
         """Raise ValueError if keys contradict each other. `Config` calls it, so that the message names the keys."""
         if self.label_columns is not None:
             self._check_columns(self.label_columns)
+        if self.weight_column is not None:
+            self._check_weights(self.weight_column)
         if self.task != "regression" and (self.target_mean or self.target_std):
             raise ValueError(f"data.target_mean and data.target_std are for data.task=regression, not {self.task!r}")
         if len(self.target_mean or ()) != len(self.target_std or ()):
@@ -156,6 +162,17 @@ class DataConfig(Section):
             )
         if len(self.background) == 2:
             raise ValueError(f"data.background has one value or three, received {list(self.background)}")
+
+    def _check_weights(self, column: str) -> None:
+        if self.source not in _WITH_COLUMNS:
+            raise ValueError(
+                f"data.weight_column is only for data.source={' and '.join(_WITH_COLUMNS)}, received source "
+                f"{self.source!r}"
+            )
+        if column.strip().lower() in ("path", *(name.strip().lower() for name in self.label_columns or ("label",))):
+            raise ValueError(f"data.weight_column={column!r} is the column of the paths or of labels")
+        if self.pseudo_labels is not None:
+            raise ValueError("data.weight_column cannot be combined with data.pseudo_labels, which have no weights")
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         if self.source not in _WITH_COLUMNS:

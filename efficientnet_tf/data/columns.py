@@ -9,7 +9,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.text import escape, normalize_name, shorten
-from efficientnet_tf.data.labels import convert_labels, find_names, name_numbers
+from efficientnet_tf.data.labels import convert_labels, convert_weights, find_names, name_numbers
 from efficientnet_tf.data.scan import show
 from efficientnet_tf.data.tables import Table
 
@@ -57,6 +57,17 @@ def convert_columns(
     table = Table(where, "", tuple(columns), [""] * len(cells), cells, list(range(len(cells))), [], "row")
     found = list(names) if names is not None else find_names(table, data)
     return convert_labels(table, found, data), found
+
+
+def convert_weight_column(values: Sequence[Any], data: DataConfig, where: str) -> np.ndarray:
+    """Return the weights of images, float32 [N], given the values of `data.weight_column`.
+
+    Raises:
+        UserError: As `convert_weights`.
+    """
+    cells = [("" if value is None else str(value),) for value in values]
+    lines = list(range(len(cells)))
+    return convert_weights(Table(where, "", (str(data.weight_column),), [""] * len(cells), cells, lines, [], "row"))
 
 
 def _convert_numbers(values, where, classes, names):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.text import escape
+from efficientnet_tf.data.labels import add_weights
 from efficientnet_tf.data.parquet_files import list_parquet, read_images
 from efficientnet_tf.data.shard_reader import ShardReader
 from efficientnet_tf.data.source import Source, indexed_source, make_label_reader
@@ -34,7 +35,8 @@ def open_webdataset(data: DataConfig, split: str) -> Source:
     """
     listing = list_tar(data, split)
     _log(listing.remarks)
-    find_label = make_label_reader(listing.labels)
+    rows = add_weights(listing.labels, listing.weights)
+    find_label = make_label_reader(rows)
 
     def read_bytes(index):
         # TensorFlow's FixedLengthRecordDataset could also read a part of a file, but takes three times as long.
@@ -51,8 +53,9 @@ def open_webdataset(data: DataConfig, split: str) -> Source:
         load,
         describe=lambda index: escape(f"{listing.paths[listing.files[index]]}: {listing.names[index]}"),
         labels=listing.labels,
+        weights=listing.weights,
     )
-    return dataclasses.replace(source, fingerprint=_digest(listing.class_names, listing.names, listing.labels))
+    return dataclasses.replace(source, fingerprint=_digest(listing.class_names, listing.names, rows))
 
 
 def open_parquet_source(data: DataConfig, split: str) -> Source:
@@ -63,7 +66,8 @@ def open_parquet_source(data: DataConfig, split: str) -> Source:
     """
     listing = list_parquet(data, split)
     _log(listing.remarks)
-    groups, find_label = listing.groups, make_label_reader(listing.labels)
+    rows = add_weights(listing.labels, listing.weights)
+    groups, find_label = listing.groups, make_label_reader(rows)
     sizes = [group.rows for group in groups]
     firsts = np.cumsum([0, *sizes])
     with tf.device("CPU:0"):
@@ -79,8 +83,8 @@ def open_parquet_source(data: DataConfig, split: str) -> Source:
 
     def read(group):
         encoded = tf.ensure_shape(tf.numpy_function(read_bytes, [group], tf.string), [None])
-        rows = tf.gather(first_rows, group) + tf.range(tf.gather(counts, group))
-        return tf.data.Dataset.from_tensor_slices((encoded, rows)).enumerate()
+        numbers = tf.gather(first_rows, group) + tf.range(tf.gather(counts, group))
+        return tf.data.Dataset.from_tensor_slices((encoded, numbers)).enumerate()
 
     def describe(id_):
         group = groups[id_ >> 32]
@@ -90,18 +94,17 @@ def open_parquet_source(data: DataConfig, split: str) -> Source:
     too_few = "row groups cannot be divided among {hosts} hosts. Write the files with smaller ones."
     at_once = max(1, min(16, _GROUP_BYTES_AT_ONCE // max(group.bytes for group in groups)))
     reader = ShardReader(sizes, read, data.shuffle_buffer, too_few, at_once)
-    labels = listing.labels
     files = [f"{os.path.basename(group.path)} {group.number} {group.rows}" for group in groups]
     return Source(
-        len(labels),
+        len(rows),
         tuple(listing.class_names),
         reader.stream,
         lambda payload: (payload[0], find_label(payload[1])),
         describe,
-        label_shape=labels.shape[1:],
-        label_dtype=tf.int32 if labels.ndim == 1 else tf.float32,
-        labels=labels,
-        fingerprint=_digest(listing.class_names, files, labels),
+        label_shape=rows.shape[1:],
+        label_dtype=tf.int32 if rows.ndim == 1 else tf.float32,
+        labels=listing.labels,
+        fingerprint=_digest(listing.class_names, files, rows),
     )
 
 

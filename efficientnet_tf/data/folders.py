@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from efficientnet_tf.config.text import escape
+from efficientnet_tf.data.labels import add_weights
 from efficientnet_tf.data.listing import list_split
 from efficientnet_tf.data.scan import find_images
 from efficientnet_tf.data.source import Source, indexed_source, make_label_reader
@@ -40,12 +41,13 @@ def open_files(data: DataConfig, split: str, training: bool) -> Source:
     paths = listing.paths
     folder = os.path.join(str(data.dir), "")
     names = [path.removeprefix(folder) for path in paths]  # They stay the same if the folder is moved.
-    single = listing.labels.ndim == 1
-    text = "\n".join([*listing.class_names, *names, *(map(str, listing.labels) if single else ())])
+    rows = add_weights(listing.labels, listing.weights)
+    single = rows.ndim == 1
+    text = "\n".join([*listing.class_names, *names, *(map(str, rows) if single else ())])
     digest = hashlib.sha256(text.encode(errors="surrogateescape"))
-    digest.update(b"" if single else listing.labels.tobytes())
+    digest.update(b"" if single else rows.tobytes())
     path_tensor = tf.constant([os.fsencode(path) for path in paths])  # A name can have bytes that are not UTF-8.
-    find_label = make_label_reader(listing.labels)
+    find_label = make_label_reader(rows)
     source = indexed_source(
         len(paths),
         listing.class_names,
@@ -53,5 +55,6 @@ def open_files(data: DataConfig, split: str, training: bool) -> Source:
         describe=lambda index: escape(paths[index]),
         file_name=lambda index: tf.gather(path_tensor, index),
         labels=listing.labels,
+        weights=listing.weights,
     )
     return dataclasses.replace(source, fingerprint=digest.hexdigest())

@@ -28,6 +28,7 @@ _MOST_RARE_NUMBERS = 5  # of classes that have about one image each
 _LIST = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)|\d+([\s,;|]+\d+)+")
 _NO, _YES = ("0", "0.0", "false"), ("1", "1.0", "true")  # of a label that has its own column
 LARGEST = 1e30  # number to learn, far above what anyone uses and far below the largest of float32
+_LARGEST_WEIGHT = 10**6
 _SEPARATORS = (";", "|", ",", " ")
 
 
@@ -84,6 +85,37 @@ def convert_labels(table: Table, names: Sequence[str], data: DataConfig) -> np.n
     classes = _list_classes(table)
     _check_known(set(classes), names, table, data)
     return np.array([number[name] for name in classes], np.int32)
+
+
+def convert_weights(table: Table) -> np.ndarray:
+    """Return the weights of the images of a table, float32 [N], given a table whose only column has them.
+
+    Raises:
+        UserError: If a cell is empty, not a number, negative or not finite, or all weights are 0.
+    """
+    weights = _convert(table, _parse_weight)[:, 0].astype(np.float32)
+    if not weights.any():
+        raise UserError(
+            f"{escape(table.name)}: all weights in the column {escape(table.columns[0])} are 0, so there is nothing to "
+            "learn."
+        )
+    return weights
+
+
+def add_weights(labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Return labels with the weight of each image, as the training step takes them.
+
+    Args:
+        labels: What `convert_labels` returns.
+        weights: What `convert_weights` returns, or None.
+
+    Returns:
+        float32 [N, K + 1]: the class, the labels or the numbers of each image, and its weight. Without weights, the
+        labels themselves.
+    """
+    if weights is None:
+        return labels
+    return np.column_stack([labels.astype(np.float32), weights])
 
 
 def describe_labels(labels: np.ndarray, names: Sequence[str], where: str) -> list[str]:
@@ -196,6 +228,13 @@ def _parse_target(cell):
         raise ValueError("not a number. Write a point as the decimal mark, and nothing else than the number") from None
     if not abs(number) <= LARGEST:
         raise ValueError(f"a number must be finite, and at most {LARGEST:g}")
+    return number
+
+
+def _parse_weight(cell):
+    number = _parse_target(cell)
+    if number < 0 or number > _LARGEST_WEIGHT:
+        raise ValueError(f"a weight is from 0 to {_LARGEST_WEIGHT:,}")
     return number
 
 

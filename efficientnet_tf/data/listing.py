@@ -17,7 +17,7 @@ from efficientnet_tf.config.text import check_class_names, escape
 from efficientnet_tf.data.arrays import list_arrays
 from efficientnet_tf.data.class_folders import find_alias, list_class_folders
 from efficientnet_tf.data.image_formats import check_readable
-from efficientnet_tf.data.labels import convert_labels, describe_labels, find_names
+from efficientnet_tf.data.labels import convert_labels, convert_weights, describe_labels, find_names
 from efficientnet_tf.data.parquet_files import list_parquet
 from efficientnet_tf.data.pseudo_labels import add_pseudo_labels
 from efficientnet_tf.data.record_files import find_record_files, read_record_classes
@@ -40,12 +40,14 @@ class Listing:
             tasks than classification the labels of each image, uint8 [N, labels], or its numbers, float32 [N, numbers].
         class_names: Names of the classes 0, 1, ..., or of the columns of the labels.
         remarks: Sentences that the user should read, for example about files that were left out.
+        weights: Weight of each image of the training split, float32 [N], or None without `data.weight_column`.
     """
 
     paths: list[str]
     labels: np.ndarray
     class_names: list[str]
     remarks: list[str]
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,11 @@ def _list_table(data, folder, split):
         remarks.append(f"'{escape(folder)}' has no table {split!r}, so {name!r} is used.")
     labels = convert_labels(table, class_names, data)
     check_classes(data, class_names)
+    weights = None
+    if data.weight_column is not None and split == data.train_split:
+        weights = convert_weights(read_table(table.name, folder, [data.weight_column]))
     table = check_files(table, data.max_bad_fraction)
-    return Listing(table.paths, labels, class_names, table.remarks + remarks)
+    return Listing(table.paths, labels, class_names, table.remarks + remarks, weights)
 
 
 def _open_table(data, folder, split):

@@ -41,7 +41,8 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
     Args:
         data: The section `data` of the configuration.
         split: Name of the split.
-        training: Which part of a folder to open if `data.val_fraction` is set, and whether `data.sampling` applies.
+        training: Which part of a folder to open if `data.val_fraction` is set, and whether `data.sampling` and
+            `data.weight_column` apply.
 
     Returns:
         A source with at least two classes and one image.
@@ -50,6 +51,8 @@ def open_source(data: DataConfig, split: str, training: bool) -> Source:
         UserError: If the dataset is missing, empty or malformed, or if it has only one class.
     """
     check_task(data)
+    if not training:
+        data = data.model_copy(update={"weight_column": None})
     kind, _, name = data.source.partition(":")
     if kind == "digits":
         source = _open_digits(split)

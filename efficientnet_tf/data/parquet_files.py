@@ -11,7 +11,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.text import check_class_names, escape, normalize_name
-from efficientnet_tf.data.columns import convert_columns, label_columns
+from efficientnet_tf.data.columns import convert_columns, convert_weight_column, label_columns
 from efficientnet_tf.data.labels import describe_labels
 from efficientnet_tf.data.scan import show
 from efficientnet_tf.data.shards import download_shards, find_shards, read_classes
@@ -50,6 +50,7 @@ class ParquetListing:
         labels: Label of each row, as `listing.Listing` has them.
         class_names: Names of the classes 0, 1, ..., or of the labels or numbers.
         remarks: Sentences that the user should read.
+        weights: Weight of each row, as `listing.Listing` has them.
     """
 
     groups: list[RowGroup]
@@ -57,6 +58,7 @@ class ParquetListing:
     labels: np.ndarray
     class_names: list[str]
     remarks: list[str]
+    weights: np.ndarray | None
 
 
 def list_parquet(data: DataConfig, split: str) -> ParquetListing:
@@ -93,7 +95,10 @@ def list_parquet(data: DataConfig, split: str) -> ParquetListing:
         raise UserError(f"{escape(where)} changed while it was read. Try again.")
     column = columns.pop()
     _check_first(groups[0], column)
-    return ParquetListing(groups, column, labels, class_names, remarks)
+    weights = None
+    if data.weight_column is not None and split == data.train_split:
+        weights = convert_weight_column(_read_values(paths, data.weight_column, "weight_column"), data, where)
+    return ParquetListing(groups, column, labels, class_names, remarks, weights)
 
 
 def read_images(group: RowGroup, column: str) -> list[bytes]:
@@ -160,21 +165,27 @@ def _check_first(group, column):
 
 def _read_labels(data, paths, names):
     """Return the labels of some files, the names of the classes, and what to call the files in messages."""
-    columns: dict[str, list[Any]] = {name: [] for name in label_columns(data)}
+    columns = {name: _read_values(paths, name, "label_columns") for name in label_columns(data)}
     classes = None
     for path in paths:
-        file = open_parquet(path)
-        for name, values in columns.items():
-            if name not in file.schema_arrow.names:
-                found = [field.name for field in file.schema_arrow if not _can_be_image(field.type)]
-                hint = f" Set data.label_columns=[{escape(found[0])}]." if len(found) == 1 else suggest(name, found)
-                raise UserError(f"{escape(path)} has no column {escape(name)}; it has {show(found, 10)}.{hint}")
-            values += read_column(file, name, path).to_pylist()
-        classes = classes or _read_class_names(file, next(iter(columns)))
+        classes = classes or _read_class_names(open_parquet(path), next(iter(columns)))
     where = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])}, {len(paths):,} files"
     if not next(iter(columns.values())):
         raise UserError(f"{escape(where)} has no rows.")
     return *convert_columns(columns, data, where, classes or read_classes(data), names), where
+
+
+def _read_values(paths, name, key) -> list[Any]:
+    """Return the values of a column in some files. `key` is the setting that names the column, for messages."""
+    values = []
+    for path in paths:
+        file = open_parquet(path)
+        if name not in file.schema_arrow.names:
+            found = [field.name for field in file.schema_arrow if not _can_be_image(field.type)]
+            hint = f" Set data.{key}=[{escape(found[0])}]." if len(found) == 1 else suggest(name, found)
+            raise UserError(f"{escape(path)} has no column {escape(name)}; it has {show(found, 10)}.{hint}")
+        values += read_column(file, name, path).to_pylist()
+    return values
 
 
 def _read_class_names(file, column):

@@ -153,7 +153,7 @@ def train_dataset(
 
     Returns:
         A dataset of batches for one replica: images, uint8 [B, S, S, C], and labels, [B,
-        *source.label_shape], int32 for classes and float32 for labels and numbers.
+        *source.label_shape], of `source.label_dtype`.
     """
     batch, size = config.train.batch_size, config.image_size
     per_replica = context.get_per_replica_batch_size(batch)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import escape, shorten
+from efficientnet_tf.data.labels import add_weights
 from efficientnet_tf.data.shuffle import shuffle_index
 from efficientnet_tf.runtime.files import exists, read_text, write_text
 from efficientnet_tf.runtime.terminal import track
@@ -76,10 +77,11 @@ class Source:
         file_name: Function of a payload that returns the file name of an image, string scalar, inside tf.data. None if
             the images have no file names.
         label_shape: () for one class. In evaluation also (1 + K,): one class, and up to K classes that count as
-            correct, padded with -1. (K,) for K labels, each 0 or 1, or K numbers.
-        label_dtype: int32 for classes, float32 for labels and numbers.
+            correct, padded with -1. (K,) for K labels, each 0 or 1, or K numbers. With `data.weight_column`, the weight
+            follows the class, labels or numbers.
+        label_dtype: int32 for classes, float32 for labels, numbers, and classes with a weight.
         labels: Labels of all images, where they are known without reading them: int32 [N], uint8 [N, K] for labels, or
-            float32 [N, K] for numbers.
+            float32 [N, K] for numbers. Weights are left out.
         fingerprint: Digest of the names and labels of all images, where it is known without reading them.
     """
 
@@ -108,6 +110,7 @@ def indexed_source(
     describe: Callable[[int], str],
     file_name: Callable | None = None,
     labels: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> Source:
     """Return a source of images that can be read in any order. Every epoch is a new permutation, computed by index.
 
@@ -119,6 +122,7 @@ def indexed_source(
         file_name: Function of an index, int64 scalar, that returns the file name of an image, or None.
         labels: Labels of all images, as `Source` has them, which `load` reads with `make_label_reader`. None means
             classes that are not known yet.
+        weights: Weight of each image, float32 [N], which `load` returns after its labels, or None.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -132,16 +136,17 @@ def indexed_source(
         return order.positions().map(add_index)
 
     source = Source(size, tuple(class_names), stream, load, describe, indexed=True, file_name=file_name, labels=labels)
-    if labels is None or labels.ndim == 1:
+    rows = None if labels is None else add_weights(labels, weights)
+    if rows is None or rows.ndim == 1:
         return source
-    return dataclasses.replace(source, label_shape=labels.shape[1:], label_dtype=tf.float32)
+    return dataclasses.replace(source, label_shape=rows.shape[1:], label_dtype=tf.float32)
 
 
 def make_label_reader(labels: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a function of an index, int64 scalar, that returns the label of an image inside tf.data.
 
     Args:
-        labels: Labels of all images, as `Source` has them.
+        labels: Labels of all images, as `Source` has them, or what `add_weights` returns.
     """
     with tf.device("CPU:0"):
         tensor = tf.constant(labels)
@@ -253,7 +258,11 @@ def cache_in_memory(source: Source, what: str) -> Source:
     """Read all encoded images into memory and return an indexed source. `what` names the source in messages."""
     ids, images, labels = zip(*_read_all(source, what), strict=True)
     cached = source_from_bytes(list(images), np.stack(labels), source.class_names, what)
-    return dataclasses.replace(cached, describe=lambda index: source.describe(ids[index]))
+    return _without_weights(dataclasses.replace(cached, describe=lambda index: source.describe(ids[index])), source)
+
+
+def _without_weights(copy, source):
+    return copy if source.labels is None else dataclasses.replace(copy, labels=source.labels)
 
 
 def cache_on_disk(source: Source, what: str, folder: str) -> Source:
@@ -273,11 +282,8 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
     copy = _read_index(index_file, source)
     same = copy["classes"] == list(source.class_names) and len(copy["ids"]) == source.size
     # The names are only looked up if the ids are valid. Copies of older versions have no fingerprint.
-    if same and (copy["first_and_last"] != _first_and_last(source, copy["ids"])):
-        same = False
-    if same and "fingerprint" in copy and copy["fingerprint"] != source.fingerprint:
-        same = False
-    if not same:
+    same = same and copy["first_and_last"] == _first_and_last(source, copy["ids"])
+    if not same or ("fingerprint" in copy and copy["fingerprint"] != source.fingerprint):
         raise UserError(f"data.cache={escape(folder)} has a copy of other images than {what}. Use another folder.")
     labels = _to_array(copy["labels"])
     find_label = make_label_reader(labels)
@@ -287,9 +293,10 @@ def cache_on_disk(source: Source, what: str, folder: str) -> Source:
         subfolder = tf.strings.as_string(index // _FILES_PER_FOLDER, width=6, fill="0")
         return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), find_label(index)
 
-    return indexed_source(
-        source.size, source.class_names, load, lambda index: source.describe(copy["ids"][index]), labels=labels
-    )
+    def describe(index):
+        return source.describe(copy["ids"][index])
+
+    return _without_weights(indexed_source(source.size, source.class_names, load, describe, labels=labels), source)
 
 
 def _read_index(path, source):
@@ -311,7 +318,7 @@ def _is_count(value, end=2**63):
 def _is_label(value, source):
     if not source.label_shape:
         return _is_count(value, len(source.class_names))
-    is_row = isinstance(value, list) and len(value) == len(source.class_names)
+    is_row = isinstance(value, list) and len(value) == source.label_shape[0]
     return is_row and all(type(number) is float and abs(number) < 1e38 for number in value)
 
 

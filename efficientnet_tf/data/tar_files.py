@@ -18,7 +18,7 @@ import numpy as np
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.config.json_text import parse_json_object
 from efficientnet_tf.config.text import escape, shorten
-from efficientnet_tf.data.columns import convert_columns, label_columns
+from efficientnet_tf.data.columns import convert_columns, convert_weight_column, label_columns
 from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES, READABLE_SUFFIXES
 from efficientnet_tf.data.labels import describe_labels
 from efficientnet_tf.data.scan import is_junk
@@ -65,6 +65,7 @@ class TarListing:
     labels: np.ndarray
     class_names: list[str]
     remarks: list[str]
+    weights: np.ndarray | None
 
 
 def list_tar(data: DataConfig, split: str) -> TarListing:
@@ -88,7 +89,9 @@ def list_tar(data: DataConfig, split: str) -> TarListing:
     if split != data.train_split:
         paths, remarks = find_shards(data, split, ".tar"), []
         labels, _, where = _read_labels(data, paths, class_names)
-    samples = [_scan(path) for path in paths]
+    samples, weights = [_scan(path) for path in paths], None
+    if data.weight_column is not None and split == data.train_split:
+        weights = convert_weight_column(_read_values(data.weight_column, paths, "weight_column"), data, where)
     every = [sample for found in samples for sample in found]
     return TarListing(
         paths=paths,
@@ -99,6 +102,7 @@ def list_tar(data: DataConfig, split: str) -> TarListing:
         labels=labels,
         class_names=class_names,
         remarks=remarks,
+        weights=weights,
     )
 
 
@@ -107,19 +111,20 @@ def list_tar(data: DataConfig, split: str) -> TarListing:
 
 def _read_labels(data, paths, names):
     """Return the labels of some files, the names of the classes, and what to call the files in messages."""
-    columns: dict[str, list[Any]] = {name: [] for name in label_columns(data)}
-    for path in paths:
-        for sample in _scan(path):
-            for name, values in columns.items():
-                values.append(_find_label(sample, name, path))
+    columns = {name: _read_values(name, paths, "label_columns") for name in label_columns(data)}
     where = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])}, {len(paths):,} files"
     if not next(iter(columns.values())):
         raise UserError(f"{escape(where)} has no images.")
     return *convert_columns(columns, data, where, read_classes(data), names), where
 
 
-def _find_label(sample, column, path):
-    """Return a label of a sample: a number, a text, or what its JSON has."""
+def _read_values(column, paths, key) -> list[Any]:
+    """Return what the samples of some files have for a column, which the setting `key` names."""
+    return [_find_value(sample, column, path, key) for path in paths for sample in _scan(path)]
+
+
+def _find_value(sample, column, path, key):
+    """Return what a sample has for a column: a number, a text, or what its JSON has."""
     where = f"{escape(path)}: {escape(sample.name)}"
     ending = "cls" if column == "label" and "cls" in sample.texts else column
     if ending in sample.texts and ending != "json":
@@ -131,7 +136,7 @@ def _find_label(sample, column, path):
     values = parse_json_object(sample.texts["json"], f"{path}: {sample.name}.json")
     if column not in values:
         keys = ", ".join(map(escape, list(values)[:10])) or "nothing"
-        raise UserError(f"{where}.json has no key {escape(column)}; it has {keys}. Set data.label_columns.")
+        raise UserError(f"{where}.json has no key {escape(column)}; it has {keys}. Set data.{key}.")
     return values[column]
 
 

@@ -44,7 +44,8 @@ def folder_overrides(folder: str) -> list[str]:
         folder = os.path.abspath(folder)
     parent, name = (json.dumps(part) for part in os.path.split(folder.rstrip("/")))
     splits = [f"data.train_split={name}", f"data.eval_split={name}"]
-    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null", "data.label_columns=null"]
+    columns = ["data.label_columns=null", "data.weight_column=null"]
+    return ["data.source=folder", f"data.dir={parent}", *splits, "data.val_fraction=null", *columns]
 
 
 def check_evaluation_data(

@@ -216,7 +216,7 @@ def make_empty_source(
         strategy: The replicas.
     """
     total = batch * strategy.num_replicas_in_sync
-    sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service="]
+    sizes = [f"train.batch_size={total}", f"eval.batch_size={total}", "data.service=", "data.weight_column="]
     class_names = [str(index) for index in range(classes)]
     label = {"classification": np.zeros(1, np.int32), "multilabel": np.zeros([1, classes], np.uint8)}
     labels = label.get(config.data.task, np.zeros([1, classes], np.float32))

@@ -59,6 +59,22 @@ def make_targets(labels: Tensor, outputs: int, task: str) -> Tensor:
     return ops.one_hot(labels, outputs, dtype="float32") if is_class else labels
 
 
+def split_labels(labels: Tensor, config: Config) -> tuple[Tensor, Tensor | None]:
+    """Return the labels of a batch without the weights of the images, and the weights, float32 [B].
+
+    Args:
+        labels: Labels as the pipeline reads them, [B, ...]. With `data.weight_column`, the last column is the weight.
+        config: Its keys `data.weight_column` and `data.task`.
+
+    Returns:
+        Labels as `make_targets` takes them, and the weights, or None without `data.weight_column`.
+    """
+    if config.data.weight_column is None:
+        return labels, None
+    labels, weights = labels[:, :-1], labels[:, -1]
+    return (ops.cast(labels[:, 0], "int32") if config.data.task == "classification" else labels), weights
+
+
 def compute_losses(targets: Tensor, outputs: Tensor, config: Config) -> Tensor:
     """Return the loss of each image.
 

@@ -27,7 +27,13 @@ from efficientnet_tf.models.variables import batch_norm_statistics, decayed_vari
 from efficientnet_tf.ops import random
 from efficientnet_tf.training.adversarial import attack_images, make_dropout_seed
 from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
-from efficientnet_tf.training.losses import compute_losses, compute_metric, compute_teacher_losses, make_targets
+from efficientnet_tf.training.losses import (
+    compute_losses,
+    compute_metric,
+    compute_teacher_losses,
+    make_targets,
+    split_labels,
+)
 from efficientnet_tf.training.optimizers import weight_penalty
 from efficientnet_tf.training.teacher import Teacher
 
@@ -102,7 +108,10 @@ class TrainStep:
             the metric of `losses.compute_metric`, both without adversarial copies.
         """
         config = self._config
+        labels, importance = split_labels(labels, config)
         targets = make_targets(labels, self._graph.output_shape[-1], config.data.task)
+        if importance is not None:  # It is mixed like the targets.
+            targets = ops.concatenate([targets, importance[:, None]], axis=1)
         images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
         outputs, new = self._call(weights, inputs, seed, images, training=True)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
@@ -117,8 +126,13 @@ class TrainStep:
         return loss, [new[v.path] for v in self.statistics], ops.stack([reported, metric])
 
     def _compute_mean_loss(self, targets: Tensor, outputs: Tensor, inputs: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Return the mean loss of some images, without weight decay."""
-        config = self._config
+        """Return the mean loss of some images, without weight decay.
+
+        With `data.weight_column`, the last column of `targets` is the weight of each image.
+        """
+        config, importance = self._config, None
+        if config.data.weight_column is not None:
+            targets, importance = targets[:, :-1], targets[:, -1]
         losses = compute_losses(targets, outputs, config)
         if self._teacher:
             taught = self._teacher.compute(inputs, images)
@@ -126,6 +140,8 @@ class TrainStep:
             losses = (1 - weight) * losses + weight * compute_teacher_losses(taught, outputs, config)
         if self._class_weights:
             losses *= ops.matmul(targets, ops.convert_to_tensor(self._class_weights, "float32"))
+        if importance is not None:
+            losses *= importance
         return ops.mean(losses)
 
     def _compute_adversarial_loss(
