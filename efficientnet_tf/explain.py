@@ -54,7 +54,7 @@ def explain_photos(
     model, config, class_names = restore_model(model_dir, checkpoint=checkpoint)
     _check_task(config, model_dir)
     number = None if label is None else find_class(label, class_names, model_dir)
-    read = make_image_reader(lambda encoded: eval_image(encoded, config))
+    read = make_image_reader(lambda encoded: eval_image(encoded, config), config.data.channels)
     cells = []
     # One by one, because the gradients of a large model take gigabytes per photo.
     for path in track(paths, len(paths), os.path.basename(model_dir.rstrip("/")), "photos"):
@@ -123,8 +123,10 @@ def main(args):
     from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
 
-    whole = any(read_config(fetch(model_dir)).data.crop != "center" for model_dir in args.model_dir)
-    photos, errors = _read_photos(paths, whole)
+    data = [read_config(fetch(model_dir)).data for model_dir in args.model_dir]
+    photos, errors = _read_photos(
+        paths, any(each.crop != "center" for each in data), max(each.channels for each in data)
+    )
     columns = [
         Column(
             title, *explain_photos(fetch(model_dir), list(photos), args.method, args.layer, args.label, args.checkpoint)
@@ -200,12 +202,13 @@ def _check_layer(layer: str, model_dir: str) -> None:
         )
 
 
-def _read_photos(paths: Sequence[str], whole: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_photos(paths: Sequence[str], whole: bool, channels: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Return photos as squares by path, and why the others cannot be read. Print the latter, too.
 
     Args:
         paths: Image files.
         whole: Whether to show whole photos on a white square instead of their central squares.
+        channels: Channels that the networks see. Of more than 3, the first three are shown.
     """
     import tensorflow as tf
 
@@ -214,13 +217,16 @@ def _read_photos(paths: Sequence[str], whole: bool) -> tuple[dict[str, Any], dic
     from efficientnet_tf.data.windows import center_window, whole_window
     from efficientnet_tf.visualization.heatmap import SIDE
 
+    def decode(encoded, choose_window):
+        return decode_window(encoded, max(channels, 3), choose_window)[..., :3]
+
     def read_square(encoded):
         if whole:
-            return pad_to_square(decode_window(encoded, 3, whole_window), SIDE, "area")
-        image = decode_window(encoded, 3, lambda shape: center_window(shape, 1, 0))
+            return pad_to_square(decode(encoded, whole_window), SIDE, "area")
+        image = decode(encoded, lambda shape: center_window(shape, 1, 0))
         return tf.image.resize(image, [SIDE, SIDE], "area")
 
-    photos, errors = make_image_reader(read_square)(paths)
+    photos, errors = make_image_reader(read_square, channels)(paths)
     sentences = [f"{escape(path)}: cannot be read: {message}" for path, message in errors.items()]
     if not photos:
         raise _explain_unreadable(sentences)

@@ -41,7 +41,13 @@ def main(args: argparse.Namespace) -> None:
         if (value := getattr(args, flag)) > largest:
             raise UserError(f"{flag}={value:g} is too large. Use at most {largest}.")
     check_model(args.model_dir, checkpoint=args.checkpoint)
-    if not is_remote(args.model_dir) and read_model(args.model_dir)[0].data.task == "regression":
+    data = None if is_remote(args.model_dir) else read_model(args.model_dir)[0].data
+    if data is not None and data.channels > 3:
+        raise UserError(
+            f"model_dir={escape(args.model_dir)} sees images of {data.channels} channels. The server reads photos, "
+            "which have at most 3. Use predict, or serve an export with TensorFlow Serving or Triton."
+        )
+    if data is not None and data.task == "regression":
         raise UserError(
             f"model_dir={escape(args.model_dir)} predicts numbers (data.task=regression). The server answers with "
             "classes or labels only. Use predict, or serve an export with TensorFlow Serving or Triton."

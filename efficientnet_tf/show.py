@@ -70,7 +70,8 @@ def train_cells(config: Config, count: int) -> Iterator[Cell]:
         seed = image_seed(source, config, position, id_)
         notes = _describe_operations(policy, split_seed(seed)[2]) if policy else []
         try:
-            yield Cell(train_image(encoded, seed, config).numpy(), name_label(source, label, config.data.task), notes)
+            pixels = train_image(encoded, seed, config).numpy()[..., :3]  # of more channels, the first three
+            yield Cell(pixels, name_label(source, label, config.data.task), notes)
         except tf.errors.OpError:
             yield _failed_cell(config, source, id_, label)
 
@@ -114,7 +115,7 @@ def eval_cells(config: Config, count: int) -> Iterator[Cell]:
     for _, id_, payload in source.stream(order).take(min(count, source.size)):
         encoded, label = source.load(payload)
         try:
-            pixels = tf.saturate_cast(tf.round(eval_image(encoded, config)), tf.uint8).numpy()
+            pixels = tf.saturate_cast(tf.round(eval_image(encoded, config)), tf.uint8).numpy()[..., :3]
             yield Cell(pixels, name_label(source, label, config.data.task))
         except tf.errors.OpError:
             yield _failed_cell(config, source, id_, label)
@@ -126,7 +127,7 @@ def _failed_cell(config, source, id_, label):
 
     from efficientnet_tf.visualization.grids import Cell
 
-    pixels = np.zeros((config.image_size, config.image_size, config.data.channels), np.uint8)
+    pixels = np.zeros((config.image_size, config.image_size, min(config.data.channels, 3)), np.uint8)
     return Cell(
         pixels, name_label(source, label, config.data.task), ["unreadable:", source.describe(int(id_))], failed=True
     )

@@ -6,6 +6,7 @@ import pydantic
 from pydantic import Field
 
 from efficientnet_tf.config.fields import (
+    MOST_CHANNELS,
     MOST_PIXELS,
     Address,
     Count,
@@ -95,8 +96,9 @@ class DataConfig(Section):
     fewer, they are repeated. The default is to take all of them once."""
     image_size: Side | None = None
     """Side of the images in pixels. The default is the resolution of the model."""
-    channels: Literal[1, 3] = 3
-    """Channels of the decoded images: 1 is grayscale, 3 is RGB."""
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] = 3
+    """Channels of the decoded images: 1 is grayscale, 3 is RGB. With 4 to 16, the images must have as many: TIFF files,
+    or `.npy` files of NumPy, of 8 or 16 bits."""
     crop: Literal["center", "squash", "pad"] = "center"
     """How an image becomes a square in evaluation, in `predict` and `explain`, and in exported models. `center`: its
     center is cut out, as published. `squash`: the whole image is resized to a square, which distorts it. `pad`: the
@@ -162,6 +164,18 @@ class DataConfig(Section):
             )
         if len(self.background) == 2:
             raise ValueError(f"data.background has one value or three, received {list(self.background)}")
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        if self.channels == 2:
+            raise ValueError("data.channels=2 is not supported. Use 1, or from 3 to 16")
+        if self.channels > 3 and self.source not in ("folder", "table"):
+            raise ValueError(
+                f"data.channels={self.channels} needs data.source=folder or data.source=table, received source "
+                f"{self.source!r}"
+            )
+        if self.channels > 3 and (self.service is not None or len(self.background) > 1):
+            raise ValueError(f"data.service and a data.background of a color are not for data.channels={self.channels}")
 
     def _check_weights(self, column: str) -> None:
         if self.source not in _WITH_COLUMNS:

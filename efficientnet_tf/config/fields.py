@@ -19,6 +19,7 @@ class Section(pydantic.BaseModel):
 
 MOST_BLOCKS = 2000  # of a network. EfficientNet-L2 has 87, and the deepest published ResNet 333
 MOST_PIXELS = 2**16  # of an image's side
+MOST_CHANNELS = 16  # of an image
 
 
 class FieldError(ValueError):

@@ -9,7 +9,7 @@ class Preprocessing(NamedTuple):
 
     Attributes:
         image_size: Side S of the network's input in pixels.
-        channels: 1 for gray or 3 for color.
+        channels: 1 for gray, 3 for color, or 4 to 16 for other images, which must have as many.
         crop: "center", "squash" or "pad".
         crop_padding: The center crop covers image_size / (image_size + crop_padding) of the shorter side, >= 0. Other
             crops do not use it.

@@ -184,6 +184,11 @@ class Config(Section):
                 f"eval.patience={self.eval.patience} needs eval.best, the metric that must improve. Set eval.best=top1 "
                 "or eval.best=loss."
             )
+        if data.channels > 3 and (self.augment.policy != "none" or self.augment.color_jitter):
+            raise ValueError(
+                f"augment.policy and augment.color_jitter change colors, so they are not for data.channels="
+                f"{data.channels}. Set augment.policy=none and augment.color_jitter=0."
+            )
         if len(self.model.mean) not in (1, 3, data.channels):
             raise ValueError(f"model.mean has {len(self.model.mean)} values for data.channels={data.channels}")
         return self

@@ -109,7 +109,7 @@ def open_array(path: str, member: str | None) -> StoredArray:
         UserError: If the file cannot be read, is damaged, holds Python objects, or declares too many bytes.
     """
     with _open(path, member) as (file, size):
-        form, shape, column_major, start = _read_idx_header(file) if member is None else _read_npy_header(file)
+        form, shape, column_major, start = _read_idx_header(file) if member is None else read_npy_header(file)
         if form.endswith("O"):
             raise UserError(
                 f"{_name(path, member)} has Python objects, which are not loaded because they can run any code. Save a "
@@ -135,8 +135,12 @@ def open_array(path: str, member: str | None) -> StoredArray:
 # --------------------------------------------------------------------------------------------------------- headers
 
 
-def _read_npy_header(file):
-    """Read the header of an array in an archive; return (type, shape, column_major, number of bytes)."""
+def read_npy_header(file: IO[bytes]) -> tuple[str, tuple[int, ...], bool, int]:
+    """Read the header of an array of NumPy; return (type, shape, column_major, number of bytes).
+
+    Raises:
+        ValueError: If it is damaged or describes no plain array.
+    """
     start = file.read(8)
     if start[:6] != b"\x93NUMPY" or len(start) < 8:
         raise ValueError("it is no array of NumPy")
@@ -158,7 +162,7 @@ def _read_npy_header(file):
 
 
 def _read_idx_header(file):
-    """Read the header of an idx file, as `_read_npy_header` does."""
+    """Read the header of an idx file, as `read_npy_header` does."""
     magic = file.read(4)
     if magic[:2] != b"\0\0" or len(magic) < 4:
         raise ValueError(f"it is no idx file: it begins with 0x{magic.hex() or '0'} and not with two zeros")

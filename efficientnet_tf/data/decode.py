@@ -27,6 +27,7 @@ from efficientnet_tf.data.headers import (
     with_size_check,
 )
 from efficientnet_tf.data.image_formats import has_pillow
+from efficientnet_tf.data.stacks import decode_stack
 from efficientnet_tf.data.windows import center_window, whole_window
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _PNG = b"\x89PNG\r\n\x1a\n"
 _STRIP_PIXELS = 2**22  # pixels that are converted at a time, which bounds the memory for large images
 _READS_WEBP = "decode_webp" in dir(tf.io)  # since TensorFlow 2.20
+_NOT_PORTABLE_STACK = "images of more than 3 channels are not decoded in exported models: pass their pixels"
 _NOT_PORTABLE = "this image needs Pillow, which is not used in exported models: convert it to JPEG or PNG"
 
 
@@ -69,7 +71,7 @@ def pad_to_square(image: tf.Tensor, size: int, interpolation: str, background: S
     """Resize an image to a longer side of `size` pixels, and place it in the center of a square.
 
     Args:
-        image: uint8 [H, W, 1 or 3].
+        image: uint8 [H, W, C].
         size: Side S of the result in pixels.
         interpolation: As for `tf.image.resize`.
         background: Color of the border, in [0, 255]: one gray level, or red, green and blue.
@@ -88,6 +90,8 @@ def pad_to_square(image: tf.Tensor, size: int, interpolation: str, background: S
     border = tf.stack([[top, size - rows - top], [left, size - columns - left], [0, 0]])
     inside = tf.pad(tf.ones([rows, columns, 1], tf.bool), border)
     color = tf.constant([[as_rgb(background)]], tf.uint8)
+    if channels > 3:
+        color = tf.fill([1, 1, channels], color[0, 0, 0])
     if channels == 1:
         color = tf.image.rgb_to_grayscale(color)  # the level that transparent pixels get, too
     return tf.ensure_shape(tf.where(inside, tf.pad(image, border), tf.cast(color, tf.float32)), [size, size, channels])
@@ -110,7 +114,8 @@ def decode_window(
     Args:
         encoded: Bytes of a JPEG, PNG, BMP, GIF (first frame), WebP (first frame) or TIFF (first page) file, string
             scalar.
-        channels: 1 or 3. Gray, palette, CMYK and 16-bit images are converted.
+        channels: 1 or 3, to which gray, palette, CMYK and 16-bit images are converted, or 4 to 16 for files that have
+            as many, see `stacks.decode_stack`.
         choose_window: Function of the shape of the upright image, int32 [3], that returns a window (y, x, height,
             width), int32 [4].
         background: Color behind transparent pixels, in [0, 255]: one gray level, or red, green and blue.
@@ -120,6 +125,10 @@ def decode_window(
     Returns:
         uint8 [height, width, channels]. The image is rotated as its Exif orientation says.
     """
+    if channels > 3:
+        image = _decode_stack(encoded, channels, portable)
+        y, x, height, width = tf.unstack(choose_window(tf.shape(image)))
+        return image[y : y + height, x : x + width]
     color = as_rgb(background)
 
     def decode_other():
@@ -154,15 +163,28 @@ def _decode_jpeg_window(encoded, choose_window):
 
 
 def _decode_with_pillow(encoded, color):
-    def decode(content):
+    return _decode_in_python(encoded, lambda content: pillow_decoder.decode(content, color), 3)
+
+
+def _decode_stack(encoded, channels, portable):
+    if portable:
+        with tf.control_dependencies([tf.debugging.Assert(False, [_NOT_PORTABLE_STACK])]):
+            return tf.zeros([1, 1, channels], tf.uint8)
+    return _decode_in_python(encoded, lambda content: decode_stack(content, channels), channels)
+
+
+def _decode_in_python(encoded, decode, channels):
+    """Return what a function of bytes returns, uint8 [H, W, channels]."""
+
+    def convert(content):
         if not isinstance(content, np.ndarray):
-            return pillow_decoder.decode(content, color)
+            return decode(content)
         try:  # Outside of a graph it is an array, and errors are not converted.
-            return pillow_decoder.decode(content.item(), color)
+            return decode(content.item())
         except Exception as error:
             raise tf.errors.InvalidArgumentError(None, None, str(error)) from error
 
-    return tf.ensure_shape(tf.numpy_function(decode, [encoded], tf.uint8, stateful=False), [None, None, 3])
+    return tf.ensure_shape(tf.numpy_function(convert, [encoded], tf.uint8, stateful=False), [None, None, channels])
 
 
 @functools.cache

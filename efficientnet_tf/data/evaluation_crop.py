@@ -15,6 +15,7 @@ import numpy as np
 
 from efficientnet_tf.config.preprocessing import Preprocessing, as_rgb
 from efficientnet_tf.data import pillow_decoder
+from efficientnet_tf.data.stacks import decode_stack
 
 _TABLE_SIZE = 1024  # steps between two pixels at which TensorFlow evaluates the cubic kernel
 _CUBIC = -0.5  # the free parameter of the cubic kernel
@@ -30,7 +31,10 @@ def decode_square(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
         Exception: If the file is damaged. Pillow has many types for this.
     """
     size, color = preprocessing.image_size, as_rgb(preprocessing.background)
-    image = pillow_decoder.decode(encoded, color)
+    if preprocessing.channels > 3:
+        image, color = decode_stack(encoded, preprocessing.channels), color[:1] * preprocessing.channels
+    else:
+        image = pillow_decoder.decode(encoded, color)
     height, width = image.shape[:2]
     if preprocessing.crop == "center":
         y, x, side, _ = center_window(height, width, size, preprocessing.crop_padding)

@@ -75,7 +75,7 @@ def _find_cause(source, id_, name):
     """Read an image again, and return why it cannot be decoded, or None if the source reads in its own order only."""
     if os.path.lexists(name) or is_remote(name):
         encoded, error = read_file(name)
-        return error or explain_failure(encoded)
+        return error or explain_failure(encoded, source.channels)
     if not source.indexed:
         return None
     try:
@@ -84,4 +84,4 @@ def _find_cause(source, id_, name):
         return "no such file"
     except tf.errors.OpError as error:
         return shorten_error(error)
-    return explain_failure(encoded.numpy())
+    return explain_failure(encoded.numpy(), source.channels)

@@ -57,4 +57,4 @@ def open_files(data: DataConfig, split: str, training: bool) -> Source:
         labels=listing.labels,
         weights=listing.weights,
     )
-    return dataclasses.replace(source, fingerprint=digest.hexdigest())
+    return dataclasses.replace(source, fingerprint=digest.hexdigest(), channels=data.channels)

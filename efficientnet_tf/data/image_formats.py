@@ -17,7 +17,7 @@ from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import is_remote, read_bytes
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
-READABLE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+READABLE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy")
 
 # 8,192 x 8,192, more than cameras of 64 megapixels have. A process with TensorFlow, which has 0.8 GB by itself, stays
 # below 1.5 GB when it decodes such an image, whatever the format and the number of channels.
@@ -45,7 +45,6 @@ _OTHER_KINDS = (  # what files that are no readable image start with, and what t
     (rb"PK\x03\x04", "a ZIP archive"),
     (rb"\x1f\x8b", "a gzip archive"),
     (rb"\x89HDF", "an HDF5 file"),
-    (rb"\x93NUMPY", "a NumPy file"),
     (rb"version https://git-lfs", "a pointer of Git LFS. Run git lfs pull to get the image"),
     (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg", f"an SVG drawing{_CONVERT}"),
     (rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "an HTML page, not an image"),
@@ -56,12 +55,16 @@ _OTHER_KINDS = (  # what files that are no readable image start with, and what t
 
 
 def find_kind(data: bytes) -> str | None:
-    """Return the format of an image file from its first bytes: JPEG, PNG, GIF, BMP, WebP, TIFF, or None for others."""
+    """Return the format of an image file from its first bytes, or None for others.
+
+    It is JPEG, PNG, GIF, BMP, WebP, TIFF, or NumPy.
+    """
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP"}
+    starts[b"\x93NUMPY"] = "NumPy"
     return next((kind for start, kind in starts.items() if data.startswith(start)), None)
 
 

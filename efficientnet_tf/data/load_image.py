@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
+from efficientnet_tf.config.fields import MOST_CHANNELS
 from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.config.schema import default_crop_padding
 from efficientnet_tf.config.text import escape
@@ -119,7 +120,7 @@ def _decode_by_tensorflow(encoded, preprocessing):
     try:
         return decode(encoded).numpy()
     except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
-        raise UserError(explain_failure(encoded)) from None
+        raise UserError(explain_failure(encoded, preprocessing.channels)) from None
 
 
 def _decode_by_pillow(encoded, preprocessing):
@@ -148,8 +149,11 @@ def _check_arguments(image_size, channels, crop, crop_padding, interpolation, ba
     levels = np.asarray(background)
     if levels.shape not in ((1,), (3,)) or levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() > 255:
         raise UserError(f"background={background!r} is not a list of one or three levels from 0 to 255.")
-    if channels not in (1, 3):
-        raise UserError(f"channels={channels} is not supported. Use 3 for color or 1 for gray.")
+    if channels not in (1, *range(3, MOST_CHANNELS + 1)):
+        raise UserError(
+            f"channels={channels} is not supported. Use 3 for color, 1 for gray, or the number of channels of an image "
+            f"that has from 4 to {MOST_CHANNELS}."
+        )
     for name, value, allowed in (("crop", crop, _CROPS), ("interpolation", interpolation, _INTERPOLATIONS)):
         if value not in allowed:
             raise UserError(f"{name}={value!r} is not one of {', '.join(allowed)}.{suggest(value, allowed)}")

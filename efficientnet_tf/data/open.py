@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.arrays import list_arrays
+from efficientnet_tf.data.cache import cache_in_memory, cache_on_disk
 from efficientnet_tf.data.containers import open_parquet_source, open_webdataset
 from efficientnet_tf.data.folders import open_files
 from efficientnet_tf.data.listing import check_classes, check_split, check_task
@@ -20,8 +21,6 @@ from efficientnet_tf.data.sampling import balance_classes
 from efficientnet_tf.data.source import (
     Order,
     Source,
-    cache_in_memory,
-    cache_on_disk,
     source_from_bytes,
     source_from_pixels,
 )

@@ -1,4 +1,4 @@
-"""Decodes the images that TensorFlow does not decode, or decodes wrongly, with Pillow, which is optional.
+"""Decodes the images that TensorFlow does not decode, or decodes wrongly: with Pillow, which is optional, or NumPy.
 
 Input pipelines call it for these images only. An exported graph cannot.
 """
@@ -22,6 +22,7 @@ from efficientnet_tf.data.image_formats import (
     has_pillow,
     read_size,
 )
+from efficientnet_tf.data.stacks import decode_array, decode_stack
 
 _TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
 _ROWS = 256
@@ -43,6 +44,8 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
         OSError: If the file is damaged. Pillow has other types for this as well.
     """
     kind = find_kind(encoded)
+    if kind == "NumPy":
+        return _decode_numpy(encoded)
     if kind is None or not has_pillow():
         raise UserError(find_cause(encoded))
     size = read_size(encoded)
@@ -67,6 +70,16 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
             return pixels
     except PIL.Image.DecompressionBombError:
         raise UserError(f"the {kind} image has more than the {MOST_PIXELS:,} pixels that are allowed") from None
+
+
+def _decode_numpy(encoded):
+    pixels = decode_array(encoded)
+    if pixels.shape[2] not in (1, 3):
+        raise UserError(
+            f"the NumPy image has {pixels.shape[2]} channels, and 1 or 3 are needed. Set data.channels="
+            f"{pixels.shape[2]} to train on all of them"
+        )
+    return np.broadcast_to(pixels, [*pixels.shape[:2], 3]).copy()
 
 
 def _to_rgb(image, background):
@@ -98,17 +111,28 @@ def read_declared_size(encoded: bytes) -> tuple[int, int] | None:
         return None
 
 
-def explain_failure(encoded: bytes) -> str:
-    """Return why an image cannot be decoded, as the end of a sentence. Call it after a decoder has failed."""
-    rare = describe_rare(encoded)
-    if rare and has_pillow():
+def explain_failure(encoded: bytes, channels: int = 3) -> str:
+    """Return why an image cannot be decoded, as the end of a sentence. Call it after a decoder has failed.
+
+    Args:
+        encoded: Bytes of the file.
+        channels: `data.channels`.
+    """
+    if channels > 3:
+        try:
+            decode_stack(encoded, channels)
+        except UserError as error:
+            return str(error)
+        return find_cause(encoded)
+    rare = "a NumPy image" if find_kind(encoded) == "NumPy" else describe_rare(encoded)
+    if rare and (has_pillow() or rare == "a NumPy image"):
         try:
             decode(encoded, (255, 255, 255))
         except UserError as error:
             return str(error)
         except Exception:  # Pillow has many types for damaged files.
             return find_cause(encoded)
-        return f"this is {rare}, which only Pillow decodes, and a tf.data service does not use Pillow"
+        return f"this is {rare}, which TensorFlow does not decode, and a tf.data service does not use Pillow"
     return find_cause(encoded)
 
 

@@ -97,11 +97,13 @@ def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf
 
 def make_image_reader(
     convert: Callable[[tf.Tensor], tf.Tensor],
+    channels: int = 3,
 ) -> Callable[[Sequence[str]], tuple[dict[str, tf.Tensor], dict[str, str]]]:
     """Return a function that reads and converts image files.
 
     Args:
         convert: Function of the bytes of an image file, string scalar, that returns a tensor. It is traced once.
+        channels: `data.channels`, for the reasons.
 
     Returns:
         A function of a sequence of paths. It returns the tensors by path, and the reasons by path for the files that
@@ -117,7 +119,7 @@ def make_image_reader(
                 try:
                     images[path] = decode(tf.constant(encoded))
                 except (tf.errors.OpError, UnicodeDecodeError):  # the latter for an error that quotes the file
-                    error = explain_failure(encoded)
+                    error = explain_failure(encoded, channels)
             if error is not None:
                 errors[path] = error
         return images, errors

@@ -8,25 +8,16 @@ without reading what it has already seen. A source of record files must read fro
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_tf.config.errors import UserError
-from efficientnet_tf.config.json_text import parse_json_object
-from efficientnet_tf.config.text import escape, shorten
 from efficientnet_tf.data.labels import add_weights
 from efficientnet_tf.data.shuffle import shuffle_index
-from efficientnet_tf.runtime.files import exists, read_text, write_text
-from efficientnet_tf.runtime.terminal import track
 
 GROUP_SIZE = 64  # images that are converted together, to share the cost of one inner dataset
-_FILES_PER_FOLDER = 1000  # of a copy on disk
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,7 @@ class Source:
         label_dtype: int32 for classes, float32 for labels, numbers, and classes with a weight.
         labels: Labels of all images, where they are known without reading them: int32 [N], uint8 [N, K] for labels, or
             float32 [N, K] for numbers. Weights are left out.
+        channels: Number of channels to which images are decoded, for messages.
         fingerprint: Digest of the names and labels of all images, where it is known without reading them.
     """
 
@@ -95,6 +87,7 @@ class Source:
     label_shape: tuple[int, ...] = ()
     label_dtype: tf.DType = tf.int32
     labels: np.ndarray | None = None
+    channels: int = 3
     fingerprint: str | None = None
 
     @property
@@ -158,7 +151,7 @@ def source_from_bytes(
     images: Sequence[bytes], labels: Sequence[int] | np.ndarray, class_names: Sequence[str], name: str
 ) -> Source:
     """Return a source of encoded images in memory. `name` is the start of the names of the images in messages."""
-    image_tensor, labels = tf.constant(images), _to_array(labels)
+    image_tensor, labels = tf.constant(images), to_label_array(labels)
     find_label = make_label_reader(labels)
     return indexed_source(
         len(labels),
@@ -184,7 +177,7 @@ def source_from_pixels(
         name: Start of the names of the images in messages.
     """
     with tf.device("CPU:0"):
-        pixel_tensor, labels = tf.constant(pixels), _to_array(labels)
+        pixel_tensor, labels = tf.constant(pixels), to_label_array(labels)
     find_label = make_label_reader(labels)
 
     def load(index):
@@ -193,7 +186,7 @@ def source_from_pixels(
     return indexed_source(len(labels), class_names, load, describe=lambda index: f"{name} {index}", labels=labels)
 
 
-def _to_array(labels):
+def to_label_array(labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return labels as an array. One label for each image is a class."""
     labels = np.asarray(labels)
     if labels.ndim == 1:
@@ -242,107 +235,3 @@ def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.autotune.initial_parallelism = 2**31 - 1  # limited to the number of cores
     return dataset.with_options(options)
-
-
-def _read_all(source, what):
-    """Yield (id, encoded, label) of every image. An image that cannot be read is empty, which fails to decode later."""
-    stream = source.stream(Order(batch=1, steps=source.size))
-    fallback = b"", source.empty_label
-    images = map_with_fallback(stream, lambda _position, _id, payload: source.load(payload), fallback)
-    images = without_tuning(images)
-    for _, id_, encoded, label, _ in track(images.as_numpy_iterator(), source.size, f"reading {what}", "images"):
-        yield int(id_), encoded, label
-
-
-def cache_in_memory(source: Source, what: str) -> Source:
-    """Read all encoded images into memory and return an indexed source. `what` names the source in messages."""
-    ids, images, labels = zip(*_read_all(source, what), strict=True)
-    cached = source_from_bytes(list(images), np.stack(labels), source.class_names, what)
-    return _without_weights(dataclasses.replace(cached, describe=lambda index: source.describe(ids[index])), source)
-
-
-def _without_weights(copy, source):
-    return copy if source.labels is None else dataclasses.replace(copy, labels=source.labels)
-
-
-def cache_on_disk(source: Source, what: str, folder: str) -> Source:
-    """Copy all encoded images into a folder, once, and return an indexed source.
-
-    Args:
-        source: The images.
-        what: Name of the source in messages.
-        folder: Where the copy is or will be, local or gs://. It has one file per image.
-
-    Raises:
-        UserError: If the folder has the copy of another source, or cannot be written.
-    """
-    index_file = os.path.join(folder, "copy.json")  # It is written last, and marks a complete copy.
-    if not exists(index_file):
-        _copy_images(source, what, folder, index_file)
-    copy = _read_index(index_file, source)
-    same = copy["classes"] == list(source.class_names) and len(copy["ids"]) == source.size
-    # The names are only looked up if the ids are valid. Copies of older versions have no fingerprint.
-    same = same and copy["first_and_last"] == _first_and_last(source, copy["ids"])
-    if not same or ("fingerprint" in copy and copy["fingerprint"] != source.fingerprint):
-        raise UserError(f"data.cache={escape(folder)} has a copy of other images than {what}. Use another folder.")
-    labels = _to_array(copy["labels"])
-    find_label = make_label_reader(labels)
-
-    def load(index):
-        name = tf.strings.as_string(index, width=9, fill="0")
-        subfolder = tf.strings.as_string(index // _FILES_PER_FOLDER, width=6, fill="0")
-        return tf.io.read_file(tf.strings.join([folder, subfolder, name], "/")), find_label(index)
-
-    def describe(index):
-        return source.describe(copy["ids"][index])
-
-    return _without_weights(indexed_source(source.size, source.class_names, load, describe, labels=labels), source)
-
-
-def _read_index(path, source):
-    """Return the content of the index file of a copy, after checking everything that is used."""
-    copy = parse_json_object(read_text(path), path)
-    ids: Any = copy.get("ids")
-    labels: Any = copy.get("labels")
-    if isinstance(ids, list) and isinstance(labels, list) and ids and len(ids) == len(labels):
-        are_valid = all(map(_is_count, ids)) and all(_is_label(label, source) for label in labels)
-        if are_valid and {"classes", "first_and_last"} <= set(copy):
-            return copy
-    raise UserError(f"{escape(path)} is damaged, or belongs to other images. Delete this folder, or use another.")
-
-
-def _is_count(value, end=2**63):
-    return type(value) is int and 0 <= value < end
-
-
-def _is_label(value, source):
-    if not source.label_shape:
-        return _is_count(value, len(source.class_names))
-    is_row = isinstance(value, list) and len(value) == source.label_shape[0]
-    return is_row and all(type(number) is float and abs(number) < 1e38 for number in value)
-
-
-def _first_and_last(source, ids):
-    try:
-        return [source.describe(ids[0]), source.describe(ids[-1])]
-    except IndexError:  # an index of other images
-        return None
-
-
-def _copy_images(source, what, folder, index_file):
-    """Write one file per image, then the index file."""
-    ids, labels = [], []
-    try:
-        for index, (id_, encoded, label) in enumerate(_read_all(source, what)):
-            subfolder = os.path.join(folder, f"{index // _FILES_PER_FOLDER:06d}")
-            if index % _FILES_PER_FOLDER == 0:
-                tf.io.gfile.makedirs(subfolder)
-            with tf.io.gfile.GFile(os.path.join(subfolder, f"{index:09d}"), "wb") as file:
-                file.write(encoded)
-            ids.append(id_)
-            labels.append(label.tolist())
-        copy = {"first_and_last": _first_and_last(source, ids), "classes": source.class_names}
-        copy |= {"fingerprint": source.fingerprint, "ids": ids, "labels": labels}
-        write_text(index_file, json.dumps(copy))
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"data.cache={escape(folder)} cannot be written: {escape(shorten(str(error), 300))}") from None

@@ -10,7 +10,7 @@ The first three signatures take batches of any size and return {"logits", "proba
                       string [N, K], with their "probabilities", float32 [N, K].
 
 For several labels, each has a probability of its own. A network for regression returns its numbers as "logits" and as
-"numbers", and has no classify_bytes.
+"numbers", and has no classify_bytes. With more than 3 channels, it has neither serving_bytes nor classify_bytes.
 
 An image that cannot be decoded fails its batch. Only a dataset in the graph could leave it out, and TensorFlow then
 prepares the decoder anew for each call, which takes seconds.
@@ -188,14 +188,15 @@ def _write(model, config, class_names, model_dir, folder):
     signatures = {
         "serving_default": signature(lambda image: classify(image), tf.float32, pixels),
         "serving_uint8": signature(lambda image: classify(tf.cast(image, tf.float32)), tf.uint8, pixels),
-        "serving_bytes": signature(classify_bytes, tf.string, [None]),
     }
-    if task != "regression":
+    if config.data.channels <= 3:  # TensorFlow decodes no others.
+        signatures["serving_bytes"] = signature(classify_bytes, tf.string, [None])
+    if config.data.channels <= 3 and task != "regression":
         signatures["classify_bytes"] = signature(name_classes, tf.string, [None])
     with quiet_logger("tensorflow"):  # It would say that the assets are in this folder, which is renamed soon.
         tf.saved_model.save(module, folder, signatures=signatures)
     shape = [1, *pixels[1:]]
-    file = tf.make_tensor_proto([tf.io.encode_png(tf.zeros(shape[1:], tf.uint8)).numpy()])
+    file = tf.make_tensor_proto([tf.io.encode_png(tf.zeros([*shape[1:3], 3], tf.uint8)).numpy()])
     requests = {
         "serving_default": tf.make_tensor_proto(0, tf.float32, shape),  # one number, repeated
         "serving_uint8": tf.make_tensor_proto(0, tf.uint8, shape),
@@ -209,13 +210,16 @@ def _compare(model, config, folder):
     """Run the export in another process. Return the largest difference of its logits, and the largest logit."""
     rng = np.random.default_rng(0)
     height, width, channels = model.input_shape[1:]
-    files = [
-        encode(rng.integers(0, 256, (height + 24 * i, width + 40, channels), dtype=np.uint8)).numpy()
-        for i, encode in enumerate((tf.io.encode_png, tf.io.encode_jpeg, tf.io.encode_png))
-    ]
     uint8 = rng.integers(0, 256, (3, height, width, channels), dtype=np.uint8)
-    inputs = {"serving_default": uint8 + np.float32(0.25), "serving_uint8": uint8, "serving_bytes": np.array(files)}
-    pixels = inputs | {"serving_bytes": tf.stack([eval_image(file, config) for file in files])}
+    inputs = {"serving_default": uint8 + np.float32(0.25), "serving_uint8": uint8}
+    pixels = dict(inputs)
+    if channels <= 3:
+        files = [
+            encode(rng.integers(0, 256, (height + 24 * i, width + 40, channels), dtype=np.uint8)).numpy()
+            for i, encode in enumerate((tf.io.encode_png, tf.io.encode_jpeg, tf.io.encode_png))
+        ]
+        inputs["serving_bytes"] = np.array(files)
+        pixels["serving_bytes"] = tf.stack([eval_image(file, config) for file in files])
     with tempfile.TemporaryDirectory() as scratch:
         input_file, output_file = os.path.join(scratch, "inputs.npz"), os.path.join(scratch, "outputs.npz")
         np.savez(input_file, **inputs)

@@ -80,7 +80,7 @@ def read_initial_weights(config: Config, class_names: Sequence[str]) -> InitialW
     with on_host():
         read_weights(path, variable_paths(config.model))  # reads no tensor, and refuses what is no weight file
         model = build_from_config(config, len(class_names))
-        loaded = load_weights(model, path, reset_head=not keep)
+        loaded = load_weights(model, path, reset_head=not keep, adapt_channels=True)
     for key in ("mean", "std"):
         needed, given = loaded.needs.get(f"model.{key}"), getattr(config.model, key)
         if needed is not None and not np.allclose(needed, given):

@@ -106,7 +106,7 @@ def _read_pictures(source, config, places):
     for place, id_, payload in ids:
         if int(place) in wanted:
             encoded, _ = source.load(payload)
-            found[int(place)] = eval_image(encoded, config).numpy(), source.describe(int(id_))
+            found[int(place)] = eval_image(encoded, config).numpy()[..., :3], source.describe(int(id_))
         if len(found) == len(wanted):
             break
     return found
