@@ -88,7 +88,7 @@ def _explain_photo(
         [heat] = class_activation_map(model, images, shown)
     else:
         [heat] = grad_cam(model, images, layer, shown)
-    return Cell(pixels, heat, class_names[shown], float(probabilities[shown]))
+    return Cell(pixels[..., :3], heat, class_names[shown], float(probabilities[shown]))
 
 
 def _check_task(config, model_dir):

@@ -120,6 +120,13 @@ def folder(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, [60, 32, 32, 3], dtype=np.uint8)
     labels = np.arange(60) % 10
     np.savez(folder / "cifar10.npz", x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:])
+    for number, split in enumerate(["train", "val"] * 8):
+        (folder / "fields" / split / "wet").mkdir(parents=True, exist_ok=True)
+        (folder / "fields" / split / "dry").mkdir(exist_ok=True)
+        np.save(
+            folder / "fields" / split / ("wet", "dry")[number // 2 % 2] / f"{number}.npy",
+            np.tile(images[number], 2)[..., :5],
+        )
     network = ef.build_model(str(folder / SMALL))
     save_file(timm_weights(network), folder / "tf_efficientnet_b4.safetensors")
     config = ["data.dir=photos", "train.epochs=6", *FAST[1:], f"data.image_size={SIDE}", "train.ema_decay=0.5"]

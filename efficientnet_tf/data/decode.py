@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.config.preprocessing import as_rgb
@@ -175,16 +174,13 @@ def _decode_stack(encoded, channels, portable):
 
 def _decode_in_python(encoded, decode, channels):
     """Return what a function of bytes returns, uint8 [H, W, channels]."""
-
-    def convert(content):
-        if not isinstance(content, np.ndarray):
-            return decode(content)
-        try:  # Outside of a graph it is an array, and errors are not converted.
-            return decode(content.item())
+    if tf.executing_eagerly():  # Outside of a graph, `numpy_function` drops zeros at the end of the bytes.
+        try:
+            return tf.constant(decode(tf.convert_to_tensor(encoded).numpy()))
         except Exception as error:
             raise tf.errors.InvalidArgumentError(None, None, str(error)) from error
-
-    return tf.ensure_shape(tf.numpy_function(convert, [encoded], tf.uint8, stateful=False), [None, None, channels])
+    image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [None, None, channels])
 
 
 @functools.cache

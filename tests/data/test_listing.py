@@ -202,10 +202,11 @@ def test_endings_in_any_letter_case_are_read(tmp_path):
         "k.bmp",
         "l.jif",
         "m.pjpeg",
+        "n.NPY",
     ]
     touch(tmp_path, *(f"train/cat/{name}" for name in names), "train/dog/1.gif")
     names, remarks = found(tmp_path)
-    assert len(names) == 14 and remarks == []
+    assert len(names) == 15 and remarks == []
 
 
 def test_one_line_counts_what_was_left_out(tmp_path):

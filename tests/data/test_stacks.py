@@ -54,6 +54,8 @@ FILES = {
     "tiff of ImageJ": (tiff(FIVE.transpose(2, 0, 1), imagej=True), FIVE),
     "tiff, compressed": (tiff(FIVE, planarconfig="contig", compression="zlib"), FIVE),
     "tiff of 16 bits": (tiff(DEEP, planarconfig="contig"), DEEP >> 8),
+    "tiff that ends with zeros": (tiff(np.zeros_like(FIVE), planarconfig="contig"), np.zeros_like(FIVE)),
+    "npy that ends with zeros": (npy(np.zeros_like(FIVE)), np.zeros_like(FIVE)),
     "tiff of 16 channels": (tiff(np.tile(FIVE, 4)[..., :16], planarconfig="contig"), np.tile(FIVE, 4)[..., :16]),
     "png with alpha": (picture("png", "RGBA"), FIVE[..., :4]),
     "webp with alpha": (picture("webp", "RGBA"), FIVE[..., :4]),
@@ -67,6 +69,8 @@ def test_pixels_are_those_that_were_written(name):
         expected = np.asarray(PIL.Image.open(io.BytesIO(encoded)))
     channels = expected.shape[2]
     np.testing.assert_array_equal(decode_stack(encoded, channels), expected)
+    whole = load_image_by_tensorflow(encoded, Preprocessing(12, channels, "squash", interpolation="bilinear"))
+    assert whole.shape == (12, 12, channels)
     window = decode_window(tf.constant(encoded), channels, lambda shape: tf.constant([3, 5, 7, 9]))
     np.testing.assert_array_equal(window, expected[3:10, 5:14])
 
