@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.ops.random import make_seed
-from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets, weigh_classes
+from efficientnet_tf.training.losses import compute_losses, compute_metric, make_targets, split_labels, weigh_classes
 from efficientnet_tf.training.step import TrainStep
 
 RNG = np.random.default_rng(0)
@@ -175,3 +175,13 @@ def test_balanced_weights_count_probabilities():
     weights = weigh_classes(config, 5, MIXED)
     np.testing.assert_allclose(weights, 6 / (5 * MIXED.sum(axis=0, dtype=float)), rtol=1e-6)
     assert weigh_classes(config, 5, np.eye(5, dtype=np.float32)) == weigh_classes(config, 5, np.arange(5)) == [1.0] * 5
+
+
+def test_weights_are_the_last_column():
+    rows = tf.constant([[2.0, 0.5], [0.0, 3.0]])
+    plain, weighted = (
+        tiny.load_config(*keys) for keys in ([], ["data.source=table", "data.dir=a", "data.weight_column=w"])
+    )
+    labels, weights = split_labels(rows, weighted)
+    assert labels.dtype == tf.int32 and labels.numpy().tolist() == [2, 0] and weights.numpy().tolist() == [0.5, 3]
+    assert split_labels(rows, plain) == (rows, None)
