@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import math
 
 import numpy as np
@@ -79,6 +80,7 @@ def _decode_tiff(encoded):
         raise UserError("TIFF images of 4 and more channels need tifffile: pip install 'efficientnet_tf[images]'")
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # Its errors about damaged files are raised as well.
     try:
         with tifffile.TiffFile(io.BytesIO(encoded)) as file:
             series = file.series[0]
