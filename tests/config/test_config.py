@@ -255,7 +255,7 @@ MISTAKES = [
     ("model.dropout=1", "overrides: model.dropout:", ["less than 1", "received 1"]),
     ("train.keep_checkpoints=1", "overrides: train.keep_checkpoints:", ["greater than or equal to 2", "received 1"]),
     ("optimizer.name=lion", "overrides: optimizer.name:", ["'rmsprop', 'sgd', 'adamw' or 'lamb'", "received 'lion'"]),
-    ("data.channels=2", "overrides: data.channels:", ["1 or 3", "received 2"]),
+    ("data.channels=17", "overrides: data.channels:", ["less than or equal to 16", "received 17"]),
     (
         "data.source=imagnet",
         "overrides: data.source:",

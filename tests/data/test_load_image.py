@@ -102,7 +102,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"background": [0, 1]}, "is not a list of one or three levels"),
         ({"background": 255}, "is not a list of one or three levels"),
         ({"background": [256]}, "is not a list of one or three levels"),
-        ({"channels": 4}, "channels=4 is not supported. Use 3 for color or 1 for gray."),
+        ({"channels": 2}, "channels=2 is not supported. Use 3 for color, 1 for gray, or the number of channels of an"),
         ({"crop_padding": -1}, "crop_padding=-1 is negative"),
         ({"crop": "skwash"}, "crop='skwash' is not one of center, squash, pad. Did you mean 'squash'?"),
         ({"crop": "squash", "crop_padding": 0}, "crop_padding=0 is only for crop='center', received crop='squash'"),
