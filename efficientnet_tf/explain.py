@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError, closest_names
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.config.text import escape, shorten
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def explain_photos(
             cells.append(_explain_photo(model, images[path], class_names, config.data.task, method, layer, number))
         except UserError as error:
             raise UserError(f"{escape(model_dir)}: {error}") from None
-    return f"{config.model.name}, {config.image_size} pixels", cells
+    return f"{config.model.name}, {format_size(config.image_size)} pixels", cells
 
 
 def _explain_photo(
@@ -123,10 +124,9 @@ def main(args):
     from efficientnet_tf.visualization.figures import save_figure
     from efficientnet_tf.visualization.heatmap import Column, draw_comparison
 
-    data = [read_config(fetch(model_dir)).data for model_dir in args.model_dir]
-    photos, errors = _read_photos(
-        paths, any(each.crop != "center" for each in data), max(each.channels for each in data)
-    )
+    configs = [read_config(fetch(model_dir)) for model_dir in args.model_dir]
+    sees_more = any(each.data.crop != "center" or len(set(each.image_shape)) > 1 for each in configs)
+    photos, errors = _read_photos(paths, sees_more, max(each.data.channels for each in configs))
     columns = [
         Column(
             title, *explain_photos(fetch(model_dir), list(photos), args.method, args.layer, args.label, args.checkpoint)
@@ -196,7 +196,7 @@ def _check_layer(layer: str, model_dir: str) -> None:
     # The entries "..._output" are no layers. Dropout, which is one, is not listed.
     layers = [each for each in list_layers(read_config(model_dir).model) if not each.name.endswith("_output")]
     if layer not in [each.name for each in layers] and not layer.endswith("_drop"):
-        similar = closest_names(layer, [each.name for each in layers if each.side > 1])
+        similar = closest_names(layer, [each.name for each in layers if each.height * each.width > 1])
         raise UserError(
             f"{escape(model_dir)}: unknown layer={escape(shorten(layer))}. Similar names are {', '.join(similar)}."
         )
@@ -212,7 +212,7 @@ def _read_photos(paths: Sequence[str], whole: bool, channels: int) -> tuple[dict
     """
     import tensorflow as tf
 
-    from efficientnet_tf.data.decode import decode_window, pad_to_square
+    from efficientnet_tf.data.decode import decode_window, pad
     from efficientnet_tf.data.pipeline import make_image_reader
     from efficientnet_tf.data.windows import center_window, whole_window
     from efficientnet_tf.visualization.heatmap import SIDE
@@ -222,8 +222,8 @@ def _read_photos(paths: Sequence[str], whole: bool, channels: int) -> tuple[dict
 
     def read_square(encoded):
         if whole:
-            return pad_to_square(decode(encoded, whole_window), SIDE, "area")
-        image = decode(encoded, lambda shape: center_window(shape, 1, 0))
+            return pad(decode(encoded, whole_window), (SIDE, SIDE), "area")
+        image = decode(encoded, lambda shape: center_window(shape, (1, 1), 0))
         return tf.image.resize(image, [SIDE, SIDE], "area")
 
     photos, errors = make_image_reader(read_square, channels)(paths)

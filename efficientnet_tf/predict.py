@@ -34,7 +34,7 @@ def predict_images(
     Args:
         model: A model of `load_model`, or a path that `load_model` takes.
         images: A sequence of images. Each is the path of an image file, the content of an image file as bytes, or
-            pixels of the model's size, uint8 or float [S, S, C] in [0, 255]. A single path or an array [N, S, S, C]
+            pixels of the model's size, uint8 or float [H, W, C] in [0, 255]. A single path or an array [N, H, W, C]
             works, too.
         top: Number of classes to return per image, at least 1.
         batch_size: Number of images to compute together, at least 1.

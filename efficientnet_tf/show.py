@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.config.text import escape
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def draw_data(config: Config, rows: int, columns: int) -> Figure:
 
     train = Grid(f"Training: {describe_augmentation(config)}", list(train_cells(config, rows * columns)))
     evaluation = Grid(
-        f"Evaluation: {config.data.source}, {config.image_size} pixels", list(eval_cells(config, rows * columns))
+        f"Evaluation: {config.data.source}, {format_size(config.image_size)} pixels",
+        list(eval_cells(config, rows * columns)),
     )
     return draw_grids([train, evaluation], rows, columns)
 
@@ -45,7 +47,7 @@ def draw_data(config: Config, rows: int, columns: int) -> Figure:
 def describe_augmentation(config: Config) -> str:
     """Describe what happens to training images. Mixing happens on the device, and is not drawn."""
     augment = config.augment
-    text = f"{config.data.source}, {config.image_size} pixels, policy {augment.policy}"
+    text = f"{config.data.source}, {format_size(config.image_size)} pixels, policy {augment.policy}"
     text += f", shift {augment.shift}" if augment.shift else ""
     text += f", color jitter {augment.color_jitter:g}" if augment.color_jitter else ""
     mixing = [f"{name} {getattr(augment, name):g}" for name in ("mixup", "cutmix") if getattr(augment, name)]
@@ -127,7 +129,7 @@ def _failed_cell(config, source, id_, label):
 
     from efficientnet_tf.visualization.grids import Cell
 
-    pixels = np.zeros((config.image_size, config.image_size, min(config.data.channels, 3)), np.uint8)
+    pixels = np.zeros((*config.image_shape, min(config.data.channels, 3)), np.uint8)
     return Cell(
         pixels, name_label(source, label, config.data.task), ["unreadable:", source.describe(int(id_))], failed=True
     )
@@ -143,7 +145,7 @@ def main(args):
     config = load_config(args.variant, args.recipe, cli.overrides(args))
     check_picture("output", args.output)
     _check_is_no_image(args.output, config.data.dir)
-    check_grids(config.image_size, args.rows, args.columns)
+    check_grids(config.image_shape, args.rows, args.columns)
     check_data(config.data)
     require_matplotlib("show")
     figure = draw_data(config, args.rows, args.columns)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from efficientnet_tf import cli
+from efficientnet_tf.config.image_size import as_shape, as_size, format_size
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.terminal import make_table, show
@@ -91,7 +92,7 @@ def _summarize_parts(config: Config, layers: "Sequence[Layer]", precision: str) 
             {
                 "part": name,
                 "blocks": f"{len(stage)} x {stage[-1].kind}, {stage[-1].kernel}x{stage[-1].kernel}" if stage else "",
-                "side": part_layers[-1].side,
+                "side": as_size((part_layers[-1].height, part_layers[-1].width)),
                 "channels": part_layers[-1].channels,
                 "stride": stride,
                 "receptive_field": field,
@@ -144,7 +145,9 @@ def format_summary(summary: dict[str, Any]) -> "list[str | Table]":
     heading = f"Memory at batch size {memory['batch']}, {memory['precision']}, {memory['optimizer']}, {ema} EMA"
     largest = summary["largest_batch"]
     parts = [
-        "{variant}: depth {depth:g}, width {width:g}, {resolution} pixels, {classes:,} classes".format(**summary),
+        "{variant}: depth {depth:g}, width {width:g}, {size} pixels, {classes:,} classes".format(
+            **summary, size=format_size(summary["resolution"])
+        ),
         _parts_table(summary),
         "receptive field: side in pixels of the input, ignoring squeeze-and-excitation. "
         "kept/image: activations kept for the backward pass.\n",
@@ -160,12 +163,13 @@ def format_summary(summary: dict[str, Any]) -> "list[str | Table]":
 def _parts_table(summary: dict[str, Any]) -> "Table":
     total, rows = summary["total"], []
     for part in summary["parts"]:
-        side, channels = part["side"], part["channels"]
+        height, width = as_shape(part["side"])
+        channels = part["channels"]
         rows.append(
             [
                 part["part"],
                 part["blocks"],
-                f"{side}x{side}x{channels}" if side > 1 else f"{channels}",
+                f"{height}x{width}x{channels}" if height * width > 1 else f"{channels}",
                 str(part["stride"] or ""),
                 str(part["receptive_field"] or "all"),
                 f"{part['params']:,}",

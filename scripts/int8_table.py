@@ -39,9 +39,8 @@ class Timed:
         from efficientnet_tf.export.formats import open_export
 
         export = open_export(str(path))
-        size, channels = export.config.image_size, export.config.data.channels
         self._run = export.compute_logits
-        shape = (batch, size, size, channels)
+        shape = (batch, *export.config.input_shape)
         self._images = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
 
     def run(self, seconds):

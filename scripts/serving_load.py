@@ -96,7 +96,8 @@ def measure_load(host, port, clients, seconds, images):
 
 def measure_limit(model, batch, seconds):
     """Return the images per second that the runtime computes by itself."""
-    pixels = np.random.default_rng(0).uniform(0, 255, (batch, model.image_size, model.image_size, 3)).astype(np.float32)
+    shape = (batch, *model.config.input_shape)
+    pixels = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
     model(pixels)
     count, started = 0, time.monotonic()
     while time.monotonic() < started + seconds:

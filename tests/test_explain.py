@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 import tiny
 from commands import run_process
+from crops import compute_crop
 from sklearn.datasets import load_sample_images
-from squares import compute_square
 
 from efficientnet_tf import explain
 from efficientnet_tf.config.errors import UserError
@@ -81,7 +81,7 @@ def test_row_per_photo_and_column_per_model(runs, photos, tmp_path, capsys):
         model, config, _ = restore_model(path)
         crops = np.stack([eval_image((photos / n).read_bytes(), config) for n in ("flower.png", "temple.jpg")])
         maps = grad_cam(model, crops, layer, NAMES.index("temple"))
-        assert crops.shape[1] == config.image_size
+        assert crops.shape[1:3] == config.image_shape
         first, second = (find_cell(canvas, column, draw_heat_map(*both)) for both in zip(crops, maps, strict=True))
         assert first + SIDE < second
         assert find_cell(canvas, column, draw_heat_map(crops[0], maps[1])) is None, "the map of another photo"
@@ -114,7 +114,7 @@ def test_maps_are_over_whole_photos_if_the_model_sees_them(runs, tmp_path, crop)
     write_model_dir(model_dir, model, config, NAMES)
     assert run(f"--model_dir={model_dir}", f"--output={output}", photo) == 0
     canvas = np.asarray(PIL.Image.open(output).convert("RGB"))
-    square = compute_square(stripes, 32, crop, "bicubic", (0, 99, 0)).astype(np.float32)
+    square = compute_crop(stripes, (32, 32), crop, "bicubic", (0, 99, 0)).astype(np.float32)
     [heat] = class_activation_map(restore_model(model_dir)[0], square[None])
     top = find_cell(canvas, 1, draw_heat_map(square, heat))
     assert top is not None

@@ -108,7 +108,7 @@ def _make_pipeline(source, config, policy):
 
     def decode(position, index, payload):
         def window(shape):
-            fallback = center_window(shape, config.image_size, config.crop_padding)
+            fallback = center_window(shape, config.image_shape, config.crop_padding)
             return random_window(shape, tf.stack([position, index]), config.augment, fallback)
 
         image = decode_window(source.load(payload)[0], config.data.channels, window, config.data.background)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_tf.benchmark.setting import TRAINING_IMAGES
+from efficientnet_tf.config.image_size import ImageSize, as_shape
 from efficientnet_tf.config.schema import Config, ModelSpec
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.models.data_format import channels_last_scope
@@ -20,7 +21,7 @@ from efficientnet_tf.training.tensorflow_loop import make_train_loop
 
 def inference_seconds(
     spec: ModelSpec,
-    size: int | None = None,
+    size: ImageSize | None = None,
     batch: int = 1,
     classes: int = 1000,
     channels: int = 3,
@@ -32,7 +33,7 @@ def inference_seconds(
 
     Args:
         spec: The network.
-        size: Image side in pixels, at least 1. Defaults to the spec's resolution.
+        size: Size of the images in pixels: the side of squares, or (height, width). Defaults to the spec's resolution.
         batch: Images per forward pass, at least 1.
         classes: Number of classes, at least 1.
         channels: Channels of the images, at least 1.
@@ -41,11 +42,11 @@ def inference_seconds(
     Returns:
         Seconds per batch, the median of the rounds.
     """
-    size = size or spec.resolution
+    shape = *as_shape(size or spec.resolution), channels
     with channels_last_scope():
-        model = build_model(spec, classes, (size, size, channels))
+        model = build_model(spec, classes, shape)
     forward = tf.function(Inference(model, current_device_type()), autograph=False)
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, size, size, channels), np.uint8))
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8))
     seconds = []
     for _ in range(rounds + 2):
         start = time.perf_counter()
@@ -73,7 +74,7 @@ def training_step(
     state = create_state(config, classes, TRAINING_IMAGES, strategy)
     loop: Any = make_train_loop(state, config, strategy)
     rng = np.random.default_rng(0)
-    shape = (config.train.batch_size, config.image_size, config.image_size, config.data.channels)
+    shape = (config.train.batch_size, *config.input_shape)
     batch = rng.integers(0, 256, shape, np.uint8), rng.integers(0, classes, shape[0], np.int32)
     batches = iter(distribute_batches(strategy, lambda _: tf.data.Dataset.from_tensors(batch).repeat()))
     loop.get_concrete_function(batches, tf.constant(1))  # the peak of the steps does not include that of tracing

@@ -18,7 +18,7 @@ from efficientnet_tf.config.fields import (
     Path,
     Positives,
     Section,
-    Side,
+    Size,
 )
 from efficientnet_tf.config.paths import is_hub
 
@@ -94,20 +94,22 @@ class DataConfig(Section):
     pseudo_per_class: Count | None = None
     """Number of images of `pseudo_labels` to take of each class, those with the highest probability. If there are
     fewer, they are repeated. The default is to take all of them once."""
-    image_size: Side | None = None
-    """Side of the images in pixels. The default is the resolution of the model."""
+    image_size: Size | None = None
+    """Size of the images in pixels: the side of squares, or `[height, width]`. The default is the resolution of the
+    model."""
     channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] = 3
     """Channels of the decoded images: 1 is grayscale, 3 is RGB. With 4 to 16, the images must have as many: TIFF files,
     or `.npy` files of NumPy, of 8 or 16 bits."""
     crop: Literal["center", "squash", "pad"] = "center"
-    """How an image becomes a square in evaluation, in `predict` and `explain`, and in exported models. `center`: its
-    center is cut out, as published. `squash`: the whole image is resized to a square, which distorts it. `pad`: the
-    whole image is resized until its longer side fits, and centered on a square of the color `background`. Training
-    always uses random crops."""
+    """How an image is brought to `image_size` in evaluation, in `predict` and `explain`, and in exported models.
+    `center`: its center is cut out, as published. `squash`: the whole image is resized, which distorts it. `pad`: the
+    whole image is resized until it fits, and centered on the color `background`. Training always uses random crops."""
     crop_padding: Annotated[int, Field(ge=0, le=MOST_PIXELS)] | None = None
     """crop=center: the crop covers size / (size + crop_padding) of the shorter side. The default is 32 pixels, as
     published for images of 224 pixels and more. For smaller images it is a seventh of their size, which is 7/8 of the
-    shorter side, as at 224 pixels. Other crops use the whole image and ignore the value of a recipe."""
+    shorter side, as at 224 pixels. If height and width differ, the image is resized until it covers both of them with
+    crop_padding more pixels each, and the center is cut out of that. Other crops use the whole image and ignore the
+    value of a recipe."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation used for resizing, without antialiasing."""
     background: Levels = (255,)

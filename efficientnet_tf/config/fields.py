@@ -18,6 +18,7 @@ class Section(pydantic.BaseModel):
 
 
 MOST_BLOCKS = 2000  # of a network. EfficientNet-L2 has 87, and the deepest published ResNet 333
+LEAST_SIDE = 8  # pixels of an image
 MOST_PIXELS = 2**16  # of an image's side
 MOST_CHANNELS = 16  # of an image
 
@@ -48,6 +49,17 @@ def _check_path(value: str, hub: bool = False, datasets: bool = False) -> str:
     return value
 
 
+def _check_size(value: object) -> object:
+    """Check an image size here, because the errors of each type of a union are separate."""
+    sides = value if isinstance(value, list | tuple) else [value] * 2
+    if len(sides) != 2 or not all(type(side) is int and LEAST_SIDE <= side <= MOST_PIXELS for side in sides):
+        raise FieldError(
+            f"Input should be an integer from {LEAST_SIDE} to {MOST_PIXELS:,}, or two of them, [height, width], "
+            f"received {shorten(repr(value))}"
+        )
+    return value
+
+
 def _check_address(value: str) -> str:
     if not 1 <= int(value.rpartition(":")[2]) <= 65535:
         raise FieldError(f"The port of an address must be from 1 to 65535, received {shorten(repr(value))}")
@@ -62,7 +74,8 @@ Epochs = Annotated[float, Field(gt=0, le=1e7), AfterValidator(_check_smallest)]
 Scale = Annotated[float, Field(gt=0, le=1000), AfterValidator(_check_smallest)]
 Count = Annotated[int, Field(ge=1, le=10**8)]
 Channels = Annotated[int, Field(ge=1, le=10**6)]
-Side = Annotated[int, Field(ge=8, le=MOST_PIXELS)]
+Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_PIXELS)]
+Size = Annotated[Side | Annotated[tuple[Side, Side], Field(strict=False)], pydantic.BeforeValidator(_check_size)]
 Path = Annotated[str, AfterValidator(_check_path)]
 ModelPath = Annotated[str, AfterValidator(lambda value: _check_path(value, hub=True))]
 DataPath = Annotated[str, AfterValidator(lambda value: _check_path(value, datasets=True))]
@@ -70,6 +83,7 @@ Address = Annotated[str, Field(pattern=r"^grpc://[^/\s]+:[0-9]{1,5}$"), AfterVal
 # YAML has lists but no tuples, so tuple fields accept lists.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Numbers = Annotated[tuple[int | float, ...], Field(strict=False)]
 Positives = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],

@@ -8,17 +8,17 @@ class Preprocessing(NamedTuple):
     """How an image file becomes the pixels that a network sees in evaluation, as in the section `data` of a config.
 
     Attributes:
-        image_size: Side S of the network's input in pixels.
+        image_shape: Height and width of the network's input in pixels.
         channels: 1 for gray, 3 for color, or 4 to 16 for other images, which must have as many.
         crop: "center", "squash" or "pad".
-        crop_padding: The center crop covers image_size / (image_size + crop_padding) of the shorter side, >= 0. Other
-            crops do not use it.
+        crop_padding: Pixels, at the size of the network's input, that the center crop leaves out of the height and of
+            the width, >= 0. See `windows.center_window`. Other crops do not use it.
         interpolation: "bicubic" or "bilinear".
         background: Color behind transparent pixels and around a padded image, in [0, 255]: one gray level, or red,
             green and blue.
     """
 
-    image_size: int
+    image_shape: tuple[int, int]
     channels: int = 3
     crop: str = "center"
     crop_padding: int = 0

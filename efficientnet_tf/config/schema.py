@@ -11,6 +11,7 @@ import pydantic
 
 from efficientnet_tf.config.data_schema import AugmentConfig, DataConfig
 from efficientnet_tf.config.fields import MOST_PIXELS, Count, Epochs, FieldError, Section
+from efficientnet_tf.config.image_size import ImageSize, as_shape, as_size, format_size
 from efficientnet_tf.config.model_schema import ModelSpec, Stage
 from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.config.text import shorten
@@ -96,9 +97,22 @@ class Config(Section):
     """Evaluation, during and after training."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the images in pixels: `data.image_size`, or else the resolution of the model."""
-        return self.data.image_size or self.model.resolution
+    def image_size(self) -> ImageSize:
+        """Size of the images in pixels: `data.image_size`, or else the resolution of the model.
+
+        It is the side of a square, or a pair (height, width).
+        """
+        return as_size(self.image_shape)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return as_shape(self.data.image_size or self.model.resolution)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images that the network takes."""
+        return *self.image_shape, self.data.channels
 
     @property
     def crop_padding(self) -> int:
@@ -113,7 +127,7 @@ class Config(Section):
         """How an image becomes the pixels that the network sees in evaluation."""
         data = self.data
         return Preprocessing(
-            self.image_size, data.channels, data.crop, self.crop_padding, data.interpolation, data.background
+            self.image_shape, data.channels, data.crop, self.crop_padding, data.interpolation, data.background
         )
 
     def resolve(self) -> "Config":
@@ -170,10 +184,10 @@ class Config(Section):
                 "data.val_fraction is only for data.source=folder and data.source=arrays, received source "
                 f"{data.source!r}"
             )
-        if self.augment.shift >= self.image_size:
+        if self.augment.shift >= min(self.image_shape):
             raise ValueError(
-                f"augment.shift={self.augment.shift} would move images of {self.image_size} pixels out of sight. Use a "
-                "smaller one."
+                f"augment.shift={self.augment.shift} would move images of {format_size(self.image_size)} pixels out of "
+                "sight. Use a smaller one."
             )
         if schedule.warmup_epochs > train.epochs:
             raise ValueError(
@@ -240,15 +254,17 @@ class Config(Section):
             except pydantic.ValidationError as error:
                 item = error.errors(include_url=False)[0]
                 key, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
-                raise _phases_error(f"cannot set {key}: {message}, received {shorten(repr(item['input']))}") from None
+                if item["type"] != "value_error":  # whose messages say what was received
+                    message += f", received {shorten(repr(item['input']))}"
+                raise _phases_error(f"cannot set {key}: {message}") from None
 
 
-def default_crop_padding(image_size: int) -> int:
+def default_crop_padding(image_size: ImageSize) -> int:
     """Return the default of `data.crop_padding` for a size of images in pixels.
 
     Source: official code, `CROP_PADDING`, for images of at least 224 pixels.
     """
-    return min(32, round(image_size / 7))
+    return min(32, round(min(as_shape(image_size)) / 7))
 
 
 def _phases_error(problem: str) -> FieldError:

@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from efficientnet_tf.config.fields import Count, Epochs, Fraction, ModelPath, NonNegative, Positive, Positives, Section
+from efficientnet_tf.config.fields import (
+    Count,
+    Epochs,
+    Fraction,
+    ModelPath,
+    NonNegative,
+    Numbers,
+    Positive,
+    Positives,
+    Section,
+)
 
 _Stages = Annotated[str, Field(pattern=r"^stage[1-9][0-9]{0,2}$")]
 
@@ -89,7 +99,7 @@ class Phase(Section):
 
     until: Annotated[float, Field(gt=0, le=1)]
     """Fraction of `train.epochs` at which the phase ends."""
-    set: dict[str, int | float | bool | str]
+    set: dict[str, int | float | bool | str | Numbers]
     """Values for this phase, as `section.key: value`. Allowed are data.image_size, train.batch_size, train.freeze,
     model.dropout, model.drop_connect, optimizer.learning_rate, optimizer.clip_norm, optimizer.clip_value, optimizer.agc
     and every key of the section augment."""

@@ -39,20 +39,20 @@ _NOT_PORTABLE_STACK = "images of more than 3 channels are not decoded in exporte
 _NOT_PORTABLE = "this image needs Pillow, which is not used in exported models: convert it to JPEG or PNG"
 
 
-def decode_square(encoded: tf.Tensor, preprocessing: Preprocessing, portable: bool = False) -> tf.Tensor:
-    """Decode an image and bring it to the square that a network sees in evaluation.
+def decode_evaluation(encoded: tf.Tensor, preprocessing: Preprocessing, portable: bool = False) -> tf.Tensor:
+    """Decode an image and bring it to the size that a network sees in evaluation.
 
     Args:
         encoded: Bytes of an image file, string scalar.
-        preprocessing: The size of the square, and how the image is brought to it.
+        preprocessing: The size, and how the image is brought to it.
         portable: As for `decode_window`.
 
     Returns:
-        float32 [S, S, C], in about [0, 255]. Bicubic interpolation overshoots this range at edges.
+        float32 [H, W, C], in about [0, 255]. Bicubic interpolation overshoots this range at edges.
 
     Source: official code, `preprocess_for_eval`, for the center crop.
     """
-    size, channels, background = preprocessing.image_size, preprocessing.channels, preprocessing.background
+    size, channels, background = preprocessing.image_shape, preprocessing.channels, preprocessing.background
 
     def choose_window(shape):
         if preprocessing.crop == "center":
@@ -61,39 +61,40 @@ def decode_square(encoded: tf.Tensor, preprocessing: Preprocessing, portable: bo
 
     image = decode_window(encoded, channels, choose_window, background, portable)
     if preprocessing.crop == "pad":
-        return pad_to_square(image, size, preprocessing.interpolation, background)
-    image = tf.image.resize(image, [size, size], preprocessing.interpolation)
-    return tf.ensure_shape(image, [size, size, channels])
+        return pad(image, size, preprocessing.interpolation, background)
+    image = tf.image.resize(image, size, preprocessing.interpolation)
+    return tf.ensure_shape(image, [*size, channels])
 
 
-def pad_to_square(image: tf.Tensor, size: int, interpolation: str, background: Sequence[int] = (255,)) -> tf.Tensor:
-    """Resize an image to a longer side of `size` pixels, and place it in the center of a square.
+def pad(image: tf.Tensor, shape: Sequence[int], interpolation: str, background: Sequence[int] = (255,)) -> tf.Tensor:
+    """Resize an image until it just fits in a frame, and place it in the center of the frame.
 
     Args:
-        image: uint8 [H, W, C].
-        size: Side S of the result in pixels.
+        image: uint8 [R, S, C].
+        shape: Height H and width W of the frame in pixels.
         interpolation: As for `tf.image.resize`.
         background: Color of the border, in [0, 255]: one gray level, or red, green and blue.
 
     Returns:
-        float32 [S, S, C]. If the border is an odd number of pixels, the larger part is on the right or at the bottom.
+        float32 [H, W, C]. If the border is an odd number of pixels, the larger part is on the right or at the bottom.
     """
     channels = image.shape[-1]
-    height, width = tf.unstack(tf.shape(image)[:2])
-    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
-    # Integers only, as for the center crop. Halves are rounded up.
-    scaled = tf.maximum((shorter * size + longer // 2) // longer, 1)
-    rows, columns = tf.where(height < width, scaled, size), tf.where(width < height, scaled, size)
+    height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
+    # One side of the image gets that of the frame. Integers only, as for the center crop. Halves are rounded up.
+    width_decides = height * shape[1] <= width * shape[0]
+    side = tf.where(width_decides, width, height)
+    whole = tf.cast(tf.where(width_decides, shape[1], shape[0]), tf.int64)
+    rows, columns = (tf.cast(tf.maximum((each * whole + side // 2) // side, 1), tf.int32) for each in (height, width))
     image = tf.image.resize(image, tf.stack([rows, columns]), interpolation)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    border = tf.stack([[top, size - rows - top], [left, size - columns - left], [0, 0]])
+    top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+    border = tf.stack([[top, shape[0] - rows - top], [left, shape[1] - columns - left], [0, 0]])
     inside = tf.pad(tf.ones([rows, columns, 1], tf.bool), border)
     color = tf.constant([[as_rgb(background)]], tf.uint8)
     if channels > 3:
         color = tf.fill([1, 1, channels], color[0, 0, 0])
     if channels == 1:
         color = tf.image.rgb_to_grayscale(color)  # the level that transparent pixels get, too
-    return tf.ensure_shape(tf.where(inside, tf.pad(image, border), tf.cast(color, tf.float32)), [size, size, channels])
+    return tf.ensure_shape(tf.where(inside, tf.pad(image, border), tf.cast(color, tf.float32)), [*shape, channels])
 
 
 def decode_window(

@@ -1,6 +1,6 @@
-"""The square that a network sees in evaluation without TensorFlow: Pillow decodes the image, and NumPy resizes it.
+"""The pixels that a network sees in evaluation without TensorFlow: Pillow decodes the image, and NumPy resizes it.
 
-`decode.decode_square` does the same in input pipelines. TensorFlow takes seconds to import, and a model that runs
+`decode.decode_evaluation` does the same in input pipelines. TensorFlow takes seconds to import, and a model that runs
 without it does not need to wait for this. The pixels are equal, with two exceptions. In a JPEG with color at half the
 size, the outermost columns of a center crop differ by a few gray levels (at most 7 in photographs), because TensorFlow
 decodes the crop alone, and libjpeg smooths colors less at its edges. In a CMYK JPEG, colors are rounded differently, by
@@ -10,6 +10,7 @@ one gray level.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,44 +24,48 @@ _GRAY_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 _ROWS = 256
 
 
-def decode_square(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """Decode an image and bring it to a square. Arguments and result are those of `decode.decode_square`.
+def decode_evaluation(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode an image and bring it to a size. Arguments and result are those of `decode.decode_evaluation`.
 
     Raises:
         UserError: If the file is no image or has too many pixels.
         Exception: If the file is damaged. Pillow has many types for this.
     """
-    size, color = preprocessing.image_size, as_rgb(preprocessing.background)
+    shape, color = preprocessing.image_shape, as_rgb(preprocessing.background)
     if preprocessing.channels > 3:
         image, color = decode_stack(encoded, preprocessing.channels), color[:1] * preprocessing.channels
     else:
         image = pillow_decoder.decode(encoded, color)
     height, width = image.shape[:2]
     if preprocessing.crop == "center":
-        y, x, side, _ = center_window(height, width, size, preprocessing.crop_padding)
-        image = image[y : y + side, x : x + side]
+        y, x, rows, columns = center_window(height, width, shape, preprocessing.crop_padding)
+        image = image[y : y + rows, x : x + columns]
     convert = _to_gray if preprocessing.channels == 1 else np.asarray
     image, level = convert(image), convert(np.array([[color]], np.uint8))
     if preprocessing.crop != "pad":
-        return resize(image, size, size, preprocessing.interpolation)
-    top, left, rows, columns = padded_window(height, width, size)
-    square = np.empty([size, size, preprocessing.channels], np.float32)
-    square[:] = level
-    square[top : top + rows, left : left + columns] = resize(image, rows, columns, preprocessing.interpolation)
-    return square
+        return resize(image, *shape, preprocessing.interpolation)
+    top, left, rows, columns = padded_window(height, width, shape)
+    padded = np.empty([*shape, preprocessing.channels], np.float32)
+    padded[:] = level
+    padded[top : top + rows, left : left + columns] = resize(image, rows, columns, preprocessing.interpolation)
+    return padded
 
 
-def center_window(height: int, width: int, image_size: int, padding: int) -> tuple[int, int, int, int]:
+def center_window(height: int, width: int, shape: Sequence[int], padding: int) -> tuple[int, int, int, int]:
     """Return the center crop (y, x, height, width) of an image, as `windows.center_window` does."""
-    side = max(min(height, width) * image_size // (image_size + padding), 1)
-    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+    covered = [side + padding for side in shape]
+    # The image is resized until it just covers this height and width, so one side decides.
+    side, whole = (height, covered[0]) if height * covered[1] <= width * covered[0] else (width, covered[1])
+    rows, columns = (max(each * side // whole, 1) for each in shape)
+    return (height - rows + 1) // 2, (width - columns + 1) // 2, rows, columns
 
 
-def padded_window(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Return where a padded image is in its square (y, x, height, width), as in `decode.pad_to_square`."""
-    longer = max(height, width)
-    rows, columns = (max((side * size + longer // 2) // longer, 1) for side in (height, width))
-    return (size - rows) // 2, (size - columns) // 2, rows, columns
+def padded_window(height: int, width: int, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return where a padded image is in its frame (y, x, height, width), as in `decode.pad`."""
+    # The image is resized until one side, which decides, is that of the frame.
+    side, whole = (width, shape[1]) if height * shape[1] <= width * shape[0] else (height, shape[0])
+    rows, columns = (max((each * whole + side // 2) // side, 1) for each in (height, width))
+    return (shape[0] - rows) // 2, (shape[1] - columns) // 2, rows, columns
 
 
 def resize(image: np.ndarray, rows: int, columns: int, interpolation: str) -> np.ndarray:

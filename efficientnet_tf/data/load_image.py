@@ -13,6 +13,7 @@ import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
 from efficientnet_tf.config.fields import MOST_CHANNELS
+from efficientnet_tf.config.image_size import ImageSize, as_shape
 from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.config.schema import default_crop_padding
 from efficientnet_tf.config.text import escape
@@ -33,7 +34,7 @@ _lock = threading.Lock()
 
 def load_image(
     source: str | os.PathLike[str] | bytes,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     *,
     channels: int = 3,
     crop: str = "center",
@@ -46,18 +47,19 @@ def load_image(
     Args:
         source: Path of an image file, local or gs://, or the bytes of an image file. JPEG, PNG, BMP, GIF (first frame),
             WebP (first frame) and TIFF (first page) are supported; TIFF and a few other forms need Pillow.
-        image_size: Side S of the network's input in pixels.
+        image_size: Size of the network's input in pixels: the side of a square, or height H and width W.
         channels: 3 for color, 1 for gray.
-        crop: "center" for a square from the center, "squash" for the whole image, which distorts it, or "pad" for the
-            whole image with a border.
-        crop_padding: The center crop covers image_size / (image_size + crop_padding) of the shorter side. The default
-            is 32, or a seventh of the image size below 224 pixels. Leave it out with other crops.
+        crop: "center" for the center, "squash" for the whole image, which distorts it, or "pad" for the whole image
+            with a border.
+        crop_padding: The center crop covers image_size / (image_size + crop_padding) of the shorter side. If height and
+            width differ, it is what the center shows of the image resized to cover both with crop_padding more pixels.
+            The default is 32, or a seventh of the shorter side below 224 pixels. Leave it out with other crops.
         interpolation: "bicubic" or "bilinear".
         background: Color behind transparent pixels and of the border, in [0, 255]: one gray level, or red, green and
             blue.
 
     Returns:
-        float32 [S, S, channels], in about [0, 255]. Bicubic interpolation overshoots this range at edges. Normalization
+        float32 [H, W, channels], in about [0, 255]. Bicubic interpolation overshoots this range at edges. Normalization
         is part of the network.
 
     Raises:
@@ -69,12 +71,14 @@ def load_image(
         >>> encoded = tf.io.encode_png(tf.zeros([300, 400, 3], tf.uint8)).numpy()
         >>> load_image(encoded, image_size=224).shape
         (224, 224, 3)
+        >>> load_image(encoded, image_size=(192, 320)).shape
+        (192, 320, 3)
     """
     _check_arguments(image_size, channels, crop, crop_padding, interpolation, background)
     if crop_padding is None:
-        crop_padding = default_crop_padding(int(image_size))
-    color = tuple(map(int, background))
-    preprocessing = Preprocessing(int(image_size), channels, crop, int(crop_padding), interpolation, color)
+        crop_padding = default_crop_padding(image_size)
+    shape, color = tuple(map(int, as_shape(image_size))), tuple(map(int, background))
+    preprocessing = Preprocessing(shape, channels, crop, int(crop_padding), interpolation, color)
     return load_image_by_tensorflow(source, preprocessing)
 
 
@@ -93,7 +97,7 @@ def load_image_by_pillow(source: str | os.PathLike[str] | bytes, preprocessing: 
 
 def _load(decode, source, preprocessing):
     """Read a file and decode it."""
-    _check_size(preprocessing.image_size)
+    _check_size(preprocessing.image_shape)
     if isinstance(source, bytes | bytearray | memoryview):
         encoded = bytes(source)
         name = f"The image of {len(encoded):,} bytes"
@@ -125,27 +129,30 @@ def _decode_by_tensorflow(encoded, preprocessing):
 
 def _decode_by_pillow(encoded, preprocessing):
     try:
-        return evaluation_crop.decode_square(encoded, preprocessing)
+        return evaluation_crop.decode_evaluation(encoded, preprocessing)
     except (UserError, MemoryError):
         raise
     except Exception:  # Pillow has many types for damaged files.
         raise UserError(find_cause(encoded)) from None
 
 
-def _check_size(image_size):
-    if not 1 <= image_size <= _LARGEST_SIDE:
-        raise UserError(
-            f"image_size={image_size} is not between 1 and {_LARGEST_SIDE:,}. Use the image size of the network, for "
-            "example 224."
-        )
+def _check_size(shape):
+    for side in shape:
+        if not 1 <= side <= _LARGEST_SIDE:
+            raise UserError(
+                f"image_size={side} is not between 1 and {_LARGEST_SIDE:,}. Use the image size of the network, for "
+                "example 224."
+            )
 
 
 def _check_arguments(image_size, channels, crop, crop_padding, interpolation, background):
     padding = 0 if crop_padding is None else crop_padding  # The default is always allowed.
-    for name, value in (("image_size", image_size), ("crop_padding", padding)):
-        if not isinstance(value, numbers.Integral):
-            raise UserError(f"{name}={value!r} is not a whole number.")
-    _check_size(image_size)
+    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size,) * 2
+    if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
+        raise UserError(f"image_size={image_size!r} is not a whole number, or a height and a width.")
+    if not isinstance(padding, numbers.Integral):
+        raise UserError(f"crop_padding={padding!r} is not a whole number.")
+    _check_size(sides)
     levels = np.asarray(background)
     if levels.shape not in ((1,), (3,)) or levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() > 255:
         raise UserError(f"background={background!r} is not a list of one or three levels from 0 to 255.")
@@ -182,6 +189,6 @@ def _make_decoder(preprocessing):
 
 
 def _make_eager_decoder(preprocessing):
-    from efficientnet_tf.data.decode import decode_square
+    from efficientnet_tf.data.decode import decode_evaluation
 
-    return lambda encoded: decode_square(encoded, preprocessing)
+    return lambda encoded: decode_evaluation(encoded, preprocessing)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.data.batch_sizes import check_batches as check_batches
-from efficientnet_tf.data.decode import decode_square, decode_window
+from efficientnet_tf.data.decode import decode_evaluation, decode_window
 from efficientnet_tf.data.failures import Failures
 from efficientnet_tf.data.image_formats import read_file
 from efficientnet_tf.data.pillow_decoder import explain_failure
@@ -40,7 +40,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     """Decode a random crop of an image, resize it, and augment it as the configuration says.
 
     `data.crop` is for evaluation. Here it only matters if no random crop is found: then the center crop of evaluation
-    is used, or the largest square in the center if evaluation uses whole images.
+    is used, or the largest such crop if evaluation uses whole images.
 
     Args:
         encoded: Bytes of an image file, string scalar.
@@ -48,23 +48,23 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
         config: The configuration of the run.
 
     Returns:
-        uint8 [S, S, C] with S = config.image_size.
+        uint8 [H, W, C] with H, W = config.image_shape.
 
     Source: paper, section 5.2; official code, `preprocess_for_train`.
     Deviates: Bicubic interpolation uses half-pixel centers (`tf.image.resize`), the official code used TensorFlow 1's.
     Values are rounded to uint8 instead of truncated.
     """
     crop_seed, flip_seed, policy_seed, erase_seed, vertical_seed, jitter_seed, shift_seed = split_seed(seed)
-    size, channels = config.image_size, config.data.channels
+    (height, width), channels = config.image_shape, config.data.channels
 
     def choose_window(shape):
-        fallback = center_window(shape, size, config.crop_padding)
-        return random_window(shape, crop_seed, config.augment, fallback)
+        fallback = center_window(shape, (height, width), config.crop_padding)
+        return random_window(shape, crop_seed, config.augment, fallback, width / height)
 
     portable = config.data.service is not None  # Its workers are other processes.
     image = decode_window(encoded, channels, choose_window, config.data.background, portable)
-    image = tf.image.resize(image, [size, size], config.data.interpolation)
-    image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, channels])
+    image = tf.image.resize(image, [height, width], config.data.interpolation)
+    image = tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [height, width, channels])
     if config.augment.flip:
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     if config.augment.flip_vertical:
@@ -82,7 +82,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
 
 
 def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf.Tensor:
-    """Decode an image and bring it to the square that the network sees in evaluation.
+    """Decode an image and bring it to the size that the network sees in evaluation.
 
     Args:
         encoded: Bytes of an image file, string scalar.
@@ -90,9 +90,9 @@ def eval_image(encoded: tf.Tensor, config: Config, portable: bool = False) -> tf
         portable: As for `decode_window`.
 
     Returns:
-        float32 [S, S, C] with S = config.image_size, in about [0, 255]. See `decode_square`.
+        float32 [H, W, C] with H, W = config.image_shape, in about [0, 255]. See `decode_evaluation`.
     """
-    return decode_square(encoded, config.preprocessing, portable)
+    return decode_evaluation(encoded, config.preprocessing, portable)
 
 
 def make_image_reader(
@@ -154,10 +154,10 @@ def train_dataset(
         first_position: Number of images that earlier phases of the run have used, >= 0.
 
     Returns:
-        A dataset of batches for one replica: images, uint8 [B, S, S, C], and labels, [B,
+        A dataset of batches for one replica: images, uint8 [B, H, W, C], and labels, [B,
         *source.label_shape], of `source.label_dtype`.
     """
-    batch, size = config.train.batch_size, config.image_size
+    batch = config.train.batch_size
     per_replica = context.get_per_replica_batch_size(batch)
 
     def convert(position, id_, payload):
@@ -180,7 +180,7 @@ def train_dataset(
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    fallback = tf.zeros((size, size, config.data.channels), tf.uint8), source.empty_label
+    fallback = tf.zeros((*config.image_shape, config.data.channels), tf.uint8), source.empty_label
     images = map_with_fallback(source.stream(order), convert, fallback)
     batches = images.batch(per_replica, drop_remainder=True)
     if config.data.service:
@@ -206,10 +206,10 @@ def eval_dataset(
         context: Says which host this is, and how many hosts and replicas there are.
 
     Returns:
-        A dataset of `eval_steps` batches for each replica: images, float32 [B, S, S, C], labels as for
+        A dataset of `eval_steps` batches for each replica: images, float32 [B, H, W, C], labels as for
         `train_dataset`, and weights, float32 [B], 1 for an image and 0 for padding and failed images.
     """
-    batch, size = config.eval.batch_size, config.image_size
+    batch = config.eval.batch_size
     per_replica = context.get_per_replica_batch_size(batch)
 
     def convert(_position, _id, payload):
@@ -226,7 +226,7 @@ def eval_dataset(
         host=context.input_pipeline_id,
         hosts=context.num_input_pipelines,
     )
-    fallback = tf.zeros((size, size, config.data.channels)), source.empty_label
+    fallback = tf.zeros((*config.image_shape, config.data.channels)), source.empty_label
     images = map_with_fallback(source.stream(order), convert, fallback)
     return _prefetch(images.batch(per_replica, drop_remainder=True).map(add_weights))
 
@@ -242,9 +242,9 @@ def sample_images(source: Source, config: Config, failures: Failures, count: int
         count: Number of images, >= 1. If the split has fewer, all are returned.
 
     Returns:
-        A dataset of float32 [S, S, C].
+        A dataset of float32 [H, W, C].
     """
-    fallback = (tf.zeros((config.image_size, config.image_size, config.data.channels)),)
+    fallback = (tf.zeros((*config.image_shape, config.data.channels)),)
 
     def convert(_position, _id, payload):
         return (eval_image(source.load(payload)[0], config),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -15,26 +16,35 @@ def whole_window(shape: tf.Tensor) -> tf.Tensor:
     return tf.stack([0, 0, shape[0], shape[1]])
 
 
-def center_window(shape: tf.Tensor, image_size: int, padding: int) -> tf.Tensor:
-    """Return the evaluation crop: a centered square.
+def center_window(shape: tf.Tensor, image_shape: Sequence[int], padding: int) -> tf.Tensor:
+    """Return the evaluation crop, which is in the center.
+
+    Imagine that the image is resized until it just covers H + padding rows and W + padding columns. The crop is what
+    the central H x W pixels of that show. For squares, it covers H / (H + padding) of the shorter side.
 
     Args:
         shape: Height, width and channels of the image, int32 [3].
-        image_size: Side of the network's input in pixels.
-        padding: The crop covers image_size / (image_size + padding) of the shorter side, >= 0.
+        image_shape: Height H and width W of the network's input in pixels.
+        padding: Pixels that the crop leaves out of each side at the size of the network's input, >= 0.
 
     Returns:
         The window (y, x, height, width) in pixels, int32 [4].
 
-    Source: official code, `_decode_and_center_crop`. The fraction is 0.875 for 224 pixels and a padding of 32.
+    Source: official code, `_decode_and_center_crop`, which has squares only. The fraction is 0.875 for 224 pixels and a
+    padding of 32.
     """
-    height, width = shape[0], shape[1]
+    height, width = tf.unstack(tf.cast(shape[:2], tf.int64))  # Products of long sides do not fit in 32 bits.
+    covered = [side + padding for side in image_shape]
+    height_decides = height * covered[1] <= width * covered[0]
+    side, whole = tf.where(height_decides, height, width), tf.where(height_decides, *covered)
     # Integers only: a float product can fall just short of an integer and make the crop one pixel too small.
-    side = tf.maximum(tf.minimum(height, width) * image_size // (image_size + padding), 1)
-    return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
+    rows, columns = (tf.maximum(each * side // tf.cast(whole, tf.int64), 1) for each in image_shape)
+    return tf.cast(tf.stack([(height - rows + 1) // 2, (width - columns + 1) // 2, rows, columns]), tf.int32)
 
 
-def random_window(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentConfig, fallback: tf.Tensor) -> tf.Tensor:
+def random_window(
+    shape: tf.Tensor, seed: tf.Tensor, augment: AugmentConfig, fallback: tf.Tensor, aspect: float = 1.0
+) -> tf.Tensor:
     """Return a training crop of random area and aspect ratio, or `fallback` after ten failed attempts.
 
     Args:
@@ -42,6 +52,8 @@ def random_window(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentConfig, fal
         seed: int64 [2].
         augment: The ranges of the area and of the aspect ratio.
         fallback: A window, int32 [4].
+        aspect: Width of the network's input divided by its height. The aspect ratio of a crop is in the range of
+            `augment` times this, so objects are distorted as little as with squares.
 
     Returns:
         The window (y, x, height, width) in pixels, int32 [4].
@@ -53,7 +65,7 @@ def random_window(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentConfig, fal
         tf.zeros([1, 0, 4]),
         seed=seed,
         min_object_covered=0.1,
-        aspect_ratio_range=augment.crop_aspect,
+        aspect_ratio_range=[aspect * bound for bound in augment.crop_aspect],
         area_range=augment.crop_area,
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,

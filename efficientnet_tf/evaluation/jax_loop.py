@@ -48,7 +48,7 @@ def make_eval_step(
 
     Returns:
         A `jax.jit` of a function of the values of the variables, of the sums so far, float32 [len(classifiers),
-        metrics.size], of images float32 [B, S, S, C], and of labels and weights. It returns new sums.
+        metrics.size], of images float32 [B, H, W, C], and of labels and weights. It returns new sums.
     """
 
     def device_step(values, sums, images, labels, weights):

@@ -20,7 +20,7 @@ from efficientnet_tf.runtime.strategy import add_up, distribute_batches
 
 _BLOCKS = 100  # of steps, in an evaluation whose progress is reported
 Classifier = Callable[[tf.Tensor], tf.Tensor]
-"""Function of images float32 [B, S, S, C], pixels in [0, 255], to logits [B, classes]."""
+"""Function of images float32 [B, H, W, C], pixels in [0, 255], to logits [B, classes]."""
 
 
 def make_eval_loop(
@@ -38,7 +38,7 @@ def make_eval_loop(
         variables: With JAX: the variables that the classifiers read.
 
     Returns:
-        A `tf.function` of an iterator of per-replica batches (images float32 [B, S, S, C], labels [B, ...], weights
+        A `tf.function` of an iterator of per-replica batches (images float32 [B, H, W, C], labels [B, ...], weights
         float32 [B]), a number of steps, int32 scalar, and sums to add to, float32 [classifiers, metrics.size], or None.
         It returns the sums over all images, of the same shape. With JAX, a Python function that does the same.
     """
@@ -171,7 +171,7 @@ def collect_outputs(
     """Return the outputs for all images of a source that can be read, and their labels, in this process.
 
     Args:
-        compute: Function of images, float32 [N, S, S, C], to outputs, float32 [N, outputs].
+        compute: Function of images, float32 [N, H, W, C], to outputs, float32 [N, outputs].
         source: The images.
         config: The config that says how images are cropped and batched.
         report: Function that is called after each batch with its number of images.

@@ -22,9 +22,9 @@ def compare_file(reference: Callable[[Any], Any], path: str, images: np.ndarray,
     """Run a function and a file on the same images.
 
     Args:
-        reference: Function from images, float32 [N, S, S, C], to what the file should return. It is traced.
+        reference: Function from images, float32 [N, H, W, C], to what the file should return. It is traced.
         path: Path of the file.
-        images: float32 [N, S, S, C], pixels in [0, 255].
+        images: float32 [N, H, W, C], pixels in [0, 255].
         config: Config of the network.
 
     Returns:

@@ -23,7 +23,7 @@ def correct_biases(network: keras.Model, model: keras.Model, calibration: np.nda
     Args:
         network: A model of `int8_network.make_int8_network`.
         model: The folded float32 model that it was made from.
-        calibration: Calibration images, float32 [N, S, S, C], pixels in [0, 255].
+        calibration: Calibration images, float32 [N, H, W, C], pixels in [0, 255].
 
     Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, appendix D.
     """

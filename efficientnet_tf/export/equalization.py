@@ -47,7 +47,7 @@ def equalize_channels(model: keras.Model, calibration: Iterable[np.ndarray]) -> 
 
     Args:
         model: A model of `models.folding.fold_batch_norm`. Its weights are changed.
-        calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
+        calibration: Batches of one image, float32 [1, H, W, C], pixels in [0, 255].
 
     Source: Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, section 4.1.
     Deviates: The ranges are those of activations in calibration images, not those of weights.

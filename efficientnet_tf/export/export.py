@@ -255,7 +255,7 @@ def _check_layers(spec, keep_float):
 
 
 def _read_images(config, count, training):
-    """Return images of the training or the evaluation split, preprocessed as for evaluation: float32 [N, S, S, C]."""
+    """Return images of the training or the evaluation split, preprocessed as for evaluation: float32 [N, H, W, C]."""
     import numpy as np
 
     from efficientnet_tf.data.failures import Failures
@@ -278,8 +278,8 @@ def _advise(model, calibration, images, keep_float, all_used):
 
     Args:
         model: The folded model.
-        calibration: Calibration images, float32 [N, S, S, C].
-        images: Images to measure on, float32 [N, S, S, C].
+        calibration: Calibration images, float32 [N, H, W, C].
+        images: Images to measure on, float32 [N, H, W, C].
         keep_float: Names of the layers that are in float already.
         all_used: Whether the training split has no more images to calibrate on.
     """

@@ -2,7 +2,7 @@
 
 Only writing files imports TensorFlow.
 
-Every exported network takes `image`, float32 [N, S, S, C] with pixels in [0, 255] and any N, and returns `logits`,
+Every exported network takes `image`, float32 [N, H, W, C] with pixels in [0, 255] and any N, and returns `logits`,
 float32 [N, classes]. In int8, both can be integers that stand for these values. Each file also holds the texts
 config.yaml, classes.txt and precision, from which `load_model` and `evaluate` know how to use it, and record.json, by
 which they notice changes (see `record`). They are stored as follows:
@@ -84,7 +84,7 @@ class Export:
     """An exported file that is open in its own runtime.
 
     Attributes:
-        compute_logits: Function from pixels, float32 [N, S, S, C] in [0, 255], to logits, float32 [N, classes].
+        compute_logits: Function from pixels, float32 [N, H, W, C] in [0, 255], to logits, float32 [N, classes].
         config: Config of the run that trained the network.
         class_names: The class names, in the order of the logits.
         texts: The texts of the file by name.
@@ -111,12 +111,11 @@ def open_export(path: str) -> Export:
         raise UserError(f"{escape(path)} is not an exported file. Its name must end in {', '.join(FORMATS)}.")
     _import(kind, kind.run_module)
     config, class_names, texts = read_exported(path)
-    channels, size = config.data.channels, config.image_size
     try:
         compute_logits, shape = kind.open(path, texts["precision"])
-        if shape != [size, size, channels]:
-            raise ValueError(f"its network takes images {shape}, but its config.yaml says {[size, size, channels]}")
-        logits = compute_logits(np.zeros([1, size, size, channels], np.float32))
+        if shape != list(config.input_shape):
+            raise ValueError(f"its network takes images {shape}, but its config.yaml says {list(config.input_shape)}")
+        logits = compute_logits(np.zeros([1, *config.input_shape], np.float32))
     except Exception as error:  # each runtime raises types of its own
         reason = " ".join(escape(str(error)).split())[:300]
         raise UserError(f"{escape(path)} cannot be opened by {kind.name}: {reason}") from None

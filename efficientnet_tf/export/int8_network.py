@@ -65,7 +65,7 @@ def measure_limits(
 
     Args:
         model: A model of `models.folding.fold_batch_norm`.
-        calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
+        calibration: Batches of one image, float32 [1, H, W, C], pixels in [0, 255].
         keep_float: Names of convolutions and dense layers that compute in float.
 
     Returns:

@@ -33,14 +33,14 @@ FEW_IMAGES = 8  # Up to this many images, running operation by operation is fast
 class LoadedModel:
     """A trained network with the names of its outputs and its preprocessing. `load_model` creates it.
 
-    Call it on pixels, uint8 or float [N, S, S, C] in [0, 255], to get logits, float32 [N, classes]. A network for
+    Call it on pixels, uint8 or float [N, H, W, C] in [0, 255], to get logits, float32 [N, classes]. A network for
     regression returns the numbers themselves, float32 [N, numbers].
 
     Attributes:
         class_names: Name of each class, label or number, a list of str in the order of the outputs.
         task: What the outputs mean: "classification", "multilabel" or "regression" (`data.task`).
         config: Config of the run that trained the model.
-        image_size: Side S of the images that it takes, in pixels.
+        image_size: Size of the images that it takes, in pixels: the side of squares, or (height, width).
         weights: Which weights it has: "ema" or "raw" for a model directory, "exported" for an export.
         keras_model: The `keras.Model`, or None for an export.
 
@@ -77,7 +77,7 @@ class LoadedModel:
         """Return the logits of images.
 
         Args:
-            pixels: Images as `load_image` returns them, uint8 or float [N, S, S, C] with values in [0, 255].
+            pixels: Images as `load_image` returns them, uint8 or float [N, H, W, C] with values in [0, 255].
 
         Returns:
             Logits, float32 [N, classes].
@@ -85,7 +85,7 @@ class LoadedModel:
         Raises:
             UserError: If the images have another shape or type, or values that no image has.
         """
-        pixels = check_pixels("pixels", pixels, (None, *self._image_shape))
+        pixels = check_pixels("pixels", pixels, (None, *self.config.input_shape))
         if not len(pixels):
             return np.zeros([0, len(self.class_names)], np.float32)
         return self._run(pixels)
@@ -97,7 +97,7 @@ class LoadedModel:
             source: Path of an image file, local or gs://, or its content, as for `efficientnet_tf.load_image`.
 
         Returns:
-            Pixels, float32 [S, S, C] in about [0, 255]. Bicubic resizing can leave this range a little.
+            Pixels, float32 [H, W, C] in about [0, 255]. Bicubic resizing can leave this range a little.
 
         Raises:
             UserError: If the file cannot be read or decoded.
@@ -135,7 +135,9 @@ class LoadedModel:
         if check_views(tta) == "crops" and not padding:
             setting = "crop_padding=0" if kind == "center" else f"crop={kind}"
             raise UserError(f"tta=crops needs a border around the crop, and this model has data.{setting}.")
-        larger = self.config.preprocessing._replace(image_size=self.image_size + padding, crop_padding=0)
+        shape = self.config.image_shape
+        with_border = tuple(side + padding for side in shape)
+        larger = self.config.preprocessing._replace(image_shape=with_border, crop_padding=0)
 
         def read(image):
             if tta != "crops":
@@ -145,7 +147,7 @@ class LoadedModel:
             return self._read(image, larger)
 
         def compute(pixels):
-            views = make_views(pixels, self.image_size, tta)
+            views = make_views(pixels, shape, tta)
             answers = [self._find_answers(self(np.ascontiguousarray(view))) for view in views]
             return self._list_answers(sum(answers[1:], answers[0]) / len(answers), top)
 
@@ -214,16 +216,12 @@ class LoadedModel:
     def _read(self, image: Any, preprocessing: Preprocessing | None = None) -> np.ndarray | UserError:
         """Return the pixels of an image, or the error that says why it cannot be read."""
         if not isinstance(image, _FILES):
-            return check_pixels("images", image, self._image_shape)
+            return check_pixels("images", image, self.config.input_shape)
         source = bytes(image) if isinstance(image, bytearray | memoryview) else image
         try:
             return self._load_image(source, preprocessing or self.config.preprocessing)
         except UserError as error:
             return error
-
-    @property
-    def _image_shape(self):
-        return (self.image_size, self.image_size, self.config.data.channels)
 
     def _load_image(self, source, preprocessing):
         return load_image_by_tensorflow(source, preprocessing)
@@ -236,7 +234,7 @@ class LoadedModel:
 
     @functools.cached_property
     def logits_in_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The function of pixels, float32 [N, S, S, C], to logits that suits many images.
+        """The function of pixels, float32 [N, H, W, C], to logits that suits many images.
 
         Get it before you trace it in a graph: its preparation can take a second. It computes the same as
         `compute_logits`, up to rounding.
@@ -270,7 +268,7 @@ class LoadedModel:
             return jax.jit(function)
         import tensorflow as tf
 
-        signature = [tf.TensorSpec([None, *self._image_shape], tf.float32)]
+        signature = [tf.TensorSpec([None, *self.config.input_shape], tf.float32)]
         return tf.function(function, input_signature=signature, autograph=False)
 
 

@@ -74,7 +74,7 @@ def batches(images: Any, batch_size: int) -> Iterator[list]:
     if isinstance(images, Mapping | Set) or not isinstance(images, Iterable):
         raise UserError(
             f"images is of type {type(images).__name__}. Pass a list of paths, of file contents or of arrays, or an "
-            "array [N, S, S, C]."
+            "array [N, H, W, C]."
         )
     iterator = iter(images)
     while batch := list(itertools.islice(iterator, min(batch_size, 2**31))):

@@ -42,8 +42,8 @@ def measure_quantization_errors(
 
     Args:
         model: A model of `models.folding.fold_batch_norm`.
-        calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
-        images: Images to measure on, float32 [N, S, S, C].
+        calibration: Batches of one image, float32 [1, H, W, C], pixels in [0, 255].
+        images: Images to measure on, float32 [N, H, W, C].
 
     Returns:
         The error of each layer, by name, the largest first: the root mean square error of the logits divided by the

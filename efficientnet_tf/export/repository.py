@@ -110,7 +110,7 @@ def _new_folders(folder):
 def _make_triton_texts(model_dir, name):
     """Return {file name: content} of what Triton needs next to the versions."""
     config, class_names = read_config(model_dir), read_class_names(model_dir)
-    shape = f"{config.image_size}, {config.image_size}, {config.data.channels}"
+    shape = ", ".join(map(str, config.input_shape))
     text = f'''name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {_MOST_IMAGES}

@@ -23,7 +23,7 @@ def round_weights(model: keras.Model, calibration: Iterable[np.ndarray], keep_fl
 
     Args:
         model: A model of `models.folding.fold_batch_norm`. Its weights are changed.
-        calibration: Batches of one image, float32 [1, S, S, C], pixels in [0, 255].
+        calibration: Batches of one image, float32 [1, H, W, C], pixels in [0, 255].
         keep_float: Names of convolutions and dense layers that are left as they are.
 
     Source: GPTQ (Frantar et al., 2023), section 3, for the compensation; Nagel et al., 2019, section 4.2, for the bias.

@@ -1,7 +1,7 @@
 """Opens exported files in their own runtimes: LiteRT, ONNX Runtime and OpenVINO. Imports no TensorFlow.
 
-Each opener takes the path and the precision of a file. It returns a function from pixels, float32 [N, S, S, C], to
-logits, float32 [N, classes], and the shape [S, S, C] of an image.
+Each opener takes the path and the precision of a file. It returns a function from pixels, float32 [N, H, W, C], to
+logits, float32 [N, classes], and the shape [H, W, C] of an image.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The first three signatures take batches of any size and return {"logits", "probabilities"}, both float32 [N, classes]:
 
-    serving_default   image: float32 [N, S, S, C], pixels in [0, 255]
-    serving_uint8     image: uint8 [N, S, S, C]
+    serving_default   image: float32 [N, H, W, C], pixels in [0, 255]
+    serving_uint8     image: uint8 [N, H, W, C]
     serving_bytes     image: string [N], image files, which are decoded, cropped and resized as in evaluation. What
                       only Pillow decodes, such as TIFF, is an error.
     classify_bytes    image: string [N], image files. It returns the most likely classes, at most five, as "classes",
@@ -99,7 +99,7 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
         path: Path of the folder, local or gs://.
 
     Returns:
-        A function from pixels, float32 [N, S, S, C] in [0, 255], to logits, float32 [N, classes], the config, and the
+        A function from pixels, float32 [N, H, W, C] in [0, 255], to logits, float32 [N, classes], the config, and the
         class names in the order of the logits.
 
     Raises:
@@ -108,8 +108,8 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
     """
     assets = os.path.join(path, "assets")
     config, class_names = read_config(assets), read_class_names(assets)
-    shape = (config.image_size, config.image_size, config.data.channels)
-    _check_sizes(path, count_cost(config.model, shape[0], len(class_names), shape[2])["total"].total_params)
+    cost = count_cost(config.model, config.image_size, len(class_names), config.data.channels)
+    _check_sizes(path, cost["total"].total_params)
     record = os.path.join(path, _RECORD)
     text = read_text(record, 2**20) if exists(record) else None
     check_record(path, text, config, class_names, _hash_graph(path) if text else "")
@@ -120,7 +120,7 @@ def open_saved_model(path: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], Confi
         def compute_logits(images):  # holds `loaded`, which owns the variables
             return loaded.signatures["serving_default"](image=images)["logits"]
 
-        logits = compute_logits(tf.zeros([1, *shape]))
+        logits = compute_logits(tf.zeros([1, *config.input_shape]))
     except Exception as error:  # TensorFlow raises many types for damaged files
         reason = " ".join(escape(str(error)).split())[:300]
         raise UserError(f"{escape(path)} cannot be opened by TensorFlow: {reason}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError, suggest
@@ -16,24 +18,25 @@ def check_views(tta: str) -> str:
     return tta
 
 
-def make_views(pixels: np.ndarray, size: int, tta: str) -> list[np.ndarray]:
+def make_views(pixels: np.ndarray, shape: Sequence[int], tta: str) -> list[np.ndarray]:
     """Return the views of images.
 
     Args:
-        pixels: Images [N, B, B, C]. For "crops", B is larger than `size`, and else equal to it.
-        size: Side S of the views in pixels.
+        pixels: Images [N, H + B, W + B, C]. For "crops" there is a border of B pixels, and else B is 0.
+        shape: Height H and width W of the views in pixels.
         tta: "none" for the images themselves; "flip" for these and their mirror images; "crops" for the center, the
             four corners, and the mirror images of all five.
 
     Returns:
-        `VIEWS[tta]` arrays [N, S, S, C].
+        `VIEWS[tta]` arrays [N, H, W, C].
 
     Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 4.1, for
     the ten crops.
     """
-    border = pixels.shape[1] - size
+    height, width = shape
+    border = pixels.shape[1] - height
     middle, places = border // 2, [(0, 0)]
     if tta == "crops":
         places = [(middle, middle), (0, 0), (0, border), (border, 0), (border, border)]
-    views = [pixels[:, y : y + size, x : x + size] for y, x in places]
+    views = [pixels[:, y : y + height, x : x + width] for y, x in places]
     return views if tta == "none" else [*views, *(view[:, :, ::-1] for view in views)]

@@ -109,18 +109,18 @@ def _describe_data(config):
 
 
 def _describe_model(config, class_names, data):
-    side = config.image_size
-    cost = count_cost(config.model, side, len(class_names), config.data.channels)["total"]
+    cost = count_cost(config.model, config.image_size, len(class_names), config.data.channels)["total"]
     names = ", ".join(escape(name).replace("|", "\\|") for name in class_names[:MOST_CLASSES])
     others = (
         f" and {len(class_names) - MOST_CLASSES:,} others, see `classes.txt`" if len(class_names) > MOST_CLASSES else ""
     )
+    size = "x".join(map(str, config.image_shape))
     kind = {1: "gray", 3: "color"}.get(config.data.channels, f"{config.data.channels}-channel")
     return (
         f"An image classifier with the network {config.model.name}, trained on {escape(data)} with "
         f"[efficientnet_tf](https://github.com/efficientnet-tf/efficientnet_tf).\n\n"
         f"| | |\n|---|---|\n"
-        f"| Input | {kind} images of {side}x{side} pixels with values in [0, 255], which the network normalizes |\n"
+        f"| Input | {kind} images of {size} pixels with values in [0, 255], which the network normalizes |\n"
         f"| Preprocessing | {_describe_crop(config)}, {config.data.interpolation} resizing |\n"
         f"| Output | {len(class_names):,} logits: {names}{others} |\n"
         f"| Parameters | {cost.trainable_params:,} |\n"
@@ -129,17 +129,17 @@ def _describe_model(config, class_names, data):
 
 
 def _describe_crop(config):
-    side, levels = config.image_size, ", ".join(map(str, config.data.background))
+    side, levels = min(config.image_shape), ", ".join(map(str, config.data.background))
     return {
         "center": f"center crop of {side / (side + config.crop_padding):.1%} of the shorter side",
-        "squash": "the whole image, resized to a square without keeping its aspect ratio",
-        "pad": f"the whole image, on a square of the color [{levels}]",
+        "squash": "the whole image, resized without keeping its aspect ratio",
+        "pad": f"the whole image, with a border of the color [{levels}]",
     }[config.data.crop]
 
 
 def _describe_use(repository, config):
     place = f"hf://{repository}" if "/" in repository else repository
-    shape = f"[N, {config.image_size}, {config.image_size}, {config.data.channels}]"
+    shape = str(["N", *config.input_shape]).replace("'", "")
     return f"""With efficientnet_tf (`pip install 'efficientnet_tf[hub]'`):
 
 ```python

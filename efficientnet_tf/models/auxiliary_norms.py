@@ -81,7 +81,7 @@ class AuxiliaryNetwork:
         Args:
             trainable: Values of `trainable_variables`, in its order.
             others: Values of `non_trainable_variables`, in its order.
-            images: float32 [B, S, S, C].
+            images: float32 [B, H, W, C].
             training: Whether to normalize by the statistics of these images, update the stored ones, and drop.
             auxiliary: Whether to use the auxiliary batch norms. The values of the other set stay as they are.
         """

@@ -34,7 +34,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 
 class Inference:
-    """Computes a model's logits in inference: call it in a replica on images, float [B, S, S, C] in [0, 255].
+    """Computes a model's logits in inference: call it in a replica on images, float [B, H, W, C] in [0, 255].
 
     On a CPU, each batch norm is folded into the convolution before it. TensorFlow then computes a convolution, its bias
     and its activation in one pass, so that B0 takes about two thirds of the time. With JAX, depthwise convolutions are

@@ -26,8 +26,7 @@ def build_from_config(config: Config, outputs: int) -> keras.Model:
         outputs: Number of classes, labels or numbers.
     """
     with channels_last_scope():
-        shape = config.image_size, config.image_size, config.data.channels
-        model = build_model(config.model, outputs, shape)
+        model = build_model(config.model, outputs, config.input_shape)
         if config.data.target_std is None:
             return model
         scale: Any = list(config.data.target_std)

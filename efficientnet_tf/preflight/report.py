@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.config.load import describe_environment
 from efficientnet_tf.preflight.checks import STEP_NAMES
 from efficientnet_tf.runtime.terminal import make_table, render
@@ -65,7 +66,8 @@ def _describe_run(report):
         for name in ("train", "raw")
     ]
     return [
-        f"{report['variant']} at {report['image_size']} pixels, {report['classes']:,} classes, {report['precision']}\n"
+        f"{report['variant']} at {format_size(report['image_size'])} pixels, {report['classes']:,} classes, "
+        f"{report['precision']}\n"
         f"{report['topology']}: {report['chips']} chips, {report['replicas']} replicas, {hosts}\n",
         make_table(("batch", "images per step", "images per replica"), batches),
     ]

@@ -98,7 +98,7 @@ class Preflight:
     ):
         # The weights are the same in all phases.
         parts = [part for _, part in config.phases]
-        self.config = max(parts, key=lambda part: part.train.batch_size * part.image_size**2)
+        self.config = max(parts, key=lambda part: part.train.batch_size * prod(part.image_shape))
         self.topology, self.classes, self.images = topology, classes, images
         self.problems = list(problems)
         self.traces: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class Preflight:
             self.problems += check_step(name, step, self.steps.count_sums() if name == "train" else evaluation)
         self._report = self._describe_run() | {
             "steps": steps,
-            "input": measured_input(self.config.image_size, self.config.augment.policy),
+            "input": measured_input(prod(self.config.image_shape) ** 0.5, self.config.augment.policy),
         }
 
     def compile(self):
@@ -246,12 +246,12 @@ def bound_times(program: Mapping[str, Any], topology: Topology, batch: int) -> d
 
 
 def measured_input(
-    size: int, policy: str, path: str | os.PathLike = PACKAGE_DIR.parent / "docs" / "input_benchmark.json"
+    size: float, policy: str, path: str | os.PathLike = PACKAGE_DIR.parent / "docs" / "input_benchmark.json"
 ) -> dict[str, Any] | None:
     """Return the measured rate of the input pipeline at the nearest image size and the most threads.
 
     Args:
-        size: Image side in pixels.
+        size: Side in pixels of squares with as many pixels as the images.
         policy: The augmentation policy.
         path: The JSON file of the benchmark command.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from efficientnet_tf.config.image_size import ImageSize
 from efficientnet_tf.config.load import load_variant
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.scaling.compound import scale_network
@@ -123,13 +124,14 @@ def sum_by(layers: Iterable[Layer], key: str) -> dict[str, Cost]:
 
 
 def count_cost(
-    spec: str | ModelSpec, resolution: int | None = None, classes: int = 1000, channels: int = 3
+    spec: str | ModelSpec, resolution: ImageSize | None = None, classes: int = 1000, channels: int = 3
 ) -> NetworkCost:
     """Return the parameters, multiply-adds and memory of a network without building it.
 
     Args:
         spec: The network: a `ModelSpec`, the name of a variant, or the path of a variant file.
-        resolution: Side of the images in pixels, at least 1. Defaults to that of the network.
+        resolution: Size of the images in pixels, at least 1: the side of squares, or (height, width). Defaults to that
+            of the network.
         classes: Number of classes, at least 1.
         channels: Channels of the images, at least 1.
 

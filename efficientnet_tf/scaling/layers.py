@@ -1,8 +1,10 @@
 """The layers of a network with their shapes, parameters and multiply-adds, listed without building it."""
 
+import math
 import re
 from typing import NamedTuple
 
+from efficientnet_tf.config.image_size import ImageSize, as_shape
 from efficientnet_tf.config.schema import ModelSpec
 from efficientnet_tf.scaling.compound import Block, scale_network
 
@@ -17,7 +19,8 @@ class Layer(NamedTuple):
     kind: str  # "convolution", "depthwise", "squeeze_excite", "batch_norm", "activation", "add", "dense", ...
     kernel: int
     stride: int
-    side: int  # of the output, whose shape is [side, side, channels]
+    height: int  # of the output, whose shape is [height, width, channels]
+    width: int
     channels: int
     variables: tuple[str, ...] = ()
     params: int = 0  # trainable
@@ -28,7 +31,7 @@ class Layer(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of values in the output."""
-        return self.side * self.side * self.channels
+        return self.height * self.width * self.channels
 
 
 def find_block(name: str) -> str:
@@ -37,17 +40,18 @@ def find_block(name: str) -> str:
     return block[0] if block else "head" if name.startswith(("top_", "avg_pool", "predictions")) else "stem"
 
 
-def _output_side(side: int, stride: int = 2) -> int:
-    """Return the side of a feature map after a padded convolution: ceil(side / stride)."""
-    return -(-side // stride)
+def _output_shape(shape: tuple[int, int], stride: int = 2) -> tuple[int, int]:
+    """Return the height and the width of a feature map after a padded convolution: ceil(side / stride)."""
+    height, width = shape
+    return -(-height // stride), -(-width // stride)
 
 
 class _Trace:
     """Follows one image through a network and records each layer with the shape of its output."""
 
-    def __init__(self, spec: ModelSpec, side: int, channels: int):
+    def __init__(self, spec: ModelSpec, shape: tuple[int, int], channels: int):
         self.layers: list[Layer] = []
-        self.part, self.side, self.channels = "stem", side, channels
+        self.part, self.shape, self.channels = "stem", shape, channels
         # The gradient of swish needs its input. That of relu needs only its output.
         self.sum_is_kept = spec.activation == "swish"
 
@@ -63,22 +67,22 @@ class _Trace:
         stride: int = 1,
         kept: bool = True,
     ) -> None:
-        """Record a layer whose output has the current `side` and `channels`."""
-        part, side, channels = self.part, self.side, self.channels
+        """Record a layer whose output has the current `shape` and `channels`."""
+        part, (height, width), channels = self.part, self.shape, self.channels
         self.layers.append(
-            Layer(part, name, kind, kernel, stride, side, channels, variables, params, statistics, macs, kept)
+            Layer(part, name, kind, kernel, stride, height, width, channels, variables, params, statistics, macs, kept)
         )
 
     def conv(self, name: str, channels: int, kernel: int = 1, stride: int = 1) -> None:
         weights = kernel * kernel * self.channels * channels
-        self.side, self.channels = _output_side(self.side, stride), channels
-        macs = weights * self.side * self.side
+        self.shape, self.channels = _output_shape(self.shape, stride), channels
+        macs = weights * math.prod(self.shape)
         self.add(name, "convolution", ("kernel",), weights, 0, macs, kernel, stride)
 
     def depthwise(self, name: str, kernel: int, stride: int) -> None:
         weights = kernel * kernel * self.channels
-        self.side = _output_side(self.side, stride)
-        self.add(name, "depthwise", ("kernel",), weights, 0, weights * self.side * self.side, kernel, stride)
+        self.shape = _output_shape(self.shape, stride)
+        self.add(name, "depthwise", ("kernel",), weights, 0, weights * math.prod(self.shape), kernel, stride)
 
     def batch_norm(self, name: str, activation: bool = True) -> None:
         """Record batch norm and the activation after it. Its own output is recomputed or kept by the next layer."""
@@ -87,14 +91,14 @@ class _Trace:
             self.add(name.removesuffix("bn") + "activation", "activation")
 
     def squeeze_excite(self, name: str, squeezed: int) -> None:
-        side, channels, weights = self.side, self.channels, self.channels * squeezed
-        self.side = 1
+        shape, channels, weights = self.shape, self.channels, self.channels * squeezed
+        self.shape = 1, 1
         self.add(f"{name}_squeeze", "squeeze_excite")
         self.channels = squeezed
         self.add(f"{name}_reduce", "squeeze_excite", ("kernel", "bias"), weights + squeezed, 0, weights)
         self.channels = channels
         self.add(f"{name}_expand", "squeeze_excite", ("kernel", "bias"), weights + channels, 0, weights)
-        self.side = side
+        self.shape = shape
         self.add(f"{name}_excite", "squeeze_excite")
 
 
@@ -135,11 +139,11 @@ def _separable(trace: _Trace, block: Block) -> None:
 
 
 def _bottleneck(trace: _Trace, block: Block) -> None:
-    name, side, channels = block.name, trace.side, trace.channels
+    name, shape, channels = block.name, trace.shape, trace.channels
     if not block.keeps_shape:
         trace.conv(f"{name}_shortcut_conv", block.out_channels, stride=block.stride)
         trace.batch_norm(f"{name}_shortcut_bn", activation=False)
-        trace.side, trace.channels = side, channels
+        trace.shape, trace.channels = shape, channels
     trace.conv(f"{name}_reduce_conv", block.inner_channels)
     trace.batch_norm(f"{name}_reduce_bn")
     trace.conv(f"{name}_conv", block.inner_channels, block.kernel, block.stride)
@@ -153,12 +157,15 @@ def _bottleneck(trace: _Trace, block: Block) -> None:
 _BLOCKS = {"mbconv": _mbconv, "fused_mbconv": _fused_mbconv, "separable": _separable, "bottleneck": _bottleneck}
 
 
-def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1000, channels: int = 3) -> list[Layer]:
+def list_layers(
+    spec: ModelSpec, resolution: ImageSize | None = None, classes: int = 1000, channels: int = 3
+) -> list[Layer]:
     """Return the layers of a network without building it.
 
     Args:
         spec: The network.
-        resolution: Side of the images in pixels, at least 1. Defaults to that of the network.
+        resolution: Size of the images in pixels, at least 1: the side of squares, or (height, width). Defaults to that
+            of the network.
         classes: Number of classes, at least 1.
         channels: Channels of the images, at least 1.
 
@@ -168,12 +175,12 @@ def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1
         with an entry "..._output". It is not a layer but the output of the last layer, which the next block reads.
     """
     network = scale_network(spec)
-    trace = _Trace(spec, resolution or spec.resolution, channels)
+    trace = _Trace(spec, as_shape(resolution or spec.resolution), channels)
     trace.add("normalization", "normalization")
     trace.conv("stem_conv", network.stem_channels, spec.stem_kernel, spec.stem_stride)
     trace.batch_norm("stem_bn")
     if spec.stem_pool:
-        trace.side = _output_side(trace.side)
+        trace.shape = _output_shape(trace.shape)
         trace.add("stem_pool", "pooling", kernel=3, stride=2)
     for number, stage in enumerate(network.stages, 1):
         trace.part = f"stage{number}"
@@ -183,7 +190,7 @@ def list_layers(spec: ModelSpec, resolution: int | None = None, classes: int = 1
     if network.head_channels:
         trace.conv("top_conv", network.head_channels)
         trace.batch_norm("top_bn")
-    weights, trace.side = trace.channels * classes, 1
+    weights, trace.shape = trace.channels * classes, (1, 1)
     trace.add("avg_pool", "pooling")
     trace.channels = classes
     trace.add("predictions", "dense", ("kernel", "bias"), weights + classes, 0, weights)

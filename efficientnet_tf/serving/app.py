@@ -136,7 +136,7 @@ def _format_predictions(ranked):
 def _add_protocol(app, classifier, name, limits):
     """Add the endpoints of the Open Inference Protocol, version 2."""
     server = {"name": "efficientnet_tf", "version": describe_environment()["efficientnet_tf"], "extensions": []}
-    metadata = describe_model(name, classifier.image_shape, len(classifier.class_names))
+    metadata = describe_model(name, classifier.input_shape, len(classifier.class_names))
 
     def check_name(model_name: str) -> None:
         if model_name != name:
@@ -168,9 +168,9 @@ def _add_protocol(app, classifier, name, limits):
     async def infer(request: Request, model_name: str) -> Response:
         check_name(model_name)
         body = await read_body(request, limits)
-        parse = (parse_request, body, classifier.image_shape, classifier.most_images)
+        parse = (parse_request, body, classifier.input_shape, classifier.most_images)
         identifier, pixels = await asyncio.to_thread(*parse)
-        images = check_pixels("data", pixels, (None, *classifier.image_shape))
+        images = check_pixels("data", pixels, (None, *classifier.input_shape))
         logits = await classifier.compute_logits(images)
         return JSONResponse(format_response(name, identifier, logits))
 
@@ -180,7 +180,7 @@ def _add_page(app, classifier, name):
     model = {
         "name": name,
         "network": classifier.model.config.model.name,
-        "image_size": classifier.image_shape[0],
+        "image_size": classifier.input_shape[:2],
         "classes": classifier.class_names,
     }
 

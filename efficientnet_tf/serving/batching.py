@@ -29,7 +29,7 @@ class Batcher:
     batch is computed form the next one, so that under load batches grow without any delay.
 
     Args:
-        compute: Function from pixels, float32 [N, S, S, C], to an array with N rows.
+        compute: Function from pixels, float32 [N, H, W, C], to an array with N rows.
         most_images: Largest N, at least 1. With 1, every image is computed alone.
         delay_seconds: How long an image may wait for others.
         longest_queue: Number of images that may wait.
@@ -59,7 +59,7 @@ class Batcher:
         """Add images to the queue.
 
         Args:
-            pixels: float32 [n, S, S, C] with n from 1 to `most_images`.
+            pixels: float32 [n, H, W, C] with n from 1 to `most_images`.
 
         Returns:
             A future of their rows of the result. If it is cancelled while the images wait, they are not computed.

@@ -60,11 +60,11 @@ class Classifier:
     ):
         self.model = model
         self.class_names = model.class_names
-        self.image_shape = (model.image_size, model.image_size, model.config.data.channels)
+        self.input_shape = model.config.input_shape
         self.most_images = most_images
         self._most_pixels = most_pixels
         for count in dict.fromkeys((1, most_images)):  # The first batch of a size takes longest.
-            model(np.zeros([count, *self.image_shape], np.float32))
+            model(np.zeros([count, *self.input_shape], np.float32))
         self._batcher = Batcher(model, most_images, delay_seconds, longest_queue, observe)
         self._threads = ThreadPoolExecutor(available_cores(), "images")
         self._explainer = ThreadPoolExecutor(1, "explanations")  # They take long and must not block other images.
@@ -91,7 +91,7 @@ class Classifier:
         """Return the logits of images, float32 [N, classes].
 
         Args:
-            pixels: float32 [N, S, S, C] with N from 1 to `most_images`.
+            pixels: float32 [N, H, W, C] with N from 1 to `most_images`.
 
         Raises:
             QueueFullError: If too many images wait.

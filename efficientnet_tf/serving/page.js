@@ -92,6 +92,7 @@ function drawHeat(rows) {
 function draw() {
   if (!explanation) return;
   const canvas = byId("picture");
+  canvas.height = Math.round(canvas.width * explanation.crop.height / explanation.crop.width);
   const context = canvas.getContext("2d");
   const isOverlaid = byId("overlay").checked;
   context.imageSmoothingQuality = "high";
@@ -107,7 +108,7 @@ async function start() {
   document.title = `${model.name}: classify an image`;
   byId("name").textContent = model.name;
   byId("about").textContent =
-    `${model.network}, ${classCount.toLocaleString("en")} classes, images of ${model.image_size} × ${model.image_size} pixels`;
+    `${model.network}, ${classCount.toLocaleString("en")} classes, images of ${model.image_size.join(" × ")} pixels`;
 }
 
 const drop = byId("drop");

@@ -17,33 +17,33 @@ INPUT, OUTPUT = "image", "logits"  # as in exported files
 _TYPES = {"FP32": np.float32, "UINT8": np.uint8}
 
 
-def describe_model(name: str, image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
+def describe_model(name: str, input_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
     """Return the metadata of a model.
 
     Args:
         name: Its name in URLs.
-        image_shape: Height, width and channels of its images.
+        input_shape: Height, width and channels of its images.
         classes: Its number of classes.
     """
     return {
         "name": name,
         "versions": [],
         "platform": "efficientnet_tf",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *image_shape]}],
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *input_shape]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
     }
 
 
-def parse_request(body: bytes, image_shape: tuple[int, int, int], most_images: int) -> tuple[str | None, np.ndarray]:
+def parse_request(body: bytes, input_shape: tuple[int, int, int], most_images: int) -> tuple[str | None, np.ndarray]:
     """Return the ID of an inference request, or None, and its images.
 
     Args:
         body: JSON text with one input tensor `image` of datatype FP32 or UINT8, whose `data` are flat or nested lists.
-        image_shape: Height, width and channels of the model's images.
+        input_shape: Height, width and channels of the model's images.
         most_images: Number of images that a request may have.
 
     Returns:
-        The ID, and an array [N, S, S, C].
+        The ID, and an array [N, H, W, C].
 
     Raises:
         UserError: If the request is not valid.
@@ -61,18 +61,18 @@ def parse_request(body: bytes, image_shape: tuple[int, int, int], most_images: i
     wanted = request.get("outputs", [{"name": OUTPUT}])
     if not isinstance(wanted, list) or any(not isinstance(o, dict) or o.get("name") != OUTPUT for o in wanted):
         raise UserError(f"The model has one output, {OUTPUT!r}.")
-    return identifier, _parse_tensor(tensors[0], image_shape, most_images)
+    return identifier, _parse_tensor(tensors[0], input_shape, most_images)
 
 
-def _parse_tensor(tensor, image_shape, most_images):
+def _parse_tensor(tensor, input_shape, most_images):
     name, datatype, shape = (tensor.get(key) for key in ("name", "datatype", "shape"))
     if name != INPUT:
         raise UserError(f"The input must be named {INPUT!r}, received {shorten(repr(name))}.")
     if datatype not in list(_TYPES):  # a list also compares with what cannot be hashed
         raise UserError(f"The datatype must be one of {', '.join(_TYPES)}, received {shorten(repr(datatype))}.")
-    expected = f"[N, {', '.join(map(str, image_shape))}]"
+    expected = f"[N, {', '.join(map(str, input_shape))}]"
     is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
-    if not is_shape or len(shape) != 4 or shape[1:] != list(image_shape):
+    if not is_shape or len(shape) != 4 or shape[1:] != list(input_shape):
         raise UserError(f"The shape must be {expected}, received {shorten(repr(shape))}.")
     if not 1 <= shape[0] <= most_images:
         raise UserError(f"A request may have from 1 to {most_images} images, received {shape[0]}.")

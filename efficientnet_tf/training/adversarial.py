@@ -30,13 +30,13 @@ def attack_images(
     direction in which the loss grows, and back to the nearest allowed value.
 
     Args:
-        images: float32 [B, S, S, C], pixels in [0, 255].
+        images: float32 [B, H, W, C], pixels in [0, 255].
         compute_loss: Function from images to a loss, float32 scalar.
         seed: Seed from `ops.random.make_seed`. An image starts at the same point for any number of replicas.
         settings: `adversarial_steps`, `adversarial_epsilon` and `adversarial_step_size`.
 
     Returns:
-        The adversarial images, float32 [B, S, S, C]. No pixel is outside of [0, 255] or differs by more than
+        The adversarial images, float32 [B, H, W, C]. No pixel is outside of [0, 255] or differs by more than
         `adversarial_epsilon`. They have no gradient.
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1, with

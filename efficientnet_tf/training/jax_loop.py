@@ -63,7 +63,7 @@ def make_train_step(
 
     Returns:
         The step, a `jax.jit` of a function of the values of the variables, of totals float32 [2], of images uint8 [B,
-        S, S, C] and of labels [B, ...]. It returns new values and totals, and takes the memory of the old values. And
+        H, W, C] and of labels [B, ...]. It returns new values and totals, and takes the memory of the old values. And
         the variables, everything that a step reads or changes.
     """
     graph = make_training_graph(graph or state.model, config, strategy)

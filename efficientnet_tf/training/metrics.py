@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.config.text import find_reason
 from efficientnet_tf.evaluation.metrics import format_evaluation
@@ -193,7 +194,7 @@ def describe_run(
     """
     params = sum(math.prod(v.shape) for v in model.trainable_variables)
     name, epochs = config.model.name, config.train.epochs
-    yield f"{name}: {params:,} parameters, {config.image_size} pixels, {_count_outputs(config, model)}"
+    yield f"{name}: {params:,} parameters, {format_size(config.image_size)} pixels, {_count_outputs(config, model)}"
     yield f"Data: {config.data.source}, {sizes[0]:,} training and {sizes[1]:,} evaluation images"
     yield f"Device: {devices}, {model.dtype_policy.name}"
     plural = "" if epochs == 1 else "s"
@@ -205,7 +206,7 @@ def describe_run(
         )
     spec = config.model
     stride = spec.stem_stride * (1 + spec.stem_pool) * math.prod(stage.stride for stage in spec.stages)
-    if config.image_size <= stride and spec.stem_stride > 1:
+    if max(config.image_shape) <= stride and spec.stem_stride > 1:
         yield (
             "Hint: the last feature maps have a single pixel. For images this small, --set model.stem_stride=1 usually "
             "gives a higher accuracy. Each step then takes longer."

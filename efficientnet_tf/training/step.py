@@ -100,7 +100,7 @@ class TrainStep:
             weights: Values of `trainable`, in its order.
             inputs: {path: value} of `inputs`.
             seed: Seed from `ops.random.make_seed`. It decides dropout masks and mixtures.
-            images: uint8 [B, S, S, C].
+            images: uint8 [B, H, W, C].
             labels: Labels as the pipeline reads them, [B, ...].
 
         Returns:

@@ -33,20 +33,20 @@ class Teacher:
         from efficientnet_tf.models.folding import Inference
 
         self.variables = {f"{_PREFIX}{v.path}": v for v in model.variables}
-        self._inference, self._size = Inference(model, device), config.image_size
+        self._inference, self._shape = Inference(model, device), config.image_shape
 
     def compute(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the outputs of the teacher in inference, float32 [B, outputs]. They have no gradient.
 
         Args:
             values: {path: value} of `variables`, and possibly others.
-            images: float32 [B, S, S, C], as the student sees them, mixed ones included. They are resized to the size
+            images: float32 [B, H, W, C], as the student sees them, mixed ones included. They are resized to the size
                 of the teacher's images.
         """
         from keras import ops
 
-        if images.shape[1] != self._size:
-            images = ops.image.resize(images, (self._size, self._size), antialias=True)
+        if tuple(images.shape[1:3]) != self._shape:
+            images = ops.image.resize(images, self._shape, antialias=True)
         by_id = {id(variable): values[path] for path, variable in self.variables.items()}
         outputs: Any = self._inference.compute(images, by_id)
         return ops.stop_gradient(ops.cast(outputs, "float32"))

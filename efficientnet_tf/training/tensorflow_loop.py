@@ -46,7 +46,7 @@ def make_train_loop(
         fuse_from: On a CPU, layers are fused for tensors of at least this many values.
 
     Returns:
-        A `tf.function` of an iterator of per-replica batches (images uint8 [B, S, S, C], labels [B, ...]) and a
+        A `tf.function` of an iterator of per-replica batches (images uint8 [B, H, W, C], labels [B, ...]) and a
         number of steps, int32 scalar. It returns float32 [2]: the loss, weight decay included, and the metric of
         `losses.compute_metric`, averaged over steps and replicas.
 
@@ -70,7 +70,7 @@ def make_train_loop(
 class ReplicaStep:
     """One replica's part of a training step: gradients of its images, then the update of the state.
 
-    Call it in a replica context with images uint8 [B, S, S, C] and labels [B, ...]. It returns the metrics of
+    Call it in a replica context with images uint8 [B, H, W, C] and labels [B, ...]. It returns the metrics of
     `TrainStep.compute_loss`.
     """
 
@@ -149,7 +149,7 @@ class ReplicaStep:
 def make_classifiers(state: State, strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Return {"raw": ..., "ema": ...}: the functions from images to logits of a state's weights and of their EMA.
 
-    Each takes images float32 [B, S, S, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica of
+    Each takes images float32 [B, H, W, C], pixels in [0, 255], and returns logits [B, classes]. Call it in a replica of
     the strategy. Without an EMA there is only "raw". If a phase of the run trains for int8, they compute as if in int8.
     """
     if state.limits:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.evaluation import details as details_lib
 from efficientnet_tf.evaluation.metrics import choose_metrics
 from efficientnet_tf.export.loaded import sigmoid, softmax
@@ -84,7 +85,7 @@ def _make_page(model, data, title, evaluated, details, result):
     pictures = _read_pictures(data.source, data.config, [mistake.place for mistake in mistakes])
     config = data.config
     status = (
-        f"{config.model.name}, {config.image_size} pixels, on {result['examples']:,} images of the split "
+        f"{config.model.name}, {format_size(config.image_size)} pixels, on {result['examples']:,} images of the split "
         f"{config.data.eval_split!r} of {config.data.source}."
     )
     shown = [(mistake, *pictures[mistake.place]) for mistake in mistakes]

@@ -115,7 +115,7 @@ def make_evaluation_report(
         evaluated: All outputs.
         details: What `evaluation.details` returns for them.
         confusion: Images by true class and predicted class, int [classes, classes], or None.
-        mistakes: For each mistake its image, float [S, S, C], and its name.
+        mistakes: For each mistake its image, float [H, W, C], and its name.
     """
     read = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     data = {

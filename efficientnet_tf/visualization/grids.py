@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     """One image of a grid.
 
     Attributes:
-        pixels: uint8 [S, S, 1 or 3].
+        pixels: uint8 [H, W, 1 or 3].
         label: The line below the image.
         notes: Words below the label. A word is never broken.
         failed: Whether the image could not be read. Its notes are then red.
@@ -50,15 +50,15 @@ def draw_grids(grids: Sequence[Grid], rows: int, columns: int) -> Figure:
         A figure in which every pixel of an image is a square of whole pixels. Small images are enlarged to at least 128
         pixels.
     """
-    size = grids[0].cells[0].pixels.shape[0]
-    check_grids(size, rows, columns, len(grids))
-    scale = _find_scale(size)
-    side = size * scale
-    titles = [wrap(grid.title.split(" "), columns * (side + GAP), FONT_SIZE) for grid in grids]
-    captions = [[_wrap_caption(cell, side) for cell in grid.cells] for grid in grids]
+    shape = grids[0].cells[0].pixels.shape[:2]
+    check_grids(shape, rows, columns, len(grids))
+    scale = _find_scale(shape)
+    height, width = (side * scale for side in shape)
+    titles = [wrap(grid.title.split(" "), columns * (width + GAP), FONT_SIZE) for grid in grids]
+    captions = [[_wrap_caption(cell, width) for cell in grid.cells] for grid in grids]
     top = GAP + LINE * max(map(len, titles)) + GAP
-    row_height = side + LINE * max(len(lines) for grid in captions for lines in grid) + GAP
-    grid_width = columns * (side + GAP) + 2 * GAP
+    row_height = height + LINE * max(len(lines) for grid in captions for lines in grid) + GAP
+    grid_width = columns * (width + GAP) + 2 * GAP
     canvas = Canvas(len(grids) * grid_width, top + rows * row_height, FONT_SIZE, LINE)
     for index, (grid, title, lines) in enumerate(zip(grids, titles, captions, strict=True)):
         left = index * grid_width + GAP + GAP // 2
@@ -66,28 +66,28 @@ def draw_grids(grids: Sequence[Grid], rows: int, columns: int) -> Figure:
             canvas.draw_vertical_line(index * grid_width, GAP)
         canvas.write(left, GAP, title, "black")
         for i, (cell, (label, *notes)) in enumerate(zip(grid.cells, lines, strict=True)):
-            x, y = left + i % columns * (side + GAP), top + i // columns * row_height
+            x, y = left + i % columns * (width + GAP), top + i // columns * row_height
             canvas.draw_image(x, y, cell.pixels, scale)
-            canvas.write(x, y + side + 1, [label], "black")
-            canvas.write(x, y + side + 1 + LINE, notes, "firebrick" if cell.failed else "dimgray")
+            canvas.write(x, y + height + 1, [label], "black")
+            canvas.write(x, y + height + 1 + LINE, notes, "firebrick" if cell.failed else "dimgray")
     return canvas.figure
 
 
-def check_grids(size: int, rows: int, columns: int, grids: int = 2) -> None:
+def check_grids(shape: Sequence[int], rows: int, columns: int, grids: int = 2) -> None:
     """Raise UserError if grids would be too large to draw, before any image is read.
 
     Args:
-        size: Image side in pixels.
+        shape: Height and width of the images in pixels.
         rows: Rows of each grid, >= 1.
         columns: Columns of each grid, >= 1.
         grids: Number of grids.
     """
-    side = size * _find_scale(size)
-    check_size(grids * (columns * (side + GAP) + 2 * GAP), rows * (side + LINE + GAP))
+    height, width = (side * _find_scale(shape) for side in shape)
+    check_size(grids * (columns * (width + GAP) + 2 * GAP), rows * (height + LINE + GAP))
 
 
-def _find_scale(size):
-    return -(-MIN_SIDE // size)  # 1 for all images of at least 128 pixels
+def _find_scale(shape):
+    return -(-MIN_SIDE // min(shape))  # 1 for all images of at least 128 pixels
 
 
 def _wrap_caption(cell, width):

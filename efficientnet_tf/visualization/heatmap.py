@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     """The answer of one model for one photo.
 
     Attributes:
-        pixels: The crop that the model saw, [S, S, 1 or 3], in [0, 255].
+        pixels: The crop that the model saw, [H, W, 1 or 3], in [0, 255].
         heat: Map over the crop, float [h, w].
         class_name: Name of the class that the map explains.
         probability: Probability of the class, in [0, 1].
@@ -56,7 +56,7 @@ def draw_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
         heat: Map, float [h, w]. If all its values are the same, every place gets the color of the least.
 
     Returns:
-        RGB pixels, uint8 [224, 224, 3].
+        RGB pixels, uint8 [R, S, 3]: the image with a longer side of 224 pixels.
 
     Raises:
         UserError: If the map has a value that is not finite.
@@ -69,7 +69,7 @@ def draw_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     gray = _resize_photo(pixels) @ np.array([0.299, 0.587, 0.114]) / 255
     low, high = heat.min(), heat.max()
     scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-    share = np.clip(_resize(scaled[..., None])[..., 0], 0, 1)
+    share = np.clip(_resize(scaled[..., None], gray.shape)[..., 0], 0, 1)
     color = colormaps[COLORS](share)[..., :3]
     # Dim the photo, so that a bright sky is not mistaken for heat. Below the heat it stays visible as shades.
     weight = 0.4 + 0.4 * share[..., None]
@@ -78,17 +78,18 @@ def draw_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.round(255 * mixed).astype(np.uint8)
 
 
-def _resize(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels with the side of a cell, float32 [224, 224, C]. Bicubic: smooth, but it can overshoot."""
+def _resize(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return pixels with another height and width, float32 [*shape, C]. Bicubic: smooth, but it can overshoot."""
     import tensorflow as tf
 
-    return tf.image.resize(pixels, [SIDE, SIDE], "bicubic", antialias=True).numpy()
+    return tf.image.resize(pixels, shape, "bicubic", antialias=True).numpy()
 
 
 def _resize_photo(pixels: np.ndarray) -> np.ndarray:
-    """Return a photo with the side of a cell, uint8 [224, 224, 3]."""
-    resized = np.round(np.clip(_resize(pixels), 0, 255)).astype(np.uint8)
-    return np.broadcast_to(resized, [SIDE, SIDE, 3])
+    """Return a photo that fits in a cell, uint8 [R, S, 3], of which the longer side is 224."""
+    shape = [max(round(SIDE * side / max(pixels.shape[:2])), 1) for side in pixels.shape[:2]]
+    resized = np.round(np.clip(_resize(pixels, shape), 0, 255)).astype(np.uint8)
+    return np.broadcast_to(resized, [*shape, 3])
 
 
 def draw_comparison(photos: Mapping[str, np.ndarray], columns: Sequence[Column], note: str) -> Figure:
@@ -116,7 +117,8 @@ def draw_comparison(photos: Mapping[str, np.ndarray], columns: Sequence[Column],
     for row, height in zip(rows, heights, strict=True):
         for column, (pixels, lines) in enumerate(row):
             x = GAP + column * (SIDE + GAP)
-            canvas.draw_image(x, y, pixels)
+            down, right = ((SIDE - side) // 2 for side in pixels.shape[:2])
+            canvas.draw_image(x + right, y + down, pixels)
             _write(canvas, x, y + SIDE + 1, lines)
         y += height
     _draw_legend(canvas, y + GAP, note)

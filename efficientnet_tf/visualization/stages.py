@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from efficientnet_tf.config.image_size import as_shape
 from efficientnet_tf.config.schema import Config
 from efficientnet_tf.scaling.compound import Block, Network, scale_network
 from efficientnet_tf.visualization.figures import legible, make_figure, measure_text, shorten, wrap
@@ -40,7 +41,7 @@ class _Row:
 
     Attributes:
         name: Its name, such as "stage 1".
-        shape: Height, width and channels of its output. Height and width are the same.
+        shape: Height, width and channels of its output.
         output: The shape for readers.
         lines: What computes it, in up to two lines.
         color: Color of the shape.
@@ -48,7 +49,7 @@ class _Row:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, int, int]
     output: str
     lines: tuple[str, ...]
     color: str
@@ -104,7 +105,7 @@ def draw_stages(config: Config, summary: Mapping[str, Any]) -> Figure:
 
 
 _CAPTION = (
-    "Outputs are height × width, in pixels, × channels. The width of a shape is proportional to the side of the "
+    "Outputs are height × width, in pixels, × channels. The width of a shape is proportional to that of the "
     "output, and its height grows with the logarithm of the channels. Multiply-adds are those of one image, in "
     "convolutions and dense layers. Parameters are the trainable ones. All numbers are counted from the config."
 )
@@ -112,19 +113,19 @@ _CAPTION = (
 
 def _list_rows(config: Config, network: Network, summary: Mapping[str, Any]) -> Iterator[_Row]:
     spec, channels = config.model, config.data.channels
-    side = summary["resolution"]
-    yield _Row("input", (side, channels), _format_shape(side, channels), (), PLAIN)
+    shape = *as_shape(summary["resolution"]), channels
+    yield _Row("input", shape, _format_shape(shape), (), PLAIN)
     stages = {f"stage{number}": stage for number, stage in enumerate(network.stages, 1)}
     for part in summary["parts"]:
         name, costs = part["part"], (part["macs"], part["params"])
-        shape = (part["side"], part["channels"])
+        shape = *as_shape(part["side"]), part["channels"]
         if name in stages:
             stage = stages[name]
             color = KINDS[stage[0].kind][1]
-            yield _Row(f"stage {name[5:]}", shape, _format_shape(*shape), _describe_stage(stage), color, costs)
+            yield _Row(f"stage {name[5:]}", shape, _format_shape(shape), _describe_stage(stage), color, costs)
         elif name == "stem":
             lines = (f"conv {spec.stem_kernel}×{spec.stem_kernel}", _describe_stem(spec.stem_stride, spec.stem_pool))
-            yield _Row("stem", shape, _format_shape(*shape), lines, PLAIN, costs)
+            yield _Row("stem", shape, _format_shape(shape), lines, PLAIN, costs)
         else:
             top = (f"conv 1×1 to {network.head_channels:,}",) if network.head_channels else ()
             plural = "class" if summary["classes"] == 1 else "classes"
@@ -144,8 +145,8 @@ def _describe_stem(stride: int, has_pool: bool) -> str:
     return ", ".join([*([f"stride {stride}"] if stride != 1 else []), *(["max pooling"] if has_pool else [])])
 
 
-def _format_shape(side: int, channels: int) -> str:
-    return f"{side} × {side} × {channels:,}"
+def _format_shape(shape: tuple[int, int, int]) -> str:
+    return " × ".join(f"{length:,}" for length in shape)
 
 
 def format_count(count: float) -> str:
@@ -184,9 +185,9 @@ def _write_pair(axes: Axes, x: float, middle: float, lines: Sequence[str]) -> No
 def _write_heading(axes: Axes, summary: Mapping[str, Any]) -> None:
     title = shorten(f"{summary['variant']}: depth {summary['depth']:g}, width {summary['width']:g}", 640, TITLE_SIZE)
     _write(axes, MARGIN, MARGIN + 8, title, TITLE_SIZE, weight="bold")
-    total, side = summary["total"], summary["resolution"]
+    total, (height, width) = summary["total"], as_shape(summary["resolution"])
     text = (
-        f"{side} × {side} pixels, {format_count(total['macs'])} multiply-adds, "
+        f"{height} × {width} pixels, {format_count(total['macs'])} multiply-adds, "
         f"{format_count(total['trainable_params'])} parameters"
     )
     _write(axes, MARGIN, MARGIN + 32, text, color=MUTED)
@@ -200,12 +201,11 @@ def _draw_funnel(axes: Axes, rows: Sequence[_Row], top: int) -> None:
     """Draw the outputs one below the other, and a pale area that leads from each to the next."""
     from matplotlib.patches import Polygon, Rectangle
 
-    sides, channels = zip(*(row.shape for row in rows), strict=True)
+    _, widths, channels = zip(*(row.shape for row in rows), strict=True)
     center, before = X_SHAPE + SHAPE_WIDTH / 2, None
     for index, row in enumerate(rows):
-        side, depth = row.shape
-        width = max(LEAST_SHAPE, SHAPE_WIDTH * side / max(sides))
-        height = max(LEAST_SHAPE, SHAPE_HEIGHT * math.log2(1 + depth) / math.log2(1 + max(channels)))
+        width = max(LEAST_SHAPE, SHAPE_WIDTH * row.shape[1] / max(widths))
+        height = max(LEAST_SHAPE, SHAPE_HEIGHT * math.log2(1 + row.shape[2]) / math.log2(1 + max(channels)))
         y = top + ROW * (index + 0.5) - height / 2
         corners = [(center + width / 2, y), (center - width / 2, y)]
         if before:

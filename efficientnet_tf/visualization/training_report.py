@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.image_size import format_size
 from efficientnet_tf.config.schema import METRICS
 from efficientnet_tf.models.run_directory import flatten
 from efficientnet_tf.models.run_metrics import is_number
@@ -120,7 +121,7 @@ def _describe_run(name: str, run: LoggedRun) -> dict[str, Any]:
         "planned_epochs": config.train.epochs,
         "hours": seconds / 3600 if seconds else None,
         "network": config.model.name,
-        "image_size": config.image_size,
+        "image_size": format_size(config.image_size),
         "classes": run.classes,
         "params": cost.trainable_params / 1e6 if cost else None,
         "macs": cost.macs / 1e6 if cost else None,

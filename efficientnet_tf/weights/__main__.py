@@ -5,6 +5,7 @@ from efficientnet_tf import cli
 
 def main(args):
     """Convert the weights, and print what was read and how the model uses it."""
+    from efficientnet_tf.config.image_size import format_size
     from efficientnet_tf.config.load import load_config
     from efficientnet_tf.runtime.files import check_weights_path
     from efficientnet_tf.weights.formats import check_new_weights, check_weights
@@ -32,7 +33,7 @@ def main(args):
         "mean": config.model.mean,
         "std": config.model.std,
         "padding": config.model.padding,
-        "size": config.image_size,
+        "size": format_size(config.image_size),
         "crop": config.data.crop,
         "crop padding": config.crop_padding,
         "interpolation": config.data.interpolation,

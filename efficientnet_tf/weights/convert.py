@@ -67,9 +67,8 @@ def convert_weights(
                                             "classes."]))  # fmt: skip
             raise UserError(f"{escape(str(path))} has no classifier that can be used. {reason}")
         classes = int(shape[0])
-    size, channels = config.image_size, config.data.channels
     with channels_last_scope():
-        model = build_model(config.model, classes, (size, size, channels))
+        model = build_model(config.model, classes, config.input_shape)
     summary = load_weights(model, path, reset_head=reset_head, adapt_channels=adapt_channels, **options)
     try:
         _write(model, config, output)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
+from efficientnet_tf.config.image_size import as_size
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.runtime.files import check_file, read_text
 from efficientnet_tf.weights.loaded import NORMALIZATIONS, LoadedWeights
@@ -146,10 +147,10 @@ def _convert_settings(settings) -> tuple[dict[str, Any], tuple[str, ...]]:
     if len(needs) == 1 or len({len(values) for values in needs.values()}) > 1:
         raise ValueError("mean and std must be two lists of the same length")
     if "input_size" in settings:
-        size = settings["input_size"][-1]
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 100_000:
-            raise ValueError("input_size must end with the side of the images")
-        needs["data.image_size"] = size
+        shape = settings["input_size"][-2:]
+        if len(shape) != 2 or not all(type(side) is int and 1 <= side <= 100_000 for side in shape):
+            raise ValueError("input_size must end with the height and the width of the images")
+        needs["data.image_size"], size = as_size(shape), min(shape)
         if settings.get("crop_pct") is not None:
             fraction = _number(settings["crop_pct"], "crop_pct")
             if not 0.01 <= fraction <= 1:

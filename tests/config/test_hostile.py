@@ -261,7 +261,7 @@ def test_paths_in_a_config_are_checked(key, path, part):
         ("{augment.mixup: many}", "train.phases cannot set augment.mixup: Input should be a valid number"),
         ("{augment.mixup: 1e300}", "train.phases cannot set augment.mixup: Input should be less than"),
         ("{train.epochs: 3}", "train.phases cannot set 'train.epochs'. Allowed are"),
-        ("{data.image_size: 1}", "train.phases cannot set data.image_size: Input should be greater than"),
+        ("{data.image_size: 1}", "train.phases cannot set data.image_size: Input should be an integer from 8 to"),
     ],
 )
 def test_a_mistake_in_a_phase_is_attributed_to_the_layer_with_the_phases(tmp_path, phase, part):

@@ -62,14 +62,14 @@ def test_decoding_is_traced_once_per_setting(monkeypatch):
         traced.append(preprocessing)
         return tf.zeros([8, 8, 3])
 
-    monkeypatch.setattr(decode_module, "decode_square", decode)
+    monkeypatch.setattr(decode_module, "decode_evaluation", decode)
     encoded = encode(kind="PNG")
     for _ in range(20):
         for size in (11, 12):
             load_image(encoded, size)
     # The first eight are decoded without a graph, because tracing takes longer.
     for size in (11, 12):
-        assert traced.count(Preprocessing(size, crop_padding=2)) == 8 + 1
+        assert traced.count(Preprocessing((size, size), crop_padding=2)) == 8 + 1
 
 
 def test_images_are_the_same_with_and_without_a_graph():
@@ -194,7 +194,7 @@ EXACT = {
 def test_pixels_without_tensorflow_are_equal(name):
     for size, settings in ((40, COLOR), (96, GRAY)):
         with_tensorflow = load_image(EXACT[name], size, **settings)
-        pixels = load_image_by_pillow(EXACT[name], Preprocessing(size, **settings))
+        pixels = load_image_by_pillow(EXACT[name], Preprocessing((size, size), **settings))
         assert pixels.dtype == np.float32 and np.ptp(pixels) > 30
         # Equal on x86. Processors that multiply and add in one step round differently.
         np.testing.assert_allclose(pixels, with_tensorflow, atol=1e-3)
@@ -206,14 +206,14 @@ def test_only_the_outermost_columns_of_a_jpeg_with_reduced_color_differ_without_
     PIL.Image.open(find_photos()[name]).save(buffer, "JPEG", subsampling=2, quality=90)
     # A crop of 395 pixels. Where images shrink, bicubic interpolation may not read the outermost column at all.
     with_tensorflow = load_image(buffer.getvalue(), 400, **COLOR)
-    difference = np.abs(load_image_by_pillow(buffer.getvalue(), Preprocessing(400, **COLOR)) - with_tensorflow)
+    difference = np.abs(load_image_by_pillow(buffer.getvalue(), Preprocessing((400, 400), **COLOR)) - with_tensorflow)
     assert difference[:, 3:-3].max() < 1e-3
     assert 0 < difference.max() <= 8
 
 
 def test_color_of_a_cmyk_jpeg_differs_by_up_to_one_gray_level_without_tensorflow():
     encoded = save("CMYK", "JPEG", subsampling=0)
-    difference = load_image_by_pillow(encoded, Preprocessing(40, **COLOR)) - load_image(encoded, 40, **COLOR)
+    difference = load_image_by_pillow(encoded, Preprocessing((40, 40), **COLOR)) - load_image(encoded, 40, **COLOR)
     assert np.abs(difference).max() <= 1.6  # Bicubic interpolation can add to it.
 
 
@@ -222,5 +222,5 @@ def test_the_cause_of_a_failure_is_the_same_without_tensorflow(encoded):
     with pytest.raises(UserError) as expected:
         load_image(encoded, 40, **COLOR)
     with pytest.raises(UserError) as caught:
-        load_image_by_pillow(encoded, Preprocessing(40, **COLOR))
+        load_image_by_pillow(encoded, Preprocessing((40, 40), **COLOR))
     assert str(caught.value) == str(expected.value)

@@ -2,8 +2,10 @@
 
 import importlib.resources
 import io
+import math
 import sys
 import threading
+from fractions import Fraction
 
 import numpy as np
 import PIL.Image
@@ -92,10 +94,35 @@ def test_center_window_of_every_variant(variant):
     size = load_variant(variant).resolution
     shapes = np.random.default_rng(0).integers(1, 3000, (300, 3))
     shapes[:4, :2] = [(1, 1), (1, 2999), (size + 32, size + 32), (100000, 100000)]
-    windows = call_many(lambda shape: center_window(shape, size, 32), shapes.astype(np.int32))
+    windows = call_many(lambda shape: center_window(shape, (size, size), 32), shapes.astype(np.int32))
     np.testing.assert_array_equal(windows, [expected_center(h, w, size, 32) for h, w, _ in shapes])
     assert windows[2, 2] == size
     assert windows[3, 2] / 100000 == pytest.approx(CROP_FRACTIONS[variant], abs=2e-3)
+
+
+@pytest.mark.parametrize(("height", "width", "padding"), [(30, 50, 0), (50, 30, 8), (192, 320, 32), (64, 64, 9)])
+def test_center_window_for_images_that_are_not_square(height, width, padding):
+    """An image resized to cover (height + padding) x (width + padding) shows it in its center, by the definition."""
+    shapes = np.random.default_rng(0).integers(1, 3000, (300, 3))
+    shapes[:3, :2] = [(1, 1), (height + padding, width + padding), (1_000_000, 4_000)]
+    windows = call_many(lambda shape: center_window(shape, (height, width), padding), shapes.astype(np.int32))
+    for (h, w, _), (y, x, rows, columns) in zip(shapes.tolist(), windows.tolist(), strict=True):
+        scale = max(Fraction(height + padding, h), Fraction(width + padding, w))
+        assert (rows, columns) == tuple(max(1, math.floor(side / scale)) for side in (height, width))
+        assert rows <= h and columns <= w and (y, x) == ((h - rows + 1) // 2, (w - columns + 1) // 2)
+    assert windows[1].tolist() == [(padding + 1) // 2, (padding + 1) // 2, height, width]
+
+
+@pytest.mark.parametrize("aspect", [5 / 3, 0.6])
+def test_random_windows_have_the_aspect_of_the_input(aspect):
+    augment = schema.AugmentConfig(crop_area=(0.1, 0.4), crop_aspect=(0.9, 1.2))
+    fallback = tf.constant([-1, -1, -1, -1])
+    shape = tf.constant([400, 400, 3])
+    windows = call_many(lambda s: random_window(shape, s, augment, fallback, aspect), seeds(400))
+    assert np.all(windows[:, 0] >= 0)
+    _, _, h, w = windows.T
+    assert np.all((w + 0.5) / h >= 0.9 * aspect - 1e-6) and np.all((w - 0.5) / h <= 1.2 * aspect + 1e-6)
+    assert np.ptp(w / h) > 0.2 * aspect
 
 
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.25, 0.5)])
@@ -137,6 +164,19 @@ def test_impossible_crop_of_an_image_is_its_center(photo):
     run = load_config("data.image_size=20", "data.crop_padding=0", "augment.crop_area=[0.5, 1.0]", "augment.flip=false")
     image = train_image(tf.constant(encode(strip, "PNG")), tf.constant([0, 0], tf.int64), run)
     np.testing.assert_array_equal(image, strip[:, 310:330])
+
+
+def test_training_crops_have_the_aspect_of_the_input():
+    """Circles stay circles: a grid of dots keeps its spacing in both directions."""
+    yx = np.stack(np.meshgrid(np.arange(240), np.arange(400), indexing="ij"), -1)
+    picture = (127 + 127 * np.cos(yx * (2 * np.pi / 40))).astype(np.uint8)
+    encoded = encode(np.concatenate([picture, picture[..., :1]], -1), "PNG")
+    run = load_config("data.image_size=[48, 80]", "augment.crop_area=[0.3, 0.5]", "augment.crop_aspect=[1.0, 1.0]")
+    for number in range(4):
+        image = train_image(tf.constant(encoded), tf.constant([0, number], tf.int64), run).numpy().astype(float)
+        assert image.shape == (48, 80, 3)
+        down, across = np.abs(np.diff(image[..., 0], axis=0)).mean(), np.abs(np.diff(image[..., 1], axis=1)).mean()
+        assert down == pytest.approx(across, rel=0.15)
 
 
 def test_crop_of_the_whole_area_is_the_whole_image():

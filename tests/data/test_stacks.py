@@ -69,7 +69,7 @@ def test_pixels_are_those_that_were_written(name):
         expected = np.asarray(PIL.Image.open(io.BytesIO(encoded)))
     channels = expected.shape[2]
     np.testing.assert_array_equal(decode_stack(encoded, channels), expected)
-    whole = load_image_by_tensorflow(encoded, Preprocessing(12, channels, "squash", interpolation="bilinear"))
+    whole = load_image_by_tensorflow(encoded, Preprocessing((12, 12), channels, "squash", interpolation="bilinear"))
     assert whole.shape == (12, 12, channels)
     window = decode_window(tf.constant(encoded), channels, lambda shape: tf.constant([3, 5, 7, 9]))
     np.testing.assert_array_equal(window, expected[3:10, 5:14])
@@ -89,7 +89,7 @@ def test_arrays_are_also_gray_and_color_images(array):
 @pytest.mark.parametrize("crop", ["center", "squash", "pad"])
 def test_evaluation_with_and_without_tensorflow(crop):
     for name in ("npy", "tiff of samples"):
-        preprocessing = Preprocessing(11, 5, crop, 2, "bicubic", (40,))
+        preprocessing = Preprocessing((11, 11), 5, crop, 2, "bicubic", (40,))
         with_tensorflow = load_image_by_tensorflow(FILES[name][0], preprocessing)
         np.testing.assert_allclose(load_image_by_pillow(FILES[name][0], preprocessing), with_tensorflow, atol=1e-4)
         for channel in range(5):  # as a gray image
@@ -131,7 +131,7 @@ def test_what_is_no_such_image(name):
     encoded, message = BROKEN[name]
     for load in (load_image_by_tensorflow, load_image_by_pillow):
         with pytest.raises(UserError) as caught:
-            load(encoded, Preprocessing(8, 5))
+            load(encoded, Preprocessing((8, 8), 5))
         assert message in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Every form of a model sees the same square of a photo that is not square, whatever `data.crop` says."""
+"""Every form of a model sees the same part of a photo, whatever `data.crop` says. Neither is a square."""
 
 import os
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from squares import compute_square, decode_whole, make_picture, save
+from crops import compute_crop, decode_whole, make_picture, save
 
 from efficientnet_tf.evaluate import evaluate_model
 from efficientnet_tf.export.export import export_model
@@ -15,7 +15,7 @@ from efficientnet_tf.export.loaded import softmax
 from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import restore_model, write_model_dir
 
-SIZE, BACKGROUND, NAMES = 32, (9, 200, 30), ["tall", "wide"]
+SIZE, BACKGROUND, NAMES = (32, 44), (9, 200, 30), ["tall", "wide"]
 CROPS = ["center", "squash", "pad"]
 
 
@@ -35,18 +35,18 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=CROPS)
 def run(request, photos, tmp_path_factory):
-    """Return a model directory, the paths of the photos, and the logits of the squares that formulas give."""
+    """Return a model directory, the paths of the photos, and the logits of the views that formulas give."""
     crop = request.param
     options = [f"data.crop={crop}", f"data.background={list(BACKGROUND)}", "train.ema_decay=0", f"data.dir={photos}"]
-    options += [f"data.image_size={SIZE}", *(["data.crop_padding=0"] if crop == "center" else [])]
+    options += [f"data.image_size={[*SIZE]}", *(["data.crop_padding=0"] if crop == "center" else [])]
     config = tiny.load_config(tiny.SHORT, *options, recipe="folder")
     model_dir = str(tmp_path_factory.mktemp("runs") / crop)
     write_model_dir(model_dir, tiny.randomize(build_from_config(config, 2)), config, NAMES)
     paths = sorted(str(path) for path in photos.glob("val/*/*"))
     whole = [decode_whole(tf.io.read_file(path).numpy(), BACKGROUND) for path in paths]
-    squares = np.stack([compute_square(pixels, SIZE, crop, "bicubic", BACKGROUND) for pixels in whole])
+    views = np.stack([compute_crop(pixels, SIZE, crop, "bicubic", BACKGROUND) for pixels in whole])
     model = restore_model(model_dir)[0]
-    return model_dir, paths, np.asarray(model(squares.astype(np.float32), training=False))
+    return model_dir, paths, np.asarray(model(views.astype(np.float32), training=False))
 
 
 def assert_close(logits, expected):
@@ -56,11 +56,13 @@ def assert_close(logits, expected):
 
 def test_the_logits_of_the_crops_differ(photos, tmp_path):
     """Otherwise the other tests would not notice a wrong crop."""
-    config = tiny.load_config(tiny.SHORT, "train.ema_decay=0", f"data.image_size={SIZE}", "data.dir=x", recipe="folder")
+    config = tiny.load_config(
+        tiny.SHORT, "train.ema_decay=0", f"data.image_size={[*SIZE]}", "data.dir=x", recipe="folder"
+    )
     model = tiny.randomize(build_from_config(config, 2))
     whole = decode_whole((photos / "val" / "wide" / "0.png").read_bytes(), BACKGROUND)
-    squares = [compute_square(whole, SIZE, crop, "bicubic", BACKGROUND) for crop in CROPS]
-    logits = np.asarray(model(np.stack(squares).astype(np.float32), training=False))
+    views = [compute_crop(whole, SIZE, crop, "bicubic", BACKGROUND) for crop in CROPS]
+    logits = np.asarray(model(np.stack(views).astype(np.float32), training=False))
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(logits[one] - logits[other]).max() > 0.1
 

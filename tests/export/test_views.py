@@ -55,9 +55,9 @@ def test_an_image_and_its_mirror_image(model, photos):
 
 
 def test_ten_crops(model, photos):
-    size, data = model.image_size, model.config.data
+    (size, _), data = model.config.image_shape, model.config.data
     settings = {"channels": data.channels, "interpolation": data.interpolation, "background": data.background}
-    whole = np.stack([load_image_by_pillow(path, Preprocessing(size + 6, **settings)) for path in photos])
+    whole = np.stack([load_image_by_pillow(path, Preprocessing((size + 6,) * 2, **settings)) for path in photos])
     crops = [whole[:, y : y + size, x : x + size] for y, x in [(0, 0), (0, 6), (6, 0), (6, 6), (3, 3)]]
     expected = expected_answers(model, [*crops, *(crop[:, :, ::-1] for crop in crops)])
     np.testing.assert_allclose(answers(model, photos, "crops"), expected, atol=1e-6)
@@ -66,7 +66,7 @@ def test_ten_crops(model, photos):
 @pytest.mark.parametrize("tta", VIEWS)
 def test_the_number_of_views(tta):
     pixels = np.random.default_rng(0).random((2, 9, 9, 1))
-    views = make_views(pixels, 9 if tta != "crops" else 6, tta)
+    views = make_views(pixels, (9, 9) if tta != "crops" else (6, 6), tta)
     assert len(views) == VIEWS[tta] == len({view.tobytes() for view in views})
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from unallocated import unallocated
 
 from efficientnet_tf.config import schema
+from efficientnet_tf.config.image_size import as_shape
 from efficientnet_tf.config.load import ModelSpec, load_variant
 from efficientnet_tf.models.builder import build_model
 from efficientnet_tf.scaling.complexity import count_cost, sum_by
@@ -172,7 +173,7 @@ def count_layers(model):
 def assert_same_layers(spec, resolution, classes, channels):
     """Compare the total and each layer's variables and output with those of the built model."""
     with unallocated():
-        model = build_model(spec, classes, (resolution, resolution, channels))
+        model = build_model(spec, classes, (*as_shape(resolution), channels))
     layers = list_layers(spec, resolution, classes, channels)
     counted = sum_by(layers, "part")["total"]
     assert (counted.trainable_params, counted.statistics, counted.macs) == count_layers(model)
@@ -186,13 +187,21 @@ def assert_same_layers(spec, resolution, classes, channels):
         assert [v.name for v in twin.variables if "seed" not in v.path] == list(layer.variables)
         assert layer.params + layer.statistics == sum(math.prod(w.shape) for w in twin.weights)
         assert layer.elements == math.prod(twin.output.shape[1:])
+        if len(twin.output.shape) == 4 and layer.kind != "squeeze_excite":
+            assert (layer.height, layer.width, layer.channels) == twin.output.shape[1:]
         if layer.kind in ("convolution", "depthwise"):
             assert (layer.kernel, layer.stride) == (twin.kernel_size[0], twin.strides[0])
 
 
 @pytest.mark.parametrize(
     ("variant", "resolution", "classes", "channels"),
-    [("b0", 224, 1000, 3), ("b0", 131, 10, 1), ("resnet50", 97, 10, 3), ("mobilenetv1", 33, 5, 3), ("tiny", 97, 5, 3)],
+    [
+        ("b0", 224, 1000, 3),
+        ("b0", 131, 10, 1),
+        ("resnet50", 97, 10, 3),
+        ("mobilenetv1", (33, 50), 5, 3),
+        ("tiny", (97, 41), 5, 3),
+    ],
 )
 def test_layers_match_the_built_model(variant, resolution, classes, channels):
     assert_same_layers(load_variant(variant), resolution, classes, channels)
@@ -260,7 +269,8 @@ specs = st.builds(
     unscaled=st.sets(st.sampled_from(["stem", "head", "first", "last"])).map(lambda parts: tuple(sorted(parts))),
     stages=st.lists(mbconv | fused | other, min_size=1, max_size=4).map(tuple),
 )
-shapes = (st.integers(1, 70), st.integers(1, 12), st.integers(1, 5))
+sides = st.integers(1, 70)
+shapes = (sides | st.tuples(sides, sides), st.integers(1, 12), st.integers(1, 5))
 
 
 @settings(max_examples=20)

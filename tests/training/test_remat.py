@@ -76,7 +76,7 @@ def test_memory_is_that_of_the_ends_and_of_the_two_neighbors_that_need_most():
     for layer in layers:
         blocks.setdefault(find_block(layer.name), []).append(layer)
     assert len(blocks) == 18  # stem, 16 blocks, head
-    ends = sum(4 * block[-1].side ** 2 * block[-1].channels for block in blocks.values())
+    ends = sum(4 * block[-1].elements for block in blocks.values())
     inside = [count_kept_bytes(block) for block in blocks.values()]
     largest = max(one + other for one, other in zip(inside, inside[1:], strict=False))
     assert count_kept_bytes(layers, remat=True) == ends + largest

@@ -1,4 +1,4 @@
-"""The square that a network sees in evaluation, by formulas and Pillow's decoder alone."""
+"""The pixels that a network sees in evaluation, by formulas and Pillow's decoder alone."""
 
 import io
 from fractions import Fraction
@@ -39,21 +39,19 @@ def weigh(length, size, interpolation):
     return weights / weights.sum(1, keepdims=True)
 
 
-def compute_square(pixels, size, crop, interpolation, background):
-    """Return the square of an image, by formulas."""
-    height, width = pixels.shape[:2]
+def compute_crop(pixels, shape, crop, interpolation, background):
+    """Return what is seen of an image, by formulas. The center crop has no padding."""
+    scales = [Fraction(new, old) for new, old in zip(shape, pixels.shape[:2], strict=True)]
+    rows, columns = shape
     if crop == "center":
-        side = min(pixels.shape[:2])
-        y, x = (height - side + 1) // 2, (width - side + 1) // 2
-        pixels, rows, columns = pixels[y : y + side, x : x + side], size, size
-    elif crop == "squash":
-        rows, columns = size, size
-    else:
-        scale = Fraction(size, max(height, width))
-        rows, columns = (max(1, int(side * scale + Fraction(1, 2))) for side in (height, width))
+        h, w = (max(1, int(side / max(scales))) for side in shape)
+        y, x = (pixels.shape[0] - h + 1) // 2, (pixels.shape[1] - w + 1) // 2
+        pixels = pixels[y : y + h, x : x + w]
+    elif crop == "pad":
+        rows, columns = (max(1, int(side * min(scales) + Fraction(1, 2))) for side in pixels.shape[:2])
     vertical, horizontal = weigh(pixels.shape[0], rows, interpolation), weigh(pixels.shape[1], columns, interpolation)
     resized = np.einsum("oi,ijc,pj->opc", vertical, pixels.astype(float), horizontal, optimize=True)
-    square = np.broadcast_to(np.array(background, float), (size, size, 3)).copy()
-    top, left = (size - rows) // 2, (size - columns) // 2
-    square[top : top + rows, left : left + columns] = resized
-    return square
+    padded = np.broadcast_to(np.array(background, float), (*shape, 3)).copy()
+    top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+    padded[top : top + rows, left : left + columns] = resized
+    return padded
