@@ -472,16 +472,16 @@ def test_only_digits_are_an_integer(written):
 tricky = st.sampled_from("on|no||~|null|true|08|0x8|1e5|.5|1.5e3|1_0|1:30|2024-01-01|<<|=| ".split("|"))
 strings = tricky | st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=12)
 positives = st.floats(1e-9, 1e9) | st.integers(1, 10**6).map(float)
-counts = st.integers(1, 10**6)
+counts, sides = st.integers(1, 10**6), st.integers(8, 4096)
 VALUES = {
     "model.name": strings,
     "model.width": st.floats(1e-9, 1000),
-    "model.resolution": st.integers(8, 4096),
+    "model.resolution": sides,
     "model.dropout": st.floats(0, 1, exclude_max=True),
     "data.source": st.sampled_from(["digits", "synthetic", "tfds:cifar10", "tfds:imagenette/320px-v2"]),
     "data.dir": st.none() | strings.map("a/{}".format),
     "data.train_split": strings,
-    "data.image_size": st.none() | st.integers(8, 4096),
+    "data.image_size": st.none() | sides | st.lists(sides, min_size=2, max_size=2),
     "data.channels": st.sampled_from([1, 3]),
     "augment.crop_area": st.tuples(st.floats(1e-3, 1), st.floats(1e-3, 1)).map(sorted),
     "augment.flip": st.booleans(),
@@ -498,7 +498,9 @@ VALUES = {
     "eval.every_epochs": st.floats(1e-9, 1e7),
     "eval.best": st.sampled_from(["none", "top1", "top5", "loss"]),
 }
-some_overrides = st.fixed_dictionaries({}, optional=VALUES)
+some_overrides = st.fixed_dictionaries({}, optional=VALUES).filter(
+    lambda values: values.get("data.dir") is None or values.get("data.source", "tfds:").startswith("tfds:")
+)
 
 
 def get(loaded, key):
@@ -521,6 +523,24 @@ def test_every_valid_config_survives_a_round_trip(values):
         if get(loaded, key) != get(base, key) and get(loaded.resolve(), key) != get(base.resolve(), key)
     ]
     assert sorted(line.partition(":")[0] for line in load_lib.diff_config(base, loaded)) == sorted(different)
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "shape", "padding"),
+    [("48", 48, (48, 48), 7), ("[48, 48]", 48, (48, 48), 7), ("[35, 64]", (35, 64), (35, 64), 5)],
+)
+def test_sizes_of_images(size, image_size, shape, padding):
+    loaded = load(f"data.image_size={size}", "data.dir=photos", recipe="folder")
+    assert (loaded.image_size, loaded.image_shape, loaded.input_shape) == (image_size, shape, (*shape, 3))
+    assert loaded.crop_padding == padding, "a seventh of the shorter side"
+    assert loaded.resolve().data.image_size == image_size
+    assert load_lib.parse_config(load_lib.dump_config(loaded.resolve()), "dump").image_shape == shape
+
+
+@pytest.mark.parametrize("size", ["3", "[32]", "[32, 3]", "[32, 32, 3]", "[32.5, 32]", "[32, true]", "32x48", "{a: 1}"])
+def test_sizes_of_images_that_are_refused(size):
+    message = error(load, f"data.image_size={size}")
+    assert "data.image_size: Input should be an integer from 8 to 65,536, or two of them, [height, width], " in message
 
 
 def test_a_dump_states_every_key_and_may_have_an_environment():

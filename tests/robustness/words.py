@@ -134,6 +134,12 @@ def _overrides():
     yield from ("model.stages=" + "[" * 2000, "train.epochs=&a [*a]", "train.epochs=!!python/object:os.system x")
     yield from ("model=1", "__class__.__init__=1", "train.epochs=\x1b[31m", "train.epochs=\udcff")
     yield from ("train.epochs=\u2028", "data.source=tfds:../../x y", "data.source=\U0001f600", "data.image_size=1e9")
+    yield from (
+        "data.image_size=[32]",
+        "data.image_size=[32, -1]",
+        "data.image_size=[[32, 32]]",
+        "data.image_size=32x48",
+    )
     yield from ("train.epoch=3", "data.service=grpc://host:99999", "model.std=[0, 0, 0]")
 
 

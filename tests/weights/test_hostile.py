@@ -357,6 +357,8 @@ TIMM_CONFIG = {"architecture": "tf_efficientnet_b0"}
         {"input_size": [3, 224, -224]},
         {"input_size": [3, 224, 1e300]},
         {"input_size": []},
+        {"input_size": [3, True, 224]},
+        {"input_size": "224"},
         {"input_size": [3, 224, 224], "crop_pct": 0},
         {"input_size": [3, 224, 224], "crop_pct": "1"},
         {"input_size": [3, 224, 224], "crop_pct": float("inf")},

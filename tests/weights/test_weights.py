@@ -216,6 +216,7 @@ def test_crop_modes_of_timm(settings, needs, noted, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     loaded = read_weights(hostile_weights.write_safetensors(tmp_path / "model.safetensors"), hostile_weights.VARIABLES)
     keys = ("data.crop", "data.crop_padding", "data.background")
+    assert loaded.needs["data.image_size"] == 224
     assert {key: loaded.needs[key] for key in keys if key in loaded.needs} == {f"data.{k}": v for k, v in needs.items()}
     note = f"evaluation uses the center crop, because crop mode {settings['crop_mode']} with crop_pct "
     assert any(note in each for each in loaded.notes) == noted
@@ -223,6 +224,16 @@ def test_crop_modes_of_timm(settings, needs, noted, tmp_path):
         load_config("b0", "imagenet"), [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
     )
     assert config.data.crop == needs.get("crop", "center")
+
+
+def test_images_of_timm_that_are_not_square(tmp_path):
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 224, 320], "crop_pct": 0.875}
+    content = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": settings}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = read_weights(hostile_weights.write_safetensors(tmp_path / "model.safetensors"), hostile_weights.VARIABLES)
+    needs = [f"{key}={json.dumps(value)}" for key, value in loaded.needs.items()]
+    config = override_config(load_config("b0", "imagenet"), needs)
+    assert (config.image_shape, config.crop_padding) == ((224, 320), 32)
 
 
 @pytest.mark.slow
