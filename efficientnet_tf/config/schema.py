@@ -170,6 +170,10 @@ class Config(Section):
         self._check_adversarial()
         if train.teacher is not None and train.quantize != "none":
             raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.teacher. Use one of them.")
+        if train.teacher_features and train.teacher is None:
+            raise ValueError(
+                f"train.teacher_features={train.teacher_features:g} needs train.teacher. Set train.teacher=DIR."
+            )
         if train.remat and train.quantize != "none":
             raise ValueError(f"train.quantize={train.quantize} cannot be combined with train.remat. Use one of them.")
         stages = len(self.model.stages)

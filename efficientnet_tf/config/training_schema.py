@@ -155,6 +155,10 @@ class TrainConfig(Section):
     teacher_temperature: Annotated[float, Field(ge=0.1, le=100)] = 2.0
     """Divisor of the logits of both networks before their probabilities are compared. A higher one shows more of how
     similar the teacher finds the other classes."""
+    teacher_features: NonNegative = 0.0
+    """Weight of the features in the loss, which is added to those of the labels and of the teacher's outputs. Compared
+    is how similar the images of a replica's batch are to each other for either network, so the networks may have
+    different numbers of features."""
     adversarial_steps: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps of the attack that makes an adversarial copy of each training image (AdvProp). The network learns both. The
     copies have batch norms of their own, which are not part of the saved model. A training step takes about as long as

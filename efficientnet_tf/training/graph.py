@@ -23,6 +23,7 @@ from efficientnet_tf.ops import random
 from efficientnet_tf.runtime.backend import uses_jax
 from efficientnet_tf.runtime.strategy import device_type, on_host, replica_count, should_jit
 from efficientnet_tf.training.remat import RecomputingNetwork
+from efficientnet_tf.training.teacher import with_features
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -133,7 +134,8 @@ def make_training_graph(
             `fused_layers.FUSE_FROM_VALUES`.
 
     Returns:
-        A model with the same layer and variable names, to be called in a replica with seeds of `ops.random`. Its own
+        A model with the same layer and variable names, to be called in a replica with seeds of `ops.random`. With
+        `train.teacher_features`, it also returns the features that the classifier sees, [B, features]. Its own
         variables are in the host's memory and only lend their names. The model itself if no layer would differ. Or a
         network that calls such a copy in another way, if `train.quantize` or `train.remat` asks for it.
 
@@ -143,9 +145,13 @@ def make_training_graph(
     if config.train.quantize != "none":
         return QuantizedNetwork(model, learns=config.train.quantize == "int8")
     graph: Any = _copy_layers(model, config, strategy, fuse_from)
-    if config.train.remat:
-        with on_host():
-            graph = RecomputingNetwork(keras.models.clone_model(graph) if graph is model else graph)
+    with on_host():
+        if config.train.remat and graph is model:
+            graph = keras.models.clone_model(model)
+        if config.train.teacher_features:
+            graph = with_features(graph)
+        if config.train.remat:
+            graph = RecomputingNetwork(graph)
     return AuxiliaryNetwork(graph, model) if config.train.adversarial_steps else graph
 
 

@@ -170,6 +170,26 @@ def compute_teacher_losses(taught: Tensor, outputs: Tensor, config: Config) -> T
     return divergence * temperature**2
 
 
+def compute_similarity_losses(taught: Tensor, features: Tensor) -> Tensor:
+    """Return how far the similarities of each image to the images of its batch are from a teacher's, float32 [B].
+
+    A similarity is the product of the features of two images. Those of one image are a vector of length 1.
+
+    Args:
+        taught: Features of the teacher, float32 [B, F].
+        features: Features of the network, float32 [B, G].
+
+    Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, equations 2 to 4.
+    Deviates: Their loss is the mean of these divided by the size of the batch, at more than one layer.
+    """
+    return ops.sum((_similarities(taught) - _similarities(features)) ** 2, axis=-1)
+
+
+def _similarities(features):
+    products = ops.matmul(features, ops.transpose(features))
+    return products * ops.rsqrt(ops.maximum(ops.sum(products**2, axis=-1, keepdims=True), 1e-12))
+
+
 def compute_metric(labels: Tensor, outputs: Tensor, config: Config) -> Tensor:
     """Return the metric that the log of a training step shows, float32 scalar: see `metric_name`.
 

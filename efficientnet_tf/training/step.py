@@ -30,6 +30,7 @@ from efficientnet_tf.training.clipping import clip_gradients, find_unit_axes
 from efficientnet_tf.training.losses import (
     compute_losses,
     compute_metric,
+    compute_similarity_losses,
     compute_teacher_losses,
     make_targets,
     split_labels,
@@ -39,6 +40,7 @@ from efficientnet_tf.training.teacher import Teacher
 
 Tensor = Any  # of Keras's backend
 Tensors = list[Tensor]
+Computed = tuple[Tensor, Tensor | None]  # outputs, [B, outputs], and features, [B, features], if they are needed
 
 
 class TrainStep:
@@ -86,7 +88,7 @@ class TrainStep:
         self._is_decayed = [v.path in decayed for v in self.trainable]
         unit_axes = find_unit_axes(model)
         self._unit_axes = [unit_axes.get(name_original(v.path)) for v in self.trainable]
-        self._graph = graph
+        self._graph, self._outputs = graph, model.output_shape[-1]
         self._config = config
 
     def compute_loss(
@@ -109,35 +111,39 @@ class TrainStep:
         """
         config = self._config
         labels, importance = split_labels(labels, config)
-        targets = make_targets(labels, self._graph.output_shape[-1], config.data.task)
+        targets = make_targets(labels, self._outputs, config.data.task)
         if importance is not None:  # It is mixed like the targets.
             targets = ops.concatenate([targets, importance[:, None]], axis=1)
         images, targets = mix_images(ops.cast(images, "float32"), targets, seed, config.augment)
-        outputs, new = self._call(weights, inputs, seed, images, training=True)
+        computed, new = self._call(weights, inputs, seed, images, training=True)
         decayed = [w for w, is_decayed in zip(weights, self._is_decayed, strict=True) if is_decayed]
-        loss = self._compute_mean_loss(targets, outputs, inputs, images) + weight_penalty(config, decayed)
+        loss = self._compute_mean_loss(targets, computed, inputs, images) + weight_penalty(config, decayed)
         reported = loss
         if config.train.adversarial_steps:
             inputs = {path: new.get(path, value) for path, value in inputs.items()}
             added, new = self._compute_adversarial_loss(weights, inputs, seed, images, targets)
             loss += added
             reported = ops.where(ops.isfinite(added), reported, added)  # so that it ends the run
-        metric = compute_metric(labels, outputs, config)
+        metric = compute_metric(labels, computed[0], config)
         return loss, [new[v.path] for v in self.statistics], ops.stack([reported, metric])
 
-    def _compute_mean_loss(self, targets: Tensor, outputs: Tensor, inputs: dict[str, Tensor], images: Tensor) -> Tensor:
+    def _compute_mean_loss(
+        self, targets: Tensor, computed: Computed, inputs: dict[str, Tensor], images: Tensor
+    ) -> Tensor:
         """Return the mean loss of some images, without weight decay.
 
         With `data.weight_column`, the last column of `targets` is the weight of each image.
         """
-        config, importance = self._config, None
+        config, importance, (outputs, features) = self._config, None, computed
         if config.data.weight_column is not None:
             targets, importance = targets[:, :-1], targets[:, -1]
         losses = compute_losses(targets, outputs, config)
         if self._teacher:
-            taught = self._teacher.compute(inputs, images)
+            taught, their_features = self._teacher.compute(inputs, images)
             weight = config.train.teacher_weight
             losses = (1 - weight) * losses + weight * compute_teacher_losses(taught, outputs, config)
+            if their_features is not None:
+                losses += config.train.teacher_features * compute_similarity_losses(their_features, features)
         if self._class_weights:
             losses *= ops.matmul(targets, ops.convert_to_tensor(self._class_weights, "float32"))
         if importance is not None:
@@ -159,12 +165,12 @@ class TrainStep:
         fixed = [ops.stop_gradient(w) for w in weights]
 
         def compute_loss(images):
-            outputs, _ = self._call(fixed, inputs, seed, images, training=False, auxiliary=True)
-            return self._compute_mean_loss(targets, outputs, inputs, images)
+            computed, _ = self._call(fixed, inputs, seed, images, training=False, auxiliary=True)
+            return self._compute_mean_loss(targets, computed, inputs, images)
 
         images = attack_images(images, compute_loss, seed, self._config.train)
-        outputs, new = self._call(weights, inputs, make_dropout_seed(seed), images, training=True, auxiliary=True)
-        return self._compute_mean_loss(targets, outputs, inputs, images), new
+        computed, new = self._call(weights, inputs, make_dropout_seed(seed), images, training=True, auxiliary=True)
+        return self._compute_mean_loss(targets, computed, inputs, images), new
 
     def clip(self, gradients: Sequence[Tensor], weights: Tensors) -> Tensors:
         """Clip the gradients of the whole batch. This is a pure function of its arguments.
@@ -181,10 +187,14 @@ class TrainStep:
 
     def _call(
         self, weights: Tensors, inputs: dict[str, Tensor], seed: Tensor, images: Tensor, **options: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the graph's outputs for some images, and {path: value} of its new non-trainable variables."""
-        outputs, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, **options)
-        return outputs, {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
+    ) -> tuple[Computed, dict[str, Tensor]]:
+        """Return what the graph computes for some images, and {path: value} of its new non-trainable variables."""
+        computed, updated = self._graph.stateless_call(weights, self._others(inputs, seed), images, **options)
+        new = {v.path: value for value, v in zip(updated, self._graph.non_trainable_variables, strict=True)}
+        if not self._config.train.teacher_features:
+            return (computed, None), new
+        outputs, features = computed
+        return (outputs, ops.cast(features, "float32")), new
 
     def _others(self, inputs: dict[str, Tensor], seed: Tensor) -> Tensors:
         """Return values of the graph's non-trainable variables. Those that are no `inputs` are seeds of layers."""

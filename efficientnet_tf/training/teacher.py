@@ -23,33 +23,52 @@ _PREFIX = "teacher/"  # of the paths of its variables, which are those of a netw
 
 
 class Teacher:
-    """A trained network whose outputs another one learns.
+    """A trained network whose outputs, and possibly features, another one learns.
+
+    Args:
+        model: The trained network.
+        config: Its config.
+        device: The kind of device that computes, as `runtime.strategy.device_type` returns it.
+        has_features: Whether its features are learned as well.
 
     Attributes:
         variables: {path: keras.Variable}, what its outputs depend on. Training does not change them.
     """
 
-    def __init__(self, model: keras.Model, config: Config, device: str):
+    def __init__(self, model: keras.Model, config: Config, device: str, has_features: bool = False):
         from efficientnet_tf.models.folding import Inference
 
         self.variables = {f"{_PREFIX}{v.path}": v for v in model.variables}
-        self._inference, self._shape = Inference(model, device), config.image_shape
+        self._has_features, self._shape = has_features, config.image_shape
+        self._inference = Inference(with_features(model) if has_features else model, device)
 
-    def compute(self, values: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Return the outputs of the teacher in inference, float32 [B, outputs]. They have no gradient.
+    def compute(self, values: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the teacher computes in inference. It has no gradient.
 
         Args:
             values: {path: value} of `variables`, and possibly others.
             images: float32 [B, H, W, C], as the student sees them, mixed ones included. They are resized to the size
                 of the teacher's images.
+
+        Returns:
+            The outputs, float32 [B, outputs], and the features, float32 [B, features], or None if they are not learned.
         """
         from keras import ops
 
         if tuple(images.shape[1:3]) != self._shape:
             images = ops.image.resize(images, self._shape, antialias=True)
         by_id = {id(variable): values[path] for path, variable in self.variables.items()}
-        outputs: Any = self._inference.compute(images, by_id)
-        return ops.stop_gradient(ops.cast(outputs, "float32"))
+        computed: Any = self._inference.compute(images, by_id)
+        outputs, features = computed if self._has_features else (computed, None)
+        outputs = ops.stop_gradient(ops.cast(outputs, "float32"))
+        return outputs, None if features is None else ops.stop_gradient(ops.cast(features, "float32"))
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """Return a model with the layers of another one that returns its outputs and the features before the classifier."""
+    import keras
+
+    return keras.Model(model.input, [model.output, model.get_layer("avg_pool").output], name=model.name)
 
 
 def check_teacher(config: Config, class_names: Sequence[str] | None = None) -> None:
@@ -92,4 +111,4 @@ def load_teacher(config: Config, device: str) -> Teacher | None:
     from efficientnet_tf.models.model_dir import restore_model
 
     model, theirs, _ = restore_model(fetch(config.train.teacher))
-    return Teacher(model, theirs, device)
+    return Teacher(model, theirs, device, config.train.teacher_features > 0)

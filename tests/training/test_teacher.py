@@ -11,7 +11,8 @@ from efficientnet_tf.config.errors import UserError
 from efficientnet_tf.models.from_config import build_from_config
 from efficientnet_tf.models.model_dir import write_model_dir
 from efficientnet_tf.ops.random import make_seed
-from efficientnet_tf.training.losses import compute_teacher_losses
+from efficientnet_tf.training.graph import make_training_graph
+from efficientnet_tf.training.losses import compute_similarity_losses, compute_teacher_losses
 from efficientnet_tf.training.step import TrainStep
 from efficientnet_tf.training.teacher import check_teacher
 from efficientnet_tf.training.trainer import train_model
@@ -84,6 +85,55 @@ def test_a_step_weights_labels_and_teacher(teacher, weight):
     p, q = (scipy.special.softmax(x / 3, axis=1) for x in (taught, outputs))
     soft = 9 * scipy.special.rel_entr(p, q).sum(axis=1)
     assert loss == pytest.approx(((1 - weight) * hard + weight * soft).mean(), rel=1e-3)
+
+
+def similarity(features):
+    """Return the rows of similarities, by a loop."""
+    rows = [[float(np.dot(one, other)) for other in features] for one in features]
+    return np.array([np.array(row) / np.sqrt(sum(number**2 for number in row)) for row in rows])
+
+
+def test_similarities_of_a_batch():
+    """Networks may have any numbers of features, at any scale."""
+    taught, features = RNG.random((2, 6, 5)).astype("float32")
+    losses = compute_similarity_losses(tf.constant(taught), tf.constant(features)).numpy()
+    np.testing.assert_allclose(losses, ((similarity(taught) - similarity(features)) ** 2).sum(axis=1), rtol=1e-4)
+    wider = np.concatenate([3 * taught, np.zeros([6, 4])], axis=1).astype("float32")
+    assert compute_similarity_losses(tf.constant(taught), tf.constant(wider)).numpy() == pytest.approx(0, abs=1e-10)
+    assert not compute_similarity_losses(tf.zeros([3, 4]), tf.zeros([3, 2])).numpy().any()
+
+
+@pytest.mark.parametrize("remat", ["false", "true"])
+def test_a_step_adds_the_features(teacher, remat):
+    """They are the mean of each channel of the last feature maps, in training for the student, and as stored for the
+    teacher."""
+    path, model = teacher
+    settings = ["augment.mixup=0", "optimizer.weight_decay=0", "model.dropout=0", "model.drop_connect=0"]
+    losses = {}
+    for weight in (0, 5):
+        overrides = [f"train.teacher={path}", f"train.teacher_features={weight}", f"train.remat={remat}", *settings]
+        run = tiny.Run(tiny.load_config(*overrides))
+        graph = make_training_graph(run.state.model, run.config, tiny.make_strategy(1))
+        step = TrainStep(run.state.model, graph, run.config, teacher=run.state.teacher)
+        images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        labels, seed = np.array([1, 2, 3, 4], np.int32), make_seed(0, 0, 0)
+        inputs = {name: v.value for name, v in step.inputs.items()}
+        loss, _, metrics = step.compute_loss([v.value for v in step.trainable], inputs, seed, images, labels)
+        assert metrics.shape == (2,)
+        losses[weight] = float(loss)
+    maps = {}
+    for name, network, options in (("student", run.state.model, {"training": True}), ("teacher", model, {})):
+        body = keras.Model(network.input, network.get_layer("avg_pool").input)
+        side = network.input_shape[1]
+        resized = keras.ops.image.resize(tf.cast(images, tf.float32), (side, side), antialias=True)
+        maps[name] = body(resized, **options).numpy().astype(float).mean(axis=(1, 2))
+    expected = 5 * ((similarity(maps["teacher"]) - similarity(maps["student"])) ** 2).sum(axis=1).mean()
+    assert expected > 0.01 and losses[5] - losses[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_features_need_a_teacher():
+    with pytest.raises(UserError, match=r"train\.teacher_features=1 needs train\.teacher\. Set train\.teacher=DIR\."):
+        tiny.load_config("train.teacher_features=1")
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
