@@ -32,7 +32,7 @@ def write_teacher(folder, *overrides, names=DIGITS):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "t", "data.image_size=48")
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "t", "data.image_size=[32, 48]")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -62,7 +62,7 @@ def test_numbers():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_a_step_weights_labels_and_teacher(teacher, weight):
-    """The teacher sees the mixed images in its own size, with the layers of the stored Keras model."""
+    """The teacher sees the mixed images in its own height and width, with the layers of the stored Keras model."""
     path, model = teacher
     settings = ["train.label_smoothing=0", "augment.mixup=0.5", "optimizer.weight_decay=0", "model.dropout=0"]
     settings += ["model.drop_connect=0", "train.teacher_temperature=3"]
@@ -79,7 +79,7 @@ def test_a_step_weights_labels_and_teacher(teacher, weight):
     targets = tf.one_hot(labels, 10)
     mixed, targets = mix_images(tf.cast(images, tf.float32), targets, seed, run.config.augment)
     outputs = run.state.model(mixed, training=True).numpy().astype(float)
-    large = keras.ops.image.resize(mixed, (48, 48), antialias=True)
+    large = keras.ops.image.resize(mixed, (32, 48), antialias=True)
     taught = model(large, training=False).numpy().astype(float)
     hard = -(targets.numpy() * scipy.special.log_softmax(outputs, axis=1)).sum(axis=1)
     p, q = (scipy.special.softmax(x / 3, axis=1) for x in (taught, outputs))
@@ -124,8 +124,7 @@ def test_a_step_adds_the_features(teacher, remat):
     maps = {}
     for name, network, options in (("student", run.state.model, {"training": True}), ("teacher", model, {})):
         body = keras.Model(network.input, network.get_layer("avg_pool").input)
-        side = network.input_shape[1]
-        resized = keras.ops.image.resize(tf.cast(images, tf.float32), (side, side), antialias=True)
+        resized = keras.ops.image.resize(tf.cast(images, tf.float32), network.input_shape[1:3], antialias=True)
         maps[name] = body(resized, **options).numpy().astype(float).mean(axis=(1, 2))
     expected = 5 * ((similarity(maps["teacher"]) - similarity(maps["student"])) ** 2).sum(axis=1).mean()
     assert expected > 0.01 and losses[5] - losses[0] == pytest.approx(expected, rel=1e-3)
