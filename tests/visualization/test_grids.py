@@ -25,6 +25,18 @@ def test_pixels_are_squares_of_whole_pixels(size, scale):
     np.testing.assert_array_equal(region, enlarged)
 
 
+@pytest.mark.parametrize("shape", [(40, 72), (72, 40)])
+def test_images_that_are_not_square_are_next_to_each_other(shape):
+    """None covers a part of another one."""
+    colors = [(10 + number, 200, 90) for number in range(6)]
+    cells = [Cell(np.broadcast_to(np.array(color, np.uint8), (*shape, 3)), "label") for color in colors]
+    canvas = render(draw_grids([Grid("one", cells[:3]), Grid("two", cells[3:])], 2, 2))
+    for color in colors:
+        ys, xs = np.nonzero((canvas == color).all(-1))
+        assert (np.ptp(ys) + 1, np.ptp(xs) + 1) == (4 * shape[0], 4 * shape[1]), "at least 128 pixels"
+        assert len(ys) == 16 * shape[0] * shape[1]
+
+
 def test_grids_are_side_by_side_and_texts_are_wrapped():
     cells = [Cell(np.full((64, 64, 1), 7 * i, np.uint8), "a label", ["several", "words" * 20]) for i in range(6)]
     figure = draw_grids([Grid("long title " * 20, cells), Grid("$title$", cells[:1])], 2, 3)
