@@ -46,15 +46,20 @@ def main(args: argparse.Namespace) -> int:
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.runtime.backend import choose_backend
     from efficientnet_tf.runtime.files import atomic_writer, check_output, write_output
+    from efficientnet_tf.runtime.parquet import check_paths, require_pyarrow
     from efficientnet_tf.runtime.tables import format_csv
 
     choose_backend(args.backend)
     if args.similarity > 1:
         raise UserError(f"similarity={args.similarity:g} is not possible. A cosine is at most 1.")
-    check_output("output", args.output, (".npz",), [args.model_dir, *args.images])
+    check_output("output", args.output, (".npz", ".parquet"), [args.model_dir, *args.images])
+    if args.output.endswith(".parquet"):
+        require_pyarrow(f"output={escape(args.output)}")
     check_output("duplicates", args.duplicates, (".csv",), [args.model_dir, *args.images])
     check_model(args.model_dir, checkpoint=args.checkpoint)
     paths = find_images(args.images)
+    if args.output.endswith(".parquet"):
+        check_paths(args.output, paths, "FILE.npz")
     import numpy as np
 
     from efficientnet_tf.export.load import load_model
@@ -63,8 +68,7 @@ def main(args: argparse.Namespace) -> int:
     read = [path for path, vector in zip(paths, vectors, strict=True) if vector is not None]
     found = np.stack([vector for vector in vectors if vector is not None]) if read else np.zeros([0, 0], np.float32)
     with atomic_writer(args.output) as file:
-        # Paths as bytes in UTF-8, in which any file name can be written.
-        np.savez(file, paths=np.array([path.encode(errors="surrogateescape") for path in read]), vectors=found)
+        _write(file, args.output, read, found)
     print(f"{escape(args.output)}: {len(read):,} vectors of {found.shape[1]:,} numbers")
     if args.duplicates:
         pairs = find_duplicates(found, args.similarity)
@@ -74,6 +78,21 @@ def main(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} file(s) could not be read. All others have a vector.", file=sys.stderr)
     return cli.EXIT_ERROR if failed else 0
+
+
+def _write(file, name, paths, vectors):
+    """Write paths and vectors to a file that is open, in the format that its name asks for."""
+    if name.endswith(".parquet"):
+        from efficientnet_tf.runtime.parquet import ParquetWriter
+
+        with ParquetWriter(file, {"path": "text", "vector": "numbers"}) as table:
+            for row in zip(paths, vectors, strict=True):
+                table.write(row)
+        return
+    import numpy as np
+
+    # Paths as bytes in UTF-8, in which any file name can be written.
+    np.savez(file, paths=np.array([path.encode(errors="surrogateescape") for path in paths]), vectors=vectors)
 
 
 def _compute(model: Any, paths: Sequence[str]) -> tuple[list[Any], int]:
@@ -112,8 +131,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--output",
         type=cli.path,
         required=True,
-        metavar="FILE.npz",
-        help="File of NumPy to write, with the arrays `paths`, bytes in UTF-8, and `vectors`, float32 [N, features].",
+        metavar="FILE.npz|FILE.parquet",
+        help="File to write: arrays of NumPy, `paths`, bytes in UTF-8, and `vectors`, float32 [N, features], or a "
+        "Parquet file with the columns `path` and `vector`.",
     )
     parser.add_argument(
         "--duplicates",

@@ -103,7 +103,7 @@ def _check(args):
     from efficientnet_tf.data.scan import find_images
     from efficientnet_tf.export.check import check_model
     from efficientnet_tf.runtime.files import check_output
-    from efficientnet_tf.runtime.parquet import require_pyarrow
+    from efficientnet_tf.runtime.parquet import check_paths, require_pyarrow
 
     if args.json and args.output is not None:
         raise UserError(
@@ -122,20 +122,9 @@ def _check(args):
         require_pyarrow(f"output={escape(table)}")
     check_model(args.model_dir, checkpoint=args.checkpoint)
     paths = find_images(args.images)
-    odd = next((path for path in paths if not _is_text(path)), None)
-    if odd is not None and table is not None:
-        raise UserError(
-            f"output={escape(table)} has file names as text, but {escape(odd)} is not UTF-8. Rename it, or use "
-            "--output=FILE.jsonl."
-        )
+    if table is not None:
+        check_paths(table, paths, "FILE.jsonl")
     return paths
-
-
-def _is_text(path):
-    try:
-        return bool(path.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _report_unreadable(paths):

@@ -1,9 +1,11 @@
 """Feature vectors and near duplicates."""
 
 import csv
+import os
 
 import keras
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tiny
 from commands import exit_status
@@ -66,6 +68,19 @@ def test_command(run, photos, capsys):
     assert float(row["similarity"]) > 0.999
 
 
+def test_a_parquet_file_has_a_row_for_each_image(run, photos, tmp_path, capsys):
+    output = tmp_path / "v.parquet"
+    assert exit_status("embed", f"--model_dir={run}", f"--output={output}", photos / "a.png", photos / "b.png") == 0
+    table = pyarrow.parquet.read_table(output).to_pydict()
+    assert table["path"] == [str(photos / "a.png"), str(photos / "b.png")]
+    np.testing.assert_allclose(table["vector"], load_model(run).embed(table["path"]), rtol=1e-4, atol=1e-6)
+    odd = photos / os.fsdecode(b"odd\xff.png")
+    odd.write_bytes((photos / "a.png").read_bytes())
+    capsys.readouterr()
+    assert exit_status("embed", f"--model_dir={run}", f"--output={output}", odd) == 1
+    assert r"odd\udcff.png is not UTF-8. Rename it, or use --output=FILE.npz." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", [1, 7, 4500])
 def test_duplicates_are_found_in_every_block(count):
     rng = np.random.default_rng(0)
@@ -88,7 +103,7 @@ def test_images_without_features_are_no_duplicates():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output=v.npy"], "--output=v.npy has an unknown file type. Use a name that ends in .npz."),
+        (["--output=v.npy"], "--output=v.npy has an unknown file type. Use a name that ends in .npz or .parquet."),
         (["--output=v.npz", "--duplicates=d.json"], "--duplicates=d.json has an unknown file type"),
         (["--output=v.npz", "--similarity=1.5"], "similarity=1.5 is not possible. A cosine is at most 1."),
     ],

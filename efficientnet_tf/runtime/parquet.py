@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from efficientnet_tf.config.errors import UserError
@@ -17,6 +17,24 @@ def require_pyarrow(what: str) -> None:
     """Raise UserError if pyarrow is not installed. `what` names in the message what needs it."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{what} needs pyarrow, which is not installed. Run pip install 'efficientnet_tf[parquet]'.")
+
+
+def check_paths(output: str, paths: Iterable[str], other: str) -> None:
+    """Raise UserError if a file cannot hold the names of some files, which need not be UTF-8.
+
+    Args:
+        output: The Parquet file to write.
+        paths: The file names.
+        other: A kind of file that can hold them, for the message.
+    """
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"output={escape(output)} has file names as text, but {escape(path)} is not UTF-8. Rename it, or use "
+                f"--output={other}."
+            ) from None
 
 
 def open_parquet(path: str) -> Any:
