@@ -31,7 +31,7 @@ def test_outputs_statistics_and_gradients_are_the_same(model):
     size = model.input_shape[1]
     images = tf.constant(rng.uniform(0, 255, [8, size, size, 3]), tf.float32)
     weights = [tf.constant(rng.normal(0, 0.1, v.shape), tf.float32) for v in whole.trainable_variables]
-    found = []
+    found, convolutions = [], []
     for graph in (whole, parts):
         assert [v.path for v in graph.trainable_variables] == [v.path for v in whole.trainable_variables]
         others = [tf.ones_like(v.value) for v in graph.non_trainable_variables]
@@ -45,6 +45,9 @@ def test_outputs_statistics_and_gradients_are_the_same(model):
             return logits, updated, tape.gradient(loss, weights)
 
         found.append(tf.nest.flatten(differentiate(weights, others)))
+        operations = differentiate.get_concrete_function(weights, others).graph.get_operations()
+        convolutions.append(sum(operation.type == "DepthwiseConv2dNative" for operation in operations))
+    assert convolutions[1] == 2 * convolutions[0] > 0, "all of them are computed again"
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert any(np.abs(gradient).max() > 0 for gradient in found[1][-len(weights) :])
