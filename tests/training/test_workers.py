@@ -142,7 +142,7 @@ def test_killed_worker_ends_the_other_and_the_run_resumes(two_workers, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.nightly)])
 def test_signal_to_one_worker_stops_both_at_the_same_step(backend, tmp_path):
     model_dir = tmp_path / "run"
     workers = start(model_dir, "train.epochs=50", backend=backend)
