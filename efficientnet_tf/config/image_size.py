@@ -21,6 +21,6 @@ def as_size(shape: Sequence[int]) -> ImageSize:
     return height if height == width else (height, width)
 
 
-def format_size(size: int | Sequence[int], times: str = "x") -> str:
+def format_size(size: int | Sequence[int]) -> str:
     """Return a size as text: "224" for squares, and otherwise height and width, as in "192x320"."""
-    return times.join(map(str, dict.fromkeys(as_shape(size))))
+    return "x".join(map(str, dict.fromkeys(as_shape(size))))

@@ -156,9 +156,9 @@ class TrainConfig(Section):
     """Divisor of the logits of both networks before their probabilities are compared. A higher one shows more of how
     similar the teacher finds the other classes."""
     teacher_features: NonNegative = 0.0
-    """Weight of the features in the loss, which is added to those of the labels and of the teacher's outputs. Compared
-    is how similar the images of a replica's batch are to each other for either network, so the networks may have
-    different numbers of features."""
+    """Weight of the features in the loss, which is added to those of the labels and of the teacher's outputs. The two
+    networks should agree on how similar the images of a batch are to each other. They may have different numbers of
+    features. With several replicas, each compares the images of its own part of the batch."""
     adversarial_steps: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps of the attack that makes an adversarial copy of each training image (AdvProp). The network learns both. The
     copies have batch norms of their own, which are not part of the saved model. A training step takes about as long as

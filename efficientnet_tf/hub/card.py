@@ -129,9 +129,13 @@ def _describe_model(config, class_names, data):
 
 
 def _describe_crop(config):
-    side, levels = min(config.image_shape), ", ".join(map(str, config.data.background))
+    (height, width), padding = config.image_shape, config.crop_padding
+    levels = ", ".join(map(str, config.data.background))
+    center = f"center crop of {height / (height + padding):.1%} of the shorter side"
+    if height != width:
+        center = f"the center of the image resized to cover {height + padding}x{width + padding} pixels"
     return {
-        "center": f"center crop of {side / (side + config.crop_padding):.1%} of the shorter side",
+        "center": center,
         "squash": "the whole image, resized without keeping its aspect ratio",
         "pad": f"the whole image, with a border of the color [{levels}]",
     }[config.data.crop]
