@@ -55,13 +55,14 @@ def test_the_library_of_the_hub_reads_the_card():
     ("overrides", "text"),
     [
         ([], "center crop of 87.5% of the shorter side, bicubic resizing"),
+        (["data.image_size=[48, 80]"], "the center of the image resized to cover 55x87 pixels, bicubic resizing"),
         (
             ["data.crop=squash"],
-            "the whole image, resized to a square without keeping its aspect ratio, bicubic resizing",
+            "the whole image, resized without keeping its aspect ratio, bicubic resizing",
         ),
         (
             ["data.crop=pad", "data.background=[1, 2, 3]"],
-            "the whole image, on a square of the color [1, 2, 3], bicubic",
+            "the whole image, with a border of the color [1, 2, 3], bicubic",
         ),
     ],
 )
