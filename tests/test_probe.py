@@ -37,7 +37,7 @@ def test_the_nearest_vectors_vote():
 
 def test_a_linear_rule_is_found_whatever_the_scale_of_a_feature():
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(400, 4)) * [1, 1, 1, 1e4]
+    vectors = rng.normal(size=(400, 4)) * [1e-4, 1, 1, 1e4]
     labels = (vectors[:, 0] > 0).astype(int)
     assert np.mean(find_linear_classes(vectors[:300], labels[:300], vectors[300:]) == labels[300:]) > 0.95
 

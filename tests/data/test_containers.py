@@ -339,16 +339,22 @@ def test_a_data_set_of_the_hub_is_the_local_one(kind, tmp_path):
     (tmp_path / "pond/classes.txt").write_text("\n".join(CLASSES))
     home = fill_cache(tmp_path / "home", tmp_path / "pond", "datasets--user--pond")
     code = (
+        "from efficientnet_tf.config.errors import UserError\n"
         "from efficientnet_tf.config.schema import DataConfig\n"
         "from efficientnet_tf.data.listing import check_data\n"
         f"for place in ({str(tmp_path / 'pond')!r}, 'hf://datasets/user/pond', 'hf://datasets/user/pond@main'):\n"
         f"    print(check_data(DataConfig(source={kind!r}, dir=place)))\n"
-        f"check_data(DataConfig(source={kind!r}, dir='hf://datasets/user/other'))\n"
+        "for place in ('hf://datasets/user/other', 'hf://datasets/user/pond@other'):\n"
+        "    try:\n"
+        f"        print(check_data(DataConfig(source={kind!r}, dir=place)))\n"
+        "    except UserError as error:\n"
+        "        print(error)\n"
     )
     done = run_offline(home, code=code)
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and len(set(lines)) == 1 and "images=20" in lines[0] and "'olm'" in lines[0], done.stderr
-    assert "UserError: hf://datasets/user/other cannot be downloaded: the Hub cannot be reached" in done.stderr
+    assert len(lines) == 5 and len(set(lines[:3])) == 1 and "images=20" in lines[0] and "'olm'" in lines[0], done.stderr
+    for line, place in zip(lines[3:], ("other", "pond@other"), strict=True):
+        assert line.startswith(f"hf://datasets/user/{place} cannot be downloaded: the Hub cannot be reached")
 
 
 @pytest.mark.parametrize(
