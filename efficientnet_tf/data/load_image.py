@@ -77,7 +77,8 @@ def load_image(
     _check_arguments(image_size, channels, crop, crop_padding, interpolation, background)
     if crop_padding is None:
         crop_padding = default_crop_padding(image_size)
-    shape, color = tuple(map(int, as_shape(image_size))), tuple(map(int, background))
+    (height, width), color = as_shape(image_size), tuple(map(int, background))
+    shape = int(height), int(width)
     preprocessing = Preprocessing(shape, channels, crop, int(crop_padding), interpolation, color)
     return load_image_by_tensorflow(source, preprocessing)
 

@@ -36,7 +36,7 @@ def center_window(shape: tf.Tensor, image_shape: Sequence[int], padding: int) ->
     height, width = tf.unstack(tf.cast(shape[:2], tf.int64))  # Products of long sides do not fit in 32 bits.
     covered = [side + padding for side in image_shape]
     height_decides = height * covered[1] <= width * covered[0]
-    side, whole = tf.where(height_decides, height, width), tf.where(height_decides, *covered)
+    side, whole = tf.where(height_decides, height, width), tf.where(height_decides, covered[0], covered[1])
     # Integers only: a float product can fall just short of an integer and make the crop one pixel too small.
     rows, columns = (tf.maximum(each * side // tf.cast(whole, tf.int64), 1) for each in image_shape)
     return tf.cast(tf.stack([(height - rows + 1) // 2, (width - columns + 1) // 2, rows, columns]), tf.int32)
