@@ -218,7 +218,8 @@ def _read_photos(paths: Sequence[str], whole: bool, channels: int) -> tuple[dict
     from efficientnet_tf.visualization.heatmap import SIDE
 
     def decode(encoded, choose_window):
-        return decode_window(encoded, max(channels, 3), choose_window)[..., :3]
+        image: Any = decode_window(encoded, max(channels, 3), choose_window)
+        return image[..., :3]
 
     def read_square(encoded):
         if whole:

@@ -80,10 +80,10 @@ def _serve(args, name, listening):
     app = make_app(classifier, name, metrics, limits)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    side, _, channels = classifier.input_shape
+    shape = "x".join(map(str, classifier.input_shape))
     print(
         f"{name}: {classifier.model.config.model.name}, {len(classifier.class_names)} classes, images of "
-        f"{side}x{side}x{channels}\nhttp://{shown}:{port} has a page to try it. Stop the server with Ctrl-C.",
+        f"{shape}\nhttp://{shown}:{port} has a page to try it. Stop the server with Ctrl-C.",
         flush=True,
     )
     serve(app, listening, args.shutdown_timeout)

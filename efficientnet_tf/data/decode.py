@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -78,7 +78,7 @@ def pad(image: tf.Tensor, shape: Sequence[int], interpolation: str, background: 
     Returns:
         float32 [H, W, C]. If the border is an odd number of pixels, the larger part is on the right or at the bottom.
     """
-    channels = image.shape[-1]
+    channels: Any = image.shape[-1]
     height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
     # One side of the image gets that of the frame. Integers only, as for the center crop. Halves are rounded up.
     width_decides = height * shape[1] <= width * shape[0]
