@@ -1,6 +1,7 @@
 """Runs odd, broken and hostile inputs and writes what each command says: `python scripts/what_happens_when.py`.
 
 Every row of docs/what_happens_when.md is a command that this script ran. The inputs are made in a temporary folder.
+With the titles of sections as arguments, only these are run again: `python scripts/what_happens_when.py Tables`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tifffile
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +40,8 @@ LONG = f"train --variant=tiny.yaml --recipe=folder {SHORT.replace('epochs=1 ', '
 TRAIN = f"train --variant=tiny.yaml --recipe=folder {SHORT}"
 PREDICT = "predict --model_dir=run --top=1"
 TASK = f"{TRAIN} --set data.source=table --set data.task={{}} --data_dir={{}} --model_dir=new"
+PHOTOS = f"{TRAIN} --data_dir=photos --model_dir=new"
+WEIGHTED = f"{TRAIN} --set data.source=table --set data.weight_column=weight --data_dir={{}} --model_dir=new"
 SOURCE = f"{TRAIN} --set data.source={{}} --data_dir={{}} --model_dir=new"
 CLUSTER = '{"cluster": {"worker": ["host:99999", "other:1"]}, "task": {"type": "worker", "index": 0}}'
 EXPLANATION = """# What happens when
@@ -260,6 +264,40 @@ def soft_labels(name, probabilities, classes=tuple(COLORS)):
     picture(COLORS["cat"]).save("unlabeled.jpg")
     columns = {"path": [str(Path("unlabeled.jpg").resolve())], "probabilities": [list(probabilities)]}
     pq.write_table(pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(classes))}), name)
+
+
+def stacks(name, channels=5, files="tif", spoil=None):
+    """Write folders of images with several channels. `spoil` changes the content of one training file."""
+    for split in ("train", "val"):
+        for label in COLORS:
+            folder = Path(name, split, label)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 256, (40, 40, channels), dtype=np.uint8)
+                if files == "tif":
+                    tifffile.imwrite(folder / f"{i}.tif", pixels, photometric="minisblack", planarconfig="contig")
+                else:
+                    np.save(folder / f"{i}.npy", pixels)
+    if spoil is not None:
+        path = Path(name, "train", "cat", "0.npy")
+        path.write_bytes(spoil(path.read_bytes()))
+
+
+def saved(array):
+    """Return the content of a .npy file."""
+    with io.BytesIO() as file:
+        np.save(file, array, allow_pickle=True)
+        return file.getvalue()
+
+
+def weighted(name, weights):
+    """Write tables with a column of weights, for the good pictures."""
+    tasks(name, ["cat", "dog", "owl"])
+    for split in ("train", "val"):
+        path = Path(name, f"{split}.csv")
+        header, *lines = path.read_text().splitlines()
+        cells = [f"{line},{weights[number % len(weights)]}" for number, line in enumerate(lines)]
+        path.write_text("\n".join([f"{header},weight", *cells]) + "\n")
 
 
 def rows(*more):
@@ -518,6 +556,95 @@ SECTIONS: dict[str, list[Case]] = {
         Case("`predict --soft` without a table", "predict --model_dir=run --soft photos"),
         Case("a calibrated model in a folder that exists", "calibrate --model_dir=run --output=photos"),
     ],
+    "Sizes, channels, weights of images": [
+        Case("a size with an x", f"{PHOTOS} --set data.image_size=224x320"),
+        Case("a size of three numbers", f"{PHOTOS} --set 'data.image_size=[224, 320, 3]'"),
+        Case(
+            "a shift that moves images out of sight",
+            f"{PHOTOS} --set 'data.image_size=[64, 32]' --set augment.shift=32",
+        ),
+        Case(
+            "images of five channels, read as color",
+            f"{TRAIN} --model_dir=run_five --data_dir=five",
+            lambda: stacks("five"),
+        ),
+        Case(
+            "images of five channels, read as six", f"{TRAIN} --model_dir=run_six --data_dir=five --set data.channels=6"
+        ),
+        Case(
+            "photos, read as images of five channels",
+            f"{TRAIN} --model_dir=run_jpeg --data_dir=photos --set data.channels=5",
+        ),
+        Case(
+            "colors changed in images of five channels",
+            f"{TRAIN} --model_dir=new --data_dir=five --set data.channels=5 --set augment.policy=randaugment",
+        ),
+        Case(
+            "a .npy file that ends early",
+            f"{TRAIN} --model_dir=run_npy_cut --data_dir=npy_cut --set data.channels=5",
+            lambda: stacks("npy_cut", files="npy", spoil=lambda content: content[:4000]),
+        ),
+        Case(
+            "a .npy file of objects, which Python would have to execute",
+            f"{TRAIN} --model_dir=run_npy_object --data_dir=npy_object --set data.channels=5",
+            lambda: stacks("npy_object", files="npy", spoil=lambda _: saved(np.array([{}, {}], object))),
+        ),
+        Case(
+            "a .npy file of fractions",
+            f"{TRAIN} --model_dir=run_npy_float --data_dir=npy_float --set data.channels=5",
+            lambda: stacks("npy_float", files="npy", spoil=lambda _: saved(np.zeros([40, 40, 5]))),
+        ),
+        Case(
+            "a column of weights that the table does not have",
+            WEIGHTED.format("plain"),
+            lambda: tasks("plain", ["cat", "dog", "owl"]),
+        ),
+        Case("a negative weight", WEIGHTED.format("negative"), lambda: weighted("negative", ["1", "-1"])),
+        Case("a weight that is no number", WEIGHTED.format("words"), lambda: weighted("words", ["1", "high"])),
+        Case("weights that are all 0", WEIGHTED.format("zeros"), lambda: weighted("zeros", ["0"])),
+        Case("weights of images in class folders", f"{PHOTOS} --set data.weight_column=weight"),
+        Case(
+            "classes balanced twice",
+            f"{PHOTOS} --set data.sampling=balanced --set train.class_weights=balanced",
+        ),
+        Case(
+            "two weights for three classes",
+            f"{TRAIN} --data_dir=photos --model_dir=run_weights --set 'train.class_weights=[1, 2]'",
+        ),
+        Case("a part of the table held out", f"{WEIGHTED.format('zeros')} --set data.val_fraction=0.2"),
+        Case(
+            "a model in place of a data set on the Hugging Face Hub",
+            f"{TRAIN} --set data.source=parquet --data_dir=hf://user/name --model_dir=new",
+        ),
+    ],
+    "Teachers, fine-tuning, and what is done with a trained network": [
+        Case(
+            "a teacher for other classes",
+            "train --variant=tiny.yaml --recipe=digits --model_dir=new_digits --set train.teacher=run",
+        ),
+        Case("a teacher that is no model", f"{PHOTOS} --set train.teacher=photos"),
+        Case("features of no teacher", f"{PHOTOS} --set train.teacher_features=1"),
+        Case("stages frozen at random weights", f"{PHOTOS} --set train.freeze=stage2"),
+        Case("more stages frozen than there are", f"{PHOTOS} --set train.freeze=stage9 --init_from=run"),
+        Case("earlier layers that would learn faster", f"{PHOTOS} --set optimizer.layer_decay=1.5"),
+        Case(
+            "training for int8 from random weights",
+            f"{TRAIN} --data_dir=photos --model_dir=run_int8 --set train.quantize=int8",
+        ),
+        Case(
+            "training for int8 that computes blocks again",
+            f"{PHOTOS} --set train.quantize=int8 --set train.remat=true --init_from=run",
+        ),
+        Case(
+            "adversarial images for a frozen network",
+            f"{PHOTOS} --set train.adversarial_steps=1 --set train.freeze=body --init_from=run",
+        ),
+        Case("a probability of 2", "predict --model_dir=run --threshold=2 photos"),
+        Case("vectors that would be more than alike", "embed --model_dir=run --output=v.npz --similarity=1.5 photos"),
+        Case("vectors in a picture", "embed --model_dir=run --output=v.png photos"),
+        Case("no neighbor that votes", "probe --model_dir=run --neighbors=0"),
+        Case("a report that is no page", "evaluate --model_dir=run --report=report.pdf"),
+    ],
     "Weights": [
         Case(
             "HDF5 that reads another file of this machine",
@@ -689,17 +816,23 @@ def scratch_folder() -> Iterator[None]:
             os.chdir(before)
 
 
-def main() -> None:
-    """Run all cases and write the page."""
-    text = [EXPLANATION]
+def main(titles: Sequence[str]) -> None:
+    """Run the cases of some sections, or all of them, and write the page."""
+    unknown = set(titles) - set(SECTIONS)
+    if unknown:
+        raise SystemExit(f"There is no section {unknown.pop()!r}.")
+    text, old = [EXPLANATION], PAGE.read_text()
     with scratch_folder():
-        cases = [case for section in SECTIONS.values() for case in section]
-        for case in cases:
+        for case in (case for section in SECTIONS.values() for case in section):
             case.make()
+        cases = [case for title, section in SECTIONS.items() if not titles or title in titles for case in section]
         with ThreadPoolExecutor(2) as pool:
             outputs = dict(zip(map(id, cases), pool.map(lambda case: run(case.command), cases), strict=True))
         for title, section in SECTIONS.items():
             text.append(f"## {title}\n")
+            if titles and title not in titles:
+                text.append(old.partition(f"## {title}\n\n")[2].partition("\n## ")[0])
+                continue
             for case in section:
                 done = outputs[id(case)]
                 line = case.command if "efficientnet-tf" in case.command else f"efficientnet-tf {case.command}"
@@ -712,4 +845,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

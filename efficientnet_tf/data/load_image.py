@@ -18,8 +18,8 @@ from efficientnet_tf.config.preprocessing import Preprocessing
 from efficientnet_tf.config.schema import default_crop_padding
 from efficientnet_tf.config.text import escape
 from efficientnet_tf.data import evaluation_crop
-from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES, find_cause
-from efficientnet_tf.data.pillow_decoder import explain_failure
+from efficientnet_tf.data.image_formats import LARGEST_FILE_BYTES
+from efficientnet_tf.data.pillow_decoder import explain_failure, find_cause_in_pillow
 from efficientnet_tf.runtime.files import check_path, read_bytes
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _decode_by_pillow(encoded, preprocessing):
     except (UserError, MemoryError):
         raise
     except Exception:  # Pillow has many types for damaged files.
-        raise UserError(find_cause(encoded)) from None
+        raise UserError(find_cause_in_pillow(encoded)) from None
 
 
 def _check_size(shape):

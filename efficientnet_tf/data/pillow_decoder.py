@@ -22,7 +22,7 @@ from efficientnet_tf.data.image_formats import (
     has_pillow,
     read_size,
 )
-from efficientnet_tf.data.stacks import decode_array, decode_stack
+from efficientnet_tf.data.stacks import count_channels, decode_array, decode_stack
 
 _TEXT_LIMIT_BYTES = 2**20  # of Exif data as text. Pillow has the same limit.
 _ROWS = 256
@@ -75,11 +75,12 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
 def _decode_numpy(encoded):
     pixels = decode_array(encoded)
     if pixels.shape[2] not in (1, 3):
-        raise UserError(
-            f"the NumPy image has {pixels.shape[2]} channels, and 1 or 3 are needed. Set data.channels="
-            f"{pixels.shape[2]} to train on all of them"
-        )
+        raise UserError(_describe_channels("NumPy", pixels.shape[2]))
     return np.broadcast_to(pixels, [*pixels.shape[:2], 3]).copy()
+
+
+def _describe_channels(kind, channels):
+    return f"the {kind} image has {channels} channels, and 1 or 3 are needed. Set data.channels={channels} to use them"
 
 
 def _to_rgb(image, background):
@@ -131,9 +132,15 @@ def explain_failure(encoded: bytes, channels: int = 3) -> str:
         except UserError as error:
             return str(error)
         except Exception:  # Pillow has many types for damaged files.
-            return find_cause(encoded)
+            return find_cause_in_pillow(encoded)
         return f"this is {rare}, which TensorFlow does not decode, and a tf.data service does not use Pillow"
     return find_cause(encoded)
+
+
+def find_cause_in_pillow(encoded: bytes) -> str:
+    """Return why Pillow cannot decode an image, as the end of a sentence. It does not know TIFF of many channels."""
+    channels = count_channels(encoded) if find_kind(encoded) == "TIFF" else None
+    return find_cause(encoded) if channels in (None, 1, 3) else _describe_channels("TIFF", channels)
 
 
 def read_text_exif(encoded: bytes) -> bytes:

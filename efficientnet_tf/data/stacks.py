@@ -75,6 +75,14 @@ def decode_stack(encoded: bytes, channels: int) -> np.ndarray:
     return pixels
 
 
+def count_channels(encoded: bytes) -> int | None:
+    """Return the number of channels of a TIFF file, or None if it is damaged or no image, or tifffile is missing."""
+    try:
+        return _decode_tiff(encoded).shape[2]
+    except UserError:
+        return None
+
+
 def _decode_tiff(encoded):
     if importlib.util.find_spec("tifffile") is None:
         raise UserError("TIFF images of 4 and more channels need tifffile: pip install 'efficientnet_tf[images]'")

@@ -146,8 +146,12 @@ def test_damage_is_a_sentence_or_other_pixels(place, value, is_cut):
 
 
 def test_a_color_image_of_other_channels():
-    with pytest.raises(UserError, match=r"has 5 channels, and 1 or 3 are needed\. Set data\.channels=5"):
-        load_image(npy(FIVE))
+    for encoded in (npy(FIVE), tiff(FIVE, planarconfig="contig")):
+        for load in (load_image_by_tensorflow, load_image_by_pillow):
+            with pytest.raises(UserError, match=r"has 5 channels, and 1 or 3 are needed\. Set data\.channels=5"):
+                load(encoded, Preprocessing((8, 8)))
+    with pytest.raises(UserError, match="the TIFF image is damaged"):
+        load_image(tiff(FIVE, planarconfig="contig")[:-30])
     assert decode_array(npy(FIVE)).shape == (12, 17, 5)
 
 
