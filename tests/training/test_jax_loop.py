@@ -98,7 +98,7 @@ def test_both_engines_learn_from_a_teacher(tmp_path):
     model = tiny.randomize(build_from_config(config, 10))
     write_model_dir(str(tmp_path / "teacher"), model, config, [*"0123456789"])
     settings = ["train.batch_size=32", f"train.teacher={tmp_path}/teacher", "train.class_weights=balanced", tiny.SHORT]
-    settings.append("train.teacher_features=2")
+    settings += ["train.teacher_features=2", "data.image_size=[24, 32]"]
     tensorflow = train(tmp_path, "tensorflow", *settings)
     assert_same(tensorflow, train(tmp_path, "jax", *settings))
 
