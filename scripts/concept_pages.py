@@ -205,19 +205,6 @@ def format_noisy_student() -> str:
     return "\n".join([*lines, "", notes, "", gained, "", f"Measured with {environment}."])
 
 
-def format_many_images() -> str:
-    """Return what folders of many images take, from `docs/speed/many_images.json`."""
-    report = json.loads((ROOT / "docs" / "speed" / "many_images.json").read_text(encoding="utf-8"))
-    lines = ["| command | images | seconds | images/s | peak memory |", "|---|--:|--:|--:|--:|"]
-    for row in report["rows"]:
-        rate, memory = row["images"] / row["seconds"], row["peak_bytes"] / 2**20
-        lines.append(
-            f"| {row['command']} | {row['images']:,} | {row['seconds']:,.0f} | {rate:,.0f} | {memory:,.0f} MiB |"
-        )
-    environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
-    return "\n".join([*lines, "", f"Measured with {environment}."])
-
-
 def _subtract(report, name, other):
     """Return by how many points the runs of a name are better than those of another one, for each seed."""
     found = {(run["name"], run["seed"]): 100 * run["top1"] for run in report["runs"]}

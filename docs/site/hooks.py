@@ -25,7 +25,6 @@ GENERATED = {
     "deviations": concept_pages.format_deviations,
     "gpu": concept_pages.format_gpu,
     "input_rates": concept_pages.format_input_rates,
-    "many_images": concept_pages.format_many_images,
     "memory": concept_pages.format_memory,
     "noisy_student": concept_pages.format_noisy_student,
     "phi": concept_pages.format_phi,
