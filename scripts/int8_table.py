@@ -27,10 +27,10 @@ What int8 costs in accuracy and gains in speed. "Calibrated" are the limits that
 on training images, and "trained" those of [training for int8](guides/export.md#train-for-int8). The trained network was
 trained on for a few epochs, so it can be more accurate than the one in float, which was not. "Agrees" is the share of
 images with the same top-1 class as the network in float or, if it was trained, as the rounded network that was
-trained. `export` refuses files below 98 %. A network that is unsure is refused sooner, because the logits of its likeliest
-classes are closer together than a few steps of int8. The B0 below cannot be calibrated: two of its last layers lose
-almost everything in int8. Training for int8 repairs this. Rates are medians of alternating rounds
-on all cores. Every figure comes from [a file](speed/int8.json) that `python scripts/int8_table.py` writes."""
+trained. `export` refuses files below 98 %. A network that is unsure is refused sooner, because the logits of its
+likeliest classes are closer together than a few steps of int8. The B0 below cannot be calibrated: two of its last
+layers lose almost everything in int8. Training for int8 repairs this. Rates are medians of alternating rounds on all
+cores. Every figure comes from [a file](speed/int8.json) that `python scripts/int8_table.py` writes."""
 
 
 class Timed:
