@@ -556,7 +556,7 @@ SECTIONS: dict[str, list[Case]] = {
         Case("`predict --soft` without a table", "predict --model_dir=run --soft photos"),
         Case("a calibrated model in a folder that exists", "calibrate --model_dir=run --output=photos"),
     ],
-    "Sizes, channels, weights of images": [
+    "Sizes, channels, and weights of images": [
         Case("a size with an x", f"{PHOTOS} --set data.image_size=224x320"),
         Case("a size of three numbers", f"{PHOTOS} --set 'data.image_size=[224, 320, 3]'"),
         Case(
@@ -576,7 +576,7 @@ SECTIONS: dict[str, list[Case]] = {
             f"{TRAIN} --model_dir=run_jpeg --data_dir=photos --set data.channels=5",
         ),
         Case(
-            "colors changed in images of five channels",
+            "color augmentation of images of five channels",
             f"{TRAIN} --model_dir=new --data_dir=five --set data.channels=5 --set augment.policy=randaugment",
         ),
         Case(
@@ -604,35 +604,35 @@ SECTIONS: dict[str, list[Case]] = {
         Case("weights that are all 0", WEIGHTED.format("zeros"), lambda: weighted("zeros", ["0"])),
         Case("weights of images in class folders", f"{PHOTOS} --set data.weight_column=weight"),
         Case(
-            "classes balanced twice",
+            "two settings that both balance the classes",
             f"{PHOTOS} --set data.sampling=balanced --set train.class_weights=balanced",
         ),
         Case(
             "two weights for three classes",
             f"{TRAIN} --data_dir=photos --model_dir=run_weights --set 'train.class_weights=[1, 2]'",
         ),
-        Case("a part of the table held out", f"{WEIGHTED.format('zeros')} --set data.val_fraction=0.2"),
+        Case("a validation fraction for a table", f"{WEIGHTED.format('zeros')} --set data.val_fraction=0.2"),
         Case(
             "a model in place of a data set on the Hugging Face Hub",
             f"{TRAIN} --set data.source=parquet --data_dir=hf://user/name --model_dir=new",
         ),
     ],
-    "Teachers, fine-tuning, and what is done with a trained network": [
+    "Teachers, fine-tuning, and trained networks": [
         Case(
             "a teacher for other classes",
             "train --variant=tiny.yaml --recipe=digits --model_dir=new_digits --set train.teacher=run",
         ),
         Case("a teacher that is no model", f"{PHOTOS} --set train.teacher=photos"),
-        Case("features of no teacher", f"{PHOTOS} --set train.teacher_features=1"),
+        Case("features without a teacher", f"{PHOTOS} --set train.teacher_features=1"),
         Case("stages frozen at random weights", f"{PHOTOS} --set train.freeze=stage2"),
         Case("more stages frozen than there are", f"{PHOTOS} --set train.freeze=stage9 --init_from=run"),
-        Case("earlier layers that would learn faster", f"{PHOTOS} --set optimizer.layer_decay=1.5"),
+        Case("a layer decay above 1", f"{PHOTOS} --set optimizer.layer_decay=1.5"),
         Case(
             "training for int8 from random weights",
             f"{TRAIN} --data_dir=photos --model_dir=run_int8 --set train.quantize=int8",
         ),
         Case(
-            "training for int8 that computes blocks again",
+            "training for int8 with blocks that are recomputed",
             f"{PHOTOS} --set train.quantize=int8 --set train.remat=true --init_from=run",
         ),
         Case(
@@ -640,10 +640,10 @@ SECTIONS: dict[str, list[Case]] = {
             f"{PHOTOS} --set train.adversarial_steps=1 --set train.freeze=body --init_from=run",
         ),
         Case("a probability of 2", "predict --model_dir=run --threshold=2 photos"),
-        Case("vectors that would be more than alike", "embed --model_dir=run --output=v.npz --similarity=1.5 photos"),
-        Case("vectors in a picture", "embed --model_dir=run --output=v.png photos"),
-        Case("no neighbor that votes", "probe --model_dir=run --neighbors=0"),
-        Case("a report that is no page", "evaluate --model_dir=run --report=report.pdf"),
+        Case("a similarity above 1", "embed --model_dir=run --output=v.npz --similarity=1.5 photos"),
+        Case("vectors written to a picture file", "embed --model_dir=run --output=v.png photos"),
+        Case("no neighbors", "probe --model_dir=run --neighbors=0"),
+        Case("a report with the wrong file type", "evaluate --model_dir=run --report=report.pdf"),
     ],
     "Weights": [
         Case(

@@ -52,8 +52,9 @@ def load_image(
         crop: "center" for the center, "squash" for the whole image, which distorts it, or "pad" for the whole image
             with a border.
         crop_padding: The center crop covers image_size / (image_size + crop_padding) of the shorter side. If height and
-            width differ, it is what the center shows of the image resized to cover both with crop_padding more pixels.
-            The default is 32, or a seventh of the shorter side below 224 pixels. Leave it out with other crops.
+            width differ, the image is resized until it covers both of them with crop_padding more pixels each, and the
+            center is cut out of that. The default is 32, or a seventh of the shorter side below 224 pixels. Leave it
+            out with other crops.
         interpolation: "bicubic" or "bilinear".
         background: Color behind transparent pixels and of the border, in [0, 255]: one gray level, or red, green and
             blue.

@@ -19,8 +19,8 @@ def whole_window(shape: tf.Tensor) -> tf.Tensor:
 def center_window(shape: tf.Tensor, image_shape: Sequence[int], padding: int) -> tf.Tensor:
     """Return the evaluation crop, which is in the center.
 
-    Imagine that the image is resized until it just covers H + padding rows and W + padding columns. The crop is what
-    the central H x W pixels of that show. For squares, it covers H / (H + padding) of the shorter side.
+    If the image were resized until it just covers H + padding rows and W + padding columns, the crop would be the
+    central H x W pixels. For squares, it covers H / (H + padding) of the shorter side.
 
     Args:
         shape: Height, width and channels of the image, int32 [3].
@@ -53,7 +53,7 @@ def random_window(
         augment: The ranges of the area and of the aspect ratio.
         fallback: A window, int32 [4].
         aspect: Width of the network's input divided by its height. The aspect ratio of a crop is in the range of
-            `augment` times this, so objects are distorted as little as with squares.
+            `augment` times this, so that objects are not distorted more than with squares.
 
     Returns:
         The window (y, x, height, width) in pixels, int32 [4].
